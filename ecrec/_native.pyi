@@ -1,0 +1,253 @@
+"""The compiled core (``src/cpp``, bound in ``bindings/``).
+
+Conventions, everywhere below:
+
+* Arrays are C-contiguous numpy arrays of exactly the stated dtype; anything else is a ``TypeError``.
+  Sizes and ids are checked before the first byte is changed; a bad one is a ``ValueError`` (or
+  ``IndexError`` for an id out of range) that says what, where and what was expected.
+* Calls that touch many bytes release the GIL. No call is safe to run on one object from two threads.
+* ``n`` is the number of shards of the coding group. Stripe ``g`` of a table with code (k, r) has slot
+  ``j`` on shard ``(g + j) % n``; slots ``0..k-1`` are data, ``k..k+r-1`` parity.
+* *class id* = ``code_index * n + g % n`` where ``code_index`` numbers the different (k, r, generator)
+  of a store in order of their first table. All stripes of a class have the same members. At most 64 classes.
+* *position* of a stripe in its class: ``table_offset + g // n``, where ``table_offset`` is the sum of
+  ``ceil(stripes / n)`` over the earlier tables of the same code. A class is scanned in order of position.
+* *key* = ``table_index << 48 | g``: a stripe of a table, uint64. With a shard it names one record.
+* *rows blob* (``records``): the records of some keys, one after the other, each ``record_bytes(table)`` long.
+* A *section list* names rows of several tables: ``tables`` int32[m], ``counts`` int64[m], ``rows`` int64[sum(counts)]
+  (global row ids of the tables, section after section).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+U8 = NDArray[np.uint8]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+F32 = NDArray[np.float32]
+
+__version__: Final[str]
+
+# ------------------------------------------------------------------ kernels
+def kernels() -> list[str]:
+    """Names of the kernels that this CPU and operating system can run, fastest first; the last is ``scalar``."""
+
+def compiled_kernels() -> list[str]:
+    """Names of all kernels in this build, fastest first."""
+
+def kernel() -> str:
+    """Name of the kernel in use."""
+
+def use_kernel(name: str) -> None:
+    """Force a kernel. ``ValueError`` if the name is unknown or this machine cannot run it."""
+
+# ------------------------------------------------------------------ codec
+def gf_multiply(a: int, b: int) -> int: ...
+def gf_inverse(a: int) -> int: ...
+def gf_invert_matrix(matrix: U8) -> U8:
+    """Inverse of a square matrix over GF(2^8), polynomial 0x11d. ``ValueError`` if singular."""
+
+class Code:
+    """A systematic (k, r) code over bytes. r may be 0. k + r <= 255.
+
+    ``generator``: ``"cauchy"`` (first parity row and first column all ones) or ``"isal-cauchy"`` (the
+    matrix of ISA-L's ``gf_gen_cauchy1_matrix``).
+    """
+    def __init__(self, k: int, r: int, generator: str = "cauchy") -> None: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def r(self) -> int: ...
+    @property
+    def generator(self) -> str: ...
+    @property
+    def coefficients(self) -> U8:
+        """uint8[r, k], a copy."""
+    def encode(self, data: Sequence[U8], parity: Sequence[U8]) -> None:
+        """parity[i] = sum_j coefficients[i, j] * data[j]; k and r arrays of one length. Overlap of a parity with anything else is refused."""
+    def fold(self, parity_index: int, data_index: int, x: U8, parity: U8) -> None:
+        """parity ^= coefficients[parity_index, data_index] * x, in place."""
+    def fold_rows(self, parity_index: int, data_index: int, x: U8, indices: I64, parity: U8) -> None:
+        """parity[indices[m]] ^= coefficient * x[m]; x uint8[m, L], parity uint8[P, L]. An index may repeat."""
+    def reconstruct(self, present: Sequence[int], blocks: Sequence[U8], lost: Sequence[int], out: Sequence[U8]) -> None:
+        """From >= k present blocks (slot numbers 0..k+r-1) compute the lost ones (data or parity slots)."""
+    def decode_matrix(self, present: Sequence[int], lost: Sequence[int]) -> U8:
+        """uint8[len(lost), k] that maps the first k present blocks to the lost ones."""
+
+# ------------------------------------------------------------------ store
+class RowBuffer:
+    """Sparse rows of one store's tables: key -> record, merged by XOR. Used for deltas, captures, decoding."""
+    def __init__(self, store: Store) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of records held."""
+    def fold(self, coefficient: int, keys: U64, records: U8) -> None:
+        """self[key] ^= coefficient * record (a key that is absent is zero)."""
+    def nonzero(self) -> U64:
+        """Keys whose record is not all zero, in order of insertion."""
+    def remove_class(self, class_id: int) -> None:
+        """Forget the rows of one class."""
+    def take(self) -> tuple[U64, U8]:
+        """(keys, records) in order of insertion, moved out without a copy; the buffer is empty afterwards."""
+
+class Window:
+    """The open window of a shard: one `RowBuffer` a peer, and what may be written to it.
+
+    ``limit(peer, class_id)``: `Store.apply` writes the delta of a stripe to a peer only if the stripe's position is
+    below the limit. A new Window has limit 0 everywhere; ``UNLIMITED`` is 2**64 - 1.
+    """
+    UNLIMITED: Final[int]
+    def __init__(self, store: Store) -> None: ...
+    def limit(self, peer: int, class_id: int) -> int: ...
+    def set_limit(self, peer: int, class_id: int, position: int) -> None:
+        """Also allowed for classes of codes that no table has yet (class_id < 64)."""
+    def buffer(self, peer: int) -> RowBuffer:
+        """The live buffer of a peer (a view, not a copy)."""
+    def rows(self) -> int:
+        """Rows in all buffers."""
+    def nbytes(self) -> int: ...
+
+class Capture:
+    """A copy of this shard's parity rows of some stripes of one class at one cut (DESIGN.md section 5).
+
+    Holds either all positions first <= p < last of the class, of which only touched parity rows are stored, or given keys.
+    """
+    def __init__(self, store: Store, class_id: int, first: int, last: int) -> None:
+        """Range capture: copies the touched parity rows of the range."""
+    @staticmethod
+    def of_keys(store: Store, class_id: int, keys: U64) -> Capture: ...
+    def fold(self, source: int, keys: U64, records: U8) -> None:
+        """Fold later deltas of data member ``source``; keys outside of the capture are skipped."""
+    def take(self) -> tuple[U64, U8]:
+        """(keys, records) of what is stored, moved out."""
+
+class Store:
+    """All tables of one shard: data rows, parity rows, and the bitmaps *touched* and *recovered*.
+
+    A record is dim float32 weights, then the optimizer's float32 state, then zero padding to a multiple of 16 bytes.
+    Memory is reserved, not touched: an untouched row's record is its initial record, computed when asked for.
+    """
+    def __init__(self, shard: int, shards: int, group: int = 0, groups: int = 1) -> None:
+        """Shard ``shard`` (0..n-1 in its group) of ``shards`` = n <= 16; stripe s of a table is stripe s // groups of group s % groups."""
+    def add_table(
+        self, rows: int, dim: int, k: int, r: int, generator: str,
+        optimizer: str, hyper: Sequence[float],
+        init: str, init_seed: int, init_scale: float, init_state: float,
+        recovered: bool = True,
+    ) -> int:
+        """Add a table, return its index (0, 1, ...).
+
+        optimizer and hyper: ``"sgd"`` [lr], ``"adagrad"`` [lr, eps], ``"rowwise-adagrad"`` [lr, eps].
+        init: ``"zeros"`` or ``"uniform"`` in [-init_scale, init_scale); optimizer state starts at init_state.
+        recovered=False: every data row of it counts as lost until restored (a replacement's store).
+        """
+    @property
+    def tables(self) -> int: ...
+    def record_bytes(self, table: int) -> int: ...
+    def class_size(self, class_id: int) -> int:
+        """Number of positions of the class (of all tables of its code); 0 for a class of no code."""
+    @property
+    def codes(self) -> list[tuple[int, int, str]]:
+        """(k, r, generator) by code index."""
+    def memory(self) -> dict[str, int]:
+        """``data_rows_touched``, ``parity_rows_touched``, ``data_bytes_reserved``, ``parity_bytes_reserved``, ``data_bytes_touched``, ``parity_bytes_touched``."""
+
+    # -- rows for workers
+    def gather(self, tables: I32, counts: I64, rows: I64, out: U8, records: bool = False) -> None:
+        """Write the rows' weights (or whole records) to ``out``, section after section. Does not touch them.
+
+        Raises ``IndexError`` for an id out of the table's range or not on this shard, ``RuntimeError`` for a row not recovered.
+        """
+    def gather_bytes(self, tables: I32, counts: I64, records: bool = False) -> int:
+        """Bytes that `gather` needs for such sections."""
+    def missing(self, tables: I32, counts: I64, rows: I64) -> U64:
+        """Distinct keys of those rows that are not yet recovered (empty when nothing is lost)."""
+    def apply(self, tables: I32, counts: I64, rows: I64, gradients: F32, window: Window | None) -> None:
+        """One optimizer step on each row, in order, writing deltas into ``window`` in the same pass.
+
+        ``gradients``: float32[sum(counts[i] * dim(tables[i]))], section after section.
+        ValueError for a gradient that is not finite (says table and row). Nothing is applied unless all is valid.
+        """
+    def assign(self, tables: I32, counts: I64, rows: I64, values: F32, window: Window | None) -> None:
+        """Set weights (state is kept); otherwise like `apply`."""
+
+    # -- parity
+    def fold(self, source: int, class_mask: int, keys: U64, records: U8) -> None:
+        """parity ^= coefficient(source) * record for each key whose class bit is set in class_mask; other keys are skipped.
+
+        Everything is validated first, skipped keys too: this shard holds a parity of the stripe, ``source`` a data row of it.
+        """
+    def wipe_parity(self, class_id: int) -> None:
+        """All parity rows of the class back to zero, untouched."""
+
+    # -- recovery
+    def coded_rows(self, class_id: int, first: int, last: int) -> tuple[U64, U8]:
+        """Coded values (record XOR initial record) of this shard's touched data rows in first <= position < last, in order of position."""
+    def coded_rows_of(self, keys: U64) -> tuple[U64, U8]:
+        """The same of those of the given keys that are touched."""
+    def seed(self, window: Window, peer: int, class_id: int, rows_max: int) -> tuple[bool, U64]:
+        """Go on from ``window.limit(peer, class_id)``: write up to rows_max touched coded rows to the peer's buffer and advance the limit.
+
+        Returns (finished, blocked): finished means that the limit was set to UNLIMITED; blocked are keys of not yet recovered
+        rows that stop it (up to rows_max of them; the limit then stands before the first).
+        """
+    def restore(self, keys: U64, coded: U8) -> None:
+        """Set data rows to initial record XOR coded value and mark them recovered; a row already recovered is left alone."""
+    def mark_recovered(self, class_id: int, first: int, last: int) -> None:
+        """Rows of the range that are not yet recovered are at their initial value: mark them."""
+    def mark_recovered_keys(self, keys: U64) -> None: ...
+    def next_missing(self, class_id: int, first: int) -> int:
+        """Smallest position >= first of a data row of mine not yet recovered; -1 if none."""
+    def span(self, class_id: int, first: int, last: int, rows_max: int) -> int:
+        """Largest end <= last such that first..end has at most rows_max touched parity rows of mine (at least first + 1)."""
+    def positions(self, keys: U64) -> U64:
+        """Position of each key in its class."""
+    def classes(self, keys: U64) -> U8:
+        """Class id of each key."""
+    def keys(self, tables: I32, counts: I64, rows: I64) -> U64:
+        """Key of each row (checks that it is on this shard)."""
+
+# ------------------------------------------------------------------ batch helpers (worker side)
+def plan_batch(
+    ids: I64, starts: I64, tables: I32, table_rows: I64, table_k: I32, shards: int, groups: int = 1
+) -> tuple[I64, I64, I32]:
+    """Distinct rows of a batch and where they live.
+
+    ids[starts[f]:starts[f + 1]] are the row ids of feature f, in table tables[f] (index into table_rows and table_k).
+    Returns (rows int64[U], counts int64[groups * shards, T], inverse int32[N]): the distinct (table, row) pairs, ordered by
+    shard (group * shards + shard in group), then table, then first occurrence; how many each (shard, table) has; and for
+    each id its place among rows. IndexError names feature, position, id and the table's rows.
+    """
+
+def pool_forward(
+    values: F32, value_offsets: I64, inverse: I32, bag_offsets: I64, dims: I32, batch: int, mean: NDArray[np.bool_], out: F32
+) -> None:
+    """out float32[batch, sum(dims)]: for feature f and sample b the sum (or mean) of the rows of its bag.
+
+    Bag (f, b) = inverse[bag_offsets[f * batch + b] : bag_offsets[f * batch + b + 1]]; row u is
+    values[value_offsets[u] : value_offsets[u] + dims[f]]. An empty bag gives zeros.
+    """
+
+def pool_backward(
+    grad_out: F32, value_offsets: I64, inverse: I32, bag_offsets: I64, dims: I32, batch: int, mean: NDArray[np.bool_], gradients: F32
+) -> None:
+    """gradients (same shape as ``values`` above) = sum over each row's occurrences, added in the order of the ids. Overwrites."""
+
+def sum_sections(
+    sections: Sequence[tuple[I32, I64, I64, F32]], dims: I32
+) -> tuple[I32, I64, I64, F32]:
+    """Sum several pushes into one: (tables, counts, rows, gradients) each, dims by table index.
+
+    Rows of the result are distinct per table, ordered by table, then first occurrence; each row's gradients are added in the order given.
+    """
+
+def segment_sum(values: F32, inverse: I64, segments: int) -> F32:
+    """float32[segments, dim]: out[inverse[i]] += values[i] in order of i; values float32[N, dim]."""
+
+def unique_inverse(ids: I64) -> tuple[I64, I64]:
+    """(distinct ids in order of first occurrence, inverse)."""

@@ -1,0 +1,59 @@
+// The contract of a kernel: the operations that have a SIMD form. One table of
+// function pointers a kernel; the registry picks one at run time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ecrec {
+
+// A GF(2^8) constant prepared for every kernel: nibble product tables (SSSE3, AVX2, NEON)
+// and the 8x8 bit matrix of the affine instruction (GFNI). Opaque outside of gf/ and kernels/.
+struct alignas(16) Coefficient {
+    std::uint8_t low[16];    // c * x           for x = 0..15
+    std::uint8_t high[16];   // c * (x << 4)
+    std::uint64_t matrix;    // for gf2p8affineqb
+    std::uint8_t value;
+};
+
+struct Operations {
+    const char* name;
+
+    // parity[i] = sum_j coefficients[i * k + j] * data[j]; all buffers `bytes` long, no overlap, any alignment.
+    void (*encode)(std::size_t bytes, int k, int r, const Coefficient* coefficients,
+                   const std::uint8_t* const* data, std::uint8_t* const* parity);
+
+    // target ^= c * source.
+    void (*fold)(std::size_t bytes, const Coefficient& c, const std::uint8_t* source, std::uint8_t* target);
+
+    // target[m] ^= c * (source + m * bytes) for m = 0..rows-1, with prefetch of later targets. A target may repeat.
+    void (*fold_rows)(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* source,
+                      std::uint8_t* const* target);
+
+    // target = a ^ b.
+    void (*difference)(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* target);
+
+    // true if every byte is zero.
+    bool (*is_zero)(std::size_t bytes, const std::uint8_t* data);
+
+    // true if every float is finite.
+    bool (*is_finite)(std::size_t count, const float* values);
+
+    // target += source, elementwise.
+    void (*add)(std::size_t count, const float* source, float* target);
+
+    // Optimizer steps on one record: w[dim] then state. delta (bytes of w and state, not the padding) ^= old ^ new if
+    // delta is not null. Bit-exact across kernels: one rounding an operation, no fused multiply-add; formulas as torch's
+    // (Adagrad) and FBGEMM's (row-wise Adagrad: mean of squares summed in 16 lanes, lanes added pairwise 8, 4, 2, 1).
+    void (*sgd)(std::size_t dim, float learning_rate, const float* gradient, float* record, std::uint8_t* delta);
+    void (*adagrad)(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
+                    std::uint8_t* delta);
+    void (*rowwise_adagrad)(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
+                            std::uint8_t* delta);
+
+    // Initial weights: uniform in [-scale, scale) from a counter-based generator of (seed, row, column); 24 random bits a
+    // weight, one multiplication, so that every kernel gives the same bits.
+    void (*initial_uniform)(std::size_t dim, std::uint64_t seed, std::uint64_t row, float scale, float* weights);
+};
+
+}  // namespace ecrec
