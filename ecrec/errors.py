@@ -1,0 +1,29 @@
+"""All exceptions that ecrec raises on purpose."""
+
+
+class EcrecError(Exception):
+    """Base of them all."""
+
+
+class ConfigurationError(EcrecError, ValueError):
+    """Options, codes, tables or files that do not fit together; nothing was started or changed."""
+
+
+class DataError(EcrecError, ValueError):
+    """Input data that cannot be read; says the file and the line."""
+
+
+class WireError(EcrecError):
+    """Bytes on a socket that are not a message of this version; the message is dropped."""
+
+
+class RefusedError(EcrecError):
+    """A shard or the scheduler refused a request; nothing of it was applied."""
+
+
+class ClusterError(EcrecError):
+    """The cluster cannot serve: it is not reachable, or not complete, in the time allowed."""
+
+
+class DataLostError(ClusterError):
+    """More shards are gone than the code can stand; says which."""

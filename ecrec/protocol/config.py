@@ -1,0 +1,43 @@
+"""Every limit and timeout of the protocol, once, with its unit and its reason."""
+
+import msgspec
+
+
+class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits and timeouts that all members of a cluster share; the scheduler hands them out."""
+
+    windows_in_flight_max: int = 2
+    """Closed windows that are not yet stable. Two keep the link busy while the open one merges deltas."""
+
+    window_bytes_max: int = 64 << 20
+    """An open window closes at this size whatever is in flight, so that no message grows without bound."""
+
+    heartbeat_ms: int = 100
+    """How often a shard or worker reports to the scheduler."""
+
+    heartbeat_timeout_ms: int = 800
+    """A shard that was silent for so long is down. Below 1 s, above what a busy core makes a process wait."""
+
+    reconnect_grace_ms: int = 150
+    """A closed connection that does not come back within this time means death, before the heartbeat does."""
+
+    view_resend_ms: int = 200
+    """A member whose heartbeat shows an old view is sent the views after it again, at most this often."""
+
+    repair_timeout_ms: int = 1000
+    """A repair that was not answered is asked again."""
+
+    repair_rows_max: int = 4096
+    """Touched stripes in one repair of the background sweep: about 1 MB a member at 64 floats a row."""
+
+    repairs_in_flight_max: int = 4
+    """Background repairs at a time; repairs that a worker waits for are not counted."""
+
+    seed_rows_max: int = 4096
+    """Rows a shard adds to its open window for one recovering peer at a time."""
+
+    pushes_in_flight_max: int = 4
+    """Pushes of one worker to one shard that are not yet durable."""
+
+    resend_ms: int = 500
+    """A worker sends what a shard has not answered for so long again; the shard drops what it has."""

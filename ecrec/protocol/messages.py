@@ -1,0 +1,416 @@
+"""The messages of the protocol: small msgpack headers; row bytes travel beside them as frames.
+
+Each message states its frames. ``keys``, ``rows`` and ``records`` are as in ``ecrec/_native.pyi``; shards in the
+fields of messages between shards are numbered within their group.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.placement import TableSpec
+
+Frames: TypeAlias = Sequence[Any]
+"""Buffers: bytes, memoryview or numpy arrays."""
+
+SHARD, WORKER, SCHEDULER, TOOL = 0, 1, 2, 3
+ROLE_NAMES = ("shard", "worker", "scheduler", "tool")
+
+
+class Address(NamedTuple):
+    """One life of a member. Shards are numbered over all groups: group * n + number in the group."""
+
+    role: int
+    id: int
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{ROLE_NAMES[self.role]} {self.id} (epoch {self.epoch})"
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of all messages."""
+
+
+# ------------------------------------------------------------------ between shards, in numbered streams
+class Window(Message, frozen=True, gc=False):
+    """Deltas of one shard. Frames: keys, records (the receiver's stripes only; may be empty)."""
+
+    number: int
+    stable: int
+    marks: dict[int, int]
+    """Watermarks that this window raises: worker -> push."""
+    begins: dict[int, int]
+    """Classes whose seeding begins before the rows of this window: class -> round."""
+    ends: list[int]
+    """Classes whose seeding ends with this window."""
+
+
+class WindowAck(Message, frozen=True, gc=False):
+    number: int
+
+
+class Stable(Message, frozen=True, gc=False):
+    number: int
+
+
+class Join(Message, frozen=True, gc=False):
+    """First message of a stream. The next window is ``window`` + 1."""
+
+    window: int
+    marks: dict[int, int]
+    ask: bool
+    """The sender has just been restarted: answer with Joined."""
+
+
+class Joined(Message, frozen=True, gc=False):
+    """Classes that the sender, still recovering, wants seeded by the receiver: class -> round."""
+
+    rounds: dict[int, int]
+
+
+class Reseed(Message, frozen=True, gc=False):
+    class_id: int
+    round: int
+
+
+class Stripes(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Some stripes of a class: positions first <= p < last, or, where last is 0, the keys of the first frame."""
+
+    class_id: int
+    first: int
+    last: int
+
+
+class Repair(Message, frozen=True, gc=False):
+    """The sender asks for its data rows of some stripes. Frames: keys."""
+
+    view: int
+    request: int
+    stripes: Stripes
+
+
+class CaptureParity(Message, frozen=True, gc=False):
+    """Assembler to another parity holder: capture, and ship the capture. Frames: keys."""
+
+    view: int
+    request: int
+    stripes: Stripes
+    members: list[int]
+    """Data members that will send a MARK."""
+
+
+class Snap(Message, frozen=True, gc=False):
+    """Assembler to a data member: put a MARK in the streams to ``holders``. Frames: keys."""
+
+    view: int
+    request: int
+    stripes: Stripes
+    holders: list[int]
+    with_rows: bool
+    """The assembler wants the member's coded rows."""
+
+
+class Mark(Message, frozen=True, gc=False):
+    """Frames: keys of the stripes asked for, then keys, records: the member's coded rows, for the assembler alone."""
+
+    view: int
+    request: int
+    stripes: Stripes
+
+
+class Captured(Message, frozen=True, gc=False):
+    """A parity holder's capture. Frames: keys, records."""
+
+    view: int
+    request: int
+
+
+class Repaired(Message, frozen=True, gc=False):
+    """Coded values of the receiver's lost rows; those of the stripes not named are zero. Frames: asked keys, keys, records."""
+
+    view: int
+    request: int
+    stripes: Stripes
+
+
+# ------------------------------------------------------------------ workers and tools
+class Section(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Rows of some tables; the frame with their ids follows in the message's frames."""
+
+    tables: list[int]
+    counts: list[int]
+
+
+class Hello(Message, frozen=True, gc=False):
+    """A worker's first message to an incarnation of a shard."""
+
+    worker_epoch: int
+
+
+class Welcome(Message, frozen=True, gc=False):
+    mark: int
+    durable: int
+
+
+class Push(Message, frozen=True, gc=False):
+    """Gradients (or, with ``assign``, weights). Frames: rows, values of each section."""
+
+    worker_epoch: int
+    number: int
+    barrier: int
+    """0, or how many workers' pushes of this number are applied as one sum."""
+    assign: bool
+    sections: list[Section]
+
+
+class PushAck(Message, frozen=True, gc=False):
+    """Pushes up to ``durable`` are applied and on every running peer."""
+
+    durable: int
+
+
+class PushRefused(Message, frozen=True, gc=False):
+    number: int
+    reason: str
+
+
+class Pull(Message, frozen=True, gc=False):
+    """Frames: rows of each section. Answered when push ``after`` of this worker is applied, before the next one is."""
+
+    request: int
+    after: int
+    records: bool
+    sections: list[Section]
+
+
+class Rows(Message, frozen=True, gc=False):
+    """Frames: one of weights (float32) or records a section of the pull."""
+
+    request: int
+
+
+class PullRefused(Message, frozen=True, gc=False):
+    request: int
+    reason: str
+
+
+class Scrub(Message, frozen=True, gc=False):
+    """A tool asks a shard to compare its parity rows of a class, from a position on, with the data, at a consistent cut."""
+
+    request: int
+    class_id: int
+    first: int
+    rows_max: int
+
+
+class ScrubResult(Message, frozen=True, gc=False):
+    """Frames: keys of bad stripes. ``last`` is where to go on, ``size`` the class's size."""
+
+    request: int
+    class_id: int
+    last: int
+    size: int
+    stripes: int
+
+
+class ScrubBusy(Message, frozen=True, gc=False):
+    request: int
+    reason: str
+
+
+# ------------------------------------------------------------------ views, from the scheduler
+UP, RECOVERING, DOWN = "up", "recovering", "down"
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    shard: int
+    epoch: int
+    state: str
+    endpoint: str
+
+
+class View(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A numbered step of a group's membership. Shards are numbered within the group."""
+
+    number: int
+
+
+class Start(View, frozen=True):
+    """First view of a member. To a shard it says who it is; to a worker or tool ``shard`` is -1."""
+
+    group: int
+    groups: int
+    n: int
+    shard: int
+    epoch: int
+    """The receiver's epoch, be it a shard or a worker."""
+    recovering: bool
+    window: int
+    """Windows go on from this one + 1."""
+    marks: dict[int, int]
+    members: list[Member]
+    tables: list[TableSpec]
+    unsettled: list[Member]
+    """Members that are down and whose cut is not yet announced."""
+    lost: str
+    """Not empty: data was lost, and this is what."""
+    config: ProtocolConfig
+
+
+class ShardDown(View, frozen=True):
+    shard: int
+    epoch: int
+
+
+class Settle(View, frozen=True):
+    shard: int
+    epoch: int
+    window: int
+
+
+class ShardUp(View, frozen=True):
+    shard: int
+    epoch: int
+    endpoint: str
+    window: int
+    marks: dict[int, int]
+
+
+class ShardWhole(View, frozen=True):
+    shard: int
+    epoch: int
+
+
+class TableAdded(View, frozen=True):
+    table: TableSpec
+
+
+class DataLost(View, frozen=True):
+    """More shards are gone than the code can stand."""
+
+    reason: str
+
+
+AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost
+
+
+# ------------------------------------------------------------------ members and the scheduler; each says all, any may be lost
+class Register(Message, frozen=True):
+    """A shard's process asks for a place: a given one, or (shard = -1) any that is free. Repeated until Views come."""
+
+    process: str
+    """Random name of this process."""
+    endpoint: str
+    shard: int
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """What a survivor has of a dead incarnation: its last window (-1: nothing to say) and the watermarks at it."""
+
+    shard: int
+    epoch: int
+    window: int
+    marks: dict[int, int]
+
+
+class ShardStatus(Message, frozen=True):
+    """A shard's heartbeat. ``view`` confirms all views up to it."""
+
+    process: str
+    view: int
+    whole: bool
+    reports: list[Report]
+    marks: dict[int, int]
+    durable: dict[int, int]
+    figures: dict[str, float]
+    """For people: rows touched, bytes, rows still to repair, ..."""
+
+
+class WorkerStatus(Message, frozen=True):
+    """A worker's or tool's heartbeat: the last view it knows of each group (-1: none).
+
+    A process that has no epoch yet sends 0 in its address; the Start views it gets name its epoch.
+    """
+
+    process: str
+    views: list[int]
+    figures: dict[str, float]
+
+
+class Views(Message, frozen=True):
+    group: int
+    views: list[AnyView]
+
+
+class Fenced(Message, frozen=True):
+    """You are not (or no longer) a member; stop."""
+
+    reason: str
+
+
+class CreateTable(Message, frozen=True):
+    request: int
+    table: TableSpec
+
+
+class TableReady(Message, frozen=True):
+    """Every running shard has the table."""
+
+    request: int
+    index: int
+
+
+class Refused(Message, frozen=True):
+    request: int
+    reason: str
+
+
+class ClusterQuery(Message, frozen=True):
+    request: int
+
+
+class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
+    at_ms: float
+    """Milliseconds of the scheduler host's monotonic clock."""
+    event: str
+    """down, settled, up, whole, lost"""
+    shard: int
+    epoch: int
+
+
+class ShardFigures(msgspec.Struct, frozen=True):
+    shard: int
+    epoch: int
+    state: str
+    endpoint: str
+    silent_ms: float
+    marks: dict[int, int]
+    durable: dict[int, int]
+    figures: dict[str, float]
+
+
+class ClusterState(Message, frozen=True):
+    """Answer to ClusterQuery; shards are numbered over all groups."""
+
+    request: int
+    n: int
+    groups: int
+    views: list[int]
+    shards: list[ShardFigures]
+    workers: dict[int, dict[str, float]]
+    tables: list[TableSpec]
+    history: list[HistoryEntry]
+    spares: int
+    lost: str
+
+
+AnyMessage: TypeAlias = (
+    Window | WindowAck | Stable | Join | Joined | Reseed | Repair | CaptureParity | Snap | Mark | Captured
+    | Repaired | Hello | Welcome | Push | PushAck | PushRefused | Pull | Rows | PullRefused | Scrub | ScrubResult
+    | ScrubBusy | Register | ShardStatus | WorkerStatus | Views | Fenced | CreateTable | TableReady | Refused
+    | ClusterQuery | ClusterState
+)
+"""Everything that can travel."""

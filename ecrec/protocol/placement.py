@@ -1,0 +1,112 @@
+"""Where rows, parities and replicas live: arithmetic only, no directory (DESIGN.md, section 1)."""
+
+from typing import NamedTuple
+
+import msgspec
+
+from ecrec.errors import ConfigurationError
+
+SHARDS_IN_GROUP_MAX = 16
+CLASSES_MAX = 64
+"""The native store keeps a set of classes in 64 bits."""
+
+
+class CodeSpec(msgspec.Struct, frozen=True, array_like=True):
+    """A (k, r) code: k data and r parity rows a stripe; k = 1 is replication; r = 0 is no fault tolerance."""
+
+    k: int
+    r: int
+    generator: str = "cauchy"
+
+    @classmethod
+    def parse(cls, text: str) -> "CodeSpec":
+        """``"4+1"`` -> CodeSpec(4, 1). Raises ConfigurationError for anything that is not ``k+r``, k >= 1, r >= 0."""
+        k, plus, r = text.partition("+")
+        if not plus or not k.isascii() or not k.isdigit() or not r.isascii() or not r.isdigit() or int(k) < 1:
+            raise ConfigurationError(f"code {text!r}: expected K+R with K >= 1 and R >= 0, for example 4+1")
+        return cls(int(k), int(r))
+
+    def __str__(self) -> str:
+        return f"{self.k}+{self.r}"
+
+
+class OptimizerSpec(msgspec.Struct, frozen=True, array_like=True):
+    """A fused optimizer: its name in the native store and its hyper-parameters in the store's order."""
+
+    name: str
+    hyper: tuple[float, ...]
+    state_floats: int
+    """Floats of state a row; -1 means as many as the row has weights."""
+
+
+class TableSpec(msgspec.Struct, frozen=True, array_like=True):
+    """Everything that a shard needs to know to hold a table; equal on all shards of all groups."""
+
+    name: str
+    rows: int
+    dim: int
+    code: CodeSpec
+    optimizer: OptimizerSpec
+    init: str
+    """``"zeros"`` or ``"uniform"`` in [-init_scale, init_scale)."""
+    init_seed: int = 0
+    init_scale: float = 0.0
+    init_state: float = 0.0
+
+
+class Stripe(NamedTuple):
+    """A class of stripes: all have the same members. Shards are numbered within their group."""
+
+    class_id: int
+    data: tuple[int, ...]
+    parity: tuple[int, ...]
+
+
+class Placement:
+    """The classes of one coding group of ``n`` shards. Codes are numbered in order of their first table."""
+
+    def __init__(self, n: int) -> None:
+        if not 1 <= n <= SHARDS_IN_GROUP_MAX:
+            raise ConfigurationError(f"a coding group has 1 to {SHARDS_IN_GROUP_MAX} shards, not {n}")
+        self.n = n
+        self.codes: list[CodeSpec] = []
+        self.classes: list[Stripe] = []
+
+    def check(self, code: CodeSpec) -> None:
+        """Raise ConfigurationError if the group cannot hold stripes of this code."""
+        if code.k < 1 or code.r < 0 or code.k + code.r > self.n:
+            raise ConfigurationError(
+                f"code {code}: a stripe needs k + r = {code.k + code.r} different shards (k >= 1, r >= 0), "
+                f"but a coding group has {self.n}"
+            )
+        if code not in self.codes and (len(self.codes) + 1) * self.n > CLASSES_MAX:
+            raise ConfigurationError(
+                f"code {code}: a group of {self.n} shards can hold {CLASSES_MAX // self.n} different codes, "
+                f"and has {', '.join(map(str, self.codes))}"
+            )
+
+    def add(self, code: CodeSpec) -> None:
+        """Number a code (known ones keep their number)."""
+        if code in self.codes:
+            return
+        self.check(code)
+        base = len(self.codes) * self.n
+        self.codes.append(code)
+        for c in range(self.n):
+            members = [(c + slot) % self.n for slot in range(code.k + code.r)]
+            self.classes.append(Stripe(base + c, tuple(members[: code.k]), tuple(members[code.k :])))
+
+    def code_of(self, class_id: int) -> CodeSpec:
+        return self.codes[class_id // self.n]
+
+    def data_classes(self, shard: int) -> list[int]:
+        """Classes of which the shard holds a data row."""
+        return [s.class_id for s in self.classes if shard in s.data]
+
+    def parity_classes(self, shard: int) -> list[int]:
+        """Classes of which the shard holds a parity row."""
+        return [s.class_id for s in self.classes if shard in s.parity]
+
+    def tolerance(self) -> int:
+        """How many shards may be lost at the same time: the smallest r of all codes (0 without tables)."""
+        return min((code.r for code in self.codes), default=0)
