@@ -1,0 +1,127 @@
+// Scalar: no instructions beyond the baseline; the readable oracle of the other kernels, and their fallback.
+// Bound by: two table look-ups a byte. Tail: none, one element at a time.
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/initial.hpp"
+#include "kernels/operations.hpp"
+
+namespace ecrec::scalar {
+namespace {
+
+constexpr std::size_t prefetch_rows = 8;
+
+std::uint8_t product(const Coefficient& c, std::uint8_t x) { return c.low[x & 15] ^ c.high[x >> 4]; }
+
+void fold(std::size_t bytes, const Coefficient& c, const std::uint8_t* source, std::uint8_t* target) {
+    for (std::size_t i = 0; i < bytes; ++i) target[i] ^= product(c, source[i]);
+}
+
+void encode(std::size_t bytes, int k, int r, const Coefficient* coefficients, const std::uint8_t* const* data,
+            std::uint8_t* const* parity) {
+    for (int i = 0; i < r; ++i) {
+        if (bytes != 0) std::memset(parity[i], 0, bytes);
+        for (int j = 0; j < k; ++j) fold(bytes, coefficients[i * k + j], data[j], parity[i]);
+    }
+}
+
+void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* source,
+               std::uint8_t* const* target) {
+    for (std::size_t m = 0; m < rows; ++m) {
+        if (m + prefetch_rows < rows) {
+            const std::uint8_t* later = target[m + prefetch_rows];
+            for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(later + line, 1);
+        }
+        fold(bytes, c, source + m * bytes, target[m]);
+    }
+}
+
+void difference(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* target) {
+    for (std::size_t i = 0; i < bytes; ++i) target[i] = a[i] ^ b[i];
+}
+
+bool is_zero(std::size_t bytes, const std::uint8_t* data) {
+    for (std::size_t i = 0; i < bytes; ++i) {
+        if (data[i] != 0) return false;
+    }
+    return true;
+}
+
+bool is_finite(std::size_t count, const float* values) {
+    constexpr std::uint32_t exponent = 0x7f800000u;
+    for (std::size_t i = 0; i < count; ++i) {
+        if ((std::bit_cast<std::uint32_t>(values[i]) & exponent) == exponent) return false;
+    }
+    return true;
+}
+
+void add(std::size_t count, const float* source, float* target) {
+    for (std::size_t i = 0; i < count; ++i) target[i] += source[i];
+}
+
+// record[index] = value; delta, if any, takes in the bits that changed.
+void replace(float* record, std::size_t index, float value, std::uint8_t* delta) {
+    if (delta != nullptr) {
+        std::uint32_t bits;
+        std::memcpy(&bits, delta + 4 * index, 4);
+        bits ^= std::bit_cast<std::uint32_t>(record[index]) ^ std::bit_cast<std::uint32_t>(value);
+        std::memcpy(delta + 4 * index, &bits, 4);
+    }
+    record[index] = value;
+}
+
+void sgd(std::size_t dim, float learning_rate, const float* gradient, float* record, std::uint8_t* delta) {
+    for (std::size_t i = 0; i < dim; ++i) replace(record, i, record[i] - learning_rate * gradient[i], delta);
+}
+
+void adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
+             std::uint8_t* delta) {
+    for (std::size_t i = 0; i < dim; ++i) {
+        const float g = gradient[i];
+        const float sum = record[dim + i] + g * g;
+        replace(record, dim + i, sum, delta);
+        replace(record, i, record[i] - learning_rate * g / (std::sqrt(sum) + eps), delta);
+    }
+}
+
+void rowwise_adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
+                     std::uint8_t* delta) {
+    float lanes[16] = {};
+    for (std::size_t i = 0; i < dim; ++i) lanes[i % 16] += gradient[i] * gradient[i];
+    for (int width = 8; width != 0; width /= 2) {
+        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+    }
+    const float moment = record[dim] + lanes[0] / static_cast<float>(dim);
+    const float step = learning_rate / (std::sqrt(moment) + eps);
+    for (std::size_t i = 0; i < dim; ++i) replace(record, i, record[i] - step * gradient[i], delta);
+    replace(record, dim, moment, delta);
+}
+
+void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, float scale, float* weights) {
+    const std::uint64_t key = row_key(seed, row);
+    const std::uint32_t low = static_cast<std::uint32_t>(key);
+    const std::uint32_t high = static_cast<std::uint32_t>(key >> 32);
+    const float unit = scale / 8388608.0f;
+    for (std::size_t column = 0; column < dim; ++column) {
+        std::uint32_t x = static_cast<std::uint32_t>(column) * column_step + low;
+        x ^= x >> 17;
+        x *= mix_1;
+        x += high;
+        x ^= x >> 11;
+        x *= mix_2;
+        x ^= x >> 15;
+        x *= mix_3;
+        x ^= x >> 14;
+        weights[column] = static_cast<float>(static_cast<std::int32_t>(x >> 8) - (1 << 23)) * unit;
+    }
+}
+
+}  // namespace
+
+extern const Operations table = {
+    "scalar", encode,  fold,    fold_rows,       difference,      is_zero, is_finite,
+    add,      sgd,     adagrad, rowwise_adagrad, initial_uniform,
+};
+
+}  // namespace ecrec::scalar
