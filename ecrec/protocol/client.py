@@ -94,7 +94,7 @@ class _Shard:
         self.acked = 0
         self.kept: list[_Kept] = []
         self.quiet_ms = 0.0
-        """Time without an answer while one was due."""
+        """Time without an answer to the oldest request kept."""
         self.patience = 1
 
 
@@ -212,7 +212,7 @@ class ClientMachine:
 
     # ------------------------------------------------------------------ requests
     def create_table(self, spec: TableSpec) -> list[Effect]:
-        """Ask for a table, again and again until `table_ready`; one that is there with an equal spec is taken."""
+        """Ask for a table, repeatedly until `table_ready`; one that is there with an equal spec is taken."""
         if spec.name in self._created and self.tables[spec.name][1] == spec:
             return []
         known = self._creating.get(spec.name)
@@ -250,8 +250,8 @@ class ClientMachine:
         """Ask shards for rows; answered with PullDone(ticket, frames by shard).
 
         Frames of a shard: rows int64 of each section. An exact pull sees all pushes made so far and no later
-        one of this worker. **trap** (DESIGN.md, section 6): asked again after a death it would see pushes made
-        since, so no push is let out before it is answered. Others see whatever is there.
+        one of this worker. **trap** (DESIGN.md, section 6): asked again after a death it would see pushes
+        made since, so no push is let out before it is answered. Others see whatever is there.
         Raises RuntimeError before `ready`.
         """
         if not self.ready:
@@ -421,7 +421,15 @@ class ClientMachine:
         shard = self._shards.get(event.source.id)
         if shard is None or not shard.connected or event.source.epoch != shard.epoch:
             return []  # an answer of a life that is over says nothing of the present one
-        shard.quiet_ms, shard.patience = 0.0, 1
+        oldest = shard.kept[0] if shard.kept else None
+        effects = self._on_answer(event, shard, now_ms)
+        # Only an answer to the oldest request counts: a shard that acknowledges pushes may still never have
+        # seen a pull that was lost with a connection.
+        if not shard.kept or shard.kept[0] is not oldest:
+            shard.quiet_ms, shard.patience = 0.0, 1
+        return effects
+
+    def _on_answer(self, event: Received, shard: _Shard, now_ms: float) -> list[Effect]:
         message = event.message
         if isinstance(message, Rows):
             return self._on_rows(event.source.id, shard, message, event.frames, now_ms)
