@@ -1,0 +1,107 @@
+"""Which shards are to be killed, and when: decisions only, no processes."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ecrec.errors import ConfigurationError
+from ecrec.protocol.messages import DOWN, UP
+
+
+class Kill(NamedTuple):
+    """SIGKILL to a shard's process when worker 0 has done a step."""
+
+    shard: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"ps:{self.shard}@{self.step}"
+
+
+class Standing(NamedTuple):
+    """What the scheduler last said of a shard."""
+
+    epoch: int
+    state: str
+
+
+def parse_kill(text: str) -> Kill:
+    """``"ps:2@20"`` -> Kill(2, 20). Raises ConfigurationError for anything else."""
+    target, at, step = text.partition("@")
+    kind, colon, shard = target.partition(":")
+    if kind != "ps" or not colon or not at or not _is_number(shard) or not _is_number(step):
+        raise ConfigurationError(f"--kill {text!r}: expected ps:SHARD@STEP, for example ps:2@20")
+    return Kill(int(shard), int(step))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def check_kills(kills: Sequence[Kill], shards: int, tolerance: int, steps: int | None) -> list[str]:
+    """Warnings about kills that lose data. Raises ConfigurationError for those that cannot be done."""
+    for kill in kills:
+        if kill.shard >= shards:
+            raise ConfigurationError(
+                f"--kill {kill}: there is no shard {kill.shard}; shards are 0 to {shards - 1}"
+            )
+        if kill.step < 1:
+            raise ConfigurationError(f"--kill {kill}: steps are counted from 1")
+        if steps is not None and kill.step > steps:
+            raise ConfigurationError(f"--kill {kill}: the run has only {steps} steps")
+        if list(kills).count(kill) > 1:
+            raise ConfigurationError(f"--kill {kill} is given twice: a shard can die only once at a step")
+    warnings = []
+    for step in sorted({kill.step for kill in kills}):
+        together = [kill for kill in kills if kill.step == step]
+        if len(together) > tolerance:
+            warnings.append(
+                f"killing {len(together)} shard{'s' if len(together) > 1 else ''} at step {step} is more than the "
+                f"code stands (r = {tolerance}): data will be lost, and the run will end with an error"
+            )
+    return warnings
+
+
+class KillSchedule:
+    """Kills in order of their step; those of one step are done together.
+
+    A kill is due at its step. It is put off while it cannot mean what was asked for:
+
+    * until the shard's process has been given its place, when the one before was killed too (the shard may still be
+      recovering: the code stands a second death of the same shard);
+    * while it would, with the shards that are not whole yet, be more deaths than the code stands, unless the kills
+      of its step are that many themselves: then losing data is what was asked for.
+    """
+
+    def __init__(self, kills: Sequence[Kill], tolerance: int) -> None:
+        steps = sorted({kill.step for kill in kills})
+        self._groups = [[kill for kill in kills if kill.step == step] for step in steps]
+        self._tolerance = tolerance
+        self._killed: dict[int, int] = {}
+
+    @property
+    def left(self) -> list[Kill]:
+        """Kills not yet done."""
+        return [kill for group in self._groups for kill in group]
+
+    def due(self, step: int, standing: Mapping[int, Standing]) -> list[Kill]:
+        """The kills to do now, given worker 0's last step and the latest news of all shards; they count as done."""
+        if not self._groups or not standing:
+            return []
+        group = self._groups[0]
+        if step < group[0].step or not all(self._is_placed(kill.shard, standing) for kill in group):
+            return []
+        shards = {kill.shard for kill in group}
+        weak = {shard for shard in standing if not self._is_whole(shard, standing)}
+        if len(shards | weak) > self._tolerance >= len(shards):
+            return []
+        self._groups.pop(0)
+        for kill in group:
+            self._killed[kill.shard] = standing[kill.shard].epoch
+        return group
+
+    def _is_placed(self, shard: int, standing: Mapping[int, Standing]) -> bool:
+        now = standing.get(shard)
+        return now is not None and now.state != DOWN and now.epoch > self._killed.get(shard, -1)
+
+    def _is_whole(self, shard: int, standing: Mapping[int, Standing]) -> bool:
+        return standing[shard].state == UP and self._is_placed(shard, standing)

@@ -1,0 +1,163 @@
+"""The options of ``ecrec train``, checked before anything is started."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ecrec.errors import ConfigurationError
+from ecrec.launch.kills import Kill, check_kills, parse_kill
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.placement import CodeSpec, Placement
+
+LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.02, "rowwise-adagrad": 0.02}
+"""Default learning rate of the embedding tables, by optimizer: what a small search on the Criteo sample found best."""
+
+DENSE_LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.02}
+"""The same for the dense part."""
+
+TRANSPORTS = ("tcp", "ipc")
+HEARTBEATS_IN_TIMEOUT = 8
+"""A shard is down after so many heartbeats that did not come."""
+
+UNIX_PATH_MAX = 107
+"""Bytes of a Unix socket's path."""
+
+
+class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to train, on what, and what to break. Learning rates of None stand for the optimizer's default."""
+
+    data: tuple[str, ...] = ()
+    """Criteo files; none: generated data."""
+    shards: int = 5
+    code: str = "4+1"
+    workers: int = 1
+    steps: int | None = None
+    """None: as many as the data gives."""
+    epochs: int = 1
+    batch: int = 2048
+    dim: int = 64
+    rows: int = 100_000
+    """Hash buckets a table."""
+    optimizer: str = "rowwise-adagrad"
+    lr: float | None = None
+    dense_optimizer: str = "adagrad"
+    dense_lr: float | None = None
+    bottom_mlp: tuple[int, ...] = (512, 256)
+    top_mlp: tuple[int, ...] = (512, 256)
+    seed: int = 7
+    sync: bool = False
+    prefetch: int = 1
+    """Batches fetched ahead."""
+    test_fraction: float = 0.2
+    kills: tuple[str, ...] = ()
+    report: str | None = None
+    transport: str = "tcp"
+    run_dir: str | None = None
+    heartbeat_timeout_ms: int = ProtocolConfig().heartbeat_timeout_ms
+    quiet: bool = False
+
+    @property
+    def code_spec(self) -> CodeSpec:
+        return CodeSpec.parse(self.code)
+
+    @property
+    def kill_list(self) -> list[Kill]:
+        return [parse_kill(text) for text in self.kills]
+
+    @property
+    def learning_rate(self) -> float:
+        return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def dense_learning_rate(self) -> float:
+        return DENSE_LEARNING_RATES[self.dense_optimizer] if self.dense_lr is None else self.dense_lr
+
+    @property
+    def heartbeat_ms(self) -> int:
+        return max(1, min(ProtocolConfig().heartbeat_ms, self.heartbeat_timeout_ms // HEARTBEATS_IN_TIMEOUT))
+
+
+def parse_sizes(option: str, text: str) -> tuple[int, ...]:
+    """``"512,256"`` -> (512, 256). Raises ConfigurationError naming the option."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigurationError(f"{option} {text!r}: expected layer sizes like 512,256")
+    return tuple(int(part) for part in parts)
+
+
+def check_options(options: TrainOptions) -> list[str]:
+    """Warnings. Raises ConfigurationError, naming the option, for the first thing that cannot be."""
+    counts = (
+        ("--shards", options.shards),
+        ("--workers", options.workers),
+        ("--steps", options.steps),
+        ("--epochs", options.epochs),
+        ("--batch", options.batch),
+        ("--dim", options.dim),
+        ("--rows", options.rows),
+    )
+    for name, value in counts:
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name} {value}: must be at least 1")
+    if options.prefetch < 0:
+        raise ConfigurationError(f"--prefetch {options.prefetch}: must not be negative")
+    if not 0 <= options.seed < 1 << 63:
+        raise ConfigurationError(f"--seed {options.seed}: must be from 0 to 2**63 - 1")
+    if not 0 <= options.test_fraction < 1:
+        raise ConfigurationError(f"--test-fraction {options.test_fraction}: must be at least 0 and less than 1")
+    _check_choice("--optimizer", options.optimizer, tuple(LEARNING_RATES))
+    _check_choice("--dense-optimizer", options.dense_optimizer, tuple(DENSE_LEARNING_RATES))
+    _check_choice("--transport", options.transport, TRANSPORTS)
+    for name, rate in (("--lr", options.lr), ("--dense-lr", options.dense_lr)):
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ConfigurationError(f"{name} {rate}: must be a positive number")
+    if options.heartbeat_timeout_ms < 2 * HEARTBEATS_IN_TIMEOUT:
+        raise ConfigurationError(
+            f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
+        )
+    code = options.code_spec
+    try:
+        Placement(options.shards).check(code)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--shards {options.shards} --code {options.code}: {error}") from error
+    for file in options.data:
+        _check_readable(file)
+    _check_writable(options.report)
+    _check_run_dir(options)
+    return check_kills(options.kill_list, options.shards, code.r, options.steps)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"{name} {value!r}: expected one of {', '.join(choices)}")
+
+
+def _check_readable(file: str) -> None:
+    try:
+        with Path(file).open("rb") as data:
+            if not data.read(1):
+                raise ConfigurationError(f"--data {file}: the file is empty")
+    except OSError as error:
+        raise ConfigurationError(f"--data {file}: {error.strerror or error}") from error
+
+
+def _check_writable(report: str | None) -> None:
+    if report is None:
+        return
+    path = Path(report)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigurationError(f"--report {report}: cannot be written")
+
+
+def _check_run_dir(options: TrainOptions) -> None:
+    if options.run_dir is None:
+        return
+    path = Path(options.run_dir)
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(f"--run-dir {path}: is not a directory")
+    if (path / "scheduler.sqlite").exists():
+        raise ConfigurationError(f"--run-dir {path}: holds another run; name a new directory")
+    if options.transport == "ipc" and len(os.fsencode(path.absolute())) + 24 > UNIX_PATH_MAX:
+        raise ConfigurationError(f"--run-dir {path}: too long a path for the sockets of --transport ipc")

@@ -1,0 +1,166 @@
+"""The report of a training run, computed from what was recorded."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ecrec.protocol.messages import HistoryEntry
+
+THROUGHPUT_SPAN_S = 5.0
+"""Throughput before and after a kill is that of at most so many seconds: the run as it was just then."""
+
+
+class Step(NamedTuple):
+    """A worker finished a step of so many examples, at a time in seconds of the monotonic clock."""
+
+    at: float
+    worker: int
+    examples: int
+
+
+class FirstRow(NamedTuple):
+    """A worker got its first rows from an incarnation of a shard."""
+
+    at: float
+    shard: int
+    epoch: int
+
+
+class KillDone(NamedTuple):
+    """SIGKILL was sent to a shard's process."""
+
+    at: float
+    shard: int
+    step: int
+
+
+class Times(NamedTuple):
+    """What followed a kill, in seconds of the monotonic clock; None is what never came."""
+
+    down: float | None
+    first_row: float | None
+    whole: float | None
+
+
+def times_of(kill: KillDone, history: Sequence[HistoryEntry], first_rows: Iterable[FirstRow]) -> Times:
+    """The death that the kill caused, the first rows of a later incarnation, and when one of them was whole."""
+
+    def first(event: str, epoch: int) -> HistoryEntry | None:
+        return next(
+            (
+                entry
+                for entry in history
+                if entry.event == event
+                and entry.shard == kill.shard
+                and entry.epoch >= epoch
+                and entry.at_ms / 1e3 >= kill.at
+            ),
+            None,
+        )
+
+    down = first("down", 0)
+    if down is None:
+        return Times(None, None, None)
+    whole = first("whole", down.epoch + 1)
+    answers = [row.at for row in first_rows if row.shard == kill.shard and row.epoch > down.epoch]
+    return Times(down.at_ms / 1e3, min(answers, default=None), whole.at_ms / 1e3 if whole else None)
+
+
+def throughput(steps: Sequence[Step], begin: float, end: float) -> float | None:
+    """Examples a second of the steps finished in begin < at <= end; None for an empty span."""
+    if end <= begin:
+        return None
+    return sum(step.examples for step in steps if begin < step.at <= end) / (end - begin)
+
+
+def longest_pause_s(steps: Sequence[Step], begin: float, end: float) -> float | None:
+    """Longest time between two steps of the same worker that overlaps begin..end; None without steps."""
+    longest = None
+    for worker in {step.worker for step in steps}:
+        times = sorted(step.at for step in steps if step.worker == worker)
+        for before, after in zip(times, times[1:], strict=False):
+            if after > begin and before < end:
+                longest = max(longest or 0.0, after - before)
+    return longest
+
+
+def kill_entries(
+    kills: Sequence[KillDone],
+    steps: Sequence[Step],
+    history: Sequence[HistoryEntry],
+    first_rows: Sequence[FirstRow],
+) -> list[dict[str, Any]]:
+    """One entry a kill; times in seconds, throughputs in examples a second.
+
+    ``detect_s`` is from the kill until the scheduler declared the shard down, ``first_row_s`` from then until a worker
+    got rows from the replacement, ``whole_s`` from the kill until the group could lose r shards again.
+    ``throughput_during`` spans the kills of a step until all of them are whole (or the last step, where training ended
+    before); before and after are the undisturbed spans next to it, None where there is none.
+    """
+    if steps:
+        begin, end = min(step.at for step in steps), max(step.at for step in steps)
+    else:
+        begin = end = 0.0
+    disturbances: dict[int, Disturbance] = {}
+    for kill in kills:
+        whole = times_of(kill, history, first_rows).whole
+        known = disturbances.get(kill.step, Disturbance(kill.at, kill.at))
+        disturbances[kill.step] = Disturbance(
+            min(known.begin, kill.at), max(known.end, math.inf if whole is None else whole)
+        )
+    return [
+        {
+            "shard": kill.shard,
+            "step": kill.step,
+            **_durations(kill, times_of(kill, history, first_rows)),
+            **_throughputs(steps, disturbances[kill.step], list(disturbances.values()), begin, end),
+        }
+        for kill in kills
+    ]
+
+
+class Disturbance(NamedTuple):
+    """From the first kill of a step until all its shards are whole (infinite: never)."""
+
+    begin: float
+    end: float
+
+
+def _durations(kill: KillDone, times: Times) -> dict[str, float | None]:
+    return {
+        "detect_s": _between(kill.at, times.down),
+        "first_row_s": _between(times.down, times.first_row),
+        "whole_s": _between(kill.at, times.whole),
+    }
+
+
+def _throughputs(
+    steps: Sequence[Step], this: Disturbance, all_of_them: Sequence[Disturbance], begin: float, end: float
+) -> dict[str, float | None]:
+    others = [other for other in all_of_them if other is not this]
+    calm_from = max([begin] + [other.end for other in others if other.begin < this.begin])
+    calm_to = min([end] + [other.begin for other in others if other.begin >= this.begin])
+    return {
+        "throughput_before": throughput(steps, max(calm_from, this.begin - THROUGHPUT_SPAN_S), this.begin),
+        "throughput_during": throughput(steps, this.begin, min(this.end, end)),
+        "throughput_after": throughput(steps, this.end, min(calm_to, this.end + THROUGHPUT_SPAN_S)),
+        "longest_pause_s": longest_pause_s(steps, this.begin, min(this.end, end)),
+    }
+
+
+def _between(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else end - begin
+
+
+def lost_updates(
+    acked: Mapping[int, Mapping[int, int]], watermarks: Mapping[int, Mapping[int, int]]
+) -> int:
+    """Pushes that workers were told are durable and that shards do not have.
+
+    ``acked``: worker -> shard -> last push acknowledged. ``watermarks``: shard -> worker -> last push applied.
+    """
+    return sum(
+        max(0, push - watermarks.get(shard, {}).get(worker, 0))
+        for worker, shards in acked.items()
+        for shard, push in shards.items()
+    )

@@ -1,0 +1,32 @@
+"""Run a module as a program that the kernel kills when the process that started it dies.
+
+``python -m ecrec.launch.tether PARENT_PID MODULE [ARGS]``. The request (PR_SET_PDEATHSIG) is made by the child itself:
+Python code between fork and exec can deadlock in a parent that has threads.
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask for SIGKILL at the parent's death (Linux only); exit at once if it is already dead."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        sys.exit(f"the parent process {parent_pid} is gone")
+
+
+def main() -> None:
+    parent_pid, module = int(sys.argv[1]), sys.argv[2]
+    die_with_parent(parent_pid)
+    sys.argv[:] = sys.argv[2:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

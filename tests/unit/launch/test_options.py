@@ -1,0 +1,79 @@
+import msgspec
+import pytest
+
+from ecrec.errors import ConfigurationError
+from ecrec.launch.options import TrainOptions, check_options, parse_sizes
+
+
+def test_the_defaults_are_fine():
+    assert check_options(TrainOptions()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shards": 0}, "--shards 0"),
+        ({"shards": 17, "code": "4+1"}, "--shards 17"),
+        ({"code": "4"}, "expected K\\+R"),
+        ({"code": "5+1"}, "k \\+ r = 6 different shards.*has 5"),
+        ({"shards": 2}, "--shards 2 --code 4\\+1"),
+        ({"workers": 0}, "--workers 0"),
+        ({"steps": 0}, "--steps 0"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"batch": -1}, "--batch -1"),
+        ({"dim": 0}, "--dim 0"),
+        ({"rows": 0}, "--rows 0"),
+        ({"prefetch": -1}, "--prefetch -1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"test_fraction": 1.0}, "--test-fraction 1.0"),
+        ({"optimizer": "lion"}, "--optimizer 'lion'.*rowwise-adagrad"),
+        ({"dense_optimizer": "lion"}, "--dense-optimizer"),
+        ({"lr": 0.0}, "--lr 0.0"),
+        ({"dense_lr": float("nan")}, "--dense-lr nan"),
+        ({"transport": "carrier-pigeon"}, "--transport"),
+        ({"heartbeat_timeout_ms": 1}, "--heartbeat-timeout-ms 1"),
+        ({"kills": ("ps:9@1",)}, "no shard 9"),
+        ({"kills": ("ps:1@9",), "steps": 5}, "only 5 steps"),
+        ({"data": ("/nonexistent/day_0.gz",)}, "--data /nonexistent/day_0.gz: No such file"),
+        ({"report": "/nonexistent/report.json"}, "--report"),
+    ],
+)
+def test_what_cannot_be_is_named(options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        check_options(TrainOptions(**options))
+
+
+def test_an_empty_data_file_and_a_directory_are_refused(tmp_path):
+    empty = tmp_path / "empty.tsv"
+    empty.touch()
+    with pytest.raises(ConfigurationError, match="the file is empty"):
+        check_options(TrainOptions(data=(str(empty),)))
+    with pytest.raises(ConfigurationError, match="directory"):
+        check_options(TrainOptions(data=(str(tmp_path),)))
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        check_options(TrainOptions(report=str(tmp_path)))
+
+
+def test_a_used_run_directory_and_a_path_too_long_for_sockets_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="too long"):
+        check_options(TrainOptions(run_dir=str(tmp_path / ("x" * 100)), transport="ipc"))
+    (tmp_path / "scheduler.sqlite").touch()
+    with pytest.raises(ConfigurationError, match="another run"):
+        check_options(TrainOptions(run_dir=str(tmp_path)))
+
+
+def test_a_kill_that_the_code_does_not_stand_is_a_warning():
+    (warning,) = check_options(TrainOptions(code="4+0", kills=("ps:1@3",)))
+    assert "r = 0" in warning
+
+
+def test_layer_sizes():
+    assert parse_sizes("--top-mlp", "512, 256") == (512, 256)
+    for text in ("", "512,", "a", "0", "-3"):
+        with pytest.raises(ConfigurationError, match="--top-mlp"):
+            parse_sizes("--top-mlp", text)
+
+
+def test_options_survive_json():
+    options = TrainOptions(kills=("ps:1@3",), steps=5)
+    assert msgspec.json.decode(msgspec.json.encode(options), type=TrainOptions) == options
