@@ -1,0 +1,103 @@
+"""A batch of click-log rows as numpy arrays, and the interface that every source of batches has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecrec.errors import DataError
+
+DENSE_FEATURES = tuple(f"I{i}" for i in range(1, 14))
+SPARSE_FEATURES = tuple(f"C{i}" for i in range(1, 27))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows.
+
+    labels: float32[B], 0 or 1. dense: float32[B, 13], already transformed. ids: int64[26, B], feature-major,
+    so that `ids[f]` is the column of feature f and `ids.reshape(-1)` is the `values()` of a
+    KeyedJaggedTensor whose lengths are all 1.
+    """
+
+    labels: NDArray[np.float32]
+    dense: NDArray[np.float32]
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows [start, stop) of this batch; `ids` is a contiguous copy, the rest are views."""
+        return Batch(
+            self.labels[start:stop], self.dense[start:stop], np.ascontiguousarray(self.ids[:, start:stop])
+        )
+
+    def shard(self, worker: int, workers: int) -> Batch:
+        """The contiguous slice of worker `worker` of `workers`; the slices are disjoint and cover the batch.
+
+        Sizes differ by at most one row, and depend on nothing but B and W. Raises ValueError unless
+        0 <= worker < workers.
+        """
+        if not 0 <= worker < workers:
+            raise ValueError(f"worker {worker} is not one of {workers} workers")
+        size = len(self)
+        return self.rows(size * worker // workers, size * (worker + 1) // workers)
+
+
+class BatchSource(Protocol):
+    """What training needs of its data: the Criteo reader and the synthetic generator both are one."""
+
+    @property
+    def rows_per_table(self) -> tuple[int, ...]:
+        """Rows of each of the 26 embedding tables; every id of feature f is in [0, rows_per_table[f])."""
+        ...
+
+    @property
+    def train_rows(self) -> int:
+        """Rows of the training part."""
+        ...
+
+    @property
+    def test_rows(self) -> int:
+        """Rows of the test part."""
+        ...
+
+    def train_batches(
+        self, batch_size: int, *, epochs: int = 1, steps: int | None = None, first_step: int = 0
+    ) -> Iterator[Batch]:
+        """Batches of the training part, in row order; see `batch_ranges` for which rows each one has."""
+        ...
+
+    def test_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Batches of the test part, in row order, each row once."""
+        ...
+
+
+def batch_ranges(
+    rows: int, batch_size: int, *, epochs: int = 1, steps: int | None = None, first_step: int = 0
+) -> Iterator[tuple[int, int]]:
+    """The row range [start, stop) of each step, from `first_step` on.
+
+    Every epoch goes once through all rows in order; its last batch is short where batch_size does not divide
+    `rows`. With `steps`, that many steps in all (counting those before `first_step`) and as many epochs as it
+    takes; `epochs` is then ignored. The range of a step depends on nothing but these arguments, so that a run
+    started again at step s reads the same batches.
+
+    Raises ValueError for arguments that are out of range, DataError if there are steps to make but no rows.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    if epochs < 0 or first_step < 0 or (steps is not None and steps < 0):
+        raise ValueError(f"epochs {epochs}, steps {steps} and first_step {first_step} must not be negative")
+    steps_per_epoch = -(-rows // batch_size)
+    total = epochs * steps_per_epoch if steps is None else steps
+    if total > 0 and rows == 0:
+        raise DataError(f"{total} steps were asked for, but this part of the data has no rows")
+    for step in range(first_step, total):
+        start = step % steps_per_epoch * batch_size
+        yield start, min(start + batch_size, rows)
