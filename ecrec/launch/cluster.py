@@ -1,0 +1,215 @@
+"""A whole cluster on this machine: a scheduler and shards as processes, replaced when they die."""
+
+import json
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from ecrec.errors import ClusterError
+from ecrec.launch.children import Child, ChildEvent, Children, Ended, Line, module_command
+from ecrec.launch.threads import SERVER_THREADS, thread_environment
+
+START_TIMEOUT_S = 60.0
+"""A loaded machine may need so long until all processes are ready."""
+
+ENDS_MAX = 4
+ENDS_SPAN_S = 30.0
+"""A server that ended ENDS_MAX times in such a span without being killed from here is given up."""
+
+CLUSTER_FILE = "cluster.json"
+"""In the run directory: where the scheduler is, and the process ids, for tools and people."""
+
+STATE_FILE = "scheduler.sqlite"
+
+
+class ClusterSettings(NamedTuple):
+    """What the processes of a local cluster are started with."""
+
+    shards: int
+    run_dir: Path
+    transport: str = "tcp"
+    heartbeat_ms: int | None = None
+    heartbeat_timeout_ms: int | None = None
+    scheduler_module: str = "ecrec.launch.scheduler"
+    shard_module: str = "ecrec.launch.ps"
+
+
+class LocalCluster:
+    """Starts the processes, hears them, kills them when asked, and replaces each that ends.
+
+    Everything happens in the thread that calls ``pump``. The children are killed by the kernel if the launcher dies.
+    """
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self.settings = settings
+        self.children = Children()
+        self.endpoint = ""
+        self.replaced: list[str] = []
+        """Names of the servers that were started again."""
+        self._scheduler: Child | None = None
+        self._shards: dict[int, Child] = {}
+        self._ready: set[Child] = set()
+        self._asked: set[Child] = set()
+        self._ends: defaultdict[str, deque[float]] = defaultdict(deque)
+        self._incarnations = 0
+        self._log_dir = settings.run_dir / "logs"
+
+    def __enter__(self) -> "LocalCluster":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ start and end
+    def start(self, timeout_s: float = START_TIMEOUT_S) -> str:
+        """Start the scheduler and then all shards; return the scheduler's endpoint once it is ready.
+
+        The shards come up meanwhile (``wait_ready``). Raises ClusterError when a process ends or is late.
+        """
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + timeout_s
+        self._start_scheduler(self._bind("scheduler"))
+        while not self.endpoint:
+            self._pump_until(deadline, "the scheduler")
+        for shard in range(self.settings.shards):
+            self._start_shard(shard)
+        return self.endpoint
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until all processes listen. Raises ClusterError when one ends or is late."""
+        deadline = time.monotonic() + timeout_s
+        while waiting := [child.name for child in self._servers() if child not in self._ready]:
+            self._pump_until(deadline, ", ".join(waiting))
+
+    def _pump_until(self, deadline: float, who: str) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ClusterError(f"not ready in time: {who}; logs are in {self._log_dir}")
+        self.pump(left)
+
+    def close(self) -> None:
+        """End all processes."""
+        self._asked.update(self.children.running)
+        self.children.close()
+
+    # ------------------------------------------------------------------ while it runs
+    def pump(self, timeout_s: float) -> list[ChildEvent]:
+        """Hear the children for at most so long; return what those that are not servers said.
+
+        Raises ClusterError when a server keeps ending.
+        """
+        others: list[ChildEvent] = []
+        for event in self.children.wait(timeout_s):
+            if event.child not in self._servers():
+                others.append(event)
+            elif isinstance(event, Line):
+                self._on_line(event)
+            else:
+                self._on_server_ended(event)
+        return others
+
+    def kill(self, shard: int) -> float:
+        """SIGKILL to the shard's process. Returns when, in seconds of the monotonic clock."""
+        child = self._shards[shard]
+        self._asked.add(child)
+        return self.children.kill(child)
+
+    def start_worker(
+        self, rank: int, world_size: int, arguments: list[str], environment: Mapping[str, str]
+    ) -> Child:
+        """Start ``ecrec-worker ARGUMENTS`` as worker ``rank``; its events come out of ``pump``."""
+        given = {
+            **os.environ,
+            **environment,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_RANK": str(rank),
+            "ECREC_SCHEDULER": self.endpoint,
+        }
+        return self.children.start(
+            f"worker {rank}",
+            module_command("ecrec.launch.worker", *arguments),
+            self._log_dir / f"worker-{rank}.log",
+            given,
+            events=True,
+        )
+
+    # ------------------------------------------------------------------ servers
+    def _servers(self) -> list[Child]:
+        return [*([self._scheduler] if self._scheduler else []), *self._shards.values()]
+
+    def _bind(self, name: str) -> str:
+        if self.settings.transport == "ipc":
+            return f"ipc://{self.settings.run_dir.absolute()}/{name}.sock"
+        return "tcp://127.0.0.1:0"
+
+    def _start_scheduler(self, bind: str) -> None:
+        arguments = ["--bind", bind, "--shards", str(self.settings.shards), "--groups", "1"]
+        arguments += ["--state", str(self.settings.run_dir / STATE_FILE)]
+        if self.settings.heartbeat_ms is not None:
+            arguments += ["--heartbeat-ms", str(self.settings.heartbeat_ms)]
+        if self.settings.heartbeat_timeout_ms is not None:
+            arguments += ["--heartbeat-timeout-ms", str(self.settings.heartbeat_timeout_ms)]
+        self._scheduler = self._start("scheduler", self.settings.scheduler_module, arguments)
+
+    def _start_shard(self, shard: int) -> None:
+        self._incarnations += 1
+        bind = self._bind(f"ps-{self._incarnations}")
+        arguments = ["--scheduler", self.endpoint, "--shard", str(shard), "--bind", bind]
+        self._shards[shard] = self._start(f"ps {shard}", self.settings.shard_module, arguments)
+
+    def _start(self, name: str, module: str, arguments: list[str]) -> Child:
+        child = self.children.start(
+            name,
+            module_command(module, *arguments),
+            self._log_dir / f"{name.replace(' ', '-')}.log",
+            {**os.environ, **thread_environment(SERVER_THREADS)},
+        )
+        self._write_cluster_file(child)
+        return child
+
+    def _write_cluster_file(self, started: Child) -> None:
+        pids = {child.name: child.pid for child in self._servers() if not child.ended}
+        pids[started.name] = started.pid
+        text = json.dumps({"scheduler": self.endpoint, "pids": pids})
+        path = self.settings.run_dir / CLUSTER_FILE
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        new.replace(path)
+
+    def _on_line(self, line: Line) -> None:
+        if "ready" not in line.data:
+            return
+        self._ready.add(line.child)
+        if line.child is self._scheduler:
+            self.endpoint = str(line.data["endpoint"])
+            self._write_cluster_file(line.child)
+
+    def _on_server_ended(self, event: Ended) -> None:
+        child = event.child
+        if child not in self._asked:
+            self._check_not_failing(child)
+        self._ready.discard(child)
+        if child is self._scheduler:
+            if not self.endpoint:
+                raise ClusterError(child.describe_end())
+            self._start_scheduler(self.endpoint)
+        else:
+            shard = next(shard for shard, process in self._shards.items() if process is child)
+            self._start_shard(shard)
+        self.replaced.append(child.name)
+
+    def _check_not_failing(self, child: Child) -> None:
+        now = time.monotonic()
+        ends = self._ends[child.name]
+        ends.append(now)
+        while ends[0] < now - ENDS_SPAN_S:
+            ends.popleft()
+        if len(ends) >= ENDS_MAX or (child not in self._ready and child.process.returncode == 2):
+            raise ClusterError(f"{child.name} keeps ending: {child.describe_end()}")

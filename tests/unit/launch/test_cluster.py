@@ -1,0 +1,109 @@
+import json
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from ecrec.errors import ClusterError
+from ecrec.launch.cluster import ClusterSettings, LocalCluster
+
+
+def settings(tmp_path, **changes):
+    return ClusterSettings(
+        shards=2, run_dir=tmp_path, scheduler_module="fake_server", shard_module="fake_server"
+    )._replace(**changes)
+
+
+@pytest.fixture
+def cluster(tmp_path, fakes):
+    with LocalCluster(settings(tmp_path)) as running:
+        running.start(20)
+        running.wait_ready(20)
+        yield running
+
+
+def pids(tmp_path):
+    return json.loads((tmp_path / "cluster.json").read_text())["pids"]
+
+
+def pump_until(cluster, condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        cluster.pump(deadline - time.monotonic())
+
+
+def test_all_processes_are_up_and_written_down(cluster, tmp_path):
+    assert cluster.endpoint == "tcp://127.0.0.1:7070"
+    written = json.loads((tmp_path / "cluster.json").read_text())
+    assert written["scheduler"] == cluster.endpoint
+    assert set(written["pids"]) == {"scheduler", "ps 0", "ps 1"}
+    assert all(psutil.pid_exists(pid) for pid in written["pids"].values())
+    log = (tmp_path / "logs" / "ps-1.log").read_text()
+    assert "--scheduler tcp://127.0.0.1:7070 --shard 1" in log
+
+
+def test_a_killed_shard_gets_a_replacement_in_its_place(cluster, tmp_path):
+    before = pids(tmp_path)
+    cluster.kill(1)
+    pump_until(cluster, lambda: cluster.replaced)
+    cluster.wait_ready(20)
+    assert cluster.replaced == ["ps 1"]
+    assert pids(tmp_path)["ps 1"] != before["ps 1"]
+    assert pids(tmp_path)["ps 0"] == before["ps 0"]
+
+
+def test_many_kills_are_no_failure(cluster):
+    for count in range(1, 7):
+        cluster.kill(0)
+        pump_until(cluster, lambda count=count: len(cluster.replaced) == count)
+        cluster.wait_ready(20)
+
+
+def test_the_scheduler_comes_back_on_its_endpoint(cluster, tmp_path):
+    os.kill(pids(tmp_path)["scheduler"], signal.SIGKILL)
+    pump_until(cluster, lambda: cluster.replaced)
+    cluster.wait_ready(20)
+    assert cluster.replaced == ["scheduler"]
+    assert "--bind tcp://127.0.0.1:7070" in (tmp_path / "logs" / "scheduler.log").read_text()
+
+
+def test_a_server_that_keeps_ending_is_given_up_with_its_last_words(cluster, monkeypatch):
+    monkeypatch.setenv("FAKE_EXIT", "5")
+    cluster.kill(0)
+    with pytest.raises(ClusterError, match=r"ps 0 keeps ending: .*exit code 5(.|\n)*started with"):
+        pump_until(cluster, lambda: False)
+
+
+def test_a_scheduler_that_cannot_start_is_an_error(tmp_path, fakes, monkeypatch):
+    monkeypatch.setenv("FAKE_EXIT", "1")
+    with LocalCluster(settings(tmp_path)) as cluster, pytest.raises(ClusterError, match="scheduler ended"):
+        cluster.start(20)
+
+
+def test_a_process_that_is_never_ready_is_named(tmp_path, fakes, monkeypatch):
+    monkeypatch.setenv("FAKE_LATE", "1")
+    with LocalCluster(settings(tmp_path)) as cluster, pytest.raises(ClusterError, match="not ready in time: the sched"):
+        cluster.start(0.1)
+
+
+def test_ipc_sockets_lie_in_the_run_directory_one_for_each_incarnation(tmp_path, fakes):
+    with LocalCluster(settings(tmp_path, transport="ipc")) as cluster:
+        assert cluster.start(20) == f"ipc://{tmp_path}/scheduler.sock"
+        cluster.wait_ready(20)
+        cluster.kill(1)
+        pump_until(cluster, lambda: cluster.replaced)
+        cluster.wait_ready(20)
+    log = (tmp_path / "logs" / "ps-1.log").read_text()
+    assert "ps-2.sock" in log
+    assert "ps-3.sock" in log
+
+
+def test_nothing_is_left_when_it_is_closed(tmp_path, fakes):
+    with LocalCluster(settings(tmp_path)) as cluster:
+        cluster.start(20)
+        cluster.wait_ready(20)
+        running = [psutil.Process(pid) for pid in pids(tmp_path).values()]
+    assert not any(process.is_running() for process in running)
