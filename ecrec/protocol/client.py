@@ -130,6 +130,8 @@ class ClientMachine:
         """Name -> (index, spec); a table may be used when `table_ready` says so."""
         self.failed = ""
         """Why the worker cannot go on; empty while it can."""
+        self.failed_kind = ""
+        """``lost`` (data), ``refused`` (a request), ``fenced`` or ``watermark`` (updates were lost)."""
         self.figures: dict[str, float] = {}
         """Sent to the scheduler with each heartbeat, for people."""
         self.first_rows: dict[tuple[int, int], float] = {}
@@ -324,10 +326,10 @@ class ClientMachine:
         if isinstance(message, Refused):
             for name, (request, _) in self._creating.items():
                 if request == message.request:
-                    return self._fail(f"table {name!r} was refused by the scheduler: {message.reason}")
+                    return self._fail("refused", f"table {name!r} was refused by the scheduler: {message.reason}")
             return []
         if isinstance(message, Fenced):
-            return self._fail(f"worker {self.worker} was fenced by the scheduler: {message.reason}")
+            return self._fail("fenced", f"worker {self.worker} was fenced by the scheduler: {message.reason}")
         return []
 
     def _on_table_ready(self, message: TableReady) -> list[Effect]:
@@ -358,13 +360,13 @@ class ClientMachine:
             self.tables[view.table.name] = (index, view.table)
             return []
         if isinstance(view, DataLost):
-            return self._fail(f"data was lost in group {group}: {view.reason}")
+            return self._fail("lost", f"data was lost in group {group}: {view.reason}")
         assert isinstance(view, Settle | ShardWhole), view
         return []
 
     def _on_start(self, group: int, view: Start) -> list[Effect]:
         if view.lost:
-            return self._fail(f"data was lost in group {group}: {view.lost}")
+            return self._fail("lost", f"data was lost in group {group}: {view.lost}")
         if not self._started:
             self.n, self.groups, self.config = view.n, view.groups, view.config
             self._views = [-1] * view.groups
@@ -439,11 +441,11 @@ class ClientMachine:
         if isinstance(message, Welcome):
             return self._on_welcome(event.source.id, shard, message)
         if isinstance(message, PushRefused):
-            return self._fail(f"{event.source} refused push {message.number}: {message.reason}")
+            return self._fail("refused", f"{event.source} refused push {message.number}: {message.reason}")
         if isinstance(message, PullRefused):
-            return self._fail(f"{event.source} refused pull {message.request}: {message.reason}")
+            return self._fail("refused", f"{event.source} refused pull {message.request}: {message.reason}")
         if isinstance(message, Fenced):
-            return self._fail(f"worker {self.worker} was fenced by {event.source}: {message.reason}")
+            return self._fail("fenced", f"worker {self.worker} was fenced by {event.source}: {message.reason}")
         return []
 
     def _on_welcome(self, number: int, shard: _Shard, message: Welcome) -> list[Effect]:
@@ -524,11 +526,13 @@ class ClientMachine:
         who = Address(SHARD, number, shard.epoch)
         if mark < shard.acked:
             return self._fail(
+                "watermark",
                 f"{who} goes on from push {mark} of worker {self.worker}, but push {shard.acked} was "
                 "acknowledged as durable: updates were lost"
             )
         if mark > shard.pushed:
             return self._fail(
+                "watermark",
                 f"{who} goes on from push {mark} of worker {self.worker}, which made only {shard.pushed}: "
                 "another process pushes in its name"
             )
@@ -541,6 +545,6 @@ class ClientMachine:
             shard.acked = durable
             shard.kept = [kept for kept in shard.kept if not 0 < kept.push <= durable]
 
-    def _fail(self, reason: str) -> list[Effect]:
-        self.failed = reason
+    def _fail(self, kind: str, reason: str) -> list[Effect]:
+        self.failed, self.failed_kind = reason, kind
         return [Failed(reason)]
