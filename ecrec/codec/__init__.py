@@ -1,0 +1,26 @@
+"""Erasure codes over GF(2^8) and the kernels that compute them.
+
+The fast code is native (`Code`); `ecrec.codec.reference` is the slow, obvious version, and its oracle.
+"""
+
+from ecrec._native import (
+    Code,
+    compiled_kernels,
+    gf_inverse,
+    gf_invert_matrix,
+    gf_multiply,
+    kernel,
+    kernels,
+    use_kernel,
+)
+
+__all__ = [
+    "Code",
+    "compiled_kernels",
+    "gf_inverse",
+    "gf_invert_matrix",
+    "gf_multiply",
+    "kernel",
+    "kernels",
+    "use_kernel",
+]

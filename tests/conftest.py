@@ -1,0 +1,28 @@
+"""Fixtures that several test packages share."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from ecrec import _native
+
+# The `kernel` fixture is function-scoped but the same for all examples of a test.
+settings.register_profile(
+    "ecrec", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+settings.load_profile("ecrec")
+
+
+@pytest.fixture(params=_native.compiled_kernels())
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test once on each kernel of the build; one that this machine cannot run is a visible skip."""
+    name: str = request.param
+    if name not in _native.kernels():
+        pytest.skip(f"kernel {name} cannot run on this machine")
+    before = _native.kernel()
+    _native.use_kernel(name)
+    assert _native.kernel() == name
+    yield name
+    assert _native.kernel() == name, "the test ran partly on another kernel"
+    _native.use_kernel(before)
