@@ -1,0 +1,87 @@
+// Bytes that grow without being zeroed and can be handed to somebody else.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+namespace ecrec {
+
+// malloc and not new: realloc moves the pages of a large block instead of copying them.
+template <class T>
+class Growing {
+public:
+    Growing() = default;
+    ~Growing() { std::free(data_); }
+    Growing(Growing&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)),
+          size_(std::exchange(other.size_, 0)),
+          capacity_(std::exchange(other.capacity_, 0)) {}
+    Growing& operator=(Growing&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(size_, other.size_);
+        std::swap(capacity_, other.capacity_);
+        return *this;
+    }
+    Growing(const Growing&) = delete;
+    Growing& operator=(const Growing&) = delete;
+
+    T* data() const { return data_; }
+    std::size_t size() const { return size_; }
+    T& operator[](std::size_t i) const { return data_[i]; }
+    T* begin() const { return data_; }
+    T* end() const { return data_ + size_; }
+
+    void reserve(std::size_t capacity) {
+        if (capacity <= capacity_) return;
+        T* grown = static_cast<T*>(std::realloc(static_cast<void*>(data_), capacity * sizeof(T)));
+        if (grown == nullptr) throw std::bad_alloc();
+        data_ = grown;
+        capacity_ = capacity;
+    }
+    // Appends `count` elements of unspecified content; returns the first. Earlier pointers become invalid.
+    T* extend(std::size_t count) {
+        if (size_ + count > capacity_) reserve(size_ + count + capacity_);
+        T* first = data_ + size_;
+        size_ += count;
+        return first;
+    }
+    void push_back(T value) { *extend(1) = value; }
+    void shrink_to(std::size_t size) { size_ = size; }
+    // Gives the memory away; the receiver frees it with std::free.
+    T* release() {
+        size_ = capacity_ = 0;
+        return std::exchange(data_, nullptr);
+    }
+
+private:
+    T* data_ = nullptr;
+    std::size_t size_ = 0;
+    std::size_t capacity_ = 0;
+};
+
+// target ^= source; both 16-byte multiples long, as records are.
+inline void xor_into(std::uint8_t* target, const std::uint8_t* source, std::size_t bytes) {
+    for (std::size_t i = 0; i < bytes; i += 16) {
+        std::uint64_t a[2], b[2];
+        std::memcpy(a, target + i, 16);
+        std::memcpy(b, source + i, 16);
+        a[0] ^= b[0];
+        a[1] ^= b[1];
+        std::memcpy(target + i, a, 16);
+    }
+}
+
+inline void prefetch_read(const void* memory, std::size_t bytes) {
+    const auto* line = static_cast<const char*>(memory);
+    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 0);
+}
+
+inline void prefetch_write(const void* memory, std::size_t bytes) {
+    const auto* line = static_cast<const char*>(memory);
+    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 1);
+}
+
+}  // namespace ecrec

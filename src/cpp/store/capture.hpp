@@ -1,0 +1,35 @@
+// A copy of this shard's parity rows of some stripes of one class, at one cut (DESIGN.md section 5).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "store/key_index.hpp"
+#include "store/row_buffer.hpp"
+
+namespace ecrec {
+
+class Capture {
+public:
+    // All positions first <= p < last of the class.
+    Capture(std::shared_ptr<const Store> store, int class_id, std::uint64_t first, std::uint64_t last);
+    // The given stripes of the class.
+    Capture(std::shared_ptr<const Store> store, int class_id, std::span<const std::uint64_t> keys);
+
+    void fold(int source, std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records);
+    RowsBlob take() { return rows_.take(); }
+
+private:
+    bool holds(std::uint64_t key) const;
+
+    std::shared_ptr<const Store> store_;
+    int class_id_;
+    bool of_keys_;
+    std::uint64_t first_ = 0;
+    std::uint64_t last_ = 0;
+    KeyIndex keys_;
+    RowBuffer rows_;  // only rows that are not all zero to begin with, or were folded into
+};
+
+}  // namespace ecrec

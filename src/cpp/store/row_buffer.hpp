@@ -1,0 +1,47 @@
+// Sparse rows of one store's tables, merged by XOR: deltas of a window, captures, rows being decoded.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "kernels/operations.hpp"
+#include "store/bytes.hpp"
+#include "store/key_index.hpp"
+
+namespace ecrec {
+
+class Store;
+
+// Records of some keys, one after the other.
+struct RowsBlob {
+    Growing<std::uint64_t> keys;
+    Growing<std::uint8_t> records;
+};
+
+class RowBuffer {
+public:
+    explicit RowBuffer(std::shared_ptr<const Store> store) : store_(std::move(store)) {}
+
+    std::size_t size() const { return rows_.keys.size(); }
+    std::size_t record_bytes() const { return rows_.records.size(); }
+
+    // The record of a key, zero if it is new. Valid until the next call that adds a row.
+    std::uint8_t* record(std::uint64_t key, std::size_t bytes);
+    void prefetch(std::uint64_t key) const { index_.prefetch(key); }
+
+    void fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records);
+    Growing<std::uint64_t> nonzero() const;
+    void remove_class(int class_id);
+    RowsBlob take();
+
+private:
+    std::shared_ptr<const Store> store_;
+    KeyIndex index_;  // key -> offset of its record
+    RowsBlob rows_;
+    // What was taken last: the next window is likely to be as large.
+    std::size_t expected_rows_ = 0;
+    std::size_t expected_bytes_ = 0;
+};
+
+}  // namespace ecrec

@@ -1,0 +1,197 @@
+#include "store/store.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "gf/matrix.hpp"
+#include "store/error.hpp"
+
+namespace ecrec {
+namespace {
+
+// Bytes of one table on one shard, so that no product of sizes overflows; more than any machine has.
+constexpr double table_bytes_max = 70368744177664.0;  // 2^46
+constexpr std::int64_t dim_max = 1 << 24;
+constexpr std::size_t tables_max = (std::size_t{1} << (64 - stripe_bits)) - 1;
+constexpr std::size_t huge_pages_min_bytes = std::size_t{4} << 20;
+
+float checked_float(const char* what, double value) {
+    const float narrow = static_cast<float>(value);
+    if (!std::isfinite(narrow)) refuse(ErrorKind::value, "add_table: ", what, " is ", value, ", expected a finite float32");
+    return narrow;
+}
+
+Optimizer optimizer_from_name(const std::string& name) {
+    if (name == "sgd") return Optimizer::sgd;
+    if (name == "adagrad") return Optimizer::adagrad;
+    if (name == "rowwise-adagrad") return Optimizer::rowwise_adagrad;
+    refuse(ErrorKind::value, "add_table: unknown optimizer '", name, "', expected sgd, adagrad or rowwise-adagrad");
+}
+
+Initial initial_from_name(const std::string& name) {
+    if (name == "zeros") return Initial::zeros;
+    if (name == "uniform") return Initial::uniform;
+    refuse(ErrorKind::value, "add_table: unknown init '", name, "', expected zeros or uniform");
+}
+
+TableShape checked_shape(const TableOptions& options, int shards) {
+    if (options.rows < 1) refuse(ErrorKind::value, "add_table: rows is ", options.rows, ", expected at least 1");
+    if (options.dim < 1 || options.dim > dim_max) {
+        refuse(ErrorKind::value, "add_table: dim is ", options.dim, ", expected 1 to ", dim_max);
+    }
+    if (options.k < 1 || options.r < 0 || options.k > shards || options.r > shards - options.k) {
+        refuse(ErrorKind::value, "add_table: code (", options.k, ", ", options.r, ") does not fit ", shards,
+               " shards, expected k >= 1, r >= 0 and k + r <= shards");
+    }
+    TableShape shape;
+    shape.rows = static_cast<std::uint64_t>(options.rows);
+    shape.dim = static_cast<std::uint64_t>(options.dim);
+    shape.k = options.k;
+    shape.r = options.r;
+    shape.optimizer = optimizer_from_name(options.optimizer);
+    const std::size_t expected = shape.optimizer == Optimizer::sgd ? 1 : 2;
+    if (options.hyper.size() != expected) {
+        refuse(ErrorKind::value, "add_table: ", options.optimizer, " got ", options.hyper.size(), " hyperparameters, expected ",
+               expected == 1 ? "[lr]" : "[lr, eps]");
+    }
+    for (std::size_t i = 0; i < expected; ++i) shape.hyper[i] = checked_float(i == 0 ? "lr" : "eps", options.hyper[i]);
+    shape.initial = initial_from_name(options.initial);
+    shape.seed = options.initial_seed;
+    shape.scale = checked_float("init_scale", options.initial_scale);
+    shape.state = checked_float("init_state", options.initial_state);
+    const double record_bytes_max = 8.0 * static_cast<double>(shape.dim) + 16;
+    if (static_cast<double>(shape.rows) * record_bytes_max > table_bytes_max) {
+        refuse(ErrorKind::value, "add_table: ", options.rows, " rows of dim ", options.dim, " are more than 2^46 bytes");
+    }
+    return shape;
+}
+
+}  // namespace
+
+Store::Store(int shard, int shards, int group, int groups) : place_{shard, shards, group, groups} {
+    if (shards < 1 || shards > shards_max) refuse(ErrorKind::value, "Store: shards is ", shards, ", expected 1 to ", shards_max);
+    if (shard < 0 || shard >= shards) refuse(ErrorKind::value, "Store: shard is ", shard, ", expected 0 to ", shards - 1);
+    if (groups < 1) refuse(ErrorKind::value, "Store: groups is ", groups, ", expected at least 1");
+    if (group < 0 || group >= groups) refuse(ErrorKind::value, "Store: group is ", group, ", expected 0 to ", groups - 1);
+}
+
+int Store::add_table(const TableOptions& options) {
+    if (tables_.size() >= tables_max) refuse(ErrorKind::value, "add_table: the store has ", tables_max, " tables, the most there can be");
+    const TableShape shape = checked_shape(options, place_.shards);
+    const auto generator = gf::generator_from_name(options.generator);
+    if (!generator) {
+        refuse(ErrorKind::value, "add_table: unknown generator '", options.generator, "', expected cauchy or isal-cauchy");
+    }
+    std::size_t code = 0;
+    const auto same = [&](const Code& other) {
+        return other.k() == shape.k && other.r() == shape.r && other.generator() == *generator;
+    };
+    while (code < codes_.size() && !same(codes_[code].code)) ++code;
+    const bool added = code == codes_.size();
+    if (added && (static_cast<int>(code) + 1) * place_.shards > classes_max) {
+        refuse(ErrorKind::value, "add_table: ", code + 1, " different codes on ", place_.shards, " shards are more than ",
+               classes_max, " classes");
+    }
+    const std::uint64_t offset = added ? 0 : codes_[code].positions;
+    Table table(shape, place_, static_cast<int>(code), offset, options.recovered);
+    if (added) codes_.push_back({Code(shape.k, shape.r, *generator)});
+    // Huge pages save address translations but make 2 MiB resident for one touched row: only for as much as could be
+    // resident as a whole without hurting.
+    for (const Mapping* memory : {&table.data_memory(), &table.parity_memory()}) {
+        if (memory->size() < huge_pages_min_bytes) continue;
+        if (huge_page_bytes_ + memory->size() > physical_memory_bytes() / 32) continue;
+        huge_page_bytes_ += memory->size();
+        memory->allow_huge_pages();
+    }
+    codes_[code].tables.push_back(tables_.size());
+    codes_[code].positions += table.quotients();
+    tables_.push_back(std::move(table));
+    return static_cast<int>(tables_.size()) - 1;
+}
+
+std::uint64_t Store::class_size(int class_id) const {
+    check_class(class_id);
+    const std::size_t code = static_cast<std::size_t>(class_id / place_.shards);
+    return code < codes_.size() ? codes_[code].positions : 0;
+}
+
+MemoryUse Store::memory() const {
+    MemoryUse use;
+    for (const Table& table : tables_) {
+        use.data_rows_touched += table.data_rows_touched();
+        use.parity_rows_touched += table.parity_rows_touched();
+        use.data_bytes_reserved += table.data_memory().size();
+        use.parity_bytes_reserved += table.parity_memory().size();
+        use.data_bytes_touched += table.data_rows_touched() * table.record_bytes();
+        use.parity_bytes_touched += table.parity_rows_touched() * table.record_bytes();
+    }
+    return use;
+}
+
+void Store::check_peer(int peer) const {
+    if (peer < 0 || peer >= place_.shards) {
+        refuse(ErrorKind::value, "shard ", peer, " is not in the group, expected 0 to ", place_.shards - 1);
+    }
+}
+
+void Store::check_class(int class_id) const {
+    if (class_id < 0 || class_id >= classes_max) {
+        refuse(ErrorKind::value, "class id is ", class_id, ", expected 0 to ", classes_max - 1);
+    }
+}
+
+void Store::check_keys(const char* where, std::span<const std::uint64_t> keys) const {
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+        const std::uint64_t index = keys[i] >> stripe_bits;
+        if (index >= tables_.size()) {
+            refuse(ErrorKind::value, where, ": key ", i, " names table ", index, ", expected 0 to ",
+                   static_cast<std::int64_t>(tables_.size()) - 1);
+        }
+        if (stripe_of(keys[i]) >= tables_[index].stripes()) {
+            refuse(ErrorKind::index, where, ": key ", i, " names stripe ", stripe_of(keys[i]), " of table ", index,
+                   ", which has ", tables_[index].stripes(), " stripes in this group");
+        }
+    }
+}
+
+void Store::check_blob(const char* where, std::span<const std::uint64_t> keys, std::size_t bytes) const {
+    check_keys(where, keys);
+    std::size_t expected = 0;
+    for (const std::uint64_t key : keys) expected += table_of(key).record_bytes();
+    if (bytes != expected) {
+        refuse(ErrorKind::value, where, ": got ", bytes, " bytes of records for ", keys.size(), " keys, expected ", expected);
+    }
+}
+
+std::string Store::describe(std::uint64_t key) const {
+    return "stripe " + std::to_string(stripe_of(key)) + " of table " + std::to_string(key >> stripe_bits);
+}
+
+int Store::parity_index(int class_id) const {
+    check_class(class_id);
+    if (static_cast<std::size_t>(class_id / place_.shards) >= codes_.size()) {
+        refuse(ErrorKind::value, "class ", class_id, " is of no code, the store has ", codes_.size());
+    }
+    const StoreCode& code = code_of(class_id);
+    const int index = place_.slot_in(residue_of(class_id)) - code.k();
+    if (index < 0 || index >= code.r()) {
+        refuse(ErrorKind::value, "shard ", place_.shard, " holds no parity of class ", class_id);
+    }
+    return index;
+}
+
+std::size_t Store::checked_table(const char* where, std::int64_t index) const {
+    if (index < 0 || static_cast<std::size_t>(index) >= tables_.size()) {
+        refuse(ErrorKind::value, where, ": unknown table ", index, ", the store has ", tables_.size());
+    }
+    return static_cast<std::size_t>(index);
+}
+
+int Store::data_slot(int class_id) const {
+    check_class(class_id);
+    if (static_cast<std::size_t>(class_id / place_.shards) >= codes_.size()) return -1;
+    const int slot = place_.slot_in(residue_of(class_id));
+    return slot < code_of(class_id).k() ? slot : -1;
+}
+
+}  // namespace ecrec

@@ -1,0 +1,158 @@
+// All tables of one shard. Every call checks its arguments before the first byte is changed and throws StoreError.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "codec/code.hpp"
+#include "kernels/operations.hpp"
+#include "store/row_buffer.hpp"
+#include "store/table.hpp"
+#include "store/window.hpp"
+
+namespace ecrec {
+
+// A code of the store, and the tables that have it.
+struct StoreCode {
+    Code code;
+    std::vector<std::uint64_t> tables{};  // in order
+    std::uint64_t positions = 0;          // of each class
+
+    int k() const { return code.k(); }
+    int r() const { return code.r(); }
+};
+
+// Rows of several tables, section after section.
+struct Sections {
+    std::span<const std::int32_t> tables;
+    std::span<const std::int64_t> counts;
+    std::span<const std::int64_t> rows;
+};
+
+struct TableOptions {
+    std::int64_t rows = 0;
+    std::int64_t dim = 0;
+    int k = 1;
+    int r = 0;
+    std::string generator;
+    std::string optimizer;
+    std::vector<double> hyper;
+    std::string initial;
+    std::uint64_t initial_seed = 0;
+    double initial_scale = 0;
+    double initial_state = 0;
+    bool recovered = true;
+};
+
+struct MemoryUse {
+    std::uint64_t data_rows_touched = 0, parity_rows_touched = 0;
+    std::uint64_t data_bytes_reserved = 0, parity_bytes_reserved = 0;
+    std::uint64_t data_bytes_touched = 0, parity_bytes_touched = 0;
+};
+
+struct SeedProgress {
+    bool finished = false;
+    Growing<std::uint64_t> blocked;
+};
+
+class Store {
+public:
+    Store(int shard, int shards, int group, int groups);
+
+    // -- tables, codes, keys (store.cpp)
+    int add_table(const TableOptions& options);
+    std::size_t tables() const { return tables_.size(); }
+    const Table& table(int index) const { return tables_[checked_table("record_bytes", index)]; }
+    const std::vector<StoreCode>& codes() const { return codes_; }
+    const ShardPlace& place() const { return place_; }
+    std::uint64_t class_size(int class_id) const;
+    MemoryUse memory() const;
+
+    void check_peer(int peer) const;
+    void check_class(int class_id) const;
+    // Every key names a stripe of a table that exists.
+    void check_keys(const char* where, std::span<const std::uint64_t> keys) const;
+    // And there are exactly as many bytes as their records have.
+    void check_blob(const char* where, std::span<const std::uint64_t> keys, std::size_t bytes) const;
+    std::string describe(std::uint64_t key) const;
+
+    // Of checked keys and classes:
+    const Table& table_of(std::uint64_t key) const { return tables_[key >> stripe_bits]; }
+    static std::uint64_t stripe_of(std::uint64_t key) { return key & ((std::uint64_t{1} << stripe_bits) - 1); }
+    StripePlace place_of(std::uint64_t key) const { return table_of(key).stripe_place(stripe_of(key)); }
+    int class_of(std::uint64_t key) const { return table_of(key).code() * place_.shards + place_of(key).residue; }
+    std::uint64_t position_of(std::uint64_t key) const { return table_of(key).offset() + place_of(key).quotient; }
+    int residue_of(int class_id) const { return class_id % place_.shards; }
+    const StoreCode& code_of(int class_id) const { return codes_[static_cast<std::size_t>(class_id / place_.shards)]; }
+    // Which parity of the class this shard holds; refuses a class of no code, or one of which it holds none.
+    int parity_index(int class_id) const;
+
+    // Calls visit(table index, table, first quotient, last quotient) for each table of the class that has positions in
+    // [first, last), until it returns false; returns false if it did. A class of no code has none.
+    template <class Visit>
+    bool scan_tables(int class_id, std::uint64_t first, std::uint64_t last, Visit&& visit) const {
+        const std::size_t code = static_cast<std::size_t>(class_id / place_.shards);
+        if (code >= codes_.size()) return true;
+        for (const std::uint64_t index : codes_[code].tables) {
+            const Table& table = tables_[index];
+            const std::uint64_t offset = table.offset();
+            if (offset >= last || offset + table.quotients() <= first) continue;
+            const std::uint64_t from = first > offset ? first - offset : 0;
+            const std::uint64_t to = last - offset < table.quotients() ? last - offset : table.quotients();
+            if (!visit(index, table, from, to)) return false;
+        }
+        return true;
+    }
+
+    // -- rows for workers (rows.cpp)
+    void gather(const Sections& sections, bool records, std::span<std::uint8_t> out) const;
+    std::uint64_t gather_bytes(std::span<const std::int32_t> tables, std::span<const std::int64_t> counts, bool records) const;
+    Growing<std::uint64_t> missing(const Sections& sections) const;
+    void apply(const Sections& sections, std::span<const float> gradients, Window* window);
+    void assign(const Sections& sections, std::span<const float> values, Window* window);
+    Growing<std::uint64_t> keys(const Sections& sections) const;
+
+    // -- parity (parity.cpp)
+    void fold(int source, std::uint64_t class_mask, std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records);
+    void wipe_parity(int class_id);
+    std::uint64_t span(int class_id, std::uint64_t first, std::uint64_t last, std::uint64_t rows_max) const;
+
+    // -- recovery (recovery.cpp)
+    RowsBlob coded_rows(int class_id, std::uint64_t first, std::uint64_t last) const;
+    RowsBlob coded_rows_of(std::span<const std::uint64_t> keys) const;
+    SeedProgress seed(Window& window, int peer, int class_id, std::uint64_t rows_max);
+    void restore(std::span<const std::uint64_t> keys, std::span<const std::uint8_t> coded);
+    void mark_recovered(int class_id, std::uint64_t first, std::uint64_t last);
+    void mark_recovered_keys(std::span<const std::uint64_t> keys);
+    std::int64_t next_missing(int class_id, std::uint64_t first) const;
+
+private:
+    std::size_t checked_table(const char* where, std::int64_t index) const;
+    void check_sections(const char* where, const Sections& sections) const;
+    // Fills places_ with where each row lies; refuses ids out of range, of other shards, and (on request) not recovered.
+    void resolve(const char* where, const Sections& sections, bool recovered) const;
+    void check_values(const char* where, const Sections& sections, std::span<const float> values, const Window* window) const;
+    template <class Step>
+    void update(const Sections& sections, std::span<const float> values, Window* window, Step&& step);
+    // Slot of this shard's data row in each stripe; refuses stripes in which it has none.
+    void check_data_keys(const char* where, std::span<const std::uint64_t> keys, bool existing) const;
+    int data_slot(int class_id) const;  // -1 if none
+    // target = record XOR initial record of a touched row.
+    void write_coded(const Operations& operations, const Table& table, std::uint64_t stripe, std::uint64_t quotient, int slot,
+                     std::uint8_t* target) const;
+    float* initial_scratch(const Table& table) const;
+
+    ShardPlace place_;
+    std::vector<Table> tables_;
+    std::vector<StoreCode> codes_;
+    std::size_t huge_page_bytes_ = 0;
+    // Kept between calls for their memory only.
+    mutable std::vector<RowPlace> places_;
+    mutable std::vector<float> scratch_;
+    Growing<std::uint8_t> delta_;
+};
+
+}  // namespace ecrec

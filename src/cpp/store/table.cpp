@@ -1,0 +1,83 @@
+#include "store/table.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace ecrec {
+namespace {
+
+std::uint64_t ceil_divide(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
+
+// How many of 0, 1, ..., total - 1 leave the remainder when divided by step.
+std::uint64_t count_of(std::uint64_t total, std::uint64_t remainder, std::uint64_t step) {
+    return total > remainder ? ceil_divide(total - remainder, step) : 0;
+}
+
+std::size_t state_floats(const TableShape& shape) {
+    switch (shape.optimizer) {
+        case Optimizer::adagrad: return shape.dim;
+        case Optimizer::rowwise_adagrad: return 1;
+        case Optimizer::sgd: break;
+    }
+    return 0;
+}
+
+}  // namespace
+
+Table::Table(const TableShape& shape, const ShardPlace& place, int code, std::uint64_t offset, bool recovered)
+    : shape_(shape),
+      place_(place),
+      code_(code),
+      offset_(offset),
+      used_bytes_(4 * (shape.dim + state_floats(shape))),
+      record_bytes_((used_bytes_ + 15) / 16 * 16),
+      by_k_(static_cast<std::uint64_t>(shape.k)),
+      by_groups_(static_cast<std::uint64_t>(place.groups)),
+      by_shards_(static_cast<std::uint64_t>(place.shards)),
+      data_slots_(static_cast<std::size_t>(shape.k)),
+      parity_slots_(static_cast<std::size_t>(shape.r)) {
+    const std::uint64_t k = static_cast<std::uint64_t>(shape.k);
+    const std::uint64_t n = static_cast<std::uint64_t>(place.shards);
+    stripes_ = count_of(ceil_divide(shape.rows, k), static_cast<std::uint64_t>(place.group),
+                        static_cast<std::uint64_t>(place.groups));
+    quotients_ = ceil_divide(stripes_, n);
+    data_ = Mapping(quotients_ * k * record_bytes_);
+    parity_ = Mapping(quotients_ * static_cast<std::uint64_t>(shape.r) * record_bytes_);
+
+    for (int slot = 0; slot < shape.k + shape.r; ++slot) {
+        // slot_of is its own inverse: the class in which this shard has the slot.
+        const int residue = place.slot_of(place.shard, slot);
+        std::uint64_t extent = count_of(stripes_, static_cast<std::uint64_t>(residue), n);
+        if (slot >= shape.k) {
+            parity_slots_[static_cast<std::size_t>(slot - shape.k)] = {extent, Bitmap(quotients_)};
+            continue;
+        }
+        // Only the last stripe of the table can be short.
+        if (extent != 0 && row_at(stripe_at(extent - 1, residue), slot) >= shape.rows) --extent;
+        DataSlot& data_slot = data_slots_[static_cast<std::size_t>(slot)];
+        data_slot = {extent, Bitmap(quotients_), Bitmap(recovered ? 0 : quotients_)};
+        if (!recovered) missing_ += extent;
+    }
+}
+
+void Table::write_initial(const Operations& operations, std::uint64_t row, float* record) const {
+    if (shape_.initial == Initial::uniform) {
+        operations.initial_uniform(shape_.dim, shape_.seed, row, shape_.scale, record);
+    } else {
+        std::fill_n(record, shape_.dim, 0.0f);
+    }
+    std::fill_n(record + shape_.dim, used_bytes_ / 4 - shape_.dim, shape_.state);
+}
+
+void Table::wipe_parity(int index) {
+    Bitmap& touched = parity_slots_[static_cast<std::size_t>(index)].touched;
+    scan_bits(0, parity_extent(index), [&](std::uint64_t word) { return touched.word(word); },
+              [&](std::uint64_t quotient) {
+                  std::memset(parity_record(quotient, index), 0, record_bytes_);
+                  touched.clear(quotient);
+                  --parity_rows_touched_;
+                  return true;
+              });
+}
+
+}  // namespace ecrec
