@@ -167,6 +167,8 @@ class Store:
         """Bytes that `gather` needs for such sections."""
     def missing(self, tables: I32, counts: I64, rows: I64) -> U64:
         """Distinct keys of those rows that are not yet recovered (empty when nothing is lost)."""
+    def check(self, tables: I32, counts: I64, rows: I64, values: F32) -> None:
+        """Raise what `apply` or `assign` would raise for these arguments; change nothing."""
     def apply(self, tables: I32, counts: I64, rows: I64, gradients: F32, window: Window | None) -> None:
         """One optimizer step on each row, in order, writing deltas into ``window`` in the same pass.
 

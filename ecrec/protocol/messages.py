@@ -129,7 +129,10 @@ class Captured(Message, frozen=True, gc=False):
 
 
 class Repaired(Message, frozen=True, gc=False):
-    """Coded values of the receiver's lost rows; those of the stripes not named are zero. Frames: asked keys, keys, records."""
+    """Coded values of the receiver's lost rows; those of the stripes not named are zero.
+
+    Frames: the keys asked for, then keys, records.
+    """
 
     view: int
     request: int
@@ -198,7 +201,7 @@ class PullRefused(Message, frozen=True, gc=False):
 
 
 class Scrub(Message, frozen=True, gc=False):
-    """A tool asks a shard to compare its parity rows of a class, from a position on, with the data, at a consistent cut."""
+    """A tool asks a shard to compare its parity rows of a class, from a position on, with the data, at one cut."""
 
     request: int
     class_id: int
@@ -297,7 +300,7 @@ class DataLost(View, frozen=True):
 AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost
 
 
-# ------------------------------------------------------------------ members and the scheduler; each says all, any may be lost
+# ------------------------------------------------------------------ members and the scheduler; any may be lost
 class Register(Message, frozen=True):
     """A shard's process asks for a place: a given one, or (shard = -1) any that is free. Repeated until Views come."""
 
@@ -408,9 +411,38 @@ class ClusterState(Message, frozen=True):
 
 
 AnyMessage: TypeAlias = (
-    Window | WindowAck | Stable | Join | Joined | Reseed | Repair | CaptureParity | Snap | Mark | Captured
-    | Repaired | Hello | Welcome | Push | PushAck | PushRefused | Pull | Rows | PullRefused | Scrub | ScrubResult
-    | ScrubBusy | Register | ShardStatus | WorkerStatus | Views | Fenced | CreateTable | TableReady | Refused
-    | ClusterQuery | ClusterState
+    Window
+    | WindowAck
+    | Stable
+    | Join
+    | Joined
+    | Reseed
+    | Repair
+    | CaptureParity
+    | Snap
+    | Mark
+    | Captured
+    | Repaired
+    | Hello
+    | Welcome
+    | Push
+    | PushAck
+    | PushRefused
+    | Pull
+    | Rows
+    | PullRefused
+    | Scrub
+    | ScrubResult
+    | ScrubBusy
+    | Register
+    | ShardStatus
+    | WorkerStatus
+    | Views
+    | Fenced
+    | CreateTable
+    | TableReady
+    | Refused
+    | ClusterQuery
+    | ClusterState
 )
 """Everything that can travel."""

@@ -1,0 +1,182 @@
+"""Views: what a shard does when members die, are settled, come back and become whole (DESIGN.md, section 5)."""
+
+from typing import TYPE_CHECKING, Any
+
+from ecrec._native import Store
+from ecrec._native import Window as WindowBuffers
+from ecrec.protocol import messages as m
+from ecrec.protocol.events import Connect, Disconnect, Stop
+from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, UP, Address
+from ecrec.protocol.peer import Peer
+from ecrec.protocol.placement import CLASSES_MAX, Placement
+
+if TYPE_CHECKING:
+    from ecrec.protocol.shard import ShardMachine
+
+UNLIMITED = 2**64 - 1
+
+
+class Membership:
+    """The part of a `ShardMachine` that follows the views. Holds what has been reported and is not yet settled."""
+
+    def __init__(self, machine: "ShardMachine") -> None:
+        self.machine = machine
+        self.reports: dict[int, m.Report] = {}
+        self._apply: dict[type, Any] = {
+            m.ShardDown: self._on_down,
+            m.Settle: self._on_settle,
+            m.ShardUp: self._on_up,
+            m.ShardWhole: self._on_whole,
+            m.TableAdded: self._on_table,
+            m.DataLost: self._on_lost,
+        }
+
+    def on_views(self, message: m.Views) -> None:
+        """Take the views in order; one that is known is skipped, what follows a gap waits for a resend."""
+        machine = self.machine
+        for view in message.views:
+            if isinstance(view, m.Start):
+                if not machine.state:
+                    self._place(view)
+                continue
+            if not machine.state or view.number <= machine.view:
+                continue
+            if view.number != machine.view + 1:
+                return
+            machine.view = view.number
+            machine.status_due = True
+            # trap: a repair lives within one view
+            machine.repairs.forget_all()
+            self._apply[type(view)](view)
+            machine.release_held()
+
+    # ------------------------------------------------------------------ the first view
+    def _place(self, start: m.Start) -> None:
+        """Become an incarnation: a fresh one, or the replacement of a dead one."""
+        machine = self.machine
+        machine.config = start.config
+        machine.group, machine.shard, machine.epoch, machine.view = start.group, start.shard, start.epoch, start.number
+        machine.base = start.group * start.n
+        machine.address = Address(SHARD, machine.base + start.shard, start.epoch)
+        machine.placement = Placement(start.n)
+        machine.store = Store(start.shard, start.n, start.group, start.groups)
+        machine.buffers = WindowBuffers(machine.store)
+        machine.state = RECOVERING if start.recovering else UP
+        machine.marks, machine.durable = dict(start.marks), dict(start.marks)
+        machine.window_number, machine.stable = start.window + 1, start.window
+        for table in start.tables:
+            machine.add_table(table, recovered=not start.recovering)
+        for member in start.members:
+            peer = Peer(member.shard, member.epoch, member.state, member.endpoint)
+            machine.peers[member.shard] = peer
+            if peer.shard != start.shard and peer.running:
+                machine.effects.append(Connect(self._address(peer), peer.endpoint))
+        for member in start.unsettled:
+            # it died before I was: I have nothing of its stream
+            peer = machine.peers[member.shard]
+            peer.settling = peer.unsettled = True
+            self.reports[member.shard] = m.Report(member.shard, member.epoch, -1, {})
+        for member in start.members:
+            if member.state == DOWN:
+                machine.peers[member.shard].settling = True
+        if start.recovering:
+            machine.repairs.begin()
+            machine.seeding.begin()
+            for peer in machine.others():
+                self.join(peer, restarted=True)
+            machine.seeding.ask_all()
+        else:
+            for peer in machine.others():
+                peer.joined, peer.received = True, 0
+                self._limit(peer, UNLIMITED)
+        machine.status_due = True
+        machine.release_held()
+
+    def _address(self, peer: Peer) -> Address:
+        return Address(SHARD, self.machine.base + peer.shard, peer.epoch)
+
+    def _limit(self, peer: Peer, position: int) -> None:
+        for class_id in range(CLASSES_MAX):
+            self.machine.buffers.set_limit(peer.shard, class_id, position)
+
+    # ------------------------------------------------------------------ streams begin
+    def join(self, peer: Peer, restarted: bool) -> None:
+        """Begin my stream to a peer. ``restarted``: it is I who am new."""
+        machine = self.machine
+        machine.close_window()  # nothing older than the Join reaches it
+        peer.joined = True
+        # trap: until a recovering peer says what it wants seeded, my deltas to it would be wrong
+        peer.awaits_joined = restarted and peer.state == RECOVERING
+        peer.begins, peer.ends = {}, []
+        machine.send(peer, m.Join(machine.window_number - 1, dict(machine.marks), restarted))
+        self._limit(peer, UNLIMITED)
+        if peer.state != UP:
+            machine.seeding.hold_back(peer)
+
+    def on_join(self, peer: Peer, message: m.Join, frames: m.Frames) -> None:
+        machine = self.machine
+        if message.ask:
+            machine.send(peer, m.Joined(machine.seeding.wanted_from(peer.shard)))
+        peer.received = message.window
+        peer.undo.clear()
+        peer.marks = dict(message.marks)
+
+    # ------------------------------------------------------------------ views
+    def _on_down(self, view: m.ShardDown) -> None:
+        machine = self.machine
+        peer = machine.peers[view.shard]
+        if view.shard == machine.shard:
+            machine.effects.append(Stop(f"declared dead as shard {machine.base + machine.shard}, epoch {view.epoch}"))
+            return
+        machine.effects.append(Disconnect(self._address(peer)))
+        peer.state = DOWN
+        peer.settling = peer.unsettled = True
+        peer.joined = peer.awaits_joined = False
+        peer.begins, peer.ends = {}, []
+        machine.seeding.forget(peer.shard)
+        self._limit(peer, 0)
+        machine.buffers.buffer(peer.shard).take()
+        # trap: the watermarks belong to the report of the window, and are told with it
+        window = -1 if peer.received is None else peer.received
+        self.reports[peer.shard] = m.Report(peer.shard, peer.epoch, window, peer.marks_received())
+        for unstable in machine.unstable.values():
+            unstable.waiting.discard(peer.shard)
+        machine.settle_windows()
+
+    def _on_settle(self, view: m.Settle) -> None:
+        """Undo what I folded beyond the cut; what is at or below it is final."""
+        machine = self.machine
+        peer = machine.peers[view.shard]
+        peer.unsettled = False
+        self.reports.pop(view.shard, None)
+        if peer.received is not None:
+            while peer.undo and peer.undo[-1].number > view.window:
+                undo = peer.undo.pop()
+                if undo.keys.size:
+                    machine.store.fold(peer.shard, undo.class_mask, undo.keys, undo.records)
+            machine.commit_undo(peer, view.window)
+            peer.received = None
+        machine.seeding.start_over()
+
+    def _on_up(self, view: m.ShardUp) -> None:
+        machine = self.machine
+        peer = Peer(view.shard, view.epoch, RECOVERING, view.endpoint)
+        peer.held = machine.peers[view.shard].held
+        machine.peers[view.shard] = peer
+        # trap: should it die before I hear from it, the cut is the one it started from
+        peer.received, peer.marks = view.window, dict(view.marks)
+        machine.effects.append(Connect(self._address(peer), view.endpoint))
+        self.join(peer, restarted=False)
+
+    def _on_whole(self, view: m.ShardWhole) -> None:
+        machine = self.machine
+        peer = machine.peers[view.shard]
+        peer.state = UP
+        machine.seeding.whole(peer.shard)
+
+    def _on_table(self, view: m.TableAdded) -> None:
+        self.machine.add_table(view.table, recovered=True)
+        self.machine.seeding.table_added()
+
+    def _on_lost(self, view: m.DataLost) -> None:
+        self.machine.note("error", view.reason)

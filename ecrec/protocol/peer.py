@@ -1,0 +1,66 @@
+"""What a shard knows of another one."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from ecrec.protocol.events import Received
+from ecrec.protocol.messages import DOWN
+
+
+@dataclass(slots=True)
+class Undo:
+    """A folded window that its sender may not have made stable: folding it again undoes it."""
+
+    number: int
+    class_mask: int
+    """Classes that were folded; the others were skipped."""
+    keys: Any
+    records: Any
+    marks: dict[int, int]
+    ends: list[int]
+
+
+@dataclass(slots=True)
+class Peer:
+    """A place in the group, seen from another shard. Changed by views and by the peer's stream."""
+
+    shard: int
+    epoch: int
+    state: str
+    endpoint: str
+
+    joined: bool = False
+    """My windows go to it."""
+    awaits_joined: bool = False
+    """It was recovering when I was restarted, and has yet to say which classes it wants seeded."""
+    settling: bool = False
+    """Down, and its replacement has not started: nothing is accepted from it."""
+    unsettled: bool = False
+    """Down, and the cut is not announced: parities may differ by its windows."""
+
+    received: int | None = None
+    """Number of its last window that I have; None while its stream has not begun."""
+    marks: dict[int, int] = field(default_factory=dict)
+    """Its watermarks at the last window that left the undo records."""
+    undo: deque[Undo] = field(default_factory=deque)
+    rounds: dict[int, int] = field(default_factory=dict)
+    """Class -> round of seeding that its stream has announced."""
+    held: list[Received] = field(default_factory=list)
+    """Messages that wait for a view, in order."""
+
+    begins: dict[int, int] = field(default_factory=dict)
+    """For my open window to it: classes whose seeding begins -> round."""
+    ends: list[int] = field(default_factory=list)
+    """For my open window to it: classes whose seeding is complete."""
+
+    @property
+    def running(self) -> bool:
+        return self.state != DOWN
+
+    def marks_received(self) -> dict[int, int]:
+        """Its watermarks at the last window that I have."""
+        marks = dict(self.marks)
+        for undo in self.undo:
+            marks.update(undo.marks)
+        return marks

@@ -1,0 +1,335 @@
+"""Repair of the data rows of a replacement, and the scrub, which is a repair that compares (DESIGN.md, section 5).
+
+A *capture* is a copy of parity rows at one consistent cut: taken at the first sign of a request, it follows later
+deltas of each data member until that member's MARK. The first surviving parity holder (the assembler) takes the known
+coded rows out of the captures and solves for the lost ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ecrec._native import Capture, Code, RowBuffer, gf_invert_matrix
+from ecrec.protocol import arrays
+from ecrec.protocol import messages as m
+from ecrec.protocol.arrays import NO_KEYS, NO_RECORDS
+from ecrec.protocol.messages import RECOVERING, UP, Address, Stripes
+from ecrec.protocol.peer import Peer
+
+if TYPE_CHECKING:
+    from ecrec.protocol.shard import ShardMachine
+
+
+@dataclass(slots=True)
+class Asked:
+    """A repair that I wait for."""
+
+    stripes: Stripes
+    keys: Any
+    background: bool
+    at_ms: float
+
+
+@dataclass(slots=True, eq=False)
+class Assembly:
+    """A request at a parity holder: the capture and what is still to come."""
+
+    stripes: Stripes
+    capture: Capture
+    keys: Any
+    at_ms: float
+    marked: set[int] = field(default_factory=set)
+    members: set[int] | None = None
+    """Data members whose MARK is needed; None while the request itself has not come."""
+    full: list[int] = field(default_factory=list)
+    """Data members that send their coded rows."""
+    rows: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    """Data member -> keys, records."""
+    used: list[int] = field(default_factory=list)
+    """Parity holders whose captures are solved together."""
+    captures: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    finish: Callable[["Assembly"], None] | None = None
+
+
+class Repairs:
+    """The part of a `ShardMachine` that asks for repairs, takes part in them, and scrubs."""
+
+    def __init__(self, machine: "ShardMachine") -> None:
+        self.machine = machine
+        self.incomplete: set[int] = set()
+        """My data classes with rows to repair."""
+        self.asked: dict[int, Asked] = {}
+        self.assemblies: dict[int, Assembly] = {}
+        self.scrubs: dict[int, tuple[Address, int]] = {}
+        """Request -> the tool that asked and its own number of it."""
+        self._requests = 0
+
+    # ------------------------------------------------------------------ asking
+    def begin(self) -> None:
+        """I am a replacement: everything is lost."""
+        machine = self.machine
+        self.incomplete = set(machine.placement.data_classes(machine.shard))
+
+    def complete(self) -> bool:
+        return not self.incomplete
+
+    def _request(self) -> int:
+        self._requests += 1
+        return (self.machine.shard << 48) | self._requests
+
+    def ask(self, keys: Any) -> None:
+        """Ask for rows that somebody waits for, except those already asked for by name."""
+        machine = self.machine
+        if not machine.settled:
+            return  # trap: between DOWN and SETTLE the parities of a stripe can differ
+        pending = [a.keys for a in self.asked.values() if not a.background]
+        if pending:
+            keys = np.setdiff1d(keys, np.concatenate(pending))
+        if not keys.size:
+            return
+        classes = machine.store.classes(keys)
+        for class_id in np.unique(classes):
+            wanted = keys[classes == class_id]
+            for begin in range(0, len(wanted), machine.config.repair_rows_max):
+                chunk = np.ascontiguousarray(wanted[begin : begin + machine.config.repair_rows_max])
+                self._send(Stripes(int(class_id), 0, 0), chunk, background=False)
+
+    def sweep(self) -> None:
+        """Ask for the next range of each class of which nothing is asked."""
+        machine = self.machine
+        if machine.state != RECOVERING or not self.incomplete or not machine.settled:
+            return
+        busy = {a.stripes.class_id for a in self.asked.values() if a.background}
+        for class_id in sorted(self.incomplete - busy):
+            if len(busy) >= machine.config.repairs_in_flight_max:
+                return
+            first = machine.store.next_missing(class_id, 0)
+            if first < 0:
+                self.incomplete.discard(class_id)
+                continue
+            stripes = Stripes(class_id, first, machine.store.class_size(class_id))
+            if self._send(stripes, NO_KEYS, background=True):
+                busy.add(class_id)
+
+    def _send(self, stripes: Stripes, keys: Any, background: bool) -> bool:
+        """Ask the first surviving parity holder; False if there is none (a later view will tell of one)."""
+        machine = self.machine
+        holders = self._holders(stripes.class_id)
+        if not holders:
+            return False
+        request = self._request()
+        self.asked[request] = Asked(stripes, keys, background, machine.now_ms)
+        machine.send(holders[0], m.Repair(machine.view, request, stripes), (keys,))
+        return True
+
+    def _holders(self, class_id: int) -> list[Peer]:
+        """Parity holders that are whole, in order of their slots."""
+        peers = self.machine.peers
+        return [peers[p] for p in self.machine.placement.classes[class_id].parity if peers[p].state == UP]
+
+    def on_repaired(self, peer: Peer, message: m.Repaired, frames: m.Frames) -> None:
+        store = self.machine.store
+        if self.asked.pop(message.request, None) is None:
+            return
+        asked, keys, records = arrays.keys(frames[0]), arrays.keys(frames[1]), arrays.records(frames[2])
+        stripes = message.stripes
+        if keys.size:
+            store.restore(keys, records)
+        if stripes.last:
+            store.mark_recovered(stripes.class_id, stripes.first, stripes.last)
+        else:
+            store.mark_recovered_keys(asked)
+        if store.next_missing(stripes.class_id, 0) < 0:
+            self.incomplete.discard(stripes.class_id)
+
+    # ------------------------------------------------------------------ requests come to an end
+    def forget_all(self) -> None:
+        """trap: a repair lives within one view; the replacement asks again."""
+        self.asked.clear()
+        self.assemblies.clear()
+        for tool, request in self.scrubs.values():
+            self.machine.reply(tool, m.ScrubBusy(request, "the membership changed; ask again"))
+        self.scrubs.clear()
+
+    def on_tick(self) -> None:
+        machine = self.machine
+        timeout_ms = machine.config.repair_timeout_ms
+        for request in [r for r, a in self.asked.items() if machine.now_ms - a.at_ms > timeout_ms]:
+            del self.asked[request]
+        for request in [r for r, a in self.assemblies.items() if machine.now_ms - a.at_ms > 10 * timeout_ms]:
+            del self.assemblies[request]
+            self.scrubs.pop(request, None)
+
+    # ------------------------------------------------------------------ a parity holder
+    def _assembly(self, request: int, stripes: Stripes, keys: Any) -> Assembly:
+        """The request's assembly; at its first sign the capture is taken."""
+        assembly = self.assemblies.get(request)
+        if assembly is None:
+            store = self.machine.store
+            if stripes.last:
+                capture = Capture(store, stripes.class_id, stripes.first, stripes.last)
+            else:
+                capture = Capture.of_keys(store, stripes.class_id, keys)
+            assembly = self.assemblies[request] = Assembly(stripes, capture, keys, self.machine.now_ms)
+        return assembly
+
+    def fold_captures(self, peer: Peer, mask: int, keys: Any, records: Any) -> None:
+        """A later delta belongs to the capture until its sender's MARK."""
+        for assembly in self.assemblies.values():
+            if peer.shard not in assembly.marked and mask >> assembly.stripes.class_id & 1:
+                assembly.capture.fold(peer.shard, keys, records)
+
+    def on_repair(self, peer: Peer, message: m.Repair, frames: m.Frames) -> None:
+        """I am the assembler: capture, ask the members to mark, and the other holders I need for their captures."""
+        machine = self.machine
+        stripes, keys = message.stripes, arrays.keys(frames[0])
+        code = machine.placement.code_of(stripes.class_id)
+        # trap: a member that is itself recovering must mark too, its new deltas are in flight
+        members = [p for p in self._members(stripes.class_id) if p.running and p.shard != peer.shard]
+        full = [p.shard for p in members if p.state == UP]
+        holders = self._holders(stripes.class_id)[: code.k - len(full)]
+        if len(full) + len(holders) < code.k:
+            return  # cannot be decoded in this view
+        if stripes.last:
+            last = machine.store.span(stripes.class_id, stripes.first, stripes.last, machine.config.repair_rows_max)
+            stripes = Stripes(stripes.class_id, stripes.first, last)
+        assembly = self._assembly(message.request, stripes, keys)
+        assembly.members, assembly.full = {p.shard for p in members}, full
+        assembly.used = [p.shard for p in holders]
+
+        def finish(assembly: Assembly) -> None:
+            self._decode(peer, message.request, assembly)
+
+        assembly.finish = finish
+        for holder in holders:
+            if holder.shard != machine.shard:
+                capture = m.CaptureParity(machine.view, message.request, stripes, [p.shard for p in members])
+                machine.send(holder, capture, (keys,))
+        for member in members:
+            snap = m.Snap(machine.view, message.request, stripes, assembly.used, member.shard in full)
+            machine.send(member, snap, (keys,))
+        self._try(message.request)
+
+    def _members(self, class_id: int) -> list[Peer]:
+        return [self.machine.peers[s] for s in self.machine.placement.classes[class_id].data]
+
+    def on_capture_parity(self, peer: Peer, message: m.CaptureParity, frames: m.Frames) -> None:
+        assembly = self._assembly(message.request, message.stripes, arrays.keys(frames[0]))
+        assembly.members = set(message.members)
+
+        def finish(assembly: Assembly) -> None:
+            captured = m.Captured(self.machine.view, message.request)
+            self.machine.send(peer, captured, assembly.capture.take())
+
+        assembly.finish = finish
+        self._try(message.request)
+
+    def on_mark(self, peer: Peer, message: m.Mark, frames: m.Frames) -> None:
+        assembly = self._assembly(message.request, message.stripes, arrays.keys(frames[0]))
+        assembly.marked.add(peer.shard)
+        assembly.rows[peer.shard] = arrays.keys(frames[1]), arrays.records(frames[2])
+        self._try(message.request)
+
+    def on_captured(self, peer: Peer, message: m.Captured, frames: m.Frames) -> None:
+        assembly = self.assemblies.get(message.request)
+        if assembly is not None:
+            assembly.captures[peer.shard] = arrays.keys(frames[0]), arrays.records(frames[1])
+            self._try(message.request)
+
+    def _try(self, request: int) -> None:
+        """Finish the request if all it needs is here."""
+        assembly = self.assemblies[request]
+        if assembly.finish is None or assembly.members is None or not assembly.members <= assembly.marked:
+            return
+        if any(p not in assembly.captures for p in assembly.used if p != self.machine.shard):
+            return
+        del self.assemblies[request]
+        assembly.finish(assembly)
+
+    def _remainder(self, assembly: Assembly, holder: int, code: Code) -> RowBuffer:
+        """The holder's capture less the rows of the full members: what the lost rows contribute."""
+        stripe = self.machine.placement.classes[assembly.stripes.class_id]
+        row = code.coefficients[stripe.parity.index(holder)]
+        if holder == self.machine.shard:
+            keys, records = assembly.capture.take()
+        else:
+            keys, records = assembly.captures[holder]
+        rest = RowBuffer(self.machine.store)
+        rest.fold(1, keys, records)
+        for member in assembly.full:
+            rest.fold(int(row[stripe.data.index(member)]), *assembly.rows[member])
+        return rest
+
+    def _code(self, class_id: int) -> Code:
+        spec = self.machine.placement.code_of(class_id)
+        return Code(spec.k, spec.r, spec.generator)
+
+    def _decode(self, peer: Peer, request: int, assembly: Assembly) -> None:
+        """Solve for the peer's rows and send them to it, each once."""
+        machine = self.machine
+        stripe = machine.placement.classes[assembly.stripes.class_id]
+        code = self._code(assembly.stripes.class_id)
+        unknown = [j for j, shard in enumerate(stripe.data) if shard not in assembly.full]
+        equations = [stripe.parity.index(holder) for holder in assembly.used]
+        solution = gf_invert_matrix(np.ascontiguousarray(code.coefficients[np.ix_(equations, unknown)]))
+        wanted = solution[unknown.index(stripe.data.index(peer.shard))]
+        lost = RowBuffer(machine.store)
+        for holder, coefficient in zip(assembly.used, wanted, strict=True):
+            lost.fold(int(coefficient), *self._remainder(assembly, holder, code).take())
+        repaired = m.Repaired(machine.view, request, assembly.stripes)
+        machine.send(peer, repaired, (assembly.keys, *lost.take()))
+
+    # ------------------------------------------------------------------ a data member
+    def on_snap(self, peer: Peer, message: m.Snap, frames: m.Frames) -> None:
+        """Put my MARK in the streams right behind the deltas that the coded rows contain."""
+        machine = self.machine
+        keys, stripes = arrays.keys(frames[0]), message.stripes
+        machine.close_window()
+        rows: tuple[Any, Any] = NO_KEYS, NO_RECORDS
+        if message.with_rows and stripes.last:
+            rows = machine.store.coded_rows(stripes.class_id, stripes.first, stripes.last)
+        elif message.with_rows:
+            rows = machine.store.coded_rows_of(keys)
+        mark = m.Mark(machine.view, message.request, stripes)
+        for shard in message.holders:
+            if machine.peers[shard].running:
+                part = rows if shard == peer.shard else (NO_KEYS, NO_RECORDS)
+                machine.send(machine.peers[shard], mark, (keys, *part))
+
+    # ------------------------------------------------------------------ scrub
+    def on_scrub(self, tool: Address, message: m.Scrub, frames: m.Frames) -> None:
+        """Compare my parity rows of some stripes with their data rows at a cut."""
+        machine = self.machine
+        class_id = message.class_id
+        classes = machine.placement.classes
+        if not 0 <= class_id < len(classes) or machine.shard not in classes[class_id].parity:
+            machine.reply(tool, m.ScrubBusy(message.request, f"this shard holds no parity of class {class_id}"))
+            return
+        size = machine.store.class_size(class_id)
+        members = self._members(class_id)
+        if machine.state != UP or not machine.settled or any(p.state != UP for p in members):
+            machine.reply(tool, m.ScrubBusy(message.request, "a member of these stripes is not whole"))
+            return
+        first = min(max(message.first, 0), size)
+        if first == size:
+            machine.reply(tool, m.ScrubResult(message.request, class_id, size, size, 0), (NO_KEYS,))
+            return
+        last = machine.store.span(class_id, first, size, max(1, message.rows_max))
+        stripes, request = Stripes(class_id, first, last), self._request()
+        self.scrubs[request] = tool, message.request
+        assembly = self._assembly(request, stripes, NO_KEYS)
+        assembly.full = [p.shard for p in members]
+        assembly.members, assembly.used = set(assembly.full), [machine.shard]
+
+        def finish(assembly: Assembly) -> None:
+            tool, tool_request = self.scrubs.pop(request)
+            rest = self._remainder(assembly, machine.shard, self._code(class_id))
+            stripes_seen, bad = len(rest), rest.nonzero()
+            result = m.ScrubResult(tool_request, class_id, last, size, stripes_seen)
+            machine.reply(tool, result, (bad,))
+
+        assembly.finish = finish
+        for member in members:
+            machine.send(member, m.Snap(machine.view, request, stripes, [machine.shard], True), (NO_KEYS,))

@@ -1,0 +1,589 @@
+"""The machine of the scheduler: who is a member, which tables there are (DESIGN.md, section 5).
+
+The scheduler decides; nothing that it says or hears is needed for a push or a pull, so training goes on while it is
+down. Everything between it and the others may be lost and is said again: members repeat what they know in each
+heartbeat, and the scheduler sends again the views that a heartbeat shows to be missing. A heartbeat's view confirms
+all views up to it; that is how a settlement is confirmed by everybody.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ecrec.errors import ConfigurationError
+from ecrec.protocol import messages as m
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.events import Connect, Disconnect, Disconnected, Effect, Event, Note, Persist, Received, Send, Tick
+from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, TOOL, UP, WORKER, Address
+from ecrec.protocol.placement import Placement, TableSpec
+
+VIEWS_KEPT_MAX = 10_000
+"""Views kept for members that are behind; one that is farther behind is told to stop."""
+HISTORY_MAX = 1_000
+TABLES_MAX = 65_535
+"""Keys have 16 bits for the table."""
+
+
+class Settlement(msgspec.Struct):
+    """A dead incarnation: what the survivors said, and the cut once it is decided."""
+
+    epoch: int
+    reports: dict[str, m.Report] = {}
+    """``"shard:epoch"`` of the survivor -> its report."""
+    window: int = -1
+    marks: dict[int, int] = {}
+    view: int = -1
+    """Number of the Settle view; -1 until decided."""
+
+
+class Place(msgspec.Struct):
+    """A shard of a group as the scheduler knows it."""
+
+    epoch: int = 0
+    state: str = DOWN
+    process: str = ""
+    endpoint: str = ""
+    start: m.Start | None = None
+    """What its process was, or is to be, started with."""
+
+
+class Group(msgspec.Struct):
+    """A coding group: its view, its places and what happened since it started."""
+
+    view: int = 0
+    places: list[Place] = []
+    views: list[m.AnyView] = []
+    settlements: dict[int, Settlement] = {}
+    table_views: list[int] = []
+    """Number of the view that added each table; 0 for those of before the start."""
+    lost: str = ""
+
+
+class State(msgspec.Struct):
+    """All that must survive a restart of the scheduler."""
+
+    n: int
+    groups: list[Group]
+    tables: list[TableSpec] = []
+    workers: dict[int, tuple[int, str]] = {}
+    """Worker -> its epoch and process."""
+    history: list[m.HistoryEntry] = []
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A shard's process without a place."""
+
+    endpoint: str
+    wanted: int
+    heard_ms: float
+
+
+@dataclass(slots=True)
+class Contact:
+    """What the last heartbeat of a member said, and when views were last sent to it."""
+
+    heard_ms: float
+    view: int = -1
+    sent_view: int = -1
+    sent_ms: float = -1e18
+    status: m.ShardStatus | None = None
+
+
+@dataclass(slots=True)
+class Client:
+    """A worker or tool that was heard of."""
+
+    address: Address
+    """Where to answer it: under epoch 0 until it knows its epoch."""
+    epoch: int
+    views: list[int]
+    sent_views: list[int]
+    sent_ms: float
+    heard_ms: float
+    figures: dict[str, float]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(State).decode
+
+
+class SchedulerMachine:
+    """Membership of all groups. ``state`` is the newest one given to `Persist`, or None for a new cluster."""
+
+    def __init__(self, n: int, groups: int, config: ProtocolConfig, state: bytes | None) -> None:
+        Placement(n)
+        self.config = config
+        if state is None:
+            self.state = State(n, [Group(places=[Place() for _ in range(n)]) for _ in range(groups)])
+        else:
+            self.state = _decode(state)
+            if (self.state.n, len(self.state.groups)) != (n, groups):
+                raise ConfigurationError(
+                    f"the stored cluster has {len(self.state.groups)} group(s) of {self.state.n} shards, "
+                    f"not {groups} of {n}: start with the same numbers or with another state file"
+                )
+        self.placement = Placement(n)
+        for table in self.state.tables:
+            self.placement.add(table.code)
+        self.now_ms = 0.0
+        self.candidates: dict[str, Candidate] = {}
+        self.contacts: dict[tuple[int, int], Contact] = {}
+        self.clients: dict[tuple[int, int], Client] = {}
+        self.creating: dict[tuple[Address, int], int] = {}
+        self.effects: list[Effect] = []
+        self._resumed = state is None
+        self._changed = False
+        self._handlers: dict[type, Callable[[Address, Any], None]] = {
+            m.Register: self._on_register,
+            m.ShardStatus: self._on_shard_status,
+            m.WorkerStatus: self._on_worker_status,
+            m.CreateTable: self._on_create_table,
+            m.ClusterQuery: self._on_query,
+        }
+
+    # ------------------------------------------------------------------ the one way in
+    def handle(self, event: Event, now_ms: float) -> list[Effect]:
+        """Take one event; return what is to be done, in order. A changed state is persisted before anything is sent."""
+        self.now_ms = now_ms
+        self.effects = []
+        self._resume()
+        if isinstance(event, Received):
+            handler = self._handlers.get(type(event.message))
+            if handler is None:
+                kind = type(event.message).__name__
+                self.effects.append(
+                    Note("warning", f"{event.source}: dropped a {kind}, which a scheduler does not take")
+                )
+            else:
+                handler(event.source, event.message)
+        elif isinstance(event, Disconnected):
+            self._suspect(event.address, "its connection is closed")
+        elif isinstance(event, Tick):
+            self._on_tick()
+        for number in range(len(self.state.groups)):
+            self._advance(number)
+        self._send_views()
+        effects, self.effects = self.effects, []
+        if self._changed:
+            self._changed = False
+            effects.insert(0, Persist(_encode(self.state)))
+        return effects
+
+    def _resume(self) -> None:
+        """After a restart every member has the time of a heartbeat to be heard of again."""
+        if self._resumed:
+            return
+        self._resumed = True
+        for number, group in enumerate(self.state.groups):
+            for shard, place in enumerate(group.places):
+                if place.state != DOWN:
+                    address = self._address(number, shard)
+                    self.contacts[number, shard] = Contact(self.now_ms)
+                    self.effects.append(Connect(address, place.endpoint))
+
+    def _address(self, group: int, shard: int) -> Address:
+        place = self.state.groups[group].places[shard]
+        return Address(SHARD, group * self.state.n + shard, place.epoch)
+
+    def _place(self, address: Address) -> tuple[int, int, Place] | None:
+        group, shard = divmod(address.id, self.state.n)
+        if not 0 <= group < len(self.state.groups):
+            return None
+        return group, shard, self.state.groups[group].places[shard]
+
+    # ------------------------------------------------------------------ views
+    def _add_view(self, group: Group, view: m.AnyView) -> None:
+        group.views.append(view)
+        del group.views[:-VIEWS_KEPT_MAX]
+        self._changed = True
+
+    def _next_view(self, group: Group) -> int:
+        group.view += 1
+        self._changed = True
+        return group.view
+
+    def _since(self, group: Group, view: int) -> list[m.AnyView] | None:
+        """Views after the given one; None if they are no longer kept."""
+        if view >= group.view:
+            return []
+        if not group.views or group.views[0].number > view + 1:
+            return None
+        return group.views[view + 1 - group.views[0].number :]
+
+    def _send_views(self) -> None:
+        """New views go out at once; views that were sent, and are not confirmed, again after a while."""
+        resend_ms = self.config.view_resend_ms
+        for number, group in enumerate(self.state.groups):
+            if not group.view:
+                continue
+            for shard, place in enumerate(group.places):
+                contact = self.contacts.get((number, shard))
+                if place.state == DOWN or contact is None or place.start is None or contact.view >= group.view:
+                    continue
+                stale = self.now_ms - contact.sent_ms >= resend_ms
+                base = contact.view if stale else max(contact.view, contact.sent_view)
+                if base >= group.view:
+                    continue
+                views: list[m.AnyView] = []
+                if base < place.start.number:
+                    views, base = [place.start], place.start.number
+                following = self._since(group, base)
+                if following is None:
+                    continue
+                contact.sent_view, contact.sent_ms = group.view, self.now_ms
+                self.effects.append(Send(self._address(number, shard), m.Views(number, views + following)))
+        for client in self.clients.values():
+            self._send_client_views(client)
+
+    def _send_client_views(self, client: Client) -> None:
+        stale = self.now_ms - client.sent_ms >= self.config.view_resend_ms
+        for number, group in enumerate(self.state.groups):
+            base = client.views[number] if stale else max(client.views[number], client.sent_views[number])
+            if not group.view or base >= group.view:
+                continue
+            views = self._since(group, base) if base > 0 and client.address.epoch else None
+            if views is None:
+                views = [self._snapshot(number, client.epoch)]
+            client.sent_views[number], client.sent_ms = group.view, self.now_ms
+            self.effects.append(Send(client.address, m.Views(number, views)))
+
+    def _members(self, group: Group) -> list[m.Member]:
+        return [m.Member(i, p.epoch, p.state, p.endpoint) for i, p in enumerate(group.places)]
+
+    def _snapshot(self, number: int, epoch: int) -> m.Start:
+        """The present view for a worker or tool."""
+        group = self.state.groups[number]
+        return m.Start(
+            group.view, number, len(self.state.groups), self.state.n, -1, epoch, False, 0, {},
+            self._members(group), self.state.tables, [], group.lost, self.config,
+        )  # fmt: skip
+
+    def _remember(self, event: str, group: int, shard: int, epoch: int) -> None:
+        shard += group * self.state.n
+        self.state.history.append(m.HistoryEntry(self.now_ms, event, shard, epoch))
+        del self.state.history[:-HISTORY_MAX]
+        self.effects.append(Note("info", f"shard {shard} (epoch {epoch}): {event}"))
+        self._changed = True
+
+    # ------------------------------------------------------------------ processes that want a place
+    def _on_register(self, source: Address, message: m.Register) -> None:
+        if not -1 <= message.shard < self.state.n * len(self.state.groups):
+            reason = (
+                f"there is no shard {message.shard}: the cluster has 0 to {self.state.n * len(self.state.groups) - 1}"
+            )
+            self.effects.append(Send(source, m.Fenced(reason)))
+            return
+        for number, group in enumerate(self.state.groups):
+            for shard, place in enumerate(group.places):
+                if place.process == message.process and place.state != DOWN:
+                    contact = self.contacts.setdefault((number, shard), Contact(self.now_ms))
+                    contact.heard_ms = self.now_ms
+                    return  # placed, and its Start is on its way again
+        self.candidates[message.process] = Candidate(message.endpoint, message.shard, self.now_ms)
+
+    def _candidate(self, shard: int) -> str | None:
+        """A process for this shard (over all groups): one that wants just it, else a spare."""
+        for wanted in (shard, -1):
+            for process, candidate in self.candidates.items():
+                if candidate.wanted == wanted:
+                    return process
+        return None
+
+    def _advance(self, number: int) -> None:
+        """Do what has become possible in a group: settle, start, replace, confirm tables."""
+        group = self.state.groups[number]
+        if not group.view:
+            self._try_start(number, group)
+            return
+        for shard in list(group.settlements):
+            self._try_settle(number, group, shard)
+            self._try_replace(number, group, shard)
+        for (client, request), index in list(self.creating.items()):
+            if self._table_ready(index):
+                del self.creating[client, request]
+                self.effects.append(Send(client, m.TableReady(request, index)))
+
+    def _try_start(self, number: int, group: Group) -> None:
+        """A new group starts when it has a process for every place."""
+        chosen: list[str] = []
+        for shard in range(self.state.n):
+            wanted = number * self.state.n + shard
+            process = next((p for p, c in self.candidates.items() if c.wanted == wanted and p not in chosen), None)
+            chosen.append(process or "")
+        spares = [p for p, c in self.candidates.items() if c.wanted == -1]
+        for shard, process in enumerate(chosen):
+            if not process:
+                if not spares:
+                    return
+                chosen[shard] = spares.pop(0)
+        view = self._next_view(group)
+        group.table_views = [0] * len(self.state.tables)
+        for place, process in zip(group.places, chosen, strict=True):
+            candidate = self.candidates.pop(process)
+            place.epoch, place.state, place.process, place.endpoint = 1, UP, process, candidate.endpoint
+        for shard in range(self.state.n):
+            self._start(number, shard, view, recovering=False, window=0, marks={})
+            self._remember("up", number, shard, 1)
+
+    def _start(self, number: int, shard: int, view: int, recovering: bool, window: int, marks: dict[int, int]) -> None:
+        """Write the Start of a place and begin to talk to its process."""
+        group = self.state.groups[number]
+        place = group.places[shard]
+        members = self._members(group)
+        unsettled = [members[s] for s, settlement in group.settlements.items() if settlement.view < 0]
+        place.start = m.Start(
+            view, number, len(self.state.groups), self.state.n, shard, place.epoch, recovering, window, marks,
+            members, list(self.state.tables), unsettled, "", self.config,
+        )  # fmt: skip
+        self.contacts[number, shard] = Contact(self.now_ms)
+        self.effects.append(Connect(self._address(number, shard), place.endpoint))
+
+    # ------------------------------------------------------------------ deaths
+    def _suspect(self, address: Address, reason: str) -> None:
+        found = self._place(address)
+        if found is not None and found[2].epoch == address.epoch and found[2].state != DOWN:
+            self._down(found[0], found[1], reason)
+
+    def _down(self, number: int, shard: int, reason: str) -> None:
+        group = self.state.groups[number]
+        place = group.places[shard]
+        self.effects.append(Note("warning", f"{self._address(number, shard)} is down: {reason}"))
+        self.effects.append(Disconnect(self._address(number, shard)))
+        place.state = DOWN
+        self.contacts.pop((number, shard), None)
+        self._add_view(group, m.ShardDown(self._next_view(group), shard, place.epoch))
+        group.settlements[shard] = Settlement(place.epoch)
+        self._remember("down", number, shard, place.epoch)
+        self._check_lost(number, group)
+
+    def _check_lost(self, number: int, group: Group) -> None:
+        """More members gone or not yet whole than the code can stand: say so, and replace nobody."""
+        gone = [s for s, place in enumerate(group.places) if place.state != UP]
+        tolerance = self.placement.tolerance() if self.state.tables else self.state.n
+        if group.lost or len(gone) <= tolerance:
+            return
+        names = ", ".join(f"{number * self.state.n + s} ({group.places[s].state})" for s in gone)
+        weakest = min(self.placement.codes, key=lambda code: code.r)
+        tables = [t.name for t in self.state.tables if t.code.r < len(gone)]
+        listed = ", ".join(tables[:8]) + (", ..." if len(tables) > 8 else "")
+        group.lost = (
+            f"data lost: shards {names} are not whole, and code {weakest} stands {tolerance} such shard(s) at a time; "
+            f"rows on them of {len(tables)} table(s) are gone: {listed}"
+        )
+        self._add_view(group, m.DataLost(self._next_view(group), group.lost))
+        self._remember("lost", number, gone[-1], group.places[gone[-1]].epoch)
+
+    def _try_settle(self, number: int, group: Group, shard: int) -> None:
+        """Every running shard has reported: the shortest report is the cut, and brings its watermarks."""
+        settlement = group.settlements[shard]
+        if settlement.view >= 0 or group.lost:
+            return
+        reports = []
+        for survivor, place in enumerate(group.places):
+            if place.state == DOWN:
+                continue
+            report = settlement.reports.get(f"{survivor}:{place.epoch}")
+            if report is None:
+                return
+            if report.window >= 0:
+                reports.append(report)
+        if reports:
+            cut = min(reports, key=lambda report: report.window)
+            settlement.window, settlement.marks = cut.window, cut.marks
+        else:  # nobody had heard of it: it goes on from where it started
+            start = group.places[shard].start
+            settlement.window, settlement.marks = (start.window, start.marks) if start else (0, {})
+        settlement.view = self._next_view(group)
+        self._add_view(group, m.Settle(settlement.view, shard, settlement.epoch, settlement.window))
+        self._remember("settled", number, shard, settlement.epoch)
+
+    def _try_replace(self, number: int, group: Group, shard: int) -> None:
+        """All have confirmed the settlement: start a process that waits for a place, if there is one."""
+        settlement = group.settlements[shard]
+        if settlement.view < 0 or group.lost:
+            return
+        for survivor, place in enumerate(group.places):
+            contact = self.contacts.get((number, survivor))
+            if place.state != DOWN and (contact is None or contact.view < settlement.view):
+                return
+        process = self._candidate(number * self.state.n + shard)
+        if process is None:
+            return
+        candidate = self.candidates.pop(process)
+        del group.settlements[shard]
+        place = group.places[shard]
+        place.epoch, place.state = place.epoch + 1, RECOVERING
+        place.process, place.endpoint = process, candidate.endpoint
+        view = self._next_view(group)
+        self._start(number, shard, view, True, settlement.window, settlement.marks)
+        up = m.ShardUp(view, shard, place.epoch, place.endpoint, settlement.window, settlement.marks)
+        self._add_view(group, up)
+        self._remember("up", number, shard, place.epoch)
+
+    # ------------------------------------------------------------------ heartbeats
+    def _on_shard_status(self, source: Address, status: m.ShardStatus) -> None:
+        found = self._place(source)
+        if found is None:
+            return
+        number, shard, place = found
+        if place.epoch != source.epoch or place.state == DOWN or place.process != status.process:
+            self.effects.append(
+                Send(source, m.Fenced(f"{source} was declared dead; its place is, or will be, another's"))
+            )
+            return
+        contact = self.contacts.setdefault((number, shard), Contact(self.now_ms))
+        contact.heard_ms, contact.view, contact.status = self.now_ms, max(contact.view, status.view), status
+        group = self.state.groups[number]
+        for report in status.reports:
+            settlement = group.settlements.get(report.shard)
+            key = f"{shard}:{place.epoch}"
+            if (
+                settlement
+                and settlement.epoch == report.epoch
+                and settlement.view < 0
+                and key not in settlement.reports
+            ):
+                settlement.reports[key] = report
+                self._changed = True
+        if status.whole and place.state == RECOVERING:
+            place.state = UP
+            self._add_view(group, m.ShardWhole(self._next_view(group), shard, place.epoch))
+            self._remember("whole", number, shard, place.epoch)
+
+    def _on_worker_status(self, source: Address, status: m.WorkerStatus) -> None:
+        epoch = 1
+        if source.role == WORKER:
+            known, process = self.state.workers.get(source.id, (0, ""))
+            if process != status.process:
+                if source.epoch:
+                    reason = f"worker {source.id} has been started again (epoch {known})"
+                    self.effects.append(Send(source, m.Fenced(reason)))
+                    return
+                known += 1
+                self.state.workers[source.id] = known, status.process
+                self._changed = True
+            epoch = known
+        elif source.role != TOOL:
+            return
+        groups = len(self.state.groups)
+        views = list(status.views[:groups]) + [-1] * (groups - len(status.views))
+        key = (source.role, source.id)
+        client = self.clients.get(key)
+        if client is None or client.address != source:
+            client = self.clients[key] = Client(source, epoch, views, [-1] * groups, -1e18, self.now_ms, {})
+        client.views, client.heard_ms, client.figures = views, self.now_ms, status.figures
+
+    def _on_tick(self) -> None:
+        timeout_ms = self.config.heartbeat_timeout_ms
+        for (number, shard), contact in list(self.contacts.items()):
+            silent_ms = self.now_ms - contact.heard_ms
+            if silent_ms > timeout_ms:
+                self._down(number, shard, f"silent for {silent_ms:.0f} ms, {timeout_ms} are allowed")
+        for process, candidate in list(self.candidates.items()):
+            if self.now_ms - candidate.heard_ms > timeout_ms:
+                del self.candidates[process]
+        for key, client in list(self.clients.items()):
+            if self.now_ms - client.heard_ms > 10 * timeout_ms:
+                del self.clients[key]
+
+    # ------------------------------------------------------------------ tables
+    def _on_create_table(self, source: Address, message: m.CreateTable) -> None:
+        spec = message.table
+        tables = self.state.tables
+        known = next((i for i, table in enumerate(tables) if table.name == spec.name), None)
+        if known is not None and tables[known] != spec:
+            differences = _differences(tables[known], spec)
+            reason = f"table {spec.name!r} exists with other properties: {differences}"
+            self.effects.append(Send(source, m.Refused(message.request, reason)))
+            return
+        if known is None:
+            try:
+                self._check_table(spec)
+            except ConfigurationError as error:
+                self.effects.append(Send(source, m.Refused(message.request, str(error))))
+                return
+            known = len(tables)
+            tables.append(spec)
+            self.placement.add(spec.code)
+            for group in self.state.groups:
+                number = 0
+                if group.view:
+                    number = self._next_view(group)
+                    self._add_view(group, m.TableAdded(number, spec))
+                group.table_views.append(number)
+            self._changed = True
+        if self._table_ready(known):
+            self.effects.append(Send(source, m.TableReady(message.request, known)))
+        else:
+            self.creating[source, message.request] = known
+
+    def _check_table(self, spec: TableSpec) -> None:
+        """Raise ConfigurationError for a table that no shard could hold."""
+        if len(self.state.tables) >= TABLES_MAX:
+            raise ConfigurationError(f"table {spec.name!r}: there are {TABLES_MAX} tables already")
+        if not spec.name or len(spec.name) > 256:
+            raise ConfigurationError(f"table name {spec.name[:300]!r}: expected 1 to 256 characters")
+        if not 1 <= spec.rows < 2**47:
+            raise ConfigurationError(f"table {spec.name!r}: {spec.rows} rows; expected 1 to 2**47")
+        if not 1 <= spec.dim <= 65_536:
+            raise ConfigurationError(f"table {spec.name!r}: dimension {spec.dim}; expected 1 to 65536")
+        if spec.code.generator not in ("cauchy", "isal-cauchy"):
+            raise ConfigurationError(f"table {spec.name!r}: generator {spec.code.generator!r} is unknown")
+        if spec.init not in ("zeros", "uniform"):
+            raise ConfigurationError(f"table {spec.name!r}: init {spec.init!r}; expected zeros or uniform")
+        hyper_sizes = {"sgd": 1, "adagrad": 2, "rowwise-adagrad": 2}
+        if hyper_sizes.get(spec.optimizer.name) != len(spec.optimizer.hyper):
+            raise ConfigurationError(
+                f"table {spec.name!r}: optimizer {spec.optimizer.name!r} with {len(spec.optimizer.hyper)} "
+                f"hyper-parameters; expected one of {hyper_sizes}"
+            )
+        self.placement.check(spec.code)
+
+    def _table_ready(self, index: int) -> bool:
+        """Every running shard has confirmed the view that added the table."""
+        for number, group in enumerate(self.state.groups):
+            if not group.view:
+                return False
+            for shard, place in enumerate(group.places):
+                contact = self.contacts.get((number, shard))
+                if place.state != DOWN and (contact is None or contact.view < max(1, group.table_views[index])):
+                    return False
+        return True
+
+    # ------------------------------------------------------------------ for people
+    def _on_query(self, source: Address, message: m.ClusterQuery) -> None:
+        shards = []
+        for number, group in enumerate(self.state.groups):
+            for shard, place in enumerate(group.places):
+                contact = self.contacts.get((number, shard))
+                status = contact.status if contact else None
+                shards.append(
+                    m.ShardFigures(
+                        number * self.state.n + shard,
+                        place.epoch,
+                        place.state,
+                        place.endpoint,
+                        self.now_ms - contact.heard_ms if contact else -1.0,
+                        status.marks if status else {},
+                        status.durable if status else {},
+                        status.figures if status else {},
+                    )
+                )
+        workers = {c.address.id: c.figures for c in self.clients.values() if c.address.role == WORKER}
+        state = m.ClusterState(
+            message.request, self.state.n, len(self.state.groups), [g.view for g in self.state.groups], shards, workers,
+            self.state.tables, self.state.history, len(self.candidates), "; ".join(_nonempty(self.state.groups)),
+        )  # fmt: skip
+        self.effects.append(Send(source, state))
+
+
+def _nonempty(groups: Iterable[Group]) -> list[str]:
+    return [group.lost for group in groups if group.lost]
+
+
+def _differences(ours: TableSpec, theirs: TableSpec) -> str:
+    pairs = ((name, getattr(ours, name), getattr(theirs, name)) for name in TableSpec.__struct_fields__)
+    return ", ".join(f"{name} is {a}, not {b}" for name, a, b in pairs if a != b)

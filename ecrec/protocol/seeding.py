@@ -1,0 +1,173 @@
+"""Parity rows of a replacement: the data members send their touched coded rows again, class by class.
+
+Seeds travel in the windows like deltas and merge with them; what tells them apart is only the class's round, which
+the sender announces in its stream (`Window.begins`). Both sides stand here: the seeder (tasks to peers) and the one
+who is seeded (rounds and who has finished).
+"""
+
+from typing import TYPE_CHECKING
+
+from ecrec.protocol import messages as m
+from ecrec.protocol.messages import RECOVERING
+from ecrec.protocol.peer import Peer
+
+if TYPE_CHECKING:
+    from ecrec.protocol.shard import ShardMachine
+
+ALL_CLASSES = 2**64 - 1
+UNLIMITED = 2**64 - 1
+
+
+class Seeding:
+    """The part of a `ShardMachine` that seeds others and is seeded."""
+
+    def __init__(self, machine: "ShardMachine") -> None:
+        self.machine = machine
+        self.tasks: dict[tuple[int, int], bool] = {}
+        """(peer, class) that my rows are held back from -> has it asked for them."""
+        self.rounds: dict[int, int] = {}
+        """My parity class -> round of seeding."""
+        self.done: dict[int, set[int]] = {}
+        """My parity class -> data members that have seeded it, all classes while I recover."""
+
+    # ------------------------------------------------------------------ being seeded
+    def begin(self) -> None:
+        """I am a replacement: nothing is seeded."""
+        for class_id in self.machine.placement.parity_classes(self.machine.shard):
+            self.rounds[class_id], self.done[class_id] = 0, set()
+
+    def ask_all(self) -> None:
+        for class_id in self.done:
+            self._ask(class_id)
+
+    def _ask(self, class_id: int) -> None:
+        machine = self.machine
+        for shard in machine.placement.classes[class_id].data:
+            peer = machine.peers[shard]
+            if peer.running:
+                machine.send(peer, m.Reseed(class_id, self.rounds[class_id]))
+
+    def table_added(self) -> None:
+        """Parity of a new code is zero, and so are its data: nothing to seed."""
+        machine = self.machine
+        if machine.state == RECOVERING:
+            for class_id in machine.placement.parity_classes(machine.shard):
+                if class_id not in self.done:
+                    self.rounds[class_id] = 0
+                    self.done[class_id] = set(machine.placement.classes[class_id].data)
+
+    def _unfinished(self, class_id: int) -> bool:
+        return not self.done[class_id].issuperset(self.machine.placement.classes[class_id].data)
+
+    def incomplete(self) -> int:
+        """Number of my parity classes that are not fully seeded."""
+        return sum(map(self._unfinished, self.done))
+
+    def complete(self) -> bool:
+        return not any(map(self._unfinished, self.done))
+
+    def wanted_from(self, shard: int) -> dict[int, int]:
+        """Classes that this data member has yet to seed -> round."""
+        data_of = self.machine.placement.classes
+        return {c: self.rounds[c] for c, done in self.done.items() if shard in data_of[c].data and shard not in done}
+
+    def accepted(self, peer: Peer) -> int:
+        """Bits of the classes whose deltas and seeds from this peer count."""
+        if self.machine.state != RECOVERING:
+            return ALL_CLASSES
+        mask = ALL_CLASSES
+        for class_id, done in self.done.items():
+            if peer.shard not in done and peer.rounds.get(class_id) != self.rounds[class_id]:
+                mask &= ~(1 << class_id)
+        return mask
+
+    def accepted_ends(self, peer: Peer, ends: list[int]) -> list[int]:
+        return [c for c in ends if c in self.done and peer.rounds.get(c) == self.rounds[c]]
+
+    def seeded(self, class_id: int, shard: int) -> None:
+        """trap: called when the window with the end of the seed is stable, not before."""
+        if class_id in self.done:
+            self.done[class_id].add(shard)
+
+    def start_over(self) -> None:
+        """trap: somebody was settled; classes not fully seeded begin again under a new round."""
+        machine = self.machine
+        if machine.state != RECOVERING:
+            return
+        for class_id in self.done:
+            if not self._unfinished(class_id):
+                continue
+            self.rounds[class_id] += 1
+            self.done[class_id] = set()
+            machine.store.wipe_parity(class_id)
+            for peer in machine.peers.values():  # what was wiped can not be undone
+                for undo in peer.undo:
+                    undo.class_mask &= ~(1 << class_id)
+                    undo.ends = [c for c in undo.ends if c != class_id]
+            self._ask(class_id)
+
+    # ------------------------------------------------------------------ seeding others
+    def peers(self) -> set[int]:
+        """Peers that are not fully seeded by me."""
+        return {shard for shard, _ in self.tasks}
+
+    def hold_back(self, peer: Peer) -> None:
+        """A recovering peer has joined: no row of a class whose parity it holds until it asks."""
+        machine = self.machine
+        for stripe in machine.placement.classes:
+            if machine.shard in stripe.data and peer.shard in stripe.parity:
+                self.tasks[peer.shard, stripe.class_id] = False
+                machine.buffers.set_limit(peer.shard, stripe.class_id, 0)
+
+    def on_joined(self, peer: Peer, message: m.Joined, frames: m.Frames) -> None:
+        """It was recovering when I came back, and says which of its classes still lack my rows."""
+        peer.awaits_joined = False
+        for shard, class_id in list(self.tasks):
+            if shard == peer.shard and class_id not in message.rounds:
+                self._finish(shard, class_id)
+        for class_id, round_ in message.rounds.items():
+            self.on_reseed(peer, m.Reseed(class_id, round_), ())
+
+    def on_reseed(self, peer: Peer, message: m.Reseed, frames: m.Frames) -> None:
+        """Seed a class from its start; what stands in the open window for it is of the old round."""
+        machine, class_id = self.machine, message.class_id
+        if class_id >= len(machine.placement.classes) or machine.shard not in machine.placement.classes[class_id].data:
+            machine.note("warning", f"shard {peer.shard} asks to seed class {class_id}, of which I hold no data")
+            return
+        self.tasks[peer.shard, class_id] = True
+        machine.buffers.set_limit(peer.shard, class_id, 0)
+        machine.buffers.buffer(peer.shard).remove_class(class_id)
+        peer.begins[class_id] = message.round
+        peer.ends = [c for c in peer.ends if c != class_id]
+
+    def forget(self, shard: int) -> None:
+        """The peer died."""
+        for key in [key for key in self.tasks if key[0] == shard]:
+            del self.tasks[key]
+
+    def whole(self, shard: int) -> None:
+        for peer, class_id in [key for key in self.tasks if key[0] == shard]:
+            self._finish(peer, class_id)
+
+    def _finish(self, shard: int, class_id: int) -> None:
+        del self.tasks[shard, class_id]
+        self.machine.buffers.set_limit(shard, class_id, UNLIMITED)
+
+    def advance(self) -> None:
+        """Add a chunk of rows for each peer being seeded, if the open window can soon go out."""
+        machine = self.machine
+        if not self.tasks or len(machine.unstable) >= machine.config.windows_in_flight_max:
+            return
+        served: set[int] = set()
+        for (shard, class_id), asked in list(self.tasks.items()):
+            peer = machine.peers[shard]
+            if not asked or shard in served or not peer.joined or peer.state != RECOVERING:
+                continue
+            finished, blocked = machine.store.seed(machine.buffers, shard, class_id, machine.config.seed_rows_max)
+            if blocked.size:
+                machine.repairs.ask(blocked)
+                continue
+            if finished:
+                del self.tasks[shard, class_id]
+                peer.ends.append(class_id)
+            served.add(shard)

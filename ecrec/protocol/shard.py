@@ -1,0 +1,527 @@
+"""The machine of one shard: pushes and pulls, windows and acknowledgements (DESIGN.md, section 5).
+
+`ShardMachine` owns the state and dispatches; what happens when shards die and come back stands in ``membership.py``,
+the repair of data rows (and the scrub) in ``repair.py``, the seeding of parity rows in ``seeding.py``.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from ecrec._native import Store, sum_sections
+from ecrec._native import Window as WindowBuffers
+from ecrec.protocol import arrays
+from ecrec.protocol import messages as m
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.events import Effect, Event, Note, Received, Send, Stop, Tick
+from ecrec.protocol.membership import Membership
+from ecrec.protocol.messages import RECOVERING, SCHEDULER, SHARD, UP, WORKER, Address
+from ecrec.protocol.peer import Peer, Undo
+from ecrec.protocol.placement import Placement, TableSpec
+from ecrec.protocol.repair import Repairs
+from ecrec.protocol.seeding import Seeding
+
+SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
+BAD_CONTENT = (ValueError, IndexError, OverflowError, TypeError)
+"""What the native store and the conversion to arrays raise for a message that does not fit."""
+FIGURES_MS = 500.0
+"""How often the figures for people are counted anew; counting scans bitmaps."""
+
+
+class Observer(Protocol):
+    """Told of what the machine does, for tests that keep their own record."""
+
+    def applied(self, shard: Address, window: int, pushes: "list[QueuedPush]") -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class QueuedPush:
+    worker: int
+    number: int
+    push: m.Push
+    frames: m.Frames
+    source: Address
+
+
+@dataclass(slots=True, eq=False)
+class QueuedPull:
+    source: Address
+    pull: m.Pull
+    sections: "list[Rows]"
+
+
+@dataclass(slots=True)
+class Unstable:
+    """A closed window that some running peer has not acknowledged."""
+
+    waiting: set[int]
+    marks: dict[int, int]
+
+
+@dataclass(slots=True)
+class Rows:
+    """A section of a push or pull as arrays: int32[m], int64[m], int64[N] and float32 values (a push)."""
+
+    tables: Any
+    counts: Any
+    rows: Any
+    values: Any = None
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What a shard knows of a worker."""
+
+    address: Address
+    queue: deque[QueuedPush] = field(default_factory=deque)
+    """Pushes in order, not yet applied."""
+
+
+class ShardMachine:
+    """One process of a shard: unplaced until the scheduler's Start, then one incarnation to its end.
+
+    ``wanted`` is the shard (over all groups) that this process wants to be; -1 makes it a spare.
+    """
+
+    def __init__(self, process: str, endpoint: str, wanted: int = -1) -> None:
+        self.process = process
+        self.endpoint = endpoint
+        self.wanted = wanted
+        self.observer: Observer | None = None
+        self.config = ProtocolConfig()
+        self.address = Address(SHARD, -1, 0)
+        self.group, self.shard, self.epoch, self.view = -1, -1, 0, -1
+        self.base = 0
+        self.state = ""
+        self.now_ms = 0.0
+        self.store: Store = None  # type: ignore[assignment]
+        self.placement: Placement = None  # type: ignore[assignment]
+        self.buffers: WindowBuffers = None  # type: ignore[assignment]
+        self.dims: list[int] = []
+        self.peers: dict[int, Peer] = {}
+        self.early: list[Received] = []
+        self.marks: dict[int, int] = {}
+        self.durable: dict[int, int] = {}
+        self.workers: dict[int, WorkerState] = {}
+        self.pulls: list[QueuedPull] = []
+        self.window_number = 1
+        self.stable = 0
+        self.open_marks: dict[int, int] = {}
+        self.unstable: dict[int, Unstable] = {}
+        self.effects: list[Effect] = []
+        self.status_due = True
+        self._status_at_ms = -1e18
+        self._figures: dict[str, float] = {}
+        self._figures_at_ms = -1e18
+        self.repairs = Repairs(self)
+        self.seeding = Seeding(self)
+        self.membership = Membership(self)
+        self._from_shards: dict[type, Callable[[Peer, Any, m.Frames], None]] = {
+            m.Window: self._on_window,
+            m.WindowAck: self._on_window_ack,
+            m.Stable: self._on_stable,
+            m.Join: self.membership.on_join,
+            m.Joined: self.seeding.on_joined,
+            m.Reseed: self.seeding.on_reseed,
+            m.Repair: self.repairs.on_repair,
+            m.CaptureParity: self.repairs.on_capture_parity,
+            m.Snap: self.repairs.on_snap,
+            m.Mark: self.repairs.on_mark,
+            m.Captured: self.repairs.on_captured,
+            m.Repaired: self.repairs.on_repaired,
+        }
+        self._from_clients: dict[type, Callable[[Address, Any, m.Frames], None]] = {
+            m.Hello: self._on_hello,
+            m.Push: self._on_push,
+            m.Pull: self._on_pull,
+            m.Scrub: self.repairs.on_scrub,
+        }
+
+    # ------------------------------------------------------------------ the one way in
+    def handle(self, event: Event, now_ms: float) -> list[Effect]:
+        """Take one event; return what is to be done, in order."""
+        self.now_ms = now_ms
+        self.effects = []
+        if isinstance(event, Tick):
+            self._on_tick()
+        elif isinstance(event, Received):
+            self._on_received(event)
+        if self.state:
+            self.advance()
+        if self.status_due:
+            self._send_status()
+        effects, self.effects = self.effects, []
+        return effects
+
+    def _on_received(self, event: Received) -> None:
+        role = event.source.role
+        if role == SCHEDULER:
+            self._on_scheduler(event.message)
+        elif role == SHARD:
+            self._on_shard(event)
+        elif self.state:
+            handler = self._from_clients.get(type(event.message))
+            if handler is None:
+                kind = type(event.message).__name__
+                self.note("warning", f"{event.source}: dropped a {kind}, which a shard does not take")
+            else:
+                handler(event.source, event.message, event.frames)
+
+    def _on_scheduler(self, message: m.Message) -> None:
+        if isinstance(message, m.Views):
+            self.membership.on_views(message)
+        elif isinstance(message, m.Fenced):
+            self.effects.append(Stop(f"fenced by the scheduler: {message.reason}"))
+
+    def _on_shard(self, event: Received) -> None:
+        """Take a peer's message, or hold it until its view is here, and then all that comes behind it."""
+        source = event.source
+        if not self.state:
+            self.early.append(event)
+            return
+        peer = self.peers.get(source.id - self.base)
+        handler = self._from_shards.get(type(event.message))
+        if peer is None or handler is None:
+            kind = type(event.message).__name__
+            self.note("warning", f"{source}: dropped a {kind}, which is not a peer's or not from a member")
+            return
+        if source.epoch > peer.epoch or (peer.held and peer.held[-1].source.epoch == source.epoch):
+            peer.held.append(event)
+            return
+        if source.epoch < peer.epoch or peer.settling:
+            return
+        view = getattr(event.message, "view", None)
+        if view is not None:
+            if view > self.view:
+                peer.held.append(event)
+                return
+            if view < self.view:
+                return
+        handler(peer, event.message, event.frames)
+
+    def release_held(self) -> None:
+        """A view came: what waited for one is taken again, in order."""
+        for peer in self.peers.values():
+            held, peer.held = peer.held, []
+            for event in held:
+                self._on_shard(event)
+        early, self.early = self.early, []
+        for event in early:
+            self._on_shard(event)
+
+    # ------------------------------------------------------------------ helpers for the parts
+    def note(self, level: str, text: str) -> None:
+        self.effects.append(Note(level, text))
+
+    def send(self, peer: Peer, message: m.Message, frames: m.Frames = ()) -> None:
+        self.effects.append(Send(Address(SHARD, self.base + peer.shard, peer.epoch), message, frames))
+
+    def reply(self, to: Address, message: m.Message, frames: m.Frames = ()) -> None:
+        self.effects.append(Send(to, message, frames))
+
+    def others(self) -> list[Peer]:
+        """All other members that run."""
+        return [p for p in self.peers.values() if p.shard != self.shard and p.running]
+
+    @property
+    def settled(self) -> bool:
+        return not any(p.unsettled for p in self.peers.values())
+
+    def add_table(self, table: TableSpec, recovered: bool) -> None:
+        self.placement.add(table.code)
+        self.dims.append(table.dim)
+        optimizer = table.optimizer
+        self.store.add_table(
+            table.rows, table.dim, table.code.k, table.code.r, table.code.generator, optimizer.name,
+            list(optimizer.hyper), table.init, table.init_seed, table.init_scale, table.init_state, recovered,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ workers: pushes
+    def _on_hello(self, source: Address, message: m.Hello, frames: m.Frames) -> None:
+        if source.role == WORKER and self._worker(source) is not None:
+            mark = self.marks.get(source.id, 0)
+            self.reply(source, m.Welcome(mark, self.durable.get(source.id, 0)))
+
+    def _worker(self, source: Address) -> WorkerState | None:
+        """The worker's state; None (and a refusal) for a process that a newer one has replaced."""
+        worker = self.workers.get(source.id)
+        if worker is None:
+            worker = self.workers[source.id] = WorkerState(source)
+        elif source.epoch < worker.address.epoch:
+            self.reply(source, m.Fenced(f"worker {source.id} has been started again (epoch {worker.address.epoch})"))
+            return None
+        elif source.epoch > worker.address.epoch:
+            worker.address = source
+            worker.queue.clear()
+        return worker
+
+    def _on_push(self, source: Address, push: m.Push, frames: m.Frames) -> None:
+        worker = self._worker(source) if source.role == WORKER else None
+        if worker is None:
+            return
+        mark = self.marks.get(source.id, 0)
+        if push.number <= mark:
+            self.reply(source, m.PushAck(self.durable.get(source.id, 0)))
+            return
+        last = worker.queue[-1].number if worker.queue else mark
+        if push.number == last + 1:
+            worker.queue.append(QueuedPush(source.id, push.number, push, frames, source))
+
+    def _apply_queued(self) -> bool:
+        """Apply what waits, in each worker's order, as far as its rows are here. True if anything was applied."""
+        if any(p.awaits_joined for p in self.peers.values()):
+            return False
+        done = False
+        for worker in list(self.workers.values()):
+            while worker.queue:
+                batch = self._batch(worker.queue[0])
+                if batch is None or not self._apply(batch):
+                    break
+                done = True
+        return done
+
+    def _batch(self, head: QueuedPush) -> list[QueuedPush] | None:
+        """The pushes that are applied together with this one; None while one of them is not here."""
+        if head.push.barrier <= 1:
+            return [head]
+        batch = []
+        for number in range(head.push.barrier):
+            worker = self.workers.get(number)
+            if worker is None or not worker.queue:
+                return None
+            batch.append(worker.queue[0])
+        return batch
+
+    def _apply(self, batch: list[QueuedPush]) -> bool:
+        """Apply pushes as one, or ask for the rows they wait for and return False."""
+        try:
+            parts = [_sections(p.push.sections, p.frames, values=True) for p in batch]
+            if self.state == RECOVERING:
+                missing = [self.store.missing(s.tables, s.counts, s.rows) for part in parts for s in part]
+                missing = [keys for keys in missing if keys.size]
+                if missing:
+                    self.repairs.ask(np.unique(np.concatenate(missing)))
+                    return False
+            self._apply_sections(batch, parts)
+        except BAD_CONTENT as error:
+            for p in batch:
+                self.workers[p.worker].queue.clear()
+                self.reply(p.source, m.PushRefused(p.number, str(error)))
+            return False
+        for p in batch:
+            self.workers[p.worker].queue.popleft()
+            self.marks[p.worker] = self.open_marks[p.worker] = p.number
+        if self.observer is not None:
+            self.observer.applied(self.address, self.window_number, batch)
+        return True
+
+    def _apply_sections(self, batch: list[QueuedPush], parts: list[list[Rows]]) -> None:
+        """All sections or none: they are checked before the first is applied."""
+        assign = batch[0].push.assign
+        sections = [s for part in parts for s in part]
+        if len(parts) > 1 and not assign:
+            if any(p.push.assign for p in batch):
+                raise ValueError("pushes of one barrier mix weights and gradients")
+            parts_in_order = [(s.tables, s.counts, s.rows, s.values) for s in sections]
+            sections = [Rows(*sum_sections(parts_in_order, np.array(self.dims, np.int32)))]
+        buffers = self.buffers if self._coded() else None
+        if len(sections) > 1:
+            for s in sections:
+                self.store.check(s.tables, s.counts, s.rows, s.values)
+        for s in sections:
+            step = self.store.assign if assign else self.store.apply
+            step(s.tables, s.counts, s.rows, s.values, buffers)
+
+    def _coded(self) -> bool:
+        return any(code.r for code in self.placement.codes)
+
+    # ------------------------------------------------------------------ workers: pulls
+    def _on_pull(self, source: Address, pull: m.Pull, frames: m.Frames) -> None:
+        if source.role == WORKER and self._worker(source) is None:
+            return
+        try:
+            sections = _sections(pull.sections, frames, values=False)
+        except BAD_CONTENT as error:
+            self.reply(source, m.PullRefused(pull.request, str(error)))
+            return
+        same = [q for q in self.pulls if q.source == source and q.pull.request == pull.request]
+        if not same:
+            self.pulls.append(QueuedPull(source, pull, sections))
+
+    def _answer_pulls(self) -> None:
+        """Answer the pulls whose push is applied and whose rows are here."""
+        waiting: list[QueuedPull] = []
+        for queued in self.pulls:
+            after = queued.pull.after
+            due = after <= self.marks.get(queued.source.id, 0) or queued.source.role != WORKER
+            if not due or not self._answer(queued):
+                waiting.append(queued)
+        self.pulls = waiting
+
+    def _answer(self, queued: QueuedPull) -> bool:
+        pull, store = queued.pull, self.store
+        try:
+            if self.state == RECOVERING:
+                missing = [store.missing(s.tables, s.counts, s.rows) for s in queued.sections]
+                missing = [keys for keys in missing if keys.size]
+                if missing:
+                    self.repairs.ask(np.unique(np.concatenate(missing)))
+                    return False
+            answers = []
+            for s in queued.sections:
+                out = np.empty(store.gather_bytes(s.tables, s.counts, pull.records), np.uint8)
+                store.gather(s.tables, s.counts, s.rows, out, pull.records)
+                answers.append(out)
+        except BAD_CONTENT as error:
+            self.reply(queued.source, m.PullRefused(pull.request, str(error)))
+            return True
+        self.reply(queued.source, m.Rows(pull.request), answers)
+        return True
+
+    # ------------------------------------------------------------------ windows, sending
+    def advance(self) -> None:
+        """Do what has become possible: answer, apply, seed, close the window."""
+        self._answer_pulls()
+        while self._apply_queued():
+            self._answer_pulls()
+            self.close_window_if_due()
+        self.seeding.advance()
+        self.repairs.sweep()
+        self.close_window_if_due()
+        self.check_whole()
+
+    def close_window_if_due(self) -> None:
+        peers = self.peers.values()
+        if not (self.open_marks or self.buffers.rows() or any(p.begins or p.ends for p in peers)):
+            return
+        config = self.config
+        if len(self.unstable) < config.windows_in_flight_max or self.buffers.nbytes() >= config.window_bytes_max:
+            self.close_window()
+
+    def close_window(self) -> None:
+        """Close the open window, empty or not, and send it to every running peer that has joined."""
+        marks, self.open_marks = self.open_marks, {}
+        targets = [p for p in self.others() if p.joined] if self._coded() else []
+        for peer in targets:
+            keys, records = self.buffers.buffer(peer.shard).take()
+            window = m.Window(self.window_number, self.stable, marks, peer.begins, peer.ends)
+            self.send(peer, window, (keys, records))
+            peer.begins, peer.ends = {}, []
+        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks)
+        self.window_number += 1
+        self.settle_windows()
+
+    def settle_windows(self) -> None:
+        """Windows that every running peer has are stable; their pushes are durable."""
+        durable: dict[int, int] = {}
+        stable = self.stable
+        while stable + 1 in self.unstable and not self.unstable[stable + 1].waiting:
+            stable += 1
+            durable.update(self.unstable.pop(stable).marks)
+        if stable == self.stable:
+            return
+        self.stable = stable
+        for worker, number in durable.items():
+            self.durable[worker] = number
+            state = self.workers.get(worker)
+            if state is not None:
+                self.reply(state.address, m.PushAck(number))
+        for shard in self.seeding.peers():
+            peer = self.peers[shard]
+            if peer.joined:
+                self.send(peer, m.Stable(stable))
+
+    def _on_window_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
+        unstable = self.unstable.get(message.number)
+        if unstable is not None:
+            unstable.waiting.discard(peer.shard)
+            self.settle_windows()
+
+    # ------------------------------------------------------------------ windows, receiving
+    def _on_window(self, peer: Peer, window: m.Window, frames: m.Frames) -> None:
+        if peer.received is None or window.number != peer.received + 1:
+            text = f"shard {peer.shard}: window {window.number} after {peer.received}: the stream has a gap"
+            self.note("error", text)
+            return
+        keys, records = arrays.keys(frames[0]), arrays.records(frames[1])
+        peer.rounds.update(window.begins)
+        mask = self.seeding.accepted(peer)
+        if keys.size:
+            self.store.fold(peer.shard, mask, keys, records)
+            self.repairs.fold_captures(peer, mask, keys, records)
+        peer.received = window.number
+        ends = self.seeding.accepted_ends(peer, window.ends)
+        peer.undo.append(Undo(window.number, mask, keys, records, window.marks, ends))
+        self.send(peer, m.WindowAck(window.number))
+        self.commit_undo(peer, window.stable)
+
+    def _on_stable(self, peer: Peer, message: m.Stable, frames: m.Frames) -> None:
+        self.commit_undo(peer, message.number)
+
+    def commit_undo(self, peer: Peer, stable: int) -> None:
+        """What every peer holds is final. Only now do its watermarks and the ends of its seeds count."""
+        while peer.undo and peer.undo[0].number <= stable:
+            undo = peer.undo.popleft()
+            peer.marks.update(undo.marks)
+            for class_id in undo.ends:
+                self.seeding.seeded(class_id, peer.shard)
+
+    # ------------------------------------------------------------------ the scheduler
+    def check_whole(self) -> None:
+        """All data rows here and all classes seeded: the group can lose r shards again."""
+        if self.state == RECOVERING and self.repairs.complete() and self.seeding.complete():
+            self.state = UP
+            self.status_due = True
+            self.note("info", f"shard {self.base + self.shard} is whole again")
+
+    def _on_tick(self) -> None:
+        if not self.state:
+            self.status_due = False
+            if self.now_ms - self._status_at_ms >= self.config.heartbeat_ms:
+                self._status_at_ms = self.now_ms
+                register = m.Register(self.process, self.endpoint, self.wanted)
+                self.effects.append(Send(SCHEDULER_ADDRESS, register))
+            return
+        self.repairs.on_tick()
+        if self.now_ms - self._status_at_ms >= self.config.heartbeat_ms:
+            self.status_due = True
+
+    def _send_status(self) -> None:
+        self.status_due = False
+        if not self.state:
+            return
+        self._status_at_ms = self.now_ms
+        if self.now_ms - self._figures_at_ms >= FIGURES_MS:
+            self._figures_at_ms = self.now_ms
+            self._figures = {name: float(value) for name, value in self.store.memory().items()}
+        figures = dict(self._figures)
+        figures["windows"] = float(self.window_number - 1)
+        figures["classes_to_repair"] = float(len(self.repairs.incomplete))
+        figures["classes_to_seed"] = float(self.seeding.incomplete())
+        status = m.ShardStatus(
+            self.process, self.view, self.state == UP, list(self.membership.reports.values()),
+            dict(self.marks), dict(self.durable), figures,
+        )  # fmt: skip
+        self.effects.append(Send(SCHEDULER_ADDRESS, status))
+
+
+def _sections(sections: list[m.Section], frames: m.Frames, values: bool) -> list[Rows]:
+    """Arrays of a message's sections. ValueError if the frames do not fit them."""
+    each = 2 if values else 1
+    if len(frames) != each * len(sections):
+        raise ValueError(f"{len(sections)} sections need {each * len(sections)} frames, but {len(frames)} came")
+    out = []
+    for i, section in enumerate(sections):
+        rows = arrays.array(frames[each * i], np.int64, f"row ids of section {i}")
+        tables, counts = np.array(section.tables, np.int32), np.array(section.counts, np.int64)
+        if len(tables) != len(counts) or (counts < 0).any() or int(counts.sum()) != len(rows):
+            raise ValueError(
+                f"section {i}: {len(tables)} tables, {len(counts)} counts with sum {int(counts.sum())}, "
+                f"{len(rows)} row ids"
+            )
+        data = arrays.array(frames[each * i + 1], np.float32, f"values of section {i}") if values else None
+        out.append(Rows(tables, counts, rows, data))
+    return out
