@@ -34,8 +34,8 @@ class KeyedJaggedTensor:
         multiple of the number of keys, a negative length, or lengths that do not add up to the values;
         TypeError for tensors that are not integers.
         """
-        _check_keys(keys, len(lengths), "lengths")
         values, lengths = _integers(values, "values"), _integers(lengths, "lengths")
+        _check_keys(keys, len(lengths), "lengths")
         if len(lengths) and int(lengths.min()) < 0:
             raise ValueError(f"lengths has {int(lengths.min())}, expected no negative length")
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)

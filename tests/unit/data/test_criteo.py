@@ -1,0 +1,223 @@
+"""Files, splits, ids and batches of the Criteo reader."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecrec.data import Batch, CriteoDataset, HashedIds, SyntheticDataset, SyntheticOptions, VocabularyIds
+from ecrec.data.criteo import LINE_BYTES_MAX, count_rows, line_blocks, read_raw, transform_integers
+from ecrec.data.criteo_format import MISSING_TOKEN
+from ecrec.data.ids import VocabularyTables
+from ecrec.errors import DataError
+
+ROWS = 1000
+
+
+@pytest.fixture
+def tsv(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.tsv"
+    SyntheticDataset(SyntheticOptions(rows=ROWS)).write_tsv(path)
+    return path
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return np.array_equal(a.labels, b.labels) and np.array_equal(a.dense, b.dense) and np.array_equal(a.ids, b.ids)
+
+
+def test_batches_are_the_same_plain_zipped_misnamed_split_in_files_cached_and_streamed(
+    tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Small blocks, so that lines, batches and files end in the middle of one.
+    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 1000)
+    text = tsv.read_bytes()
+    zipped = tmp_path / "zipped.txt"
+    zipped.write_bytes(gzip.compress(text[: len(text) // 2]) + gzip.compress(text[len(text) // 2 :]))
+    parts = [tmp_path / "part0", tmp_path / "part1.gz"]
+    cut = text.index(b"\n", len(text) // 3)
+    parts[0].write_bytes(text[:cut])
+    parts[1].write_bytes(text[cut + 1 :].replace(b"\n", b"\r\n"))
+    for ids in (HashedIds(500), VocabularyIds(2)):
+        expected = list(CriteoDataset([tsv], ids).train_batches(64, epochs=2))
+        expected_test = list(CriteoDataset([tsv], ids).test_batches(64))
+        assert [len(batch) for batch in expected] == ([64] * 12 + [32]) * 2
+        assert sum(len(batch) for batch in expected_test) == 200
+        for files in ([tsv], [zipped], parts):
+            for cache_rows_max in (0, ROWS):
+                data = CriteoDataset(files, ids, cache_rows_max=cache_rows_max)
+                assert data.cached == (cache_rows_max == ROWS)
+                assert (data.train_rows, data.test_rows) == (800, 200)
+                got = list(data.train_batches(64, epochs=2))
+                assert len(got) == len(expected)
+                assert all(map(same, got, expected))
+                assert all(map(same, data.test_batches(64), expected_test))
+                tail = list(data.train_batches(64, steps=20, first_step=15))
+                assert all(map(same, tail, expected[15:20])) and len(tail) == 5
+
+
+def test_generated_rows_written_and_read_give_the_generated_batches(tsv: Path) -> None:
+    generator = SyntheticDataset(SyntheticOptions(rows=ROWS))
+    reader = CriteoDataset([tsv], HashedIds(generator.rows_per_table))
+    assert reader.rows_per_table == generator.rows_per_table
+    for batch_size in (1000, 33):
+        read = [*reader.train_batches(batch_size), *reader.test_batches(batch_size)]
+        generated = [*generator.train_batches(batch_size), *generator.test_batches(batch_size)]
+        assert len(read) == len(generated)
+        assert all(map(same, read, generated))
+
+
+def test_batches_have_the_stated_shapes_and_types(tsv: Path) -> None:
+    data = CriteoDataset([tsv], HashedIds(100))
+    batch = next(iter(data.train_batches(7)))
+    assert (batch.labels.shape, batch.labels.dtype) == ((7,), np.float32)
+    assert (batch.dense.shape, batch.dense.dtype) == ((7, 13), np.float32)
+    assert (batch.ids.shape, batch.ids.dtype) == ((26, 7), np.int64)
+    assert batch.ids.flags.c_contiguous
+    for other in data.train_batches(64):
+        assert other.ids.min() >= 0
+        assert other.ids.max() < 100
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 80])
+def test_worker_slices_are_disjoint_contiguous_and_cover_the_batch(tsv: Path, workers: int) -> None:
+    batch = next(iter(CriteoDataset([tsv], HashedIds(100)).train_batches(64)))
+    slices = [batch.shard(worker, workers) for worker in range(workers)]
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
+    joined = Batch(
+        np.concatenate([part.labels for part in slices]),
+        np.concatenate([part.dense for part in slices]),
+        np.concatenate([part.ids for part in slices], axis=1),
+    )
+    assert same(joined, batch)
+    with pytest.raises(ValueError, match="not one of"):
+        batch.shard(workers, workers)
+
+
+def test_integers_are_log_transformed_and_missing_or_negative_ones_are_zero() -> None:
+    got = transform_integers(np.array([[0, -3, 1, 99]]))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, [[0.0, 0.0, np.log(2.0), np.log(100.0)]], rtol=1e-6)
+
+
+def test_hashed_ids_are_these_on_every_machine_and_in_every_release() -> None:
+    tokens = np.full((26, 3), MISSING_TOKEN, np.int64)
+    tokens[:, 0] = 0
+    tokens[:, 1] = 0xFFFFFFFF
+    ids = HashedIds(1_000_003)(tokens)
+    assert ids[[0, 1, 25], 0].tolist() == [320054, 531669, 135614]
+    assert ids[[0, 1, 25], 1].tolist() == [11642, 136594, 618617]
+    assert not ids[:, 2].any()
+
+
+def test_hashed_ids_use_every_row_and_keep_row_0_for_the_missing_token() -> None:
+    tokens = np.tile(np.arange(20_000, dtype=np.int64), (26, 1))
+    rows = (2, 3, *range(10, 34))
+    ids = HashedIds(rows)(tokens)
+    for column, table_rows in zip(ids, rows, strict=True):
+        counts = np.bincount(column, minlength=table_rows)
+        assert len(counts) == table_rows
+        assert counts[0] == 0
+        assert counts[1:].min() > 0.7 * 20_000 / (table_rows - 1)
+    with pytest.raises(ValueError, match="at least 2"):
+        HashedIds(1)
+
+
+def test_a_vocabulary_has_its_tokens_by_first_occurrence_and_drops_rare_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Merge after every piece, so that the counts and first rows go through merging.
+    monkeypatch.setattr("ecrec.data.ids._MERGE_ENTRIES", 1)
+    seen = np.array([30, MISSING_TOKEN, 10, 20, 10, MISSING_TOKEN, 30, 5, 40, 40], np.int64)
+    pieces = [np.tile(part, (26, 1)) for part in np.array_split(seen, 4)]
+    table = VocabularyTables.build(VocabularyIds(min_count=2), iter(pieces))
+    assert table.rows_per_table == (5,) * 26
+    asked = np.tile(np.array([30, 10, 40, 20, 5, 77, MISSING_TOKEN], np.int64), (26, 1))
+    assert table(asked)[13].tolist() == [2, 3, 4, 0, 0, 0, 1]
+    everything = VocabularyTables.build(VocabularyIds(min_count=1), iter(pieces))
+    assert everything(asked)[0].tolist() == [2, 3, 6, 4, 5, 0, 1]
+    with pytest.raises(ValueError, match="min_count"):
+        VocabularyIds(0)
+
+
+def test_a_vocabulary_knows_nothing_of_the_test_part(tsv: Path) -> None:
+    train_tokens = np.concatenate([raw.tokens for raw in read_raw([tsv], 0, 800)], axis=1)
+    data = CriteoDataset([tsv], VocabularyIds(1))
+    for feature, rows in enumerate(data.rows_per_table):
+        assert rows == 2 + len(set(train_tokens[feature].tolist()) - {MISSING_TOKEN})
+
+
+def test_a_malformed_line_names_its_file_and_line(tsv: Path, tmp_path: Path) -> None:
+    lines = tsv.read_bytes().split(b"\n")
+    lines[699] = lines[699].replace(b"\t", b" ", 1)
+    bad = tmp_path / "bad.tsv"
+    bad.write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError, match=r"bad\.tsv, line 700: found 39 tab-separated fields, expected 40"):
+        CriteoDataset([tsv, bad], HashedIds(100))
+    streaming = CriteoDataset([tsv, bad], HashedIds(100), cache_rows_max=0)
+    assert sum(map(len, streaming.train_batches(64))) == 1600
+    with pytest.raises(DataError, match=r"bad\.tsv, line 700"):
+        list(streaming.test_batches(64))
+
+
+def test_a_truncated_gzip_file_names_the_last_good_line(tsv: Path, tmp_path: Path) -> None:
+    whole = gzip.compress(tsv.read_bytes())
+    cut = tmp_path / "cut.gz"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"cut\.gz, after line \d+: found damaged or truncated gzip"):
+        CriteoDataset([cut], HashedIds(100))
+    flipped = bytearray(whole)
+    flipped[-6] ^= 1
+    cut.write_bytes(bytes(flipped))
+    with pytest.raises(DataError, match=r"cut\.gz, after line \d+: found damaged or truncated gzip"):
+        CriteoDataset([cut], HashedIds(100))
+
+
+def test_a_text_file_cut_inside_its_last_line_is_refused(tsv: Path) -> None:
+    text = tsv.read_bytes()
+    tsv.write_bytes(text[: text.rindex(b"\t") - 3])
+    with pytest.raises(DataError, match=rf"line {ROWS}: "):
+        CriteoDataset([tsv], HashedIds(100))
+
+
+def test_files_that_are_absent_empty_or_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.tsv.*cannot be read"):
+        CriteoDataset([tmp_path / "absent.tsv"], HashedIds(100))
+    with pytest.raises(DataError, match="cannot be read"):
+        CriteoDataset([tmp_path], HashedIds(100))
+    empty = tmp_path / "empty.tsv"
+    empty.touch()
+    with pytest.raises(DataError, match=r"empty\.tsv: found no rows"):
+        CriteoDataset([empty], HashedIds(100))
+    with pytest.raises(DataError, match="no file: found no rows"):
+        CriteoDataset([], HashedIds(100))
+    noise = tmp_path / "noise.bin"
+    noise.write_bytes(b"\0" * (LINE_BYTES_MAX + 1))
+    with pytest.raises(DataError, match=r"noise\.bin, line 1: found a line of more than"):
+        list(line_blocks(noise))
+
+
+def test_steps_without_training_rows_are_refused(tsv: Path) -> None:
+    data = CriteoDataset([tsv], HashedIds(100), train_fraction=0.0)
+    assert list(data.train_batches(64)) == []
+    with pytest.raises(DataError, match="no rows"):
+        list(data.train_batches(64, steps=1))
+    with pytest.raises(ValueError, match="train_fraction"):
+        CriteoDataset([tsv], HashedIds(100), train_fraction=1.5)
+    with pytest.raises(ValueError, match="batch_size"):
+        list(data.train_batches(0))
+
+
+def test_the_real_criteo_sample_is_read_whole() -> None:
+    default = Path(__file__).parents[4] / "shared" / "data" / "criteo_100k.tsv.gz"
+    path = Path(os.environ.get("ECREC_CRITEO", default))
+    if not path.is_file():
+        pytest.skip(f"no Criteo rows at {path}; set ECREC_CRITEO")
+    rows = count_rows([path])
+    data = CriteoDataset([path], VocabularyIds(2))
+    batches = [*data.train_batches(2048), *data.test_batches(2048)]
+    assert sum(map(len, batches)) == rows == data.train_rows + data.test_rows
+    assert 0.2 < np.mean(np.concatenate([batch.labels for batch in batches])) < 0.3
