@@ -1,0 +1,71 @@
+"""``ecrec-ps``: one parameter server process."""
+
+import os
+import secrets
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from ecrec.errors import ConfigurationError
+from ecrec.launch.environment import log_to_stderr, use_kernel_of_environment
+from ecrec.launch.server import EXIT_CODES_HELP, run_server
+from ecrec.protocol.shard import ShardMachine
+from ecrec.transport.links import Links
+from ecrec.transport.node import Node
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+WILDCARDS = ("0.0.0.0", "*", "::", "[::]")
+
+
+def advertised(endpoint: str, host: str) -> str:
+    """The endpoint that others connect to: with ``host``, if given, in place of the one that was bound.
+
+    Raises ConfigurationError for an endpoint that only its own machine can make sense of.
+    """
+    if not endpoint.startswith("tcp://"):
+        return endpoint
+    parts = urlsplit(endpoint)
+    if host:
+        return f"tcp://{host}:{parts.port}"
+    if endpoint[len("tcp://") :].rpartition(":")[0] in WILDCARDS:
+        raise ConfigurationError(
+            f"--bind {endpoint}: others cannot connect to that address; name one by --advertise HOST"
+        )
+    return endpoint
+
+
+@app.command(help="One parameter server: holds the rows of a shard, or waits as a spare. " + EXIT_CODES_HELP)
+def ps(
+    scheduler: Annotated[str, typer.Option(help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH.")],
+    shard: Annotated[int, typer.Option(min=-1, help="Shard to be, or to replace, over all groups.")] = -1,
+    spare: Annotated[bool, typer.Option("--spare", help="Take any place that is or gets free.")] = False,
+    bind: Annotated[str, typer.Option(help="Where to listen; port 0 takes a free one.")] = "tcp://127.0.0.1:0",
+    advertise: Annotated[str, typer.Option(help="Host name or address that others reach this machine by.")] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
+) -> None:
+    if spare and shard >= 0:
+        raise typer.BadParameter("a spare takes any shard: give --shard or --spare, not both", param_hint="--spare")
+    log_to_stderr(verbose)
+    process = secrets.token_hex(8)
+
+    def make() -> Node:
+        use_kernel_of_environment()
+        links = Links(bind)
+        try:
+            machine = ShardMachine(process, advertised(links.endpoint, advertise), shard)
+            return Node(machine, links, scheduler_endpoint=scheduler)
+        except Exception:
+            links.close()
+            raise
+
+    raise typer.Exit(run_server(make, {"ready": "ps", "shard": shard, "process": process, "pid": os.getpid()}))
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""``ecrec-scheduler``: the process that decides who is a member."""
+
+import os
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ecrec.errors import ConfigurationError
+from ecrec.launch.environment import log_to_stderr
+from ecrec.launch.server import EXIT_CODES_HELP, run_server
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.messages import SCHEDULER, Address
+from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
+from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.transport.links import Links
+from ecrec.transport.node import Node
+from ecrec.transport.persistence import StateFile
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+DEFAULTS = ProtocolConfig()
+TICKS_IN_HEARTBEAT = 5
+"""A late heartbeat, or a closed connection, is noticed within a fifth of a heartbeat."""
+
+
+@app.command(
+    help="The scheduler: keeps views, epochs and tables. Training goes on while it is down; started again with the "
+    "same --bind and --state it goes on where it was. " + EXIT_CODES_HELP
+)
+def scheduler(
+    bind: Annotated[str, typer.Option(help="Where to listen, tcp://HOST:PORT or ipc://PATH; port 0 takes a free one.")],
+    shards: Annotated[
+        int, typer.Option(min=1, max=SHARDS_IN_GROUP_MAX, help="Shards in each coding group.")
+    ],
+    state: Annotated[str, typer.Option(help="SQLite file with the scheduler's state; made if it does not exist.")],
+    groups: Annotated[int, typer.Option(min=1, help="Coding groups; shards are numbered over all of them.")] = 1,
+    heartbeat_ms: Annotated[
+        int, typer.Option(min=1, help="How often members report.")
+    ] = DEFAULTS.heartbeat_ms,
+    heartbeat_timeout_ms: Annotated[
+        int, typer.Option(min=1, help="A shard that was silent for so long is down.")
+    ] = DEFAULTS.heartbeat_timeout_ms,
+    reconnect_grace_ms: Annotated[
+        int, typer.Option(min=1, help="A shard whose connection stays closed for so long is down.")
+    ] = DEFAULTS.reconnect_grace_ms,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
+) -> None:
+    if heartbeat_timeout_ms <= 2 * heartbeat_ms:
+        raise typer.BadParameter(
+            f"{heartbeat_timeout_ms} ms: one late heartbeat would be a death; expected more than 2 * --heartbeat-ms = "
+            f"{2 * heartbeat_ms}",
+            param_hint="--heartbeat-timeout-ms",
+        )
+    log_to_stderr(verbose)
+    config = ProtocolConfig(
+        heartbeat_ms=heartbeat_ms,
+        heartbeat_timeout_ms=heartbeat_timeout_ms,
+        reconnect_grace_ms=reconnect_grace_ms,
+    )
+
+    def make() -> Node:
+        state_file = StateFile(state)
+        try:
+            machine = _machine(shards, groups, config, state_file)
+            links = Links(bind)
+        except Exception:
+            state_file.close()
+            raise
+        return Node(
+            machine,
+            links,
+            state_file=state_file,
+            grace_ms=config.reconnect_grace_ms,
+            tick_ms=config.heartbeat_ms / TICKS_IN_HEARTBEAT,
+        )
+
+    raise typer.Exit(run_server(make, {"ready": "scheduler", "pid": os.getpid()}))
+
+
+class Scheduler(SchedulerMachine):
+    """The machine, with the address that it has in every cluster."""
+
+    address = Address(SCHEDULER, 0, 0)
+
+
+def _machine(shards: int, groups: int, config: ProtocolConfig, state_file: StateFile) -> Scheduler:
+    try:
+        return Scheduler(shards, groups, config, state_file.load())
+    except msgspec.MsgspecError as error:
+        raise ConfigurationError(
+            f"scheduler state {state_file.path}: not written by this version of ecrec: {error}"
+        ) from error
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

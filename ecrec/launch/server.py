@@ -1,0 +1,53 @@
+"""What the server programs have in common: how they get ready, run, and end."""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ecrec.errors import ClusterError, ConfigurationError
+from ecrec.transport.node import Node
+
+log = logging.getLogger(__name__)
+
+EXIT_STOPPED = 0
+"""Ended by SIGTERM or SIGINT."""
+EXIT_OPTIONS = 2
+"""Options, environment or files that cannot work; the process never got ready. Starting it again does not help."""
+EXIT_FENCED = 3
+"""Told to stop by the cluster: another process has this place, or data was lost. The log says which."""
+EXIT_STATE = 4
+"""The scheduler cannot write its state. Make room, then start it again."""
+
+EXIT_CODES_HELP = (
+    "Prints one JSON line on stdout when it is ready; logs to stderr. Exit codes: 0 ended by SIGTERM or SIGINT, "
+    "1 unexpected, 2 options or files that cannot work, 3 told to stop by the cluster, 4 state cannot be written."
+)
+
+
+def run_server(make: Callable[[], Node], ready: dict[str, Any]) -> int:
+    """Make the node, say that it is ready on stdout, run it to its end; return the exit code.
+
+    ``ready`` gets the endpoint added.
+    """
+    try:
+        node = make()
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_OPTIONS
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: node.request_stop())
+        print(json.dumps({**ready, "endpoint": node.links.endpoint}), flush=True)
+        node.run()
+    except ClusterError as error:
+        log.error("%s", error)
+        return EXIT_STATE
+    finally:
+        node.close()
+    if node.stopped:
+        log.error("stopping: %s", node.stopped)
+        return EXIT_FENCED
+    return EXIT_STOPPED

@@ -1,0 +1,170 @@
+"""Gap-free streams over a transport that may lose, repeat and delay: go-back-N, one stream a direction.
+
+A stream joins two incarnations of shards. Messages are numbered from 1. The sender keeps each until it is
+acknowledged; acknowledgements are cumulative and ride on every message that goes the other way. The receiver takes
+the next number and nothing else. Over one connection ZeroMQ keeps the order and loses nothing, so a gap means that a
+connection broke: everything after it is on its way again, and buffering it would not pay.
+"""
+
+from collections import deque
+from typing import Generic, NamedTuple, TypeVar
+
+from ecrec.protocol.messages import Address
+
+Item = TypeVar("Item")
+
+RESEND_MS = 500.0
+"""Without progress for so long, everything not acknowledged is sent again. A broken connection is noticed sooner by
+other means; this is for what nobody noticed."""
+
+RESEND_MS_MAX = 8000.0
+"""The wait doubles up to this, so that a slow peer is not buried under copies of what it has not read yet."""
+
+UNKNOWN_INCARNATIONS_MAX = 1024
+"""Incarnations that sent something before the machine heard of them; bounds what invented ones can cost."""
+
+
+class Numbered(NamedTuple, Generic[Item]):
+    sequence: int
+    item: Item
+
+
+class OutStream(Generic[Item]):
+    """The sending end."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Numbered[Item]] = deque()
+        self._next = 1
+        self._progress_ms = 0.0
+        self._wait_ms = RESEND_MS
+
+    def append(self, item: Item, now_ms: float) -> int:
+        """Keep an item and return its number."""
+        if not self._kept:
+            self._progress_ms = now_ms
+        sequence = self._next
+        self._next += 1
+        self._kept.append(Numbered(sequence, item))
+        return sequence
+
+    def acknowledge(self, ack: int, now_ms: float) -> None:
+        """Forget everything up to ``ack``. One of a number never sent is ignored."""
+        if ack >= self._next or not self._kept or ack < self._kept[0].sequence:
+            return
+        while self._kept and self._kept[0].sequence <= ack:
+            self._kept.popleft()
+        self._progress_ms = now_ms
+        self._wait_ms = RESEND_MS
+
+    def due(self, now_ms: float) -> list[Numbered[Item]]:
+        """What must be sent again because nothing was acknowledged for too long."""
+        if not self._kept or now_ms - self._progress_ms < self._wait_ms:
+            return []
+        self._wait_ms = min(2 * self._wait_ms, RESEND_MS_MAX)
+        self._progress_ms = now_ms
+        return list(self._kept)
+
+    def reconnected(self, now_ms: float) -> list[Numbered[Item]]:
+        """What must be sent again on a new connection."""
+        self._progress_ms = now_ms
+        return list(self._kept)
+
+    @property
+    def unacknowledged(self) -> int:
+        return len(self._kept)
+
+
+class InStream:
+    """The receiving end."""
+
+    def __init__(self) -> None:
+        self.ack = 0
+        """The last number taken."""
+        self.ack_due = False
+        """Something arrived since an acknowledgement was last sent."""
+
+    def take(self, sequence: int) -> bool:
+        """Whether the message is the next one; a duplicate, and what follows a gap, must be dropped."""
+        self.ack_due = True
+        if sequence != self.ack + 1:
+            return False
+        self.ack = sequence
+        return True
+
+    def acknowledged(self) -> int:
+        """The number to put on a message that goes the other way now."""
+        self.ack_due = False
+        return self.ack
+
+
+class Streams(Generic[Item]):
+    """All streams of one shard's incarnation, by the peer's incarnation.
+
+    What is known of epochs comes from the shard's own machine (`connected`, `fenced`), never from what a message
+    claims: messages of an epoch that is newer than known pass, those of an older one do not.
+    """
+
+    def __init__(self) -> None:
+        self._out: dict[Address, OutStream[Item]] = {}
+        self._in: dict[Address, InStream] = {}
+        self._epochs: dict[int, int] = {}
+
+    def reset(self) -> None:
+        """The shard itself has become another incarnation."""
+        self._out.clear()
+        self._in.clear()
+
+    def connected(self, peer: Address) -> None:
+        """The machine knows this incarnation of a peer; older ones are gone."""
+        self._raise_epoch(peer.id, peer.epoch)
+
+    def fenced(self, peer: Address) -> None:
+        """The machine wants nothing more to do with this incarnation."""
+        self._raise_epoch(peer.id, peer.epoch + 1)
+
+    def _raise_epoch(self, shard: int, epoch: int) -> None:
+        if epoch <= self._epochs.get(shard, 0):
+            return
+        self._epochs[shard] = epoch
+        for streams in (self._out, self._in):
+            for old in [peer for peer in streams if peer.id == shard and peer.epoch < epoch]:
+                del streams[old]
+
+    def is_old(self, peer: Address) -> bool:
+        return peer.epoch < self._epochs.get(peer.id, 0)
+
+    def out(self, peer: Address) -> OutStream[Item]:
+        return self._out.setdefault(peer, OutStream())
+
+    def take(self, peer: Address, sequence: int) -> bool:
+        """Whether a message from ``peer`` is to be handed on: not of an old incarnation, and the next one."""
+        stream = self._in.get(peer)
+        if stream is None:
+            known = peer.epoch == self._epochs.get(peer.id, 0)
+            if self.is_old(peer) or (not known and len(self._in) >= UNKNOWN_INCARNATIONS_MAX):
+                return False
+            stream = self._in[peer] = InStream()
+        return stream.take(sequence)
+
+    def acknowledge(self, peer: Address, ack: int, now_ms: float) -> None:
+        stream = self._out.get(peer)
+        if stream is not None:
+            stream.acknowledge(ack, now_ms)
+
+    def reconnected(self, peer: Address, now_ms: float) -> list[Numbered[Item]]:
+        """What must be sent again because the connection to ``peer`` is a new one."""
+        stream = self._out.get(peer)
+        return stream.reconnected(now_ms) if stream else []
+
+    def ack_for(self, peer: Address) -> int:
+        """The acknowledgement to put on a message that goes to ``peer`` now."""
+        stream = self._in.get(peer)
+        return stream.acknowledged() if stream else 0
+
+    def acks_due(self) -> list[Address]:
+        """Peers that sent something and got nothing since."""
+        return [peer for peer, stream in self._in.items() if stream.ack_due]
+
+    def resends_due(self, now_ms: float) -> list[tuple[Address, list[Numbered[Item]]]]:
+        due = ((peer, stream.due(now_ms)) for peer, stream in self._out.items())
+        return [(peer, numbered) for peer, numbered in due if numbered]

@@ -1,0 +1,89 @@
+"""The transport of a worker or tool: no inbox, no thread; the caller pumps."""
+
+import secrets
+import time
+from collections.abc import Sequence
+
+from ecrec.errors import ClusterError, RefusedError, WireError
+from ecrec.protocol import wire
+from ecrec.protocol.events import Effect, Failed, PullDone
+from ecrec.protocol.messages import SCHEDULER, TOOL, Address, Message, Refused
+from ecrec.transport.links import Arrived, Links
+from ecrec.transport.node import Machine, Node
+
+QUERY_RESEND_MS = 300.0
+"""A question that was not answered is asked again: the scheduler may have been starting."""
+
+
+class ClientNode:
+    """A client machine on real sockets; a context manager. Use it from one thread."""
+
+    def __init__(self, scheduler_endpoint: str, machine: Machine) -> None:
+        """Raises ConfigurationError for an endpoint that cannot be one; does not wait for the scheduler."""
+        links = Links()
+        try:
+            self._node = Node(machine, links, scheduler_endpoint)
+        except Exception:
+            links.close()
+            raise
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """Carry out what a call of the machine returned; results come out of `pump`."""
+        self._node.perform(effects)
+
+    def pump(self, timeout_ms: float) -> list[PullDone | Failed]:
+        """Handle what arrived and the passing of time; wait at most ``timeout_ms``, or about a tick, for something.
+
+        Returns the results there are. An empty list says nothing about the time that passed.
+        """
+        return self._node.step(timeout_ms)
+
+    def close(self) -> None:
+        self._node.close()
+
+    def __enter__(self) -> "ClientNode":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def query(scheduler_endpoint: str, message: Message, timeout_ms: float = 3000.0) -> Message:
+    """Ask the scheduler one question (ClusterQuery) and return the answer, which has the same ``request``.
+
+    Raises ClusterError if there is no answer in time or the scheduler speaks another wire version, RefusedError if it
+    refuses, ConfigurationError for an endpoint that cannot be one.
+    """
+    scheduler = Address(SCHEDULER, 0, 0)
+    source = Address(TOOL, secrets.randbelow(1 << 31), 0)
+    request = getattr(message, "request", None)
+    links = Links()
+    try:
+        links.connect(scheduler, scheduler_endpoint)
+        parts = wire.encode(message, (), source, scheduler)
+        start_ms = resend_ms = time.monotonic() * 1000.0
+        while (now_ms := time.monotonic() * 1000.0) < start_ms + timeout_ms:
+            if now_ms >= resend_ms:
+                links.send(scheduler, parts)
+                resend_ms = now_ms + QUERY_RESEND_MS
+            for arrived in links.poll(min(resend_ms, start_ms + timeout_ms) - now_ms + 1):
+                answer = _answer(arrived.parts) if isinstance(arrived, Arrived) else None
+                if answer is not None and getattr(answer, "request", None) == request:
+                    if isinstance(answer, Refused):
+                        raise RefusedError(f"the scheduler at {scheduler_endpoint} refused: {answer.reason}")
+                    return answer
+    finally:
+        links.close()
+    raise ClusterError(
+        f"no answer from a scheduler at {scheduler_endpoint} within {timeout_ms:.0f} ms: "
+        "is ecrec-scheduler running there?"
+    )
+
+
+def _answer(parts: list[object]) -> Message | None:
+    try:
+        return wire.decode(parts).message
+    except wire.RefusedByPeerError as error:
+        raise ClusterError(f"the scheduler refuses our messages: {error}") from error
+    except WireError:
+        return None

@@ -1,0 +1,251 @@
+"""The sockets of one node: an inbox, and one outgoing connection for each incarnation it talks to.
+
+* A node that others connect to (scheduler, shard) binds one ROUTER, its *inbox*.
+* To send to a node with an inbox, a DEALER is connected to it; answers may come back on the same connection.
+* To those without an inbox (workers, tools, processes without a place) answers go out of the ROUTER, to the
+  connection on which they were last heard.
+
+Copies of a payload frame on its way: none in user space. ZeroMQ sends out of the sender's memory (`copy=False`; only
+frames below 64 KiB are copied, which is cheaper than to track them), the kernel copies into and out of its socket
+buffers, and ZeroMQ reads a large frame straight into the memory that `Arrived.parts` gives out (but for the first
+8 KiB, which pass through its read buffer). Small frames are copied once more, to give them aligned memory.
+"""
+
+import errno
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ecrec.errors import ConfigurationError
+from ecrec.protocol.messages import Address
+from ecrec.protocol.wire import FRAME_BYTES_MAX
+
+RECONNECT_MS = 20
+"""Constant, so that a connection that broke is back, or known to be gone, within `reconnect_grace_ms`."""
+
+DRAIN_MAX = 64
+"""Messages taken from one socket before the others, and the clock, have their turn."""
+
+ROUTES_MAX = 4096
+"""Remembered connections of those without an inbox; the one not heard of for longest goes first."""
+
+COPY_BELOW_BYTES = 1 << 16
+"""Frames below this are copied: ZeroMQ may put them anywhere in its read buffer, and keeps all of that alive."""
+
+
+class Arrived(NamedTuple):
+    """A message: ``parts[0]`` a memoryview, the payload uint8 arrays in aligned memory."""
+
+    route: bytes
+    """Where an answer goes; empty if it came on an outgoing connection."""
+    parts: list[Any]
+
+
+class Linked(NamedTuple):
+    """A watched connection was made; ``again`` if not for the first time: what was on its way may be lost."""
+
+    address: Address
+    again: bool
+
+
+class Unlinked(NamedTuple):
+    """A watched connection broke."""
+
+    address: Address
+
+
+Happening: TypeAlias = Arrived | Linked | Unlinked
+
+
+class _Link:
+    """One outgoing connection, and what ZeroMQ tells of it where it is watched."""
+
+    def __init__(self, context: "zmq.Context[Any]", endpoint: str, watched: bool) -> None:
+        self.endpoint = endpoint
+        self.links = 0
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self.monitor: zmq.Socket[bytes] | None = None
+        _configure(self.socket)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        try:
+            if watched:
+                self.monitor = self.socket.get_monitor_socket(
+                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+                )
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigurationError(f"cannot connect to {endpoint!r}: {error}") from error
+
+    def close(self) -> None:
+        if self.monitor is not None:
+            self.socket.disable_monitor()
+            self.monitor.close(linger=0)
+        self.socket.close(linger=0)
+
+
+class Links:
+    """All sockets of a node. ``bind`` is ``tcp://HOST:PORT`` (port 0: any free one), ``ipc://PATH``, or None."""
+
+    def __init__(self, bind: str | None = None) -> None:
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._links: dict[Address, _Link] = {}
+        self._by_socket: dict[Any, Address] = {}
+        self._by_monitor: dict[Any, Address] = {}
+        self._routes: OrderedDict[Address, bytes] = OrderedDict()
+        self._inbox: zmq.Socket[bytes] | None = None
+        self.endpoint = ""
+        """Where the inbox is, with its real port; empty without one."""
+        if bind is not None:
+            self._bind(bind)
+
+    def _bind(self, bind: str) -> None:
+        inbox = self._context.socket(zmq.ROUTER)
+        _configure(inbox)
+        inbox.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        try:
+            inbox.bind(bind)
+        except zmq.ZMQError as error:
+            inbox.close(linger=0)
+            self._context.term()
+            raise ConfigurationError(
+                f"cannot listen at {bind!r}: {error}; expected tcp://HOST:PORT with an address of this machine "
+                "(port 0 takes a free one), or ipc://PATH in a directory that exists"
+            ) from error
+        self._inbox = inbox
+        self.endpoint = inbox.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        self._poller.register(inbox, zmq.POLLIN)
+
+    # ------------------------------------------------------------------ connections
+    def connect(self, address: Address, endpoint: str, watched: bool = False) -> bool:
+        """Open the connection to an incarnation; at another endpoint than before, in place of the old one.
+
+        Returns, at once, whether the connection is a new one. What is sent waits until the peer is there.
+        ConfigurationError for an endpoint that cannot be one.
+        """
+        old = self._links.get(address)
+        if old is not None and old.endpoint == endpoint:
+            return False
+        self.disconnect(address)
+        link = self._links[address] = _Link(self._context, endpoint, watched)
+        self._by_socket[link.socket] = address
+        self._poller.register(link.socket, zmq.POLLIN)
+        if link.monitor is not None:
+            self._by_monitor[link.monitor] = address
+            self._poller.register(link.monitor, zmq.POLLIN)
+        return True
+
+    def is_connected(self, address: Address) -> bool:
+        """Whether `connect` was called for the incarnation, and `disconnect` was not since."""
+        return address in self._links
+
+    def disconnect(self, address: Address) -> None:
+        """Close the connection, dropping what was not sent yet; nothing happens if there is none."""
+        link = self._links.pop(address, None)
+        if link is None:
+            return
+        self._poller.unregister(link.socket)
+        del self._by_socket[link.socket]
+        if link.monitor is not None:
+            self._poller.unregister(link.monitor)
+            del self._by_monitor[link.monitor]
+        link.close()
+
+    def remember(self, address: Address, route: bytes) -> None:
+        """Answers to ``address`` go where it was last heard."""
+        if not route:
+            return
+        self._routes[address] = route
+        self._routes.move_to_end(address)
+        if len(self._routes) > ROUTES_MAX:
+            self._routes.popitem(last=False)
+
+    # ------------------------------------------------------------------ messages
+    def send(self, to: Address, parts: Sequence[Any]) -> bool:
+        """Send to an incarnation: by its connection, else to where it was heard. False: there is no way to it."""
+        link = self._links.get(to)
+        if link is not None:
+            link.socket.send_multipart(parts, copy=False)
+            return True
+        route = self._routes.get(to)
+        if route is not None and self.answer(route, parts):
+            return True
+        self._routes.pop(to, None)
+        return False
+
+    def answer(self, route: bytes, parts: Sequence[Any]) -> bool:
+        """Send to a connection of the inbox. False if it is gone."""
+        if self._inbox is None or not route:
+            return False
+        try:
+            self._inbox.send_multipart([route, *parts], copy=False)
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            return False
+        return True
+
+    def poll(self, timeout_ms: float) -> list[Happening]:
+        """Wait for something to happen, at most ``timeout_ms``; return some of it."""
+        happenings: list[Happening] = []
+        for socket, _ in self._poller.poll(max(0, int(timeout_ms))):
+            watched = self._by_monitor.get(socket)
+            if watched is not None:
+                happenings += self._news(watched, socket)
+            else:
+                happenings += self._drain(socket)
+        return happenings
+
+    def _news(self, address: Address, monitor: Any) -> list[Happening]:
+        news: list[Happening] = []
+        while monitor.poll(0):
+            event = recv_monitor_message(monitor, zmq.NOBLOCK)["event"]
+            if event == zmq.EVENT_DISCONNECTED:
+                news.append(Unlinked(address))
+            else:
+                link = self._links[address]
+                news.append(Linked(address, link.links > 0))
+                link.links += 1
+        return news
+
+    def _drain(self, socket: Any) -> list[Happening]:
+        arrived: list[Happening] = []
+        for _ in range(DRAIN_MAX):
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                break
+            route = bytes(frames.pop(0).buffer) if socket is self._inbox else b""
+            parts = [frame.buffer if i == 0 else _aligned(frame.buffer) for i, frame in enumerate(frames)]
+            arrived.append(Arrived(route, parts))
+        return arrived
+
+    def close(self) -> None:
+        """Close everything; what was not sent is dropped."""
+        for address in list(self._links):
+            self.disconnect(address)
+        if self._inbox is not None:
+            self._inbox.close(linger=0)
+            self._inbox = None
+        self._context.term()
+
+
+def _configure(socket: "zmq.Socket[bytes]") -> None:
+    # No high-water mark: how much is in flight is the protocol's business, and a full queue would block or drop.
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+
+
+def _aligned(buffer: memoryview) -> Any:
+    """The frame as uint8 array whose memory is aligned for every type of number."""
+    array = np.frombuffer(buffer, np.uint8)
+    if len(array) < COPY_BELOW_BYTES or array.__array_interface__["data"][0] % 16:
+        return array.copy()
+    return array

@@ -1,0 +1,326 @@
+"""Runs one machine on real sockets: the loop, the streams, and the carrying out of effects."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from ecrec.errors import ConfigurationError, WireError
+from ecrec.protocol import wire
+from ecrec.protocol.events import (
+    Connect,
+    Disconnect,
+    Disconnected,
+    Effect,
+    Event,
+    Failed,
+    Note,
+    Persist,
+    PullDone,
+    Received,
+    Send,
+    Stop,
+    Tick,
+)
+from ecrec.protocol.messages import SCHEDULER, SHARD, Address
+from ecrec.protocol.stream import Streams
+from ecrec.transport.links import Arrived, Happening, Linked, Links
+from ecrec.transport.persistence import StateFile
+
+log = logging.getLogger(__name__)
+
+TICK_MS = 20.0
+"""A fifth of the default heartbeat."""
+
+HELD_MS = 2000.0
+"""A process without a place keeps messages to a shard for so long: the one that places it may come a little later."""
+
+HELD_MAX = 256
+
+COMPLAINT_MS = 1000.0
+"""At most one line in the log for each kind of bad message in this time."""
+
+COMPLAINTS_MAX = 256
+"""Kinds of complaints told apart; bounds what invented senders can cost."""
+
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Machine(Protocol):
+    """What a node can run."""
+
+    @property
+    def address(self) -> Address: ...
+
+    def handle(self, event: Event, now_ms: float) -> list[Effect]: ...
+
+
+class _Held(NamedTuple):
+    until_ms: float
+    arrived: Arrived
+
+
+class Complaints:
+    """Warnings about bad messages, so limited that a flood of them does not fill the log."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def add(self, kind: str, text: str, now_ms: float) -> None:
+        """Log ``text`` unless one of the same kind was logged just now; say how many were not."""
+        logged_ms, kept_back = self._seen.get(kind, (-COMPLAINT_MS, 0))
+        if now_ms - logged_ms < COMPLAINT_MS:
+            self._seen[kind] = (logged_ms, kept_back + 1)
+            return
+        more = f" (and {kept_back} more like it)" if kept_back else ""
+        log.warning("%s%s", text, more)
+        if len(self._seen) >= COMPLAINTS_MAX:
+            self._seen.clear()
+        self._seen[kind] = (now_ms, 0)
+
+
+class Node:
+    """One machine and its sockets, in one thread.
+
+    ``scheduler_endpoint``: connect to the scheduler there. ``state_file``: carries out Persist (a scheduler).
+    ``grace_ms``: tell the machine of shards whose connection stayed closed for so long (a scheduler).
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        links: Links,
+        scheduler_endpoint: str | None = None,
+        state_file: StateFile | None = None,
+        grace_ms: float | None = None,
+        tick_ms: float = TICK_MS,
+    ) -> None:
+        self.machine = machine
+        self.links = links
+        self.stopped = ""
+        """Why the machine wants this process to end; empty while it does not."""
+        self._state_file = state_file
+        self._grace_ms = grace_ms
+        self._tick_ms = tick_ms
+        self._next_tick_ms = 0.0
+        self._address = machine.address
+        self._streams: Streams[wire.Packed] = Streams()
+        self._closed_ms: dict[Address, float] = {}
+        self._held: deque[_Held] = deque()
+        self._results: list[PullDone | Failed] = []
+        self._complaints = Complaints()
+        self._stopping = False
+        self._carry_out: dict[type, Callable[[Any, float], None]] = {
+            Send: self._send,
+            Connect: self._connect,
+            Disconnect: self._disconnect,
+            Persist: self._persist,
+            Stop: self._stop,
+            Note: self._note,
+            PullDone: self._result,
+            Failed: self._result,
+        }
+        if scheduler_endpoint is not None:
+            links.connect(Address(SCHEDULER, 0, 0), scheduler_endpoint)
+
+    # ------------------------------------------------------------------ the loop
+    def run(self) -> None:
+        """Go on until `request_stop` or a Stop effect; raises what `perform` raises."""
+        while not (self._stopping or self.stopped):
+            self.step(self._tick_ms)
+
+    def request_stop(self) -> None:
+        """Make `run` return soon; may be called from a signal handler."""
+        self._stopping = True
+
+    def step(self, timeout_ms: float) -> list[PullDone | Failed]:
+        """Wait for messages or the next tick, at most ``timeout_ms``, and handle what came.
+
+        Returns the results for the session since the last call, at once where some are there already.
+        """
+        now_ms = _now_ms()
+        wait_ms = 0.0 if self._results else max(0.0, min(timeout_ms, self._next_tick_ms - now_ms))
+        for happening in self.links.poll(wait_ms):
+            if self.stopped:
+                break
+            self._on_happening(happening, _now_ms())
+        now_ms = _now_ms()
+        if now_ms >= self._next_tick_ms and not self.stopped:
+            self._next_tick_ms = now_ms + self._tick_ms
+            self._on_tick(now_ms)
+        results, self._results = self._results, []
+        return results
+
+    def perform(self, effects: Sequence[Effect], now_ms: float | None = None) -> None:
+        """Carry out effects in order; results wait for `step`.
+
+        Raises ClusterError if a Persist failed: nothing after it in the list is done then.
+        """
+        if now_ms is None:
+            now_ms = _now_ms()
+        for effect in effects:
+            self._carry_out[type(effect)](effect, now_ms)
+
+    def close(self) -> None:
+        self.links.close()
+        if self._state_file is not None:
+            self._state_file.close()
+
+    # ------------------------------------------------------------------ what happens
+    def _on_tick(self, now_ms: float) -> None:
+        if self._grace_ms is not None:
+            for address, closed_ms in list(self._closed_ms.items()):
+                if now_ms - closed_ms >= self._grace_ms:
+                    del self._closed_ms[address]
+                    self._handle(Disconnected(address), now_ms)
+        self._handle(Tick(), now_ms)
+        while self._held and self._held[0].until_ms <= now_ms:
+            self._held.popleft()
+        for peer, numbered in self._streams.resends_due(now_ms):
+            log.info("%s acknowledged nothing for long: sending %d messages again", peer, len(numbered))
+            self._resend(peer, numbered)
+        for peer in self._streams.acks_due():
+            ack = self._streams.ack_for(peer)
+            self.links.send(peer, wire.seal(wire.ACK_ONLY, self._address, peer, 0, ack))
+
+    def _on_happening(self, happening: Happening, now_ms: float) -> None:
+        if isinstance(happening, Arrived):
+            self._on_arrived(happening, now_ms)
+        elif isinstance(happening, Linked):
+            self._closed_ms.pop(happening.address, None)
+            if happening.again:
+                self._resend(happening.address, self._streams.reconnected(happening.address, now_ms))
+        else:
+            self._closed_ms.setdefault(happening.address, now_ms)
+
+    def _on_arrived(self, arrived: Arrived, now_ms: float) -> None:
+        try:
+            envelope = wire.decode(arrived.parts)
+        except wire.RefusedByPeerError as error:
+            self._complaints.add("refused", f"a peer refuses our messages: {error}", now_ms)
+            self._results.append(Failed(f"a peer refuses our messages: {error}"))
+            return
+        except WireError as error:
+            peer = f"connection {arrived.route.hex()}" if arrived.route else "a server"
+            self._complaints.add(type(error).__name__, f"dropped a message from {peer}: {error}", now_ms)
+            if isinstance(error, wire.WireVersionError):
+                self.links.answer(arrived.route, wire.refusal(str(error)))
+            return
+        if self._is_mine(envelope, arrived, now_ms):
+            self.links.remember(envelope.source, arrived.route)
+            self._on_envelope(envelope, now_ms)
+
+    def _is_mine(self, envelope: wire.Envelope, arrived: Arrived, now_ms: float) -> bool:
+        """Whether a message is for this life; one for a shard is kept while this process may yet become it."""
+        mine = self._address
+        if mine.role != SHARD or envelope.source.role == SCHEDULER or envelope.to == mine:
+            return True
+        if mine.id < 0 and envelope.to.role == SHARD and len(self._held) < HELD_MAX:
+            self._held.append(_Held(now_ms + HELD_MS, arrived))
+        return False
+
+    def _on_envelope(self, envelope: wire.Envelope, now_ms: float) -> None:
+        source, message = envelope.source, envelope.message
+        if source.role == SHARD and self._address.role == SHARD:
+            self._streams.acknowledge(source, envelope.ack, now_ms)
+            if message is None or not self._streams.take(source, envelope.sequence):
+                return
+        if message is None:
+            return
+        event = Received(source, message, tuple(envelope.frames))
+        try:
+            effects = self.machine.handle(event, now_ms)
+        except Exception as error:
+            # Whatever a message does to a machine, the server stays: others depend on it.
+            name = type(message).__name__
+            self._complaints.add(
+                f"{name} {type(error).__name__}",
+                f"a {name} from {source} could not be handled: {type(error).__name__}: {error}",
+                now_ms,
+            )
+            log.debug("while handling a %s", name, exc_info=True)
+            return
+        self._after(effects, now_ms)
+
+    def _handle(self, event: Event, now_ms: float) -> None:
+        self._after(self.machine.handle(event, now_ms), now_ms)
+
+    def _after(self, effects: Sequence[Effect], now_ms: float) -> None:
+        address = self.machine.address
+        placed = address != self._address
+        if placed:
+            self._address = address
+            self._streams.reset()
+        self.perform(effects, now_ms)
+        if placed:
+            held, self._held = self._held, deque()
+            for kept in held:
+                self._on_arrived(kept.arrived, now_ms)
+
+    # ------------------------------------------------------------------ effects
+    def _send(self, effect: Send, now_ms: float) -> None:
+        to = effect.to
+        try:
+            packed = wire.pack(effect.message, effect.frames)
+        except WireError as error:
+            log.error("not sent to %s: %s", to, error)
+            return
+        if to.role == SHARD and self._address.role == SHARD:
+            if self._streams.is_old(to):
+                return
+            sequence = self._streams.out(to).append(packed, now_ms)
+            # Without a connection it waits for Connect: on the way back through the inbox it could overtake others.
+            if self.links.is_connected(to):
+                self.links.send(to, wire.seal(packed, self._address, to, sequence, self._streams.ack_for(to)))
+        elif not self.links.send(to, wire.seal(packed, self._address, to)):
+            name = type(effect.message).__name__
+            self._complaints.add(f"no way {to.role}", f"no way to {to}: dropped a {name}", now_ms)
+
+    def _resend(self, peer: Address, numbered: Sequence[Any]) -> None:
+        for sequence, packed in numbered:
+            ack = self._streams.ack_for(peer)
+            if self.links.is_connected(peer):
+                self.links.send(peer, wire.seal(packed, self._address, peer, sequence, ack))
+
+    def _connect(self, effect: Connect, now_ms: float) -> None:
+        address = effect.address
+        to_shard = address.role == SHARD
+        streaming = to_shard and self._address.role == SHARD
+        if streaming:
+            self._streams.connected(address)
+        try:
+            new = self.links.connect(address, effect.endpoint, streaming or self._grace_ms is not None)
+        except ConfigurationError as error:
+            self._complaints.add("connect", f"{address}: {error}", now_ms)
+            return
+        if new:
+            self._closed_ms.pop(address, None)
+            if streaming:
+                self._resend(address, self._streams.reconnected(address, now_ms))
+
+    def _disconnect(self, effect: Disconnect, now_ms: float) -> None:
+        address = effect.address
+        self.links.disconnect(address)
+        self._closed_ms.pop(address, None)
+        if address.role == SHARD and self._address.role == SHARD:
+            self._streams.fenced(address)
+
+    def _persist(self, effect: Persist, now_ms: float) -> None:
+        if self._state_file is not None:
+            self._state_file.save(effect.state)
+
+    def _stop(self, effect: Stop, now_ms: float) -> None:
+        self.stopped = effect.reason or "no reason given"
+
+    def _note(self, effect: Note, now_ms: float) -> None:
+        log.log(_LEVELS.get(effect.level, logging.INFO), "%s", effect.text)
+        if self._state_file is not None:
+            self._state_file.note(effect.level, effect.text)
+
+    def _result(self, effect: PullDone | Failed, now_ms: float) -> None:
+        self._results.append(effect)
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000.0
