@@ -1,7 +1,7 @@
 """The codes written down plainly, without the native core: what the fast version is tested against.
 
-Field: GF(2^8) with the polynomial 0x11d, addition is XOR. A matrix is uint8[rows, columns]. Blocks are the rows of
-uint8[blocks, length].
+Field: GF(2^8) with the polynomial 0x11d, addition is XOR. A matrix is uint8[rows, columns]. Blocks are the
+rows of uint8[blocks, length].
 """
 
 from collections.abc import Sequence
@@ -67,13 +67,15 @@ def matrix_inverse(matrix: U8) -> U8:
 def parity_matrix(k: int, r: int, generator: str = "cauchy") -> U8:
     """uint8[r, k]: what each data block counts for in each parity block.
 
-    ``"isal-cauchy"`` is 1 / ((k + i) ^ j), ISA-L's ``gf_gen_cauchy1_matrix``. ``"cauchy"`` is the same with columns,
-    then rows scaled until the first row and the first column are ones. Both keep every square submatrix invertible.
-    ``ValueError`` for any other name.
+    ``"isal-cauchy"`` is 1 / ((k + i) ^ j), ISA-L's ``gf_gen_cauchy1_matrix``. ``"cauchy"`` is the same with
+    columns, then rows scaled so that the first row and the first column are ones. Every square submatrix of
+    both is invertible. ``ValueError`` for any other name.
     """
     if generator not in ("cauchy", "isal-cauchy"):
         raise ValueError(f"generator: expected 'cauchy' or 'isal-cauchy', got {generator!r}")
-    matrix = np.array([[inverse((k + i) ^ j) for j in range(k)] for i in range(r)], dtype=np.uint8).reshape(r, k)
+    matrix = np.zeros((r, k), dtype=np.uint8)
+    for i, j in np.ndindex(r, k):
+        matrix[i, j] = inverse((k + i) ^ j)
     if generator == "cauchy" and r:
         for j in range(k):
             matrix[:, j] = PRODUCTS[inverse(int(matrix[0, j])), matrix[:, j]]
@@ -95,7 +97,7 @@ def encode(k: int, r: int, generator: str, data: U8) -> U8:
 def reconstruct(
     k: int, r: int, generator: str, present: Sequence[int], blocks: U8, lost: Sequence[int]
 ) -> U8:
-    """uint8[len(lost), length]: the lost slots, from blocks uint8[len(present), length] of at least k present ones."""
+    """uint8[len(lost), length]: the lost slots, from the blocks of at least k present ones."""
     slots = slot_matrix(k, r, generator)
     data = matrix_product(matrix_inverse(slots[list(present[:k])]), blocks[:k])
     return matrix_product(slots[list(lost)], data)

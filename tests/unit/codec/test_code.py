@@ -64,7 +64,7 @@ def test_encode_writes_nothing_beside_its_parity(kernel: str) -> None:
 
 
 def test_fold_of_every_coefficient_is_the_references(kernel: str) -> None:
-    """Row 0 of isal-cauchy with k = 128 holds the inverses of 128..255, row 0 with k = 1 and r = 127 of 1..127."""
+    """The first parity of k = 128 has the inverses of 128..255 in it, the column of k = 1 all the others."""
     rng = np.random.default_rng(2)
     seen = {0}
     for code in (Code(128, 1, "isal-cauchy"), Code(1, 254, "isal-cauchy")):
@@ -157,7 +157,8 @@ def test_any_lost_slots_come_back_from_any_k_present(
     code.reconstruct(present, [word[slot] for slot in present], lost, out)
     for slot, block in zip(lost, out, strict=True):
         assert np.array_equal(block, word[slot])
-    expected = reference.reconstruct(k, r, generator, present, np.stack([word[slot] for slot in present]), lost)
+    blocks = np.stack([word[slot] for slot in present])
+    expected = reference.reconstruct(k, r, generator, present, blocks, lost)
     assert np.array_equal(np.array(out, dtype=np.uint8).reshape(expected.shape), expected)
 
 

@@ -39,7 +39,7 @@ def test_a_code_of_one_data_slot_is_replication() -> None:
 @pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize("slots", range(1, SLOTS_MAX + 1))
 def test_every_erasure_pattern_of_every_code_decodes(generator: str, slots: int) -> None:
-    """Every choice of k survivors, for every k: a smaller loss decodes from k of its survivors, so is one of these.
+    """Every choice of k survivors, for every k: a smaller loss decodes from k of its survivors.
 
     The decode matrix is judged by what it must do to the generator, and the bytes of a codeword come back.
     """

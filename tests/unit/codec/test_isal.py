@@ -20,8 +20,9 @@ def driver(k: int, r: int) -> Any:
 
 
 @pytest.mark.parametrize("k, r", [(2, 1), (4, 1), (4, 2), (6, 3), (10, 4), (3, 5), (12, 4)])
-@pytest.mark.parametrize("length", [16, 64, 272, 1008, 4096])  # multiples of 16: liberasurecode adds no padding
+@pytest.mark.parametrize("length", [16, 64, 272, 1008, 4096])
 def test_parity_bytes_are_those_of_isal(kernel: str, k: int, r: int, length: int) -> None:
+    """The lengths are multiples of 16, so that liberasurecode adds no padding."""
     data = np.random.default_rng(length).integers(0, 256, (k, length), dtype=np.uint8)
     fragments = driver(k, r).encode(data.tobytes())
     payloads = [np.frombuffer(fragment, dtype=np.uint8)[FRAGMENT_HEADER_BYTES:] for fragment in fragments]

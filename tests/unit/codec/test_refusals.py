@@ -28,7 +28,7 @@ def read_only() -> Any:
         ([zeros()], [zeros(), zeros()], ValueError, "data: expected 2 arrays, got 1"),
         ([zeros(), zeros()], [zeros()], ValueError, "parity: expected 2 arrays, got 1"),
         ([zeros(), zeros(31)], [zeros(), zeros()], ValueError, r"data\[1\]: expected 32 elements, got 31"),
-        ([zeros(), zeros()], [zeros(33), zeros(33)], ValueError, r"parity\[0\]: expected 32 elements, got 33"),
+        ([zeros(), zeros()], [zeros(9), zeros(9)], ValueError, r"parity\[0\]: expected 32 elements, got 9"),
         ([zeros(), zeros()], [zeros(), zeros(33)], ValueError, r"parity\[1\]: expected 32 elements, got 33"),
         ([zeros(), b"x" * 32], [zeros(), zeros()], TypeError, r"data\[1\]: expected a numpy array of uint8"),
         ([zeros(), signed()], [zeros(), zeros()], TypeError, r"data\[1\]: expected dtype uint8, got int8"),

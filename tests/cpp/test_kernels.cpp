@@ -1,0 +1,346 @@
+// Every operation of every kernel that this machine can run against the scalar kernel, bit for bit: at all small sizes,
+// unaligned, and between pages that fault. The parts of the scalar kernel itself that Python cannot reach are checked
+// against their definitions.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "gf/coefficient.hpp"
+#include "kernels/registry.hpp"
+
+namespace {
+
+using ecrec::Coefficient;
+using ecrec::Operations;
+
+int failures = 0;
+
+void check(bool good, const Operations& kernel, const char* what, std::size_t size) {
+    if (good) return;
+    std::printf("FAILED: kernel %s, %s, size %zu\n", kernel.name, what, size);
+    if (++failures > 20) std::exit(1);
+}
+
+const Operations& kernel_named(const char* name) {
+    if (ecrec::use_kernel(name) != ecrec::KernelChoice::chosen) std::abort();
+    return ecrec::operations();
+}
+
+std::mt19937_64 engine(20240607);
+
+void fill_bytes(std::span<std::uint8_t> bytes) {
+    for (auto& byte : bytes) byte = static_cast<std::uint8_t>(engine());
+}
+
+void fill_floats(std::span<float> values, float low, float high) {
+    std::uniform_real_distribution<float> distribution(low, high);
+    for (auto& value : values) value = distribution(engine);
+}
+
+// Pages between two that fault on any access.
+class GuardedPages {
+public:
+    explicit GuardedPages(std::size_t pages)
+        : page_(static_cast<std::size_t>(sysconf(_SC_PAGESIZE))), size_(pages * page_) {
+        void* memory =
+            mmap(nullptr, size_ + 2 * page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) std::abort();
+        base_ = static_cast<std::uint8_t*>(memory);
+        if (mprotect(base_, page_, PROT_NONE) != 0 || mprotect(base_ + page_ + size_, page_, PROT_NONE) != 0) {
+            std::abort();
+        }
+    }
+    GuardedPages(const GuardedPages&) = delete;
+    GuardedPages& operator=(const GuardedPages&) = delete;
+    ~GuardedPages() { munmap(base_, size_ + 2 * page_); }
+
+    template <class T>
+    std::span<T> at(std::size_t count, bool at_end) {
+        std::uint8_t* first = base_ + page_ + (at_end ? size_ - count * sizeof(T) : 0);
+        return {reinterpret_cast<T*>(first), count};
+    }
+
+private:
+    std::size_t page_;
+    std::size_t size_;
+    std::uint8_t* base_;
+};
+
+GuardedPages pages[6]{GuardedPages(2), GuardedPages(2), GuardedPages(2),
+                      GuardedPages(2), GuardedPages(2), GuardedPages(2)};
+
+template <class T>
+bool same(std::span<const T> a, std::span<const T> b) {
+    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size_bytes()) == 0);
+}
+
+template <class T>
+std::vector<T> copy(std::span<T> values) {
+    return {values.begin(), values.end()};
+}
+
+void check_bytes(const Operations& kernel, const Operations& oracle, std::size_t size, bool at_end) {
+    std::span<std::uint8_t> blocks[6];
+    for (int i = 0; i < 6; ++i) {
+        blocks[i] = pages[i].at<std::uint8_t>(size, at_end);
+        fill_bytes(blocks[i]);
+    }
+    const auto c = ecrec::gf::coefficient(static_cast<std::uint8_t>(engine() % 5 == 0 ? 1 : engine()));
+
+    auto expected = copy(blocks[1]);
+    oracle.fold(size, c, blocks[0].data(), expected.data());
+    kernel.fold(size, c, blocks[0].data(), blocks[1].data());
+    check(same<std::uint8_t>(blocks[1], expected), kernel, "fold", size);
+
+    std::uint8_t* const target[] = {blocks[2].data()};
+    oracle.fold(size, c, blocks[0].data(), (expected = copy(blocks[2])).data());
+    kernel.fold_rows(1, size, c, blocks[0].data(), target);
+    check(same<std::uint8_t>(blocks[2], expected), kernel, "fold_rows", size);
+
+    for (int r = 1; r <= 5; ++r) {
+        const int k = 6 - std::min(r, 5);
+        std::vector<Coefficient> coefficients;
+        for (int i = 0; i < k * r; ++i) {
+            coefficients.push_back(ecrec::gf::coefficient(static_cast<std::uint8_t>(i < k ? 1 : engine())));
+        }
+        std::vector<const std::uint8_t*> data;
+        std::vector<std::uint8_t*> parity, oracle_parity;
+        std::vector<std::vector<std::uint8_t>> oracle_blocks(static_cast<std::size_t>(r),
+                                                             std::vector<std::uint8_t>(size));
+        for (int j = 0; j < k; ++j) data.push_back(blocks[j].data());
+        for (int i = 0; i < r; ++i) {
+            parity.push_back(blocks[k + i].data());
+            oracle_parity.push_back(oracle_blocks[i].data());
+        }
+        oracle.encode(size, k, r, coefficients.data(), data.data(), oracle_parity.data());
+        kernel.encode(size, k, r, coefficients.data(), data.data(), parity.data());
+        for (int i = 0; i < r; ++i) {
+            check(same<std::uint8_t>(blocks[k + i], oracle_blocks[i]), kernel, "encode", size);
+        }
+    }
+
+    std::vector<std::uint8_t> exclusive_or(size);
+    for (std::size_t i = 0; i < size; ++i) exclusive_or[i] = blocks[0][i] ^ blocks[1][i];
+    kernel.difference(size, blocks[0].data(), blocks[1].data(), blocks[2].data());
+    check(same<std::uint8_t>(blocks[2], exclusive_or), kernel, "difference", size);
+    kernel.difference(size, blocks[0].data(), blocks[1].data(), blocks[0].data());
+    check(same<std::uint8_t>(blocks[0], exclusive_or), kernel, "difference onto its own source", size);
+
+    if (size != 0) std::memset(blocks[0].data(), 0, size);
+    check(kernel.is_zero(size, blocks[0].data()), kernel, "is_zero of zeros", size);
+    for (std::size_t i = 0; i < size; ++i) {
+        blocks[0][i] = 0x80;
+        check(!kernel.is_zero(size, blocks[0].data()), kernel, "is_zero of one bit", size);
+        blocks[0][i] = 0;
+    }
+}
+
+template <class Step>
+void check_step(const Operations& kernel, const Operations& oracle, const char* what, std::size_t dim,
+                std::size_t state, bool at_end, Step step) {
+    const auto gradient = pages[0].at<float>(dim, at_end);
+    const auto record = pages[1].at<float>(dim + state, at_end);
+    const auto delta = pages[2].at<std::uint8_t>(4 * (dim + state), at_end);
+    fill_floats(gradient, -3.0f, 3.0f);
+    fill_floats(record.first(dim), -1.0f, 1.0f);
+    fill_floats(record.subspan(dim), 0.0f, 2.0f);
+    fill_bytes(delta);
+    const auto before = copy(record);
+    auto expected = before;
+    auto expected_delta = copy(delta);
+
+    step(oracle, gradient.data(), expected.data(), nullptr);
+    for (std::size_t i = 0; i < dim + state; ++i) {
+        std::uint32_t old_bits, new_bits, bits;
+        std::memcpy(&old_bits, &before[i], 4);
+        std::memcpy(&new_bits, &expected[i], 4);
+        std::memcpy(&bits, &expected_delta[4 * i], 4);
+        bits ^= old_bits ^ new_bits;
+        std::memcpy(&expected_delta[4 * i], &bits, 4);
+    }
+    step(kernel, gradient.data(), record.data(), delta.data());
+    check(same<float>(record, expected), kernel, what, dim);
+    check(same<std::uint8_t>(delta, expected_delta), kernel, "delta of a step", dim);
+    std::memcpy(record.data(), before.data(), record.size_bytes());
+    step(kernel, gradient.data(), record.data(), nullptr);
+    check(same<float>(record, expected), kernel, "step without delta", dim);
+}
+
+void check_floats(const Operations& kernel, const Operations& oracle, std::size_t dim, bool at_end) {
+    const auto first = pages[0].at<float>(dim, at_end);
+    const auto second = pages[1].at<float>(dim, at_end);
+    fill_floats(first, -1e30f, 1e30f);
+    fill_floats(second, -1e30f, 1e30f);
+    auto expected = copy(second);
+    for (std::size_t i = 0; i < dim; ++i) expected[i] += first[i];
+    kernel.add(dim, first.data(), second.data());
+    check(same<float>(second, expected), kernel, "add", dim);
+
+    check(kernel.is_finite(dim, first.data()), kernel, "is_finite", dim);
+    for (const float bad : {INFINITY, -INFINITY, NAN, -NAN}) {
+        for (std::size_t i = 0; i < dim; ++i) {
+            const float kept = first[i];
+            first[i] = bad;
+            check(!kernel.is_finite(dim, first.data()), kernel, "is_finite of one that is not", dim);
+            first[i] = i % 2 == 0 ? kept : std::numeric_limits<float>::max();
+        }
+    }
+
+    kernel.initial_uniform(dim, engine(), 7, 0.0f, first.data());
+    const std::uint64_t seed = engine();
+    const std::uint64_t row = engine();
+    kernel.initial_uniform(dim, seed, row, 0.3f, first.data());
+    oracle.initial_uniform(dim, seed, row, 0.3f, expected.data());
+    check(same<float>(first, expected), kernel, "initial_uniform", dim);
+
+    if (dim == 0) return;
+    constexpr float rate = 0.05f;
+    constexpr float eps = 1e-8f;
+    check_step(kernel, oracle, "sgd", dim, 0, at_end,
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
+                   k.sgd(dim, rate, g, record, delta);
+               });
+    check_step(kernel, oracle, "adagrad", dim, dim, at_end,
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
+                   k.adagrad(dim, rate, eps, g, record, delta);
+               });
+    check_step(kernel, oracle, "rowwise_adagrad", dim, 1, at_end,
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
+                   k.rowwise_adagrad(dim, rate, eps, g, record, delta);
+               });
+}
+
+void check_fold_rows(const Operations& kernel, const Operations& oracle) {
+    for (const std::size_t bytes : {16u, 80u, 272u, 400u}) {
+        constexpr std::size_t rows = 100, targets = 13;
+        std::vector<std::uint8_t> source(rows * bytes), parity(targets * bytes);
+        fill_bytes(source);
+        fill_bytes(parity);
+        auto expected = parity;
+        const auto c = ecrec::gf::coefficient(static_cast<std::uint8_t>(engine()));
+        std::vector<std::uint8_t*> target;
+        for (std::size_t m = 0; m < rows; ++m) {
+            const std::size_t index = engine() % targets;
+            target.push_back(parity.data() + index * bytes);
+            oracle.fold(bytes, c, source.data() + m * bytes, expected.data() + index * bytes);
+        }
+        kernel.fold_rows(rows, bytes, c, source.data(), target.data());
+        check(parity == expected, kernel, "fold_rows of many", bytes);
+    }
+}
+
+// The formulas of the optimizers, written with plain loops in the order that the contract states.
+void check_formulas(const Operations& kernel) {
+    for (std::size_t dim = 1; dim < 70; ++dim) {
+        std::vector<float> gradient(dim), record(2 * dim);
+        fill_floats(gradient, -3.0f, 3.0f);
+        fill_floats(record, 0.0f, 1.0f);
+        auto expected = record;
+        for (std::size_t i = 0; i < dim; ++i) {
+            const float square = gradient[i] * gradient[i];
+            expected[dim + i] = expected[dim + i] + square;
+            const float scaled = 0.1f * gradient[i];
+            expected[i] = expected[i] - scaled / (std::sqrt(expected[dim + i]) + 1e-6f);
+        }
+        kernel.adagrad(dim, 0.1f, 1e-6f, gradient.data(), record.data(), nullptr);
+        check(same<float>(record, expected), kernel, "adagrad's formula", dim);
+
+        std::vector<double> wide(gradient.begin(), gradient.end());
+        double squares = 0;
+        for (const double g : wide) squares += g * g;
+        const double moment = record[dim] + squares / static_cast<double>(dim);
+        const double step = 0.1 / (std::sqrt(moment) + 1e-6);
+        auto weights = record;
+        kernel.rowwise_adagrad(dim, 0.1f, 1e-6f, gradient.data(), weights.data(), nullptr);
+        bool close = std::abs(weights[dim] - moment) < 1e-5;
+        for (std::size_t i = 0; i < dim; ++i) close &= std::abs(weights[i] - (record[i] - step * wide[i])) < 1e-5;
+        check(close, kernel, "rowwise_adagrad's formula", dim);
+    }
+}
+
+double correlation(std::span<const float> a, std::span<const float> b) {
+    double product = 0, a_squares = 0, b_squares = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        product += static_cast<double>(a[i]) * b[i];
+        a_squares += static_cast<double>(a[i]) * a[i];
+        b_squares += static_cast<double>(b[i]) * b[i];
+    }
+    return product / std::sqrt(a_squares * b_squares);
+}
+
+// Mean, variance, each of the 24 bits, and no correlation between neighbouring columns, rows and seeds. Limits are five
+// standard deviations of what independent uniform numbers would show.
+void check_initial_statistics(const Operations& kernel) {
+    constexpr std::size_t dim = 64, rows = 4096, count = dim * rows;
+    const auto table = [&](std::uint64_t seed, std::uint64_t first_row) {
+        std::vector<float> values(count);
+        for (std::size_t row = 0; row < rows; ++row) {
+            kernel.initial_uniform(dim, seed, first_row + row, 1.0f, values.data() + row * dim);
+        }
+        return values;
+    };
+    const double limit = 5.0 / std::sqrt(static_cast<double>(count));
+    for (const std::uint64_t seed : {0ull, 1ull, 7ull, 1ull << 32, ~0ull}) {
+        const auto values = table(seed, 0);
+        double sum = 0, squares = 0;
+        int ones[24] = {};
+        bool in_range = true;
+        for (const float value : values) {
+            in_range &= value >= -1.0f && value < 1.0f;
+            sum += value;
+            squares += static_cast<double>(value) * value;
+            const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(value * 8388608.0f) + 8388608);
+            for (int bit = 0; bit < 24; ++bit) ones[bit] += (bits >> bit) & 1;
+        }
+        check(in_range, kernel, "initial values lie in [-1, 1)", seed);
+        check(std::abs(sum / count) < limit * std::sqrt(1.0 / 3), kernel, "mean of the initial values", seed);
+        check(std::abs(squares / count - 1.0 / 3) < limit * std::sqrt(4.0 / 45), kernel, "their variance", seed);
+        for (const int set : ones) {
+            check(std::abs(static_cast<double>(set) / count - 0.5) < limit / 2, kernel, "their bits", seed);
+        }
+        const std::span<const float> all(values);
+        for (const std::size_t lag : {1u, 2u, 8u, 16u, 64u, 128u, 4096u}) {
+            const double r = correlation(all.first(count - lag), all.subspan(lag));
+            check(std::abs(r) < 1.1 * limit, kernel, "correlation of columns and rows at a lag", lag);
+        }
+        constexpr std::uint64_t one = 1;
+        for (const std::uint64_t other : {seed + one, seed ^ (one << 32), seed ^ (one << 63)}) {
+            check(std::abs(correlation(all, table(other, 0))) < limit, kernel, "correlation of seeds", seed);
+        }
+        check(std::abs(correlation(all, table(seed, 1ull << 40))) < limit, kernel, "correlation of far rows", seed);
+    }
+}
+
+}  // namespace
+
+int main() {
+    const Operations& oracle = kernel_named("scalar");
+    check_formulas(oracle);
+    check_initial_statistics(oracle);
+    for (const char* name : ecrec::compiled_kernels()) {
+        if (ecrec::use_kernel(name) != ecrec::KernelChoice::chosen) {
+            std::printf("SKIPPED: kernel %s cannot run on this machine\n", name);
+            continue;
+        }
+        const Operations& kernel = ecrec::operations();
+        if (std::string(kernel.name) != name) std::abort();
+        for (const bool at_end : {false, true}) {
+            for (std::size_t size = 0; size <= 300; ++size) check_bytes(kernel, oracle, size, at_end);
+            for (std::size_t dim = 0; dim <= 100; ++dim) check_floats(kernel, oracle, dim, at_end);
+            for (const std::size_t dim : {127u, 128u, 256u, 300u}) check_floats(kernel, oracle, dim, at_end);
+        }
+        check_fold_rows(kernel, oracle);
+        std::printf("checked: kernel %s\n", name);
+    }
+    return failures == 0 ? 0 : 1;
+}
