@@ -1,4 +1,4 @@
-"""Fused optimizers of embedding tables and replicated tensors: a shard applies them to the rows it is sent gradients of.
+"""Fused optimizers: a shard applies them to the rows whose gradients it is sent.
 
 Names and defaults follow ``torch.optim`` and TorchRec's fused optimizers. The formulas are the native store's
 (``src/cpp/store``); g is the sum of a row's gradients over the batch, s its state.

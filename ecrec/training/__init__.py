@@ -1,0 +1,21 @@
+"""What a PyTorch user sees; the only package of ecrec that imports torch."""
+
+from ecrec.training.embedding import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
+from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
+from ecrec.training.optimizers import SGD, Adagrad, Optimizer, RowWiseAdagrad
+from ecrec.training.replicated import ReplicatedModule
+from ecrec.training.session import Session, connect
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "EmbeddingBagCollection",
+    "EmbeddingBagConfig",
+    "KeyedJaggedTensor",
+    "Optimizer",
+    "PoolingType",
+    "ReplicatedModule",
+    "RowWiseAdagrad",
+    "Session",
+    "connect",
+]

@@ -1,0 +1,49 @@
+"""What a session moves: shares of shards, and the parts of a model that ask for them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecrec.protocol.messages import Section
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+
+class Share(NamedTuple):
+    """Rows of one shard: of some tables, in the order of the section, and, in a push, their values."""
+
+    section: Section
+    rows: I64
+    values: F32 | None = None
+
+
+class Fetch(Protocol):
+    """One part's rows of one pull."""
+
+    @property
+    def shares(self) -> Mapping[int, Share]:
+        """What to ask of each shard."""
+        ...
+
+    def fill(self, answers: Mapping[int, Any]) -> None:
+        """Take the answers of the shards asked, a buffer each."""
+        ...
+
+
+class Part(Protocol):
+    """Something whose rows are pulled before a step and whose gradients are pushed after it."""
+
+    def plan(self, features: Any) -> Fetch:
+        """What a batch with these features needs."""
+        ...
+
+    def offer(self, features: Any, fetch: Any) -> None:
+        """The rows of this batch are here (``fetch`` is what `plan` returned) and its step begins."""
+        ...
+
+    def take_gradients(self) -> dict[int, Share]:
+        """The gradients since the last call, by shard; empty if there were none."""
+        ...

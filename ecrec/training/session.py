@@ -1,0 +1,386 @@
+"""A session: one worker's way to the shards, without a thread of its own.
+
+Everything happens while the session waits or is pumped: it hands the machine what arrived, and what the machine
+wants done to the transport. A step pulls the rows of all its *parts* (embedding tables, replicated modules) in one
+request a shard, and pushes all their gradients in one push.
+"""
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from torch import nn
+
+from ecrec.errors import ClusterError, ConfigurationError, DataLostError, RefusedError
+from ecrec.protocol.client import ClientMachine, SectionsAndFrames
+from ecrec.protocol.events import Effect, Failed, PullDone
+from ecrec.protocol.messages import WORKER, Frames, Section
+from ecrec.protocol.placement import CodeSpec, TableSpec
+from ecrec.training.optimizers import Optimizer
+from ecrec.training.parts import Fetch, Part, Share
+from ecrec.training.replicated import ReplicatedModule
+from ecrec.transport.client_node import ClientNode
+
+BatchT = TypeVar("BatchT")
+
+TIMEOUT_S = 60.0
+"""A wait that takes longer ends with ClusterError; a recovery takes seconds, and so does another worker's step."""
+
+_PUMP_MS = 20.0
+
+
+class Node(Protocol):
+    """The transport under a session; `ClientNode` is one."""
+
+    def perform(self, effects: Sequence[Effect]) -> None: ...
+
+    def pump(self, timeout_ms: float) -> list[PullDone | Failed]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Figures:
+    """What a session did, for people and reports."""
+
+    steps: int = 0
+    examples: int = 0
+    bytes_pulled: int = 0
+    bytes_pushed: int = 0
+    waited_s: float = 0.0
+    longest_pause_s: float = 0.0
+
+
+class _Asked:
+    """A pull of several parts: which frame of which shard is whose."""
+
+    def __init__(self, fetches: Sequence[Fetch]) -> None:
+        self.fetches = list(fetches)
+        self.frames: dict[int, Frames] | None = None
+        self.by_shard: dict[int, SectionsAndFrames] = {}
+        self._order: dict[int, list[int]] = {}
+        for i, fetch in enumerate(self.fetches):
+            for shard, share in fetch.shares.items():
+                sections, rows = self.by_shard.setdefault(shard, ([], []))
+                sections.append(share.section)
+                rows.append(share.rows)  # type: ignore[attr-defined]
+                self._order.setdefault(shard, []).append(i)
+
+    def fill(self) -> int:
+        """Hand the frames to the fetches; returns their bytes."""
+        assert self.frames is not None
+        answers: list[dict[int, Any]] = [{} for _ in self.fetches]
+        size = 0
+        for shard, order in self._order.items():
+            frames = self.frames[shard]
+            if len(frames) != len(order):
+                raise ClusterError(f"shard {shard} answered {len(order)} sections with {len(frames)} frames")
+            for i, frame in zip(order, frames, strict=True):
+                answers[i][shard] = frame
+                size += memoryview(frame).nbytes
+        for fetch, answer in zip(self.fetches, answers, strict=True):
+            fetch.fill(answer)
+        return size
+
+
+class Session:
+    """A worker's connection to the cluster; a context manager that waits for its pushes at the end.
+
+    ``code``: of tables that name none (``"4+1"``). ``rank`` of ``world_size`` workers. ``sync``: every push is summed with the pushes of the same number of all other
+    workers, in order of rank, and applied as one. ``exact``: a pull sees all pushes made before it and none later, so
+    that a run is repeatable, bit for bit, whatever dies (with one worker, or with ``sync``); otherwise pulls and up to
+    ``pushes_in_flight_max`` pushes run freely, and **no two runs need to be equal**. Default: exact with one worker or
+    sync.
+    """
+
+    def __init__(
+        self,
+        machine: ClientMachine,
+        node: Node,
+        *,
+        code: CodeSpec | str | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        sync: bool = False,
+        exact: bool | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigurationError(f"rank {rank}: expected 0 to {world_size - 1}, there are {world_size} workers")
+        if sync and exact is False:
+            raise ConfigurationError("sync=True needs exact pulls: the sum would otherwise meet different rows")
+        self.machine = machine
+        self.code = CodeSpec.parse(code) if isinstance(code, str) else code
+        self.rank = rank
+        self.world_size = world_size
+        self.sync = sync
+        self.exact = (sync or world_size == 1) if exact is None else exact
+        self.timeout_s = timeout_s
+        self.figures = Figures()
+        self._node = node
+        self._parts: list[Part] = []
+        self._asked: dict[int, _Asked] = {}
+        self._closed = False
+        self.marks_at_start: dict[int, int] = {}
+        """Watermark of each shard for this worker when the session began; not 0: an earlier process pushed."""
+
+    # ------------------------------------------------------------------ life
+    def start(self) -> "Session":
+        """Wait until all shards are known and have answered. Raises ClusterError with advice if they do not."""
+        self.wait(lambda: self.machine.ready, "the cluster")
+        self.marks_at_start = self.machine.pushed
+        return self
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    def close(self) -> None:
+        """Wait until every push is durable, then disconnect. May be called twice."""
+        if self._closed:
+            return
+        try:
+            self.wait(lambda: self.machine.durable, "all pushes to be durable")
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Disconnect at once; pushes that are not durable may be lost."""
+        self._closed = True
+        self._node.close()
+
+    @property
+    def shards(self) -> int:
+        """Number of shards of all coding groups."""
+        return self.machine.shards
+
+    @property
+    def first_rows(self) -> dict[tuple[int, int], float]:
+        """(shard, epoch) -> seconds of the monotonic clock at which that incarnation first answered a pull."""
+        return {life: at_ms / 1e3 for life, at_ms in self.machine.first_rows.items()}
+
+    def default_code(self) -> CodeSpec:
+        """The session's code; without one, (n - 1) + 1 on n shards and no fault tolerance on a single one."""
+        if self.code is not None:
+            return self.code
+        n = self.machine.n
+        return CodeSpec(n - 1, 1) if n > 1 else CodeSpec(1, 0)
+
+    # ------------------------------------------------------------------ waiting
+    def pump(self, timeout_ms: float = 0.0) -> None:
+        """Handle what arrived; call it now and then in a long computation, so that deaths are noticed in it.
+
+        Raises DataLostError, RefusedError or ClusterError when the worker cannot go on.
+        """
+        for result in self._node.pump(timeout_ms):
+            if isinstance(result, Failed):
+                self._raise(result.reason)
+            asked = self._asked.pop(result.ticket, None)
+            if asked is not None:
+                asked.frames = result.answers
+        if self.machine.failed:
+            self._raise(self.machine.failed)
+
+    def wait(self, done: Callable[[], bool], what: str, timeout_s: float | None = None) -> None:
+        """Pump until ``done()``. Raises ClusterError with advice after the timeout, and what `pump` raises."""
+        begin = time.monotonic()
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        while not done():
+            waited = time.monotonic() - begin
+            if waited > limit_s:
+                raise ClusterError(f"waited {waited:.1f} s for {what}: {self._advice()}")
+            self.pump(_PUMP_MS)
+        waited = time.monotonic() - begin
+        self.figures.waited_s += waited
+        self.figures.longest_pause_s = max(self.figures.longest_pause_s, waited)
+
+    def _advice(self) -> str:
+        machine = self.machine
+        if not machine.groups:
+            return "the scheduler has not answered; is it running, and at the address given?"
+        down = machine.down()
+        if down:
+            names = ", ".join(map(str, down))
+            return f"shard {names} of {machine.shards} is not running; start a replacement with ecrec-ps"
+        if self.sync and self.world_size > 1:
+            return f"all shards are up; do all {self.world_size} workers make the same number of steps?"
+        return "all shards are up but one does not answer; its log may say why"
+
+    def _raise(self, reason: str) -> NoReturn:
+        kind = self.machine.failed_kind
+        if kind == "lost":
+            raise DataLostError(reason)
+        if kind == "refused":
+            raise RefusedError(reason)
+        raise ClusterError(reason)
+
+    # ------------------------------------------------------------------ tables and parts
+    def create_tables(self, specs: Sequence[TableSpec]) -> list[int]:
+        """Their indices, once every running shard has them. Tables that are there and equal are taken.
+
+        Raises RefusedError for one that does not fit the cluster or differs from the one of that name.
+        """
+        for spec in specs:
+            self._node.perform(self.machine.create_table(spec))
+        names = [spec.name for spec in specs]
+        self.wait(lambda: all(map(self.machine.table_ready, names)), f"tables {', '.join(names)}")
+        return [self.machine.tables[name][0] for name in names]
+
+    def replicate(
+        self, module: nn.Module, optimizer: Optimizer, *, code: CodeSpec | str | None = None, name: str = "dense"
+    ) -> ReplicatedModule:
+        """Replicate a module's parameters on the shards; see `ReplicatedModule`."""
+        return ReplicatedModule(self, module, optimizer, code=code, name=name)
+
+    def register(self, part: Part) -> None:
+        """From now on `push` takes this part's gradients too."""
+        self._parts.append(part)
+
+    # ------------------------------------------------------------------ steps
+    def prefetch(
+        self,
+        batches: Iterable[BatchT],
+        *parts: Part,
+        features: Callable[[BatchT], Any] = lambda batch: batch,
+        depth: int = 1,
+    ) -> Iterator[BatchT]:
+        """The batches, each when its rows are here; meanwhile the rows of the next ``depth`` are on their way.
+
+        ``features(batch)`` is what the parts' ``forward`` will be called with (the same object). With exact pulls the
+        rows of batch t are as after push t - 1 - depth, and a push waits for the pulls made before it.
+        """
+        if depth < 0:
+            raise ValueError(f"depth is {depth}, expected at least 0")
+        source = iter(batches)
+        queue: deque[tuple[BatchT, Any, _Asked]] = deque()
+        ended = False
+        while True:
+            while not ended and len(queue) <= depth:
+                try:
+                    batch = next(source)
+                except StopIteration:
+                    ended = True
+                    break
+                seen = features(batch)
+                queue.append((batch, seen, self._ask([part.plan(seen) for part in parts], self.exact)))
+            if not queue:
+                return
+            batch, seen, asked = queue.popleft()
+            self._await(asked)
+            for part, fetch in zip(parts, asked.fetches, strict=True):
+                part.offer(seen, fetch)
+            yield batch
+
+    def fetch(self, *fetches: Fetch, exact: bool | None = None) -> None:
+        """Pull now, and wait for it."""
+        self._await(self._ask(fetches, self.exact if exact is None else exact))
+
+    def push(self, examples: int = 0) -> None:
+        """Send the gradients that the parts have gathered since the last push, as one push; the end of a step.
+
+        Waits while too many pushes are in flight or an exact pull is not answered. ``examples`` is for the figures.
+        """
+        self._push([part.take_gradients() for part in self._parts], self.world_size if self.sync else 0)
+        self.figures.steps += 1
+        self.figures.examples += examples
+        self.machine.figures = asdict(self.figures)
+
+    def assign(self, shares: Mapping[int, Share]) -> None:
+        """Set weights instead of stepping: one push that all workers make, of which only one names any rows."""
+        self._push([shares], self.world_size, assign=True)
+
+    def barrier(self) -> None:
+        """Wait until all workers are here: an empty push that is applied when all have made it, and is durable."""
+        self._push([], self.world_size)
+        self.wait(lambda: self.machine.durable, f"all {self.world_size} workers")
+
+    def pull_records(self, shares: Mapping[int, Share]) -> "RecordsAsked":
+        """Ask for whole records (weights and optimizer state); ``.take()`` waits for the answers."""
+        return RecordsAsked(self, shares)
+
+    def _push(self, parts: Sequence[Mapping[int, Share]], barrier: int, assign: bool = False) -> None:
+        by_shard: dict[int, tuple[list[Section], list[Any]]] = {}
+        for shares in parts:
+            for shard, share in shares.items():
+                sections, frames = by_shard.setdefault(shard, ([], []))
+                sections.append(share.section)
+                assert share.values is not None
+                frames += [share.rows, share.values]
+                self.figures.bytes_pushed += share.rows.nbytes + share.values.nbytes
+        self.wait(lambda: self.machine.can_push, "room for a push")
+        barrier = barrier if barrier > 1 else 0
+        self._node.perform(self.machine.push(by_shard, barrier=barrier, assign=assign))
+
+    def _ask(self, fetches: Sequence[Fetch], exact: bool, records: bool = False) -> _Asked:
+        asked = _Asked(fetches)
+        ticket, effects = self.machine.pull(asked.by_shard, exact=exact, records=records)
+        self._asked[ticket] = asked
+        self._node.perform(effects)
+        return asked
+
+    def _await(self, asked: _Asked) -> None:
+        self.wait(lambda: asked.frames is not None, "the answers to a pull")
+        self.figures.bytes_pulled += asked.fill()
+
+
+class RecordsAsked:
+    """A pull of whole records on its way."""
+
+    def __init__(self, session: Session, shares: Mapping[int, Share]) -> None:
+        self.shares = shares
+        self.answers: Mapping[int, Any] = {}
+        self._session = session
+        self._asked = session._ask([self], True, records=True)
+
+    def fill(self, answers: Mapping[int, Any]) -> None:
+        self.answers = answers
+
+    def take(self) -> Mapping[int, Any]:
+        """The records of each shard asked, a buffer each."""
+        self._session._await(self._asked)
+        return self.answers
+
+
+def connect(
+    scheduler: str,
+    *,
+    code: CodeSpec | str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    sync: bool = False,
+    exact: bool | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Session:
+    """Join a cluster as worker ``rank``; see `Session` for the rest.
+
+    Raises ClusterError if the scheduler at this endpoint or a shard does not answer in time, ConfigurationError for
+    arguments that cannot be.
+    """
+    machine = ClientMachine(rank, secrets.token_hex(8), WORKER)
+    node = ClientNode(scheduler, machine)
+    try:
+        session = Session(
+            machine,
+            node,
+            code=code,
+            rank=rank,
+            world_size=world_size,
+            sync=sync,
+            exact=exact,
+            timeout_s=timeout_s,
+        )
+        return session.start()
+    except BaseException:
+        node.close()
+        raise
