@@ -107,10 +107,6 @@ class Seeding:
             self._ask(class_id)
 
     # ------------------------------------------------------------------ seeding others
-    def peers(self) -> set[int]:
-        """Peers that are not fully seeded by me."""
-        return {shard for shard, _ in self.tasks}
-
     def hold_back(self, peer: Peer) -> None:
         """A recovering peer has joined: no row of a class whose parity it holds until it asks."""
         machine = self.machine

@@ -429,9 +429,9 @@ class ShardMachine:
             state = self.workers.get(worker)
             if state is not None:
                 self.reply(state.address, m.PushAck(number))
-        for shard in self.seeding.peers():
-            peer = self.peers[shard]
-            if peer.joined:
+        for peer in self.others():
+            # it counts a class as seeded only when it knows that the seed is stable; no later window may come
+            if peer.joined and peer.state == RECOVERING:
                 self.send(peer, m.Stable(stable))
 
     def _on_window_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
