@@ -1,4 +1,4 @@
-"""A coding group in one process: real machines, first-in-first-out channels, and a test that says what happens next.
+"""A coding group in one process: real machines, first-in-first-out channels; a test that says what happens next.
 
 The simulator explores schedules; this is for scenarios that a test spells out.
 """
@@ -30,7 +30,7 @@ def table(
 
 
 class Cluster:
-    """n shards, a scheduler and one worker. Channels are queues between processes; `run` delivers until all is quiet."""
+    """n shards, a scheduler and one worker; channels are queues between processes."""
 
     def __init__(self, n: int, config: ProtocolConfig | None = None) -> None:
         self.n = n
@@ -55,10 +55,15 @@ class Cluster:
     # ------------------------------------------------------------------ processes
     def start(self, wanted: int) -> str:
         """Start a process that wants to be a shard."""
+        name = self.next_process
         self._processes += 1
-        name = f"process-{self._processes}"
         self.machines[name] = ShardMachine(name, f"inproc://{name}", wanted)
         return name
+
+    @property
+    def next_process(self) -> str:
+        """Name of the process that will be started next."""
+        return f"process-{self._processes + 1}"
 
     def kill(self, shard: int, keep: int = 0) -> None:
         """Kill the shard's process; of each of its channels the first ``keep`` messages still arrive."""
