@@ -53,7 +53,8 @@ bool scan_bits(std::uint64_t first, std::uint64_t last, WordAt&& word_at, Visit&
     for (std::uint64_t bit = first; bit < last; bit = (bit | 63) + 1) {
         std::uint64_t word = word_at(bit >> 6) & Bitmap::mask_of(bit, last);
         while (word != 0) {
-            if (!visit((bit & ~std::uint64_t{63}) + static_cast<std::uint64_t>(std::countr_zero(word)))) return false;
+            if (!visit((bit & ~std::uint64_t{63}) + static_cast<std::uint64_t>(std::countr_zero(word))))
+                return false;
             word &= word - 1;
         }
     }

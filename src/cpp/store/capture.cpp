@@ -10,21 +10,31 @@
 namespace ecrec {
 
 Capture::Capture(std::shared_ptr<const Store> store, int class_id, std::uint64_t first, std::uint64_t last)
-    : store_(std::move(store)), class_id_(class_id), of_keys_(false), first_(first), last_(last), rows_(store_) {
+    : store_(std::move(store)),
+      class_id_(class_id),
+      of_keys_(false),
+      first_(first),
+      last_(last),
+      rows_(store_) {
     const int index = store_->parity_index(class_id);
-    if (first > last) refuse(ErrorKind::value, "Capture: first position ", first, " is after the last, ", last);
-    store_->scan_tables(class_id, first, last, [&](std::uint64_t table_index, const Table& table, std::uint64_t from, std::uint64_t to) {
-        const Bitmap& touched = table.parity_touched(index);
-        const int residue = store_->residue_of(class_id);
-        scan_bits(from, std::min(to, table.parity_extent(index)), [&](std::uint64_t word) { return touched.word(word); },
-                  [&](std::uint64_t quotient) {
-                      const std::uint64_t key = table_index << stripe_bits | table.stripe_at(quotient, residue);
-                      std::uint8_t* copy = rows_.record(key, table.record_bytes());
-                      std::memcpy(copy, table.parity_record(quotient, index), table.record_bytes());
-                      return true;
-                  });
-        return true;
-    });
+    if (first > last)
+        refuse(ErrorKind::value, "Capture: first position ", first, " is after the last, ", last);
+    store_->scan_tables(
+        class_id, first, last,
+        [&](std::uint64_t table_index, const Table& table, std::uint64_t from, std::uint64_t to) {
+            const Bitmap& touched = table.parity_touched(index);
+            const int residue = store_->residue_of(class_id);
+            scan_bits(
+                from, std::min(to, table.parity_extent(index)),
+                [&](std::uint64_t word) { return touched.word(word); },
+                [&](std::uint64_t quotient) {
+                    const std::uint64_t key = table_index << stripe_bits | table.stripe_at(quotient, residue);
+                    std::uint8_t* copy = rows_.record(key, table.record_bytes());
+                    std::memcpy(copy, table.parity_record(quotient, index), table.record_bytes());
+                    return true;
+                });
+            return true;
+        });
 }
 
 Capture::Capture(std::shared_ptr<const Store> store, int class_id, std::span<const std::uint64_t> keys)
@@ -33,8 +43,8 @@ Capture::Capture(std::shared_ptr<const Store> store, int class_id, std::span<con
     store_->check_keys("Capture.of_keys", keys);
     for (const std::uint64_t key : keys) {
         if (store_->class_of(key) != class_id) {
-            refuse(ErrorKind::value, "Capture.of_keys: ", store_->describe(key), " is of class ", store_->class_of(key),
-                   ", expected class ", class_id);
+            refuse(ErrorKind::value, "Capture.of_keys: ", store_->describe(key), " is of class ",
+                   store_->class_of(key), ", expected class ", class_id);
         }
     }
     for (const std::uint64_t key : keys) {
@@ -42,7 +52,8 @@ Capture::Capture(std::shared_ptr<const Store> store, int class_id, std::span<con
         const Table& table = store_->table_of(key);
         const std::uint64_t quotient = store_->place_of(key).quotient;
         if (!table.parity_touched(index).test(quotient)) continue;
-        std::memcpy(rows_.record(key, table.record_bytes()), table.parity_record(quotient, index), table.record_bytes());
+        std::memcpy(rows_.record(key, table.record_bytes()), table.parity_record(quotient, index),
+                    table.record_bytes());
     }
 }
 
@@ -61,7 +72,8 @@ void Capture::fold(int source, std::span<const std::uint64_t> keys, std::span<co
     if (slot >= code.k()) {
         for (const std::uint64_t key : keys) {
             if (holds(key)) {
-                refuse(ErrorKind::value, "Capture.fold: shard ", source, " has no data row in ", store_->describe(key));
+                refuse(ErrorKind::value, "Capture.fold: shard ", source, " has no data row in ",
+                       store_->describe(key));
             }
         }
         return;

@@ -14,7 +14,8 @@ public:
           reciprocal_(divisor > 1 && divisor >> 32 == 0 ? ~std::uint64_t{0} / divisor + 1 : 0) {}
 
     std::uint64_t operator()(std::uint64_t dividend) const {
-        if (reciprocal_ == 0 || dividend >> 32 != 0) [[unlikely]] return divisor_ == 1 ? dividend : dividend / divisor_;
+        if (reciprocal_ == 0 || dividend >> 32 != 0) [[unlikely]]
+            return divisor_ == 1 ? dividend : dividend / divisor_;
         return static_cast<std::uint64_t>((static_cast<unsigned __int128>(reciprocal_) * dividend) >> 64);
     }
     std::uint64_t divisor() const { return divisor_; }

@@ -15,7 +15,8 @@ namespace ecrec {
 
 Mapping::Mapping(std::size_t bytes) {
     if (bytes == 0) return;
-    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) refuse(ErrorKind::state, "cannot reserve ", bytes, " bytes of address space");
     data_ = static_cast<std::uint8_t*>(memory);
     bytes_ = bytes;
@@ -47,7 +48,9 @@ void Mapping::allow_huge_pages() const {
 std::size_t physical_memory_bytes() {
     const long pages = sysconf(_SC_PHYS_PAGES);
     const long page_bytes = sysconf(_SC_PAGESIZE);
-    return pages > 0 && page_bytes > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page_bytes) : 0;
+    return pages > 0 && page_bytes > 0
+               ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page_bytes)
+               : 0;
 }
 
 }  // namespace ecrec

@@ -10,7 +10,8 @@ namespace ecrec {
 namespace {
 
 void check_range(const char* where, std::uint64_t first, std::uint64_t last) {
-    if (first > last) refuse(ErrorKind::value, where, ": first position ", first, " is after the last, ", last);
+    if (first > last)
+        refuse(ErrorKind::value, where, ": first position ", first, " is after the last, ", last);
 }
 
 }  // namespace
@@ -24,8 +25,8 @@ float* Store::initial_scratch(const Table& table) const {
     return scratch_.data();
 }
 
-void Store::write_coded(const Operations& operations, const Table& table, std::uint64_t stripe, std::uint64_t quotient, int slot,
-                        std::uint8_t* target) const {
+void Store::write_coded(const Operations& operations, const Table& table, std::uint64_t stripe,
+                        std::uint64_t quotient, int slot, std::uint8_t* target) const {
     float* initial = initial_scratch(table);
     table.write_initial(operations, table.row_at(stripe, slot), initial);
     operations.difference(table.record_bytes(), table.data_record(quotient, static_cast<std::uint32_t>(slot)),
@@ -39,17 +40,20 @@ RowsBlob Store::coded_rows(int class_id, std::uint64_t first, std::uint64_t last
     if (slot < 0) return blob;
     const Operations& operations = ecrec::operations();
     const int residue = residue_of(class_id);
-    scan_tables(class_id, first, last, [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
-        const Bitmap& touched = table.touched(static_cast<std::uint32_t>(slot));
-        return scan_bits(from, std::min(to, table.data_extent(slot)), [&](std::uint64_t word) { return touched.word(word); },
-                         [&](std::uint64_t quotient) {
-                             const std::uint64_t stripe = table.stripe_at(quotient, residue);
-                             blob.keys.push_back(index << stripe_bits | stripe);
-                             std::uint8_t* target = blob.records.extend(table.record_bytes());
-                             write_coded(operations, table, stripe, quotient, slot, target);
-                             return true;
-                         });
-    });
+    scan_tables(class_id, first, last,
+                [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
+                    const Bitmap& touched = table.touched(static_cast<std::uint32_t>(slot));
+                    return scan_bits(
+                        from, std::min(to, table.data_extent(slot)),
+                        [&](std::uint64_t word) { return touched.word(word); },
+                        [&](std::uint64_t quotient) {
+                            const std::uint64_t stripe = table.stripe_at(quotient, residue);
+                            blob.keys.push_back(index << stripe_bits | stripe);
+                            std::uint8_t* target = blob.records.extend(table.record_bytes());
+                            write_coded(operations, table, stripe, quotient, slot, target);
+                            return true;
+                        });
+                });
     return blob;
 }
 
@@ -58,7 +62,8 @@ void Store::check_data_keys(const char* where, std::span<const std::uint64_t> ke
     for (const std::uint64_t key : keys) {
         const Table& table = table_of(key);
         const int slot = place_.slot_in(place_of(key).residue);
-        if (slot >= table.shape().k || (existing && table.row_at(stripe_of(key), slot) >= table.shape().rows)) {
+        if (slot >= table.shape().k ||
+            (existing && table.row_at(stripe_of(key), slot) >= table.shape().rows)) {
             refuse(ErrorKind::value, where, ": shard ", place_.shard, " has no data row in ", describe(key));
         }
     }
@@ -73,9 +78,12 @@ RowsBlob Store::coded_rows_of(std::span<const std::uint64_t> keys) const {
         const Table& table = table_of(key);
         const StripePlace at = place_of(key);
         const int slot = place_.slot_in(at.residue);
-        if (at.quotient >= table.data_extent(slot) || !table.is_touched(at.quotient, static_cast<std::uint32_t>(slot))) continue;
+        if (at.quotient >= table.data_extent(slot) ||
+            !table.is_touched(at.quotient, static_cast<std::uint32_t>(slot)))
+            continue;
         blob.keys.push_back(key);
-        write_coded(operations, table, stripe_of(key), at.quotient, slot, blob.records.extend(table.record_bytes()));
+        write_coded(operations, table, stripe_of(key), at.quotient, slot,
+                    blob.records.extend(table.record_bytes()));
     }
     return blob;
 }
@@ -89,7 +97,8 @@ SeedProgress Store::seed(Window& window, int peer, int class_id, std::uint64_t r
     if (slot >= 0) {
         const StoreCode& code = code_of(class_id);
         const int parity = place_.slot_of(peer, residue_of(class_id)) - code.k();
-        if (parity < 0 || parity >= code.r()) refuse(ErrorKind::value, "seed: shard ", peer, " holds no parity of class ", class_id);
+        if (parity < 0 || parity >= code.r())
+            refuse(ErrorKind::value, "seed: shard ", peer, " holds no parity of class ", class_id);
     }
     if (slot < 0 || first == unlimited) {
         window.set_limit(peer, class_id, unlimited);
@@ -104,45 +113,51 @@ SeedProgress Store::seed(Window& window, int peer, int class_id, std::uint64_t r
     bool blocked = false;
     std::uint64_t rows = 0;
     Growing<std::uint8_t> coded;
-    scan_tables(class_id, first, unlimited, [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
-        const Bitmap& touched = table.touched(data);
-        return scan_bits(
-            from, std::min(to, table.data_extent(slot)),
-            [&](std::uint64_t word) { return touched.word(word) | table.missing_word(data, word); },
-            [&](std::uint64_t quotient) {
-                blocked = !table.is_recovered(quotient, data);
-                if (blocked || rows == rows_max) {
-                    stop = table.offset() + quotient;
-                    return false;
-                }
-                const std::uint64_t stripe = table.stripe_at(quotient, residue);
-                const std::size_t bytes = table.record_bytes();
-                coded.shrink_to(0);
-                write_coded(operations, table, stripe, quotient, slot, coded.extend(bytes));
-                xor_into(buffer.record(index << stripe_bits | stripe, bytes), coded.data(), bytes);
-                ++rows;
-                return true;
-            });
-    });
+    scan_tables(
+        class_id, first, unlimited,
+        [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
+            const Bitmap& touched = table.touched(data);
+            return scan_bits(
+                from, std::min(to, table.data_extent(slot)),
+                [&](std::uint64_t word) { return touched.word(word) | table.missing_word(data, word); },
+                [&](std::uint64_t quotient) {
+                    blocked = !table.is_recovered(quotient, data);
+                    if (blocked || rows == rows_max) {
+                        stop = table.offset() + quotient;
+                        return false;
+                    }
+                    const std::uint64_t stripe = table.stripe_at(quotient, residue);
+                    const std::size_t bytes = table.record_bytes();
+                    coded.shrink_to(0);
+                    write_coded(operations, table, stripe, quotient, slot, coded.extend(bytes));
+                    xor_into(buffer.record(index << stripe_bits | stripe, bytes), coded.data(), bytes);
+                    ++rows;
+                    return true;
+                });
+        });
     window.set_limit(peer, class_id, stop);
     progress.finished = stop == unlimited;
     if (blocked) {
-        scan_tables(class_id, stop, unlimited, [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
-            if (table.missing() == 0) return true;
-            return scan_bits(from, std::min(to, table.data_extent(slot)),
-                             [&](std::uint64_t word) { return table.missing_word(data, word); },
-                             [&](std::uint64_t quotient) {
-                                 progress.blocked.push_back(index << stripe_bits | table.stripe_at(quotient, residue));
-                                 return progress.blocked.size() < rows_max;
-                             });
-        });
+        scan_tables(
+            class_id, stop, unlimited,
+            [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
+                if (table.missing() == 0) return true;
+                return scan_bits(
+                    from, std::min(to, table.data_extent(slot)),
+                    [&](std::uint64_t word) { return table.missing_word(data, word); },
+                    [&](std::uint64_t quotient) {
+                        progress.blocked.push_back(index << stripe_bits | table.stripe_at(quotient, residue));
+                        return progress.blocked.size() < rows_max;
+                    });
+            });
     }
     return progress;
 }
 
 void Store::restore(std::span<const std::uint64_t> keys, std::span<const std::uint8_t> coded) {
     check_blob("restore", keys, coded.size());
-    check_data_keys("restore", keys, true);
+    // A short stripe decodes to zeros where it has no row.
+    check_data_keys("restore", keys, false);
     const Operations& operations = ecrec::operations();
     const std::uint8_t* source = coded.data();
     for (const std::uint64_t key : keys) {
@@ -150,10 +165,11 @@ void Store::restore(std::span<const std::uint64_t> keys, std::span<const std::ui
         const std::size_t bytes = table.record_bytes();
         const StripePlace at = place_of(key);
         const std::uint32_t slot = static_cast<std::uint32_t>(place_.slot_in(at.residue));
-        if (!table.is_recovered(at.quotient, slot)) {
+        if (at.quotient < table.data_extent(static_cast<int>(slot)) && !table.is_recovered(at.quotient, slot)) {
             // A row that is at its initial value needs no memory.
             if (!operations.is_zero(bytes, source)) {
-                xor_into(table.touch(operations, at.quotient, static_cast<std::uint32_t>(at.residue), slot), source, bytes);
+                xor_into(table.touch(operations, at.quotient, static_cast<std::uint32_t>(at.residue), slot),
+                         source, bytes);
             }
             table.mark_recovered(at.quotient, slot);
         }
@@ -165,17 +181,20 @@ void Store::mark_recovered(int class_id, std::uint64_t first, std::uint64_t last
     const int slot = data_slot(class_id);
     check_range("mark_recovered", first, last);
     if (slot < 0) return;
-    scan_tables(class_id, first, last, [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
-        tables_[index].mark_recovered_range(static_cast<std::uint32_t>(slot), from, std::min(to, table.data_extent(slot)));
-        return true;
-    });
+    scan_tables(class_id, first, last,
+                [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
+                    tables_[index].mark_recovered_range(static_cast<std::uint32_t>(slot), from,
+                                                        std::min(to, table.data_extent(slot)));
+                    return true;
+                });
 }
 
 void Store::mark_recovered_keys(std::span<const std::uint64_t> keys) {
     check_data_keys("mark_recovered_keys", keys, true);
     for (const std::uint64_t key : keys) {
         const StripePlace at = place_of(key);
-        tables_[key >> stripe_bits].mark_recovered(at.quotient, static_cast<std::uint32_t>(place_.slot_in(at.residue)));
+        tables_[key >> stripe_bits].mark_recovered(at.quotient,
+                                                   static_cast<std::uint32_t>(place_.slot_in(at.residue)));
     }
 }
 
@@ -183,16 +202,18 @@ std::int64_t Store::next_missing(int class_id, std::uint64_t first) const {
     const int slot = data_slot(class_id);
     std::int64_t found = -1;
     if (slot < 0) return found;
-    scan_tables(class_id, first, unlimited, [&](std::uint64_t, const Table& table, std::uint64_t from, std::uint64_t to) {
-        if (table.missing() == 0) return true;
-        const std::uint32_t data = static_cast<std::uint32_t>(slot);
-        return scan_bits(from, std::min(to, table.data_extent(slot)),
-                         [&](std::uint64_t word) { return table.missing_word(data, word); },
-                         [&](std::uint64_t quotient) {
-                             found = static_cast<std::int64_t>(table.offset() + quotient);
-                             return false;
-                         });
-    });
+    scan_tables(class_id, first, unlimited,
+                [&](std::uint64_t, const Table& table, std::uint64_t from, std::uint64_t to) {
+                    if (table.missing() == 0) return true;
+                    const std::uint32_t data = static_cast<std::uint32_t>(slot);
+                    return scan_bits(
+                        from, std::min(to, table.data_extent(slot)),
+                        [&](std::uint64_t word) { return table.missing_word(data, word); },
+                        [&](std::uint64_t quotient) {
+                            found = static_cast<std::int64_t>(table.offset() + quotient);
+                            return false;
+                        });
+                });
     return found;
 }
 

@@ -23,7 +23,8 @@ std::uint8_t* RowBuffer::record(std::uint64_t key, std::size_t bytes) {
     return added;
 }
 
-void RowBuffer::fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records) {
+void RowBuffer::fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys,
+                     std::span<const std::uint8_t> records) {
     store_->check_blob("RowBuffer.fold", keys, records.size());
     if (coefficient == 0) return;
     const Operations& operations = ecrec::operations();

@@ -30,7 +30,8 @@ public:
     std::uint8_t* record(std::uint64_t key, std::size_t bytes);
     void prefetch(std::uint64_t key) const { index_.prefetch(key); }
 
-    void fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records);
+    void fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys,
+              std::span<const std::uint8_t> records);
     Growing<std::uint64_t> nonzero() const;
     void remove_class(int class_id);
     RowsBlob take();

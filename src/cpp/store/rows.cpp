@@ -19,8 +19,8 @@ constexpr std::size_t prefetch_bytes_max = 1024;
 
 void Store::check_sections(const char* where, const Sections& sections) const {
     if (sections.tables.size() != sections.counts.size()) {
-        refuse(ErrorKind::value, where, ": got ", sections.tables.size(), " tables and ", sections.counts.size(),
-               " counts, expected as many");
+        refuse(ErrorKind::value, where, ": got ", sections.tables.size(), " tables and ",
+               sections.counts.size(), " counts, expected as many");
     }
     std::uint64_t left = sections.rows.size();
     for (std::size_t i = 0; i < sections.tables.size(); ++i) {
@@ -49,34 +49,41 @@ void Store::resolve(const char* where, const Sections& sections, bool recovered)
         for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end; ++i) {
             const std::int64_t id = sections.rows[i];
             if (static_cast<std::uint64_t>(id) >= rows) [[unlikely]] {
-                refuse(ErrorKind::index, where, ": row ", id, " of table ", sections.tables[s], " is out of range, the table has ",
-                       rows, " rows");
+                refuse(ErrorKind::index, where, ": row ", id, " of table ", sections.tables[s],
+                       " is out of range, the table has ", rows, " rows");
             }
             RowPlace& row = places_[i];
             if (!table.find(static_cast<std::uint64_t>(id), row)) [[unlikely]] {
-                const std::uint64_t global = static_cast<std::uint64_t>(id) / static_cast<std::uint64_t>(table.shape().k);
+                const std::uint64_t global =
+                    static_cast<std::uint64_t>(id) / static_cast<std::uint64_t>(table.shape().k);
                 const std::uint64_t groups = static_cast<std::uint64_t>(place_.groups);
-                refuse(ErrorKind::index, where, ": row ", id, " of table ", sections.tables[s], " is on shard ",
-                       (row.residue + row.slot) % static_cast<std::uint32_t>(place_.shards), " of group ", global % groups,
-                       ", not on shard ", place_.shard, " of group ", place_.group);
+                refuse(ErrorKind::index, where, ": row ", id, " of table ", sections.tables[s],
+                       " is on shard ", (row.residue + row.slot) % static_cast<std::uint32_t>(place_.shards),
+                       " of group ", global % groups, ", not on shard ", place_.shard, " of group ",
+                       place_.group);
             }
             if (check_recovered && !table.is_recovered(row.quotient, row.slot)) [[unlikely]] {
-                refuse(ErrorKind::state, where, ": row ", id, " of table ", sections.tables[s], " is not recovered yet");
+                refuse(ErrorKind::state, where, ": row ", id, " of table ", sections.tables[s],
+                       " is not recovered yet");
             }
             __builtin_prefetch(table.touched(row.slot).word_of(row.quotient));
         }
     }
 }
 
-std::uint64_t Store::gather_bytes(std::span<const std::int32_t> tables, std::span<const std::int64_t> counts, bool records) const {
+std::uint64_t Store::gather_bytes(std::span<const std::int32_t> tables, std::span<const std::int64_t> counts,
+                                  bool records) const {
     if (tables.size() != counts.size()) {
-        refuse(ErrorKind::value, "gather_bytes: got ", tables.size(), " tables and ", counts.size(), " counts, expected as many");
+        refuse(ErrorKind::value, "gather_bytes: got ", tables.size(), " tables and ", counts.size(),
+               " counts, expected as many");
     }
     std::uint64_t bytes = 0;
     for (std::size_t s = 0; s < tables.size(); ++s) {
         const Table& table = tables_[checked_table("gather_bytes", tables[s])];
-        if (counts[s] < 0) refuse(ErrorKind::value, "gather_bytes: section ", s, " counts ", counts[s], " rows");
-        bytes += static_cast<std::uint64_t>(counts[s]) * (records ? table.record_bytes() : table.weight_bytes());
+        if (counts[s] < 0)
+            refuse(ErrorKind::value, "gather_bytes: section ", s, " counts ", counts[s], " rows");
+        bytes +=
+            static_cast<std::uint64_t>(counts[s]) * (records ? table.record_bytes() : table.weight_bytes());
     }
     return bytes;
 }
@@ -84,7 +91,8 @@ std::uint64_t Store::gather_bytes(std::span<const std::int32_t> tables, std::spa
 void Store::gather(const Sections& sections, bool records, std::span<std::uint8_t> out) const {
     resolve("gather", sections, true);
     const std::uint64_t expected = gather_bytes(sections.tables, sections.counts, records);
-    if (out.size() != expected) refuse(ErrorKind::value, "gather: out has ", out.size(), " bytes, expected ", expected);
+    if (out.size() != expected)
+        refuse(ErrorKind::value, "gather: out has ", out.size(), " bytes, expected ", expected);
     const Operations& operations = ecrec::operations();
     std::uint8_t* target = out.data();
     std::size_t i = 0;
@@ -93,7 +101,8 @@ void Store::gather(const Sections& sections, bool records, std::span<std::uint8_
         const std::size_t bytes = records ? table.record_bytes() : table.weight_bytes();
         const std::size_t prefetch_bytes = std::min(bytes, prefetch_bytes_max);
         float* scratch = initial_scratch(table);
-        for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end; ++i, target += bytes) {
+        for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end;
+             ++i, target += bytes) {
             if (i + prefetch_rows < end) {
                 const RowPlace& later = places_[i + prefetch_rows];
                 prefetch_read(table.data_record(later.quotient, later.slot), prefetch_bytes);
@@ -122,7 +131,8 @@ Growing<std::uint64_t> Store::missing(const Sections& sections) const {
         for (; i < end; ++i) {
             const RowPlace& row = places_[i];
             if (table.is_recovered(row.quotient, row.slot)) continue;
-            const std::uint64_t key = index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
+            const std::uint64_t key =
+                index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
             const std::size_t before = seen.size();
             seen.insert(key, 0);
             if (seen.size() != before) found.push_back(key);
@@ -139,16 +149,21 @@ Growing<std::uint64_t> Store::keys(const Sections& sections) const {
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const std::uint64_t index = static_cast<std::uint64_t>(sections.tables[s]);
         for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end; ++i) {
-            keys.push_back(index << stripe_bits | tables_[index].stripe_at(places_[i].quotient, static_cast<int>(places_[i].residue)));
+            keys.push_back(
+                index << stripe_bits |
+                tables_[index].stripe_at(places_[i].quotient, static_cast<int>(places_[i].residue)));
         }
     }
     return keys;
 }
 
-void Store::check_values(const char* where, const Sections& sections, std::span<const float> values, const Window* window) const {
-    if (window != nullptr && window->store() != this) refuse(ErrorKind::value, where, ": the window belongs to another store");
+void Store::check_values(const char* where, const Sections& sections, std::span<const float> values,
+                         const Window* window) const {
+    if (window != nullptr && window->store() != this)
+        refuse(ErrorKind::value, where, ": the window belongs to another store");
     const std::uint64_t expected = gather_bytes(sections.tables, sections.counts, false) / 4;
-    if (values.size() != expected) refuse(ErrorKind::value, where, ": got ", values.size(), " floats, expected ", expected);
+    if (values.size() != expected)
+        refuse(ErrorKind::value, where, ": got ", values.size(), " floats, expected ", expected);
     const Operations& operations = ecrec::operations();
     std::size_t first_row = 0;
     const float* value = values.data();
@@ -158,8 +173,8 @@ void Store::check_values(const char* where, const Sections& sections, std::span<
         if (!operations.is_finite(count * dim, value)) {
             std::size_t i = 0;
             while (operations.is_finite(dim, value + i * dim)) ++i;
-            refuse(ErrorKind::value, where, ": the values for row ", sections.rows[first_row + i], " of table ",
-                   sections.tables[s], " are not all finite");
+            refuse(ErrorKind::value, where, ": the values for row ", sections.rows[first_row + i],
+                   " of table ", sections.tables[s], " are not all finite");
         }
         first_row += count;
         value += count * dim;
@@ -192,15 +207,19 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
                 const std::uint64_t limit = window->limit(peer, table.code() * n + residue);
                 if (limit <= table.offset()) continue;
                 const std::size_t c = static_cast<std::size_t>(residue);
-                targets[c][static_cast<std::size_t>(target_count[c]++)] = {&window->buffer(peer), limit - table.offset()};
+                targets[c][static_cast<std::size_t>(target_count[c]++)] = {&window->buffer(peer),
+                                                                           limit - table.offset()};
             }
         }
-        for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end; ++i, value += dim) {
+        for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end;
+             ++i, value += dim) {
             if (i + prefetch_rows < end) {
                 const RowPlace& later = places_[i + prefetch_rows];
                 prefetch_write(table.data_record(later.quotient, later.slot), prefetch_bytes);
                 if (target_count[later.residue] != 0) {
-                    const std::uint64_t key = index << stripe_bits | table.stripe_at(later.quotient, static_cast<int>(later.residue));
+                    const std::uint64_t key =
+                        index << stripe_bits |
+                        table.stripe_at(later.quotient, static_cast<int>(later.residue));
                     targets[later.residue][0].buffer->prefetch(key);
                 }
             }
@@ -209,14 +228,17 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
             int wanted_count = 0;
             for (int t = 0; t < target_count[row.residue]; ++t) {
                 const Target& target = targets[row.residue][static_cast<std::size_t>(t)];
-                if (row.quotient < target.limit) wanted[static_cast<std::size_t>(wanted_count++)] = target.buffer;
+                if (row.quotient < target.limit)
+                    wanted[static_cast<std::size_t>(wanted_count++)] = target.buffer;
             }
-            auto* record = reinterpret_cast<float*>(table.touch(operations, row.quotient, row.residue, row.slot));
+            auto* record =
+                reinterpret_cast<float*>(table.touch(operations, row.quotient, row.residue, row.slot));
             if (wanted_count == 0) {
                 step(operations, table, value, record, nullptr);
                 continue;
             }
-            const std::uint64_t key = index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
+            const std::uint64_t key =
+                index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
             if (wanted_count == 1) {
                 step(operations, table, value, record, wanted[0]->record(key, bytes));
                 continue;
@@ -236,15 +258,19 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
     resolve("apply", sections, true);
     check_values("apply", sections, gradients, window);
     update(sections, gradients, window,
-           [](const Operations& operations, const Table& table, const float* gradient, float* record, std::uint8_t* delta) {
+           [](const Operations& operations, const Table& table, const float* gradient, float* record,
+              std::uint8_t* delta) {
                const TableShape& shape = table.shape();
                switch (shape.optimizer) {
-                   case Optimizer::sgd: operations.sgd(shape.dim, shape.hyper[0], gradient, record, delta); break;
+                   case Optimizer::sgd:
+                       operations.sgd(shape.dim, shape.hyper[0], gradient, record, delta);
+                       break;
                    case Optimizer::adagrad:
                        operations.adagrad(shape.dim, shape.hyper[0], shape.hyper[1], gradient, record, delta);
                        break;
                    case Optimizer::rowwise_adagrad:
-                       operations.rowwise_adagrad(shape.dim, shape.hyper[0], shape.hyper[1], gradient, record, delta);
+                       operations.rowwise_adagrad(shape.dim, shape.hyper[0], shape.hyper[1], gradient, record,
+                                                  delta);
                        break;
                }
            });

@@ -17,7 +17,8 @@ constexpr std::size_t huge_pages_min_bytes = std::size_t{4} << 20;
 
 float checked_float(const char* what, double value) {
     const float narrow = static_cast<float>(value);
-    if (!std::isfinite(narrow)) refuse(ErrorKind::value, "add_table: ", what, " is ", value, ", expected a finite float32");
+    if (!std::isfinite(narrow))
+        refuse(ErrorKind::value, "add_table: ", what, " is ", value, ", expected a finite float32");
     return narrow;
 }
 
@@ -25,7 +26,8 @@ Optimizer optimizer_from_name(const std::string& name) {
     if (name == "sgd") return Optimizer::sgd;
     if (name == "adagrad") return Optimizer::adagrad;
     if (name == "rowwise-adagrad") return Optimizer::rowwise_adagrad;
-    refuse(ErrorKind::value, "add_table: unknown optimizer '", name, "', expected sgd, adagrad or rowwise-adagrad");
+    refuse(ErrorKind::value, "add_table: unknown optimizer '", name,
+           "', expected sgd, adagrad or rowwise-adagrad");
 }
 
 Initial initial_from_name(const std::string& name) {
@@ -35,7 +37,8 @@ Initial initial_from_name(const std::string& name) {
 }
 
 TableShape checked_shape(const TableOptions& options, int shards) {
-    if (options.rows < 1) refuse(ErrorKind::value, "add_table: rows is ", options.rows, ", expected at least 1");
+    if (options.rows < 1)
+        refuse(ErrorKind::value, "add_table: rows is ", options.rows, ", expected at least 1");
     if (options.dim < 1 || options.dim > dim_max) {
         refuse(ErrorKind::value, "add_table: dim is ", options.dim, ", expected 1 to ", dim_max);
     }
@@ -51,17 +54,19 @@ TableShape checked_shape(const TableOptions& options, int shards) {
     shape.optimizer = optimizer_from_name(options.optimizer);
     const std::size_t expected = shape.optimizer == Optimizer::sgd ? 1 : 2;
     if (options.hyper.size() != expected) {
-        refuse(ErrorKind::value, "add_table: ", options.optimizer, " got ", options.hyper.size(), " hyperparameters, expected ",
-               expected == 1 ? "[lr]" : "[lr, eps]");
+        refuse(ErrorKind::value, "add_table: ", options.optimizer, " got ", options.hyper.size(),
+               " hyperparameters, expected ", expected == 1 ? "[lr]" : "[lr, eps]");
     }
-    for (std::size_t i = 0; i < expected; ++i) shape.hyper[i] = checked_float(i == 0 ? "lr" : "eps", options.hyper[i]);
+    for (std::size_t i = 0; i < expected; ++i)
+        shape.hyper[i] = checked_float(i == 0 ? "lr" : "eps", options.hyper[i]);
     shape.initial = initial_from_name(options.initial);
     shape.seed = options.initial_seed;
     shape.scale = checked_float("init_scale", options.initial_scale);
     shape.state = checked_float("init_state", options.initial_state);
     const double record_bytes_max = 8.0 * static_cast<double>(shape.dim) + 16;
     if (static_cast<double>(shape.rows) * record_bytes_max > table_bytes_max) {
-        refuse(ErrorKind::value, "add_table: ", options.rows, " rows of dim ", options.dim, " are more than 2^46 bytes");
+        refuse(ErrorKind::value, "add_table: ", options.rows, " rows of dim ", options.dim,
+               " are more than 2^46 bytes");
     }
     return shape;
 }
@@ -69,18 +74,23 @@ TableShape checked_shape(const TableOptions& options, int shards) {
 }  // namespace
 
 Store::Store(int shard, int shards, int group, int groups) : place_{shard, shards, group, groups} {
-    if (shards < 1 || shards > shards_max) refuse(ErrorKind::value, "Store: shards is ", shards, ", expected 1 to ", shards_max);
-    if (shard < 0 || shard >= shards) refuse(ErrorKind::value, "Store: shard is ", shard, ", expected 0 to ", shards - 1);
+    if (shards < 1 || shards > shards_max)
+        refuse(ErrorKind::value, "Store: shards is ", shards, ", expected 1 to ", shards_max);
+    if (shard < 0 || shard >= shards)
+        refuse(ErrorKind::value, "Store: shard is ", shard, ", expected 0 to ", shards - 1);
     if (groups < 1) refuse(ErrorKind::value, "Store: groups is ", groups, ", expected at least 1");
-    if (group < 0 || group >= groups) refuse(ErrorKind::value, "Store: group is ", group, ", expected 0 to ", groups - 1);
+    if (group < 0 || group >= groups)
+        refuse(ErrorKind::value, "Store: group is ", group, ", expected 0 to ", groups - 1);
 }
 
 int Store::add_table(const TableOptions& options) {
-    if (tables_.size() >= tables_max) refuse(ErrorKind::value, "add_table: the store has ", tables_max, " tables, the most there can be");
+    if (tables_.size() >= tables_max)
+        refuse(ErrorKind::value, "add_table: the store has ", tables_max, " tables, the most there can be");
     const TableShape shape = checked_shape(options, place_.shards);
     const auto generator = gf::generator_from_name(options.generator);
     if (!generator) {
-        refuse(ErrorKind::value, "add_table: unknown generator '", options.generator, "', expected cauchy or isal-cauchy");
+        refuse(ErrorKind::value, "add_table: unknown generator '", options.generator,
+               "', expected cauchy or isal-cauchy");
     }
     std::size_t code = 0;
     const auto same = [&](const Code& other) {
@@ -89,14 +99,14 @@ int Store::add_table(const TableOptions& options) {
     while (code < codes_.size() && !same(codes_[code].code)) ++code;
     const bool added = code == codes_.size();
     if (added && (static_cast<int>(code) + 1) * place_.shards > classes_max) {
-        refuse(ErrorKind::value, "add_table: ", code + 1, " different codes on ", place_.shards, " shards are more than ",
-               classes_max, " classes");
+        refuse(ErrorKind::value, "add_table: ", code + 1, " different codes on ", place_.shards,
+               " shards are more than ", classes_max, " classes");
     }
     const std::uint64_t offset = added ? 0 : codes_[code].positions;
     Table table(shape, place_, static_cast<int>(code), offset, options.recovered);
     if (added) codes_.push_back({Code(shape.k, shape.r, *generator)});
-    // Huge pages save address translations but make 2 MiB resident for one touched row: only for as much as could be
-    // resident as a whole without hurting.
+    // Huge pages save address translations but make 2 MiB resident for one touched row: only for as much as
+    // could be resident as a whole without hurting.
     for (const Mapping* memory : {&table.data_memory(), &table.parity_memory()}) {
         if (memory->size() < huge_pages_min_bytes) continue;
         if (huge_page_bytes_ + memory->size() > physical_memory_bytes() / 32) continue;
@@ -148,8 +158,8 @@ void Store::check_keys(const char* where, std::span<const std::uint64_t> keys) c
                    static_cast<std::int64_t>(tables_.size()) - 1);
         }
         if (stripe_of(keys[i]) >= tables_[index].stripes()) {
-            refuse(ErrorKind::index, where, ": key ", i, " names stripe ", stripe_of(keys[i]), " of table ", index,
-                   ", which has ", tables_[index].stripes(), " stripes in this group");
+            refuse(ErrorKind::index, where, ": key ", i, " names stripe ", stripe_of(keys[i]), " of table ",
+                   index, ", which has ", tables_[index].stripes(), " stripes in this group");
         }
     }
 }
@@ -159,7 +169,8 @@ void Store::check_blob(const char* where, std::span<const std::uint64_t> keys, s
     std::size_t expected = 0;
     for (const std::uint64_t key : keys) expected += table_of(key).record_bytes();
     if (bytes != expected) {
-        refuse(ErrorKind::value, where, ": got ", bytes, " bytes of records for ", keys.size(), " keys, expected ", expected);
+        refuse(ErrorKind::value, where, ": got ", bytes, " bytes of records for ", keys.size(),
+               " keys, expected ", expected);
     }
 }
 

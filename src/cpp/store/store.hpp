@@ -1,4 +1,5 @@
-// All tables of one shard. Every call checks its arguments before the first byte is changed and throws StoreError.
+// All tables of one shard. Every call checks its arguments before the first byte is changed and throws
+// StoreError.
 #pragma once
 
 #include <cstdint>
@@ -81,17 +82,26 @@ public:
 
     // Of checked keys and classes:
     const Table& table_of(std::uint64_t key) const { return tables_[key >> stripe_bits]; }
-    static std::uint64_t stripe_of(std::uint64_t key) { return key & ((std::uint64_t{1} << stripe_bits) - 1); }
+    static std::uint64_t stripe_of(std::uint64_t key) {
+        return key & ((std::uint64_t{1} << stripe_bits) - 1);
+    }
     StripePlace place_of(std::uint64_t key) const { return table_of(key).stripe_place(stripe_of(key)); }
-    int class_of(std::uint64_t key) const { return table_of(key).code() * place_.shards + place_of(key).residue; }
-    std::uint64_t position_of(std::uint64_t key) const { return table_of(key).offset() + place_of(key).quotient; }
+    int class_of(std::uint64_t key) const {
+        return table_of(key).code() * place_.shards + place_of(key).residue;
+    }
+    std::uint64_t position_of(std::uint64_t key) const {
+        return table_of(key).offset() + place_of(key).quotient;
+    }
     int residue_of(int class_id) const { return class_id % place_.shards; }
-    const StoreCode& code_of(int class_id) const { return codes_[static_cast<std::size_t>(class_id / place_.shards)]; }
+    const StoreCode& code_of(int class_id) const {
+        return codes_[static_cast<std::size_t>(class_id / place_.shards)];
+    }
     // Which parity of the class this shard holds; refuses a class of no code, or one of which it holds none.
     int parity_index(int class_id) const;
 
-    // Calls visit(table index, table, first quotient, last quotient) for each table of the class that has positions in
-    // [first, last), until it returns false; returns false if it did. A class of no code has none.
+    // Calls visit(table index, table, first quotient, last quotient) for each table of the class that has
+    // positions in [first, last), until it returns false; returns false if it did. A class of no code has
+    // none.
     template <class Visit>
     bool scan_tables(int class_id, std::uint64_t first, std::uint64_t last, Visit&& visit) const {
         const std::size_t code = static_cast<std::size_t>(class_id / place_.shards);
@@ -109,14 +119,16 @@ public:
 
     // -- rows for workers (rows.cpp)
     void gather(const Sections& sections, bool records, std::span<std::uint8_t> out) const;
-    std::uint64_t gather_bytes(std::span<const std::int32_t> tables, std::span<const std::int64_t> counts, bool records) const;
+    std::uint64_t gather_bytes(std::span<const std::int32_t> tables, std::span<const std::int64_t> counts,
+                               bool records) const;
     Growing<std::uint64_t> missing(const Sections& sections) const;
     void apply(const Sections& sections, std::span<const float> gradients, Window* window);
     void assign(const Sections& sections, std::span<const float> values, Window* window);
     Growing<std::uint64_t> keys(const Sections& sections) const;
 
     // -- parity (parity.cpp)
-    void fold(int source, std::uint64_t class_mask, std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records);
+    void fold(int source, std::uint64_t class_mask, std::span<const std::uint64_t> keys,
+              std::span<const std::uint8_t> records);
     void wipe_parity(int class_id);
     std::uint64_t span(int class_id, std::uint64_t first, std::uint64_t last, std::uint64_t rows_max) const;
 
@@ -132,17 +144,19 @@ public:
 private:
     std::size_t checked_table(const char* where, std::int64_t index) const;
     void check_sections(const char* where, const Sections& sections) const;
-    // Fills places_ with where each row lies; refuses ids out of range, of other shards, and (on request) not recovered.
+    // Fills places_ with where each row lies; refuses ids out of range, of other shards, and (on request) not
+    // recovered.
     void resolve(const char* where, const Sections& sections, bool recovered) const;
-    void check_values(const char* where, const Sections& sections, std::span<const float> values, const Window* window) const;
+    void check_values(const char* where, const Sections& sections, std::span<const float> values,
+                      const Window* window) const;
     template <class Step>
     void update(const Sections& sections, std::span<const float> values, Window* window, Step&& step);
     // Slot of this shard's data row in each stripe; refuses stripes in which it has none.
     void check_data_keys(const char* where, std::span<const std::uint64_t> keys, bool existing) const;
     int data_slot(int class_id) const;  // -1 if none
     // target = record XOR initial record of a touched row.
-    void write_coded(const Operations& operations, const Table& table, std::uint64_t stripe, std::uint64_t quotient, int slot,
-                     std::uint8_t* target) const;
+    void write_coded(const Operations& operations, const Table& table, std::uint64_t stripe,
+                     std::uint64_t quotient, int slot, std::uint8_t* target) const;
     float* initial_scratch(const Table& table) const;
 
     ShardPlace place_;

@@ -71,13 +71,14 @@ void Table::write_initial(const Operations& operations, std::uint64_t row, float
 
 void Table::wipe_parity(int index) {
     Bitmap& touched = parity_slots_[static_cast<std::size_t>(index)].touched;
-    scan_bits(0, parity_extent(index), [&](std::uint64_t word) { return touched.word(word); },
-              [&](std::uint64_t quotient) {
-                  std::memset(parity_record(quotient, index), 0, record_bytes_);
-                  touched.clear(quotient);
-                  --parity_rows_touched_;
-                  return true;
-              });
+    scan_bits(
+        0, parity_extent(index), [&](std::uint64_t word) { return touched.word(word); },
+        [&](std::uint64_t quotient) {
+            std::memset(parity_record(quotient, index), 0, record_bytes_);
+            touched.clear(quotient);
+            --parity_rows_touched_;
+            return true;
+        });
 }
 
 }  // namespace ecrec

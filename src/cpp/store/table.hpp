@@ -1,10 +1,10 @@
 // One table's share of a shard: where its rows lie, and their memory.
 //
-// Row i of the table is slot j = i % k of global stripe s = i / k; stripe s is stripe g = s / groups of group s % groups;
-// slot j of stripe g lies on shard (g + j) % n. Here g = quotient * n + residue; the residue is the stripe's class.
-// Of the stripes of one quotient a shard has at most one data row in each slot j < k and one parity row in each slot
-// k <= j < k + r, which is how rows are laid out: (quotient, slot). Bitmaps are kept a slot, so that a class, which is one
-// slot of a shard, is scanned as consecutive bits.
+// Row i of the table is slot j = i % k of global stripe s = i / k; stripe s is stripe g = s / groups of group
+// s % groups; slot j of stripe g lies on shard (g + j) % n. Here g = quotient * n + residue; the residue is
+// the stripe's class. Of the stripes of one quotient a shard has at most one data row in each slot j < k and
+// one parity row in each slot k <= j < k + r, which is how rows are laid out: (quotient, slot). Bitmaps are
+// kept a slot, so that a class, which is one slot of a shard, is scanned as consecutive bits.
 #pragma once
 
 #include <array>
@@ -71,12 +71,12 @@ public:
     // -- shape
     const TableShape& shape() const { return shape_; }
     int code() const { return code_; }
-    std::uint64_t offset() const { return offset_; }           // position of the first stripe of each class
-    std::uint64_t stripes() const { return stripes_; }         // of this group
-    std::uint64_t quotients() const { return quotients_; }     // ceil(stripes / n)
+    std::uint64_t offset() const { return offset_; }        // position of the first stripe of each class
+    std::uint64_t stripes() const { return stripes_; }      // of this group
+    std::uint64_t quotients() const { return quotients_; }  // ceil(stripes / n)
     std::size_t weight_bytes() const { return 4 * shape_.dim; }
-    std::size_t used_bytes() const { return used_bytes_; }     // weights and state
-    std::size_t record_bytes() const { return record_bytes_; } // with padding
+    std::size_t used_bytes() const { return used_bytes_; }      // weights and state
+    std::size_t record_bytes() const { return record_bytes_; }  // with padding
 
     // -- places
     StripePlace stripe_place(std::uint64_t stripe) const {
@@ -88,7 +88,8 @@ public:
     }
     // Global row id of a data slot; it exists if it is below shape().rows.
     std::uint64_t row_at(std::uint64_t stripe, int slot) const {
-        const std::uint64_t global = stripe * static_cast<std::uint64_t>(place_.groups) + static_cast<std::uint64_t>(place_.group);
+        const std::uint64_t global =
+            stripe * static_cast<std::uint64_t>(place_.groups) + static_cast<std::uint64_t>(place_.group);
         return global * static_cast<std::uint64_t>(shape_.k) + static_cast<std::uint64_t>(slot);
     }
     // Where row `id` < rows lies; false if not on this shard.
@@ -105,14 +106,18 @@ public:
     }
     // Number of quotients for which this shard has a row in the slot (the rows of a slot are the first ones).
     std::uint64_t data_extent(int slot) const { return data_slots_[static_cast<std::size_t>(slot)].extent; }
-    std::uint64_t parity_extent(int index) const { return parity_slots_[static_cast<std::size_t>(index)].extent; }
+    std::uint64_t parity_extent(int index) const {
+        return parity_slots_[static_cast<std::size_t>(index)].extent;
+    }
 
     // -- data rows, by (quotient, slot)
     std::uint8_t* data_record(std::uint64_t quotient, std::uint32_t slot) const {
         return data_.data() + (quotient * static_cast<std::uint64_t>(shape_.k) + slot) * record_bytes_;
     }
     const Bitmap& touched(std::uint32_t slot) const { return data_slots_[slot].touched; }
-    bool is_touched(std::uint64_t quotient, std::uint32_t slot) const { return data_slots_[slot].touched.test(quotient); }
+    bool is_touched(std::uint64_t quotient, std::uint32_t slot) const {
+        return data_slots_[slot].touched.test(quotient);
+    }
     bool is_recovered(std::uint64_t quotient, std::uint32_t slot) const {
         return missing_ == 0 || data_slots_[slot].recovered.test(quotient);
     }
@@ -130,24 +135,31 @@ public:
     // Writes the initial weights and state of a row (used_bytes() of them).
     void write_initial(const Operations& operations, std::uint64_t row, float* record) const;
     // The record, which holds its initial value if it was untouched until now.
-    std::uint8_t* touch(const Operations& operations, std::uint64_t quotient, std::uint32_t residue, std::uint32_t slot) {
+    std::uint8_t* touch(const Operations& operations, std::uint64_t quotient, std::uint32_t residue,
+                        std::uint32_t slot) {
         std::uint8_t* record = data_record(quotient, slot);
         if (!is_touched(quotient, slot)) {
             data_slots_[slot].touched.set(quotient);
             ++data_touched_;
             const std::uint64_t stripe = stripe_at(quotient, static_cast<int>(residue));
-            write_initial(operations, row_at(stripe, static_cast<int>(slot)), reinterpret_cast<float*>(record));
+            write_initial(operations, row_at(stripe, static_cast<int>(slot)),
+                          reinterpret_cast<float*>(record));
         }
         return record;
     }
 
     // -- parity rows, by (quotient, parity index = slot - k)
     std::uint8_t* parity_record(std::uint64_t quotient, int index) const {
-        return parity_.data() + (quotient * static_cast<std::uint64_t>(shape_.r) + static_cast<std::uint64_t>(index)) * record_bytes_;
+        return parity_.data() +
+               (quotient * static_cast<std::uint64_t>(shape_.r) + static_cast<std::uint64_t>(index)) *
+                   record_bytes_;
     }
-    const Bitmap& parity_touched(int index) const { return parity_slots_[static_cast<std::size_t>(index)].touched; }
+    const Bitmap& parity_touched(int index) const {
+        return parity_slots_[static_cast<std::size_t>(index)].touched;
+    }
     std::uint8_t* touch_parity(std::uint64_t quotient, int index) {
-        parity_rows_touched_ += parity_slots_[static_cast<std::size_t>(index)].touched.set_range(quotient, quotient + 1);
+        parity_rows_touched_ +=
+            parity_slots_[static_cast<std::size_t>(index)].touched.set_range(quotient, quotient + 1);
         return parity_record(quotient, index);
     }
     void wipe_parity(int index);

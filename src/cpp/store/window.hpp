@@ -17,7 +17,9 @@ public:
 
     const Store* store() const { return store_.get(); }
     std::uint64_t limit(int peer, int class_id) const { return limits_[checked(peer, class_id)]; }
-    void set_limit(int peer, int class_id, std::uint64_t position) { limits_[checked(peer, class_id)] = position; }
+    void set_limit(int peer, int class_id, std::uint64_t position) {
+        limits_[checked(peer, class_id)] = position;
+    }
     RowBuffer& buffer(int peer);
     std::size_t rows() const;
     std::size_t record_bytes() const;

@@ -1,0 +1,149 @@
+#include "batch/plan.hpp"
+
+#include <limits>
+
+#include "batch/id_index.hpp"
+#include "store/divider.hpp"
+#include "store/error.hpp"
+
+namespace ecrec::batch {
+namespace {
+
+void check(const BatchIds& batch) {
+    const std::size_t features = batch.tables.size();
+    if (batch.shards < 1)
+        refuse(ErrorKind::value, "plan_batch: shards is ", batch.shards, ", expected at least 1");
+    if (batch.groups < 1)
+        refuse(ErrorKind::value, "plan_batch: groups is ", batch.groups, ", expected at least 1");
+    if (batch.table_rows.size() != batch.table_k.size()) {
+        refuse(ErrorKind::value, "plan_batch: got table_rows of ", batch.table_rows.size(),
+               " tables and table_k of ", batch.table_k.size());
+    }
+    for (std::size_t t = 0; t < batch.table_k.size(); ++t) {
+        if (batch.table_k[t] < 1 || batch.table_k[t] > batch.shards) {
+            refuse(ErrorKind::value, "plan_batch: table_k[", t, "] is ", batch.table_k[t], ", expected 1 to ",
+                   batch.shards);
+        }
+    }
+    if (batch.starts.size() != features + 1) {
+        refuse(ErrorKind::value, "plan_batch: got ", batch.starts.size(), " starts for ", features,
+               " features, expected ", features + 1);
+    }
+    if (batch.ids.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
+        refuse(ErrorKind::value, "plan_batch: ", batch.ids.size(), " ids are more than 2^31 - 1");
+    }
+    if (batch.starts[0] != 0 || batch.starts[features] != static_cast<std::int64_t>(batch.ids.size())) {
+        refuse(ErrorKind::value, "plan_batch: starts go from ", batch.starts[0], " to ",
+               batch.starts[features], ", expected 0 to ", batch.ids.size());
+    }
+    for (std::size_t f = 0; f < features; ++f) {
+        if (batch.starts[f + 1] < batch.starts[f]) {
+            refuse(ErrorKind::value, "plan_batch: starts[", f + 1, "] is ", batch.starts[f + 1],
+                   ", below the one before");
+        }
+        const std::int32_t table = batch.tables[f];
+        if (table < 0 || static_cast<std::size_t>(table) >= batch.table_rows.size()) {
+            refuse(ErrorKind::value, "plan_batch: feature ", f, " is in table ", table, ", there are ",
+                   batch.table_rows.size());
+        }
+    }
+}
+
+}  // namespace
+
+BatchPlan plan_batch(const BatchIds& batch) {
+    check(batch);
+    const std::size_t table_count = batch.table_rows.size();
+    const std::size_t shard_count =
+        static_cast<std::size_t>(batch.shards) * static_cast<std::size_t>(batch.groups);
+    BatchPlan plan;
+    plan.counts.resize(shard_count * table_count);
+    plan.inverse.resize(batch.ids.size());
+
+    std::vector<std::vector<std::size_t>> features_of(table_count);
+    for (std::size_t f = 0; f < batch.tables.size(); ++f)
+        features_of[static_cast<std::size_t>(batch.tables[f])].push_back(f);
+
+    // Distinct rows in order of table, then first occurrence, with their shards; then moved to their places.
+    std::vector<std::int64_t> distinct;
+    std::vector<std::uint32_t> shard_of;
+    distinct.reserve(batch.ids.size());
+    shard_of.reserve(batch.ids.size());
+    std::vector<std::size_t> first_distinct(table_count + 1);
+    const Divider by_groups(static_cast<std::uint64_t>(batch.groups));
+    const Divider by_shards(static_cast<std::uint64_t>(batch.shards));
+    IdIndex index;
+    for (std::size_t t = 0; t < table_count; ++t) {
+        first_distinct[t] = distinct.size();
+        std::size_t ids = 0;
+        for (const std::size_t f : features_of[t])
+            ids += static_cast<std::size_t>(batch.starts[f + 1] - batch.starts[f]);
+        if (ids == 0) continue;
+        index.start(ids);
+        const std::int32_t base = static_cast<std::int32_t>(distinct.size());
+        const std::uint64_t rows = static_cast<std::uint64_t>(batch.table_rows[t]);
+        const Divider by_k(static_cast<std::uint64_t>(batch.table_k[t]));
+        for (const std::size_t f : features_of[t]) {
+            for (std::int64_t i = batch.starts[f]; i < batch.starts[f + 1]; ++i) {
+                const std::int64_t id = batch.ids[static_cast<std::size_t>(i)];
+                if (static_cast<std::uint64_t>(id) >= rows) [[unlikely]] {
+                    refuse(ErrorKind::index, "plan_batch: feature ", f, ", position ", i - batch.starts[f],
+                           ": id ", id, " is out of range, table ", t, " has ", batch.table_rows[t], " rows");
+                }
+                const std::int32_t before = index.size();
+                const std::int32_t number = index.number(id);
+                plan.inverse[static_cast<std::size_t>(i)] = base + number;
+                if (number != before) continue;
+                const std::uint64_t row = static_cast<std::uint64_t>(id);
+                const std::uint64_t global = by_k(row);
+                const std::uint64_t stripe = by_groups(global);
+                const std::uint64_t group = global - stripe * by_groups.divisor();
+                std::uint64_t shard =
+                    stripe - by_shards(stripe) * by_shards.divisor() + (row - global * by_k.divisor());
+                if (shard >= by_shards.divisor()) shard -= by_shards.divisor();
+                shard += group * by_shards.divisor();
+                distinct.push_back(id);
+                shard_of.push_back(static_cast<std::uint32_t>(shard));
+                ++plan.counts[shard * table_count + t];
+            }
+        }
+    }
+    first_distinct[table_count] = distinct.size();
+
+    std::vector<std::int64_t> next(plan.counts.size());
+    std::int64_t sum = 0;
+    for (std::size_t i = 0; i < next.size(); ++i) {
+        next[i] = sum;
+        sum += plan.counts[i];
+    }
+    plan.rows.resize(distinct.size());
+    std::vector<std::int32_t> place(distinct.size());
+    for (std::size_t t = 0; t < table_count; ++t) {
+        for (std::size_t u = first_distinct[t]; u < first_distinct[t + 1]; ++u) {
+            const std::int64_t at = next[shard_of[u] * table_count + t]++;
+            place[u] = static_cast<std::int32_t>(at);
+            plan.rows[static_cast<std::size_t>(at)] = distinct[u];
+        }
+    }
+    for (std::int32_t& entry : plan.inverse) entry = place[static_cast<std::size_t>(entry)];
+    return plan;
+}
+
+UniqueIds unique_inverse(std::span<const std::int64_t> ids) {
+    if (ids.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
+        refuse(ErrorKind::value, "unique_inverse: ", ids.size(), " ids are more than 2^31 - 1");
+    }
+    UniqueIds result;
+    result.inverse.resize(ids.size());
+    IdIndex index;
+    index.start(ids.size());
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+        const std::int32_t before = index.size();
+        const std::int32_t number = index.number(ids[i]);
+        if (number == before) result.ids.push_back(ids[i]);
+        result.inverse[i] = number;
+    }
+    return result;
+}
+
+}  // namespace ecrec::batch

@@ -1,0 +1,36 @@
+// Which distinct rows a batch needs, and on which shards they are.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace ecrec::batch {
+
+struct BatchIds {
+    std::span<const std::int64_t> ids;
+    std::span<const std::int64_t> starts;      // of each feature's ids, and the end
+    std::span<const std::int32_t> tables;      // of each feature
+    std::span<const std::int64_t> table_rows;  // of each table
+    std::span<const std::int32_t> table_k;
+    int shards = 1;  // of a group
+    int groups = 1;
+};
+
+struct BatchPlan {
+    std::vector<std::int64_t> rows;     // by shard, then table, then first occurrence
+    std::vector<std::int64_t> counts;   // (groups * shards) x tables
+    std::vector<std::int32_t> inverse;  // place of each id among rows
+};
+
+BatchPlan plan_batch(const BatchIds& batch);
+
+struct UniqueIds {
+    std::vector<std::int64_t> ids;  // in order of first occurrence
+    std::vector<std::int64_t> inverse;
+};
+
+UniqueIds unique_inverse(std::span<const std::int64_t> ids);
+
+}  // namespace ecrec::batch

@@ -1,0 +1,119 @@
+#include "batch/sums.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "batch/id_index.hpp"
+#include "kernels/registry.hpp"
+#include "store/error.hpp"
+
+namespace ecrec::batch {
+namespace {
+
+// Some rows of one table in one push.
+struct Part {
+    const std::int64_t* rows;
+    const float* gradients;
+    std::size_t count;
+};
+
+void check_push(std::size_t p, const Push& push, std::span<const std::int32_t> dims) {
+    if (push.tables.size() != push.counts.size()) {
+        refuse(ErrorKind::value, "sum_sections: sections[", p, "] has ", push.tables.size(), " tables and ",
+               push.counts.size(), " counts, expected as many");
+    }
+    std::size_t left = push.rows.size(), floats = 0;
+    for (std::size_t s = 0; s < push.tables.size(); ++s) {
+        const std::int32_t table = push.tables[s];
+        if (table < 0 || static_cast<std::size_t>(table) >= dims.size()) {
+            refuse(ErrorKind::value, "sum_sections: sections[", p, "] names table ", table, ", there are ",
+                   dims.size());
+        }
+        const std::int64_t count = push.counts[s];
+        if (count < 0 || static_cast<std::size_t>(count) > left) {
+            refuse(ErrorKind::value, "sum_sections: sections[", p, "] counts ", count, " rows in section ", s,
+                   ", but ", left, " of ", push.rows.size(), " are left");
+        }
+        left -= static_cast<std::size_t>(count);
+        floats +=
+            static_cast<std::size_t>(count) * static_cast<std::size_t>(dims[static_cast<std::size_t>(table)]);
+    }
+    if (left != 0) {
+        refuse(ErrorKind::value, "sum_sections: the counts of sections[", p, "] add up to ",
+               push.rows.size() - left, " rows, got ", push.rows.size());
+    }
+    if (push.gradients.size() != floats) {
+        refuse(ErrorKind::value, "sum_sections: sections[", p, "] has ", push.gradients.size(),
+               " floats of gradients, expected ", floats);
+    }
+}
+
+}  // namespace
+
+SummedPush sum_sections(std::span<const Push> pushes, std::span<const std::int32_t> dims) {
+    for (std::size_t t = 0; t < dims.size(); ++t) {
+        if (dims[t] < 1)
+            refuse(ErrorKind::value, "sum_sections: dims[", t, "] is ", dims[t], ", expected at least 1");
+    }
+    for (std::size_t p = 0; p < pushes.size(); ++p) check_push(p, pushes[p], dims);
+
+    std::vector<std::vector<Part>> parts(dims.size());
+    for (const Push& push : pushes) {
+        const std::int64_t* rows = push.rows.data();
+        const float* gradients = push.gradients.data();
+        for (std::size_t s = 0; s < push.tables.size(); ++s) {
+            const std::size_t table = static_cast<std::size_t>(push.tables[s]);
+            const std::size_t count = static_cast<std::size_t>(push.counts[s]);
+            if (count != 0) parts[table].push_back({rows, gradients, count});
+            rows += count;
+            gradients += count * static_cast<std::size_t>(dims[table]);
+        }
+    }
+
+    const Operations& operations = ecrec::operations();
+    SummedPush sum;
+    IdIndex index;
+    for (std::size_t t = 0; t < dims.size(); ++t) {
+        if (parts[t].empty()) continue;
+        std::size_t ids = 0;
+        for (const Part& part : parts[t]) ids += part.count;
+        const std::size_t dim = static_cast<std::size_t>(dims[t]);
+        const std::size_t base = sum.gradients.size();
+        index.start(ids);
+        for (const Part& part : parts[t]) {
+            for (std::size_t i = 0; i < part.count; ++i) {
+                const std::int32_t before = index.size();
+                const std::int32_t number = index.number(part.rows[i]);
+                const float* source = part.gradients + i * dim;
+                if (number == before) {
+                    sum.rows.push_back(part.rows[i]);
+                    std::memcpy(sum.gradients.extend(dim), source, 4 * dim);
+                } else {
+                    operations.add(dim, source,
+                                   sum.gradients.data() + base + static_cast<std::size_t>(number) * dim);
+                }
+            }
+        }
+        sum.tables.push_back(static_cast<std::int32_t>(t));
+        sum.counts.push_back(index.size());
+    }
+    return sum;
+}
+
+void segment_sum(std::span<const float> values, std::size_t dim, std::span<const std::int64_t> inverse,
+                 std::span<float> out) {
+    const std::size_t segments = dim == 0 ? 0 : out.size() / dim;
+    for (std::size_t i = 0; dim != 0 && i < inverse.size(); ++i) {
+        if (static_cast<std::uint64_t>(inverse[i]) >= segments) {
+            refuse(ErrorKind::index, "segment_sum: inverse[", i, "] is ", inverse[i], ", there are ",
+                   segments, " segments");
+        }
+    }
+    const Operations& operations = ecrec::operations();
+    std::fill(out.begin(), out.end(), 0.0f);
+    for (std::size_t i = 0; i < inverse.size(); ++i) {
+        operations.add(dim, values.data() + i * dim, out.data() + static_cast<std::size_t>(inverse[i]) * dim);
+    }
+}
+
+}  // namespace ecrec::batch

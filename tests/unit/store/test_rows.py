@@ -1,0 +1,191 @@
+"""gather, apply and assign, against the plain store, byte by byte, on every kernel."""
+
+import numpy as np
+import pytest
+from store_group import ALL_CLASSES, Group, add_table, key, keys_of, sections, split_blob
+
+from ecrec.store import Store, Window
+from ecrec.store.reference import F32, ReferenceStore, Table
+
+OPTIMIZERS = {"sgd": (0.05,), "adagrad": (0.05, 1e-8), "rowwise-adagrad": (0.05, 1e-6)}
+
+
+def one_shard_store(optimizer: str, dim: int, rows: int = 40) -> tuple[Store, ReferenceStore]:
+    table = Table(
+        rows, dim, 1, 0, "cauchy", optimizer, OPTIMIZERS[optimizer],
+        init="uniform", init_seed=9, init_scale=0.3, init_state=0.25,
+    )  # fmt: skip
+    store = Store(0, 1)
+    add_table(store, table)
+    return store, ReferenceStore([table])
+
+
+def records_of(store: Store, table: int, rows: list[int]) -> bytes:
+    listed = sections((table, rows))
+    out = np.empty(store.gather_bytes(*listed[:2], records=True), dtype=np.uint8)
+    store.gather(*listed, out, records=True)
+    return out.tobytes()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dim", [1, 3, 16, 17, 64, 100])
+def test_apply_gives_the_bytes_of_numpy_float32(kernel: str, optimizer: str, dim: int) -> None:
+    store, reference = one_shard_store(optimizer, dim)
+    rng = np.random.default_rng(dim)
+    for _ in range(4):
+        rows = rng.integers(0, 40, size=25).tolist()
+        gradients = (rng.standard_normal((25, dim)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
+        store.apply(*sections((0, rows)), gradients.ravel(), None)
+        for row, gradient in zip(rows, gradients, strict=True):
+            reference.apply(0, row, gradient)
+    expected = b"".join(reference.record(0, row).tobytes() for row in range(40))
+    assert records_of(store, 0, list(range(40))) == expected
+
+
+def test_a_row_twice_in_one_push_is_stepped_twice_in_order() -> None:
+    store, reference = one_shard_store("adagrad", 3)
+    gradients = np.arange(9, dtype=np.float32).reshape(3, 3)
+    store.apply(*sections((0, [7, 7]), (0, [7])), gradients.ravel(), None)
+    for gradient in gradients:
+        reference.apply(0, 7, gradient)
+    assert records_of(store, 0, [7]) == reference.record(0, 7).tobytes()
+
+
+def test_assign_sets_weights_and_keeps_state() -> None:
+    store, reference = one_shard_store("adagrad", 5)
+    gradient: F32 = np.full(5, 0.5, dtype=np.float32)
+    values: F32 = np.arange(5, dtype=np.float32)
+    store.apply(*sections((0, [3])), gradient, None)
+    store.assign(*sections((0, [3, 4])), np.concatenate([values, values]), None)
+    reference.apply(0, 3, gradient)
+    reference.assign(0, 3, values)
+    reference.assign(0, 4, values)
+    assert records_of(store, 0, [3, 4]) == reference.record(0, 3).tobytes() + reference.record(0, 4).tobytes()
+
+
+def test_gather_gives_weights_without_padding_and_touches_nothing() -> None:
+    tables = [Table(50, dim, 2, 1, init_seed=dim, shards=4, groups=2) for dim in (3, 8)]
+    group = Group(tables, 4, group=1, groups=2)
+    store = group.stores[2]
+    parts = [(1, group.rows_of(2, 1)), (0, group.rows_of(2, 0)), (1, group.rows_of(2, 1)[:1])]
+    listed = sections(*parts)
+    out = np.empty(store.gather_bytes(*listed[:2]), dtype=np.uint8)
+    store.gather(*listed, out)
+    expected = b"".join(group.reference.weights(table, row).tobytes() for table, rows in parts for row in rows)
+    assert out.tobytes() == expected
+    assert store.memory()["data_rows_touched"] == 0
+
+
+@pytest.mark.parametrize("r", [1, 2, 3])
+def test_deltas_of_one_push_reach_every_parity_holder(kernel: str, r: int) -> None:
+    table = Table(60, 17, 2, r, optimizer="rowwise-adagrad", hyper=(0.1, 1e-8), shards=5)
+    group = Group([table], 5)
+    rng = np.random.default_rng(r)
+    for _ in range(3):
+        group.apply(1, *group.random_push(rng, 1, 12))
+    found: dict[int, dict[int, bytes]] = {}
+    for peer in range(5):
+        window = group.windows[1]
+        assert window.nbytes() == sum(window.buffer(p).nbytes for p in range(5))
+        assert window.rows() == sum(len(window.buffer(p)) for p in range(5))
+        found[peer] = split_blob(group.stores[1], *window.buffer(peer).take())
+        assert len(window.buffer(peer)) == 0 and window.buffer(peer).nbytes == 0
+    expected: dict[int, dict[int, bytes]] = {peer: {} for peer in range(5)}
+    for row in group.rows_of(1, 0):
+        if group.reference.touched(0, row):
+            stripe = row // 2
+            for peer in table.parity_shards(stripe):
+                expected[peer][key(0, stripe)] = group.reference.coded(0, row).tobytes()
+    assert found == expected
+
+
+def test_deltas_are_written_only_below_the_limit() -> None:
+    table = Table(120, 4, 1, 2, shards=3)
+    group = Group([table, table], 3)
+    rows = group.rows_of(0, 0)
+    store, window = group.stores[0], Window(group.stores[0])
+    offset = store.class_size(0) // 2
+    assert [window.limit(peer, 0) for peer in range(3)] == [0, 0, 0]
+    window.set_limit(1, 0, 5)
+    window.set_limit(2, 0, offset + 3)
+    listed = sections((0, rows), (1, rows))
+    store.apply(*listed, np.ones(8 * len(rows), dtype=np.float32), window)
+    assert store.positions(window.buffer(1).take()[0]).tolist() == list(range(5))
+    assert store.positions(window.buffer(2).take()[0]).tolist() == list(range(offset + 3))
+    assert len(window.buffer(0)) == 0
+
+
+def test_keys_classes_and_positions_follow_the_layout() -> None:
+    rng = np.random.default_rng(5)
+    n, groups = 5, 2
+    tables = [Table(rows, 4, k, 1, shards=n, groups=groups) for rows, k in ((97, 3), (50, 2), (200, 3))]
+    group = Group(tables, n, group=1, groups=groups)
+    for shard, store in enumerate(group.stores):
+        assert store.codes == [(3, 1, "cauchy"), (2, 1, "cauchy")]
+        for index, table in enumerate(tables):
+            rows = rng.permutation(group.rows_of(shard, index)).tolist()
+            stripes = [table.stripe_of(row)[1] for row in rows]
+            keys = store.keys(*sections((index, rows)))
+            assert keys.tolist() == [key(index, stripe) for stripe in stripes]
+            code = 1 if index == 1 else 0
+            assert store.classes(keys).tolist() == [code * n + stripe % n for stripe in stripes]
+            offset = -(-tables[0].stripes(1) // n) if index == 2 else 0
+            assert store.positions(keys).tolist() == [offset + stripe // n for stripe in stripes]
+    first = -(-tables[0].stripes(1) // n)
+    assert group.stores[0].class_size(0) == first + -(-tables[2].stripes(1) // n)
+    assert group.stores[0].class_size(63) == 0
+
+
+def test_a_table_of_a_hundred_million_rows_reserves_and_does_not_touch() -> None:
+    store = Store(1, 5)
+    table = Table(100_000_000, 64, 4, 1, optimizer="rowwise-adagrad", hyper=(0.1, 1e-8), shards=5)
+    add_table(store, table, recovered=False)
+    store.mark_recovered(0, 0, store.class_size(0))
+    assert store.next_missing(0, 0) == -1
+    assert store.next_missing(1, 0) == 0
+    for class_id in range(5):
+        store.mark_recovered(class_id, 0, store.class_size(class_id))
+        assert store.coded_rows(class_id, 0, store.class_size(class_id))[0].size == 0
+    row = 4 * 5 * 4_000_000 + 4
+    assert table.shard_of(row) == (0, 1)
+    store.apply(*sections((0, [row])), np.ones(64, dtype=np.float32), None)
+    memory = store.memory()
+    assert memory["data_rows_touched"] == 1
+    assert memory["data_bytes_touched"] == table.record_bytes
+    assert memory["data_bytes_reserved"] == 20_000_000 * table.record_bytes
+    assert memory["parity_bytes_reserved"] == 5_000_000 * table.record_bytes
+
+
+def test_fold_skips_the_classes_that_are_not_in_the_mask() -> None:
+    table = Table(60, 4, 2, 2, shards=4)
+    group = Group([table], 4)
+    rows = group.rows_of(0, 0)
+    group.apply(0, sections((0, rows)), np.ones(4 * len(rows), dtype=np.float32))
+    keys, records = group.windows[0].buffer(2).take()
+    classes = group.stores[2].classes(keys)
+    assert set(classes.tolist()) == {0, 3}
+    group.stores[2].fold(0, 1 << 3, keys, records)
+    folded = set(group.parity_rows(2))
+    assert folded == set(keys[classes == 3].tolist())
+    group.stores[2].fold(0, ALL_CLASSES ^ 1 << 3, keys, records)
+    assert set(group.parity_rows(2)) == set(keys.tolist())
+    group.stores[2].wipe_parity(0)
+    assert set(group.parity_rows(2)) == folded
+    assert group.stores[2].memory()["parity_rows_touched"] == len(folded)
+    group.stores[2].wipe_parity(1)
+    group.stores[2].wipe_parity(40)
+    assert set(group.parity_rows(2)) == folded
+
+
+def test_a_table_added_later_extends_its_class() -> None:
+    table = Table(30, 4, 1, 1, shards=2)
+    store = Store(0, 2)
+    add_table(store, table)
+    window = Window(store)
+    window.set_limit(1, 0, Window.UNLIMITED)
+    size = store.class_size(0)
+    assert add_table(store, table) == 1
+    assert store.class_size(0) == 2 * size and store.tables == 2
+    assert store.positions(keys_of((1, 0))).tolist() == [size]
+    store.apply(*sections((1, [0])), np.ones(4, dtype=np.float32), window)
+    assert window.buffer(1).take()[0].tolist() == [key(1, 0)]
