@@ -24,7 +24,8 @@ void bind_use_kernel(const std::string& name) {
     switch (use_kernel(name)) {
         case KernelChoice::chosen: return;
         case KernelChoice::unknown:
-            throw py::value_error("kernel '" + name + "' is unknown; this build has " + joined(compiled_kernels()));
+            throw py::value_error("kernel '" + name + "' is unknown; this build has " +
+                                  joined(compiled_kernels()));
         case KernelChoice::unsupported:
             throw py::value_error("kernel '" + name + "' cannot run on this machine, which can run " +
                                   joined(runnable_kernels()));
@@ -43,6 +44,8 @@ U8 to_byte(int value, const char* name) {
     }
     return static_cast<U8>(value);
 }
+
+U8 gf_multiply(int a, int b) { return gf::multiply(to_byte(a, "a"), to_byte(b, "b")); }
 
 U8 gf_inverse(int a) {
     if (to_byte(a, "a") == 0) throw py::value_error("a: 0 has no inverse");
@@ -72,7 +75,8 @@ Code make_code(int k, int r, const std::string& generator_name) {
     if (k < 1) throw py::value_error("k: expected at least 1, got " + std::to_string(k));
     if (r < 0) throw py::value_error("r: expected at least 0, got " + std::to_string(r));
     if (k > Code::slots_max || r > Code::slots_max - k) {
-        throw py::value_error("k + r: expected at most 255, got " + std::to_string(k) + " + " + std::to_string(r));
+        throw py::value_error("k + r: expected at most 255, got " + std::to_string(k) + " + " +
+                              std::to_string(r));
     }
     return Code(k, r, *generator);
 }
@@ -86,14 +90,14 @@ void require_count(std::size_t got, std::size_t expected, const char* name) {
 
 void require_index(int index, int end, const char* name) {
     if (index < 0 || index >= end) {
-        throw py::index_error(std::string(name) + ": expected 0 <= index < " + std::to_string(end) + ", got " +
-                              std::to_string(index));
+        throw py::index_error(std::string(name) + ": expected 0 <= index < " + std::to_string(end) +
+                              ", got " + std::to_string(index));
     }
 }
 
 // No target may share memory with a source or with another target.
-void require_targets_disjoint(const Views<const U8>& sources, const char* source_name, const Views<U8>& targets,
-                              const char* target_name) {
+void require_targets_disjoint(const Views<const U8>& sources, const char* source_name,
+                              const Views<U8>& targets, const char* target_name) {
     for (std::size_t i = 0; i < targets.views.size(); ++i) {
         const std::string name = element_name(target_name, i);
         for (std::size_t j = 0; j < sources.views.size(); ++j) {
@@ -128,8 +132,8 @@ void fold(const Code& code, int parity_index, int data_index, py::handle x_array
     operations().fold(x.size, code.coefficient(parity_index, data_index), x.data, parity.data);
 }
 
-void fold_rows(const Code& code, int parity_index, int data_index, py::handle x_array, py::handle indices_array,
-               py::handle parity_array) {
+void fold_rows(const Code& code, int parity_index, int data_index, py::handle x_array,
+               py::handle indices_array, py::handle parity_array) {
     require_index(parity_index, code.r(), "parity_index");
     require_index(data_index, code.k(), "data_index");
     const auto x = readable<U8>(x_array, "x");
@@ -150,13 +154,14 @@ void fold_rows(const Code& code, int parity_index, int data_index, py::handle x_
     for (std::size_t m = 0; m < indices.size; ++m) {
         const std::int64_t index = indices.data[m];
         if (index < 0 || index >= rows) {
-            throw py::index_error(element_name("indices", m) + ": expected 0 <= index < " + std::to_string(rows) +
-                                  ", got " + std::to_string(index));
+            throw py::index_error(element_name("indices", m) + ": expected 0 <= index < " +
+                                  std::to_string(rows) + ", got " + std::to_string(index));
         }
         targets[m] = parity.data + static_cast<std::size_t>(index) * bytes;
     }
+    const Coefficient& c = code.coefficient(parity_index, data_index);
     const py::gil_scoped_release release;
-    operations().fold_rows(targets.size(), bytes, code.coefficient(parity_index, data_index), x.data, targets.data());
+    operations().fold_rows(targets.size(), bytes, c, x.data, targets.data());
 }
 
 void require_ok(CodeError error, const Code& code) {
@@ -165,13 +170,15 @@ void require_ok(CodeError error, const Code& code) {
         case CodeError::too_few_present:
             throw py::value_error("present: expected at least " + std::to_string(code.k()) + " slots");
         case CodeError::slot_out_of_range:
-            throw py::index_error("present, lost: expected slots 0 <= slot < " + std::to_string(code.k() + code.r()));
+            throw py::index_error("present, lost: expected slots 0 <= slot < " +
+                                  std::to_string(code.k() + code.r()));
         case CodeError::slot_repeated:
             throw py::value_error("present, lost: a slot is named twice");
     }
 }
 
-py::array_t<U8> decode_matrix(const Code& code, const std::vector<int>& present, const std::vector<int>& lost) {
+py::array_t<U8> decode_matrix(const Code& code, const std::vector<int>& present,
+                              const std::vector<int>& lost) {
     gf::Matrix matrix(0, 0);
     require_ok(code.decode_matrix(present, lost, matrix), code);
     return to_array(matrix);
@@ -203,7 +210,7 @@ void register_codec(py::module_& module) {
     module.def("kernel", [] { return operations().name; });
     module.def("use_kernel", &bind_use_kernel, "name"_a);
 
-    module.def("gf_multiply", [](int a, int b) { return gf::multiply(to_byte(a, "a"), to_byte(b, "b")); }, "a"_a, "b"_a);
+    module.def("gf_multiply", &gf_multiply, "a"_a, "b"_a);
     module.def("gf_inverse", &gf_inverse, "a"_a);
     module.def("gf_invert_matrix", &gf_invert_matrix, "matrix"_a);
 
@@ -211,7 +218,8 @@ void register_codec(py::module_& module) {
         .def(py::init(&make_code), "k"_a, "r"_a, "generator"_a = "cauchy")
         .def_property_readonly("k", &Code::k)
         .def_property_readonly("r", &Code::r)
-        .def_property_readonly("generator", [](const Code& code) { return gf::generator_name(code.generator()); })
+        .def_property_readonly("generator",
+                               [](const Code& code) { return gf::generator_name(code.generator()); })
         .def_property_readonly("coefficients", [](const Code& code) { return to_array(code.matrix()); })
         .def("encode", &encode, "data"_a, "parity"_a)
         .def("fold", &fold, "parity_index"_a, "data_index"_a, "x"_a, "parity"_a)

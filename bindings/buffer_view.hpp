@@ -1,4 +1,5 @@
-// Checked views of numpy arrays. Every check throws the Python exception that the caller will see, naming the argument.
+// Checked views of numpy arrays. Every check throws the Python exception that the caller will see, naming the
+// argument.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -17,8 +18,8 @@ namespace ecrec::bindings {
 
 namespace py = pybind11;
 
-// A C-contiguous, aligned array of T (const T: readable, T: writable). Keeps the array alive; `data` may be used
-// without the GIL.
+// A C-contiguous, aligned array of T (const T: readable, T: writable). Keeps the array alive; `data` may be
+// used without the GIL.
 template <class T>
 struct View {
     py::array array;
@@ -90,7 +91,8 @@ void require_dimensions(const View<T>& view, py::ssize_t expected, const std::st
 }
 
 template <class A, class B>
-void require_disjoint(const View<A>& a, const std::string& a_name, const View<B>& b, const std::string& b_name) {
+void require_disjoint(const View<A>& a, const std::string& a_name, const View<B>& b,
+                      const std::string& b_name) {
     const auto a_first = reinterpret_cast<std::uintptr_t>(a.data);
     const auto b_first = reinterpret_cast<std::uintptr_t>(b.data);
     if (a_first < b_first + b.bytes() && b_first < a_first + a.bytes()) {

@@ -1,6 +1,6 @@
-// Every operation of every kernel that this machine can run against the scalar kernel, bit for bit: at all small sizes,
-// unaligned, and between pages that fault. The parts of the scalar kernel itself that Python cannot reach are checked
-// against their definitions.
+// Every operation of every kernel that this machine can run against the scalar kernel, bit for bit: at all
+// small sizes, unaligned, and between pages that fault. The parts of the scalar kernel itself that Python
+// cannot reach are checked against their definitions.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -56,9 +56,8 @@ public:
             mmap(nullptr, size_ + 2 * page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) std::abort();
         base_ = static_cast<std::uint8_t*>(memory);
-        if (mprotect(base_, page_, PROT_NONE) != 0 || mprotect(base_ + page_ + size_, page_, PROT_NONE) != 0) {
-            std::abort();
-        }
+        if (mprotect(base_, page_, PROT_NONE) != 0) std::abort();
+        if (mprotect(base_ + page_ + size_, page_, PROT_NONE) != 0) std::abort();
     }
     GuardedPages(const GuardedPages&) = delete;
     GuardedPages& operator=(const GuardedPages&) = delete;
@@ -263,7 +262,9 @@ void check_formulas(const Operations& kernel) {
         auto weights = record;
         kernel.rowwise_adagrad(dim, 0.1f, 1e-6f, gradient.data(), weights.data(), nullptr);
         bool close = std::abs(weights[dim] - moment) < 1e-5;
-        for (std::size_t i = 0; i < dim; ++i) close &= std::abs(weights[i] - (record[i] - step * wide[i])) < 1e-5;
+        for (std::size_t i = 0; i < dim; ++i) {
+            close &= std::abs(weights[i] - (record[i] - step * wide[i])) < 1e-5;
+        }
         check(close, kernel, "rowwise_adagrad's formula", dim);
     }
 }
@@ -278,8 +279,8 @@ double correlation(std::span<const float> a, std::span<const float> b) {
     return product / std::sqrt(a_squares * b_squares);
 }
 
-// Mean, variance, each of the 24 bits, and no correlation between neighbouring columns, rows and seeds. Limits are five
-// standard deviations of what independent uniform numbers would show.
+// Mean, variance, each of the 24 bits, and no correlation between neighbouring columns, rows and seeds.
+// Limits are five standard deviations of what independent uniform numbers would show.
 void check_initial_statistics(const Operations& kernel) {
     constexpr std::size_t dim = 64, rows = 4096, count = dim * rows;
     const auto table = [&](std::uint64_t seed, std::uint64_t first_row) {
@@ -299,12 +300,14 @@ void check_initial_statistics(const Operations& kernel) {
             in_range &= value >= -1.0f && value < 1.0f;
             sum += value;
             squares += static_cast<double>(value) * value;
-            const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(value * 8388608.0f) + 8388608);
+            const int bits = static_cast<int>(value * 8388608.0f) + 8388608;
             for (int bit = 0; bit < 24; ++bit) ones[bit] += (bits >> bit) & 1;
         }
         check(in_range, kernel, "initial values lie in [-1, 1)", seed);
-        check(std::abs(sum / count) < limit * std::sqrt(1.0 / 3), kernel, "mean of the initial values", seed);
-        check(std::abs(squares / count - 1.0 / 3) < limit * std::sqrt(4.0 / 45), kernel, "their variance", seed);
+        const double mean = sum / count;
+        const double variance = squares / count - mean * mean;
+        check(std::abs(mean) < limit * std::sqrt(1.0 / 3), kernel, "mean of the initial values", seed);
+        check(std::abs(variance - 1.0 / 3) < limit * std::sqrt(4.0 / 45), kernel, "their variance", seed);
         for (const int set : ones) {
             check(std::abs(static_cast<double>(set) / count - 0.5) < limit / 2, kernel, "their bits", seed);
         }
@@ -317,7 +320,8 @@ void check_initial_statistics(const Operations& kernel) {
         for (const std::uint64_t other : {seed + one, seed ^ (one << 32), seed ^ (one << 63)}) {
             check(std::abs(correlation(all, table(other, 0))) < limit, kernel, "correlation of seeds", seed);
         }
-        check(std::abs(correlation(all, table(seed, 1ull << 40))) < limit, kernel, "correlation of far rows", seed);
+        const double far = correlation(all, table(seed, 1ull << 40));
+        check(std::abs(far) < limit, kernel, "correlation of far rows", seed);
     }
 }
 

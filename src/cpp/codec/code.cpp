@@ -18,13 +18,18 @@ std::vector<Coefficient> prepare(const gf::Matrix& matrix) {
 }  // namespace
 
 Code::Code(int k, int r, gf::Generator generator)
-    : k_(k), r_(r), generator_(generator), matrix_(gf::parity_matrix(k, r, generator)), coefficients_(prepare(matrix_)) {}
+    : k_(k),
+      r_(r),
+      generator_(generator),
+      matrix_(gf::parity_matrix(k, r, generator)),
+      coefficients_(prepare(matrix_)) {}
 
 void Code::encode(std::size_t bytes, const std::uint8_t* const* data, std::uint8_t* const* parity) const {
     operations().encode(bytes, k_, r_, coefficients_.data(), data, parity);
 }
 
-CodeError Code::decode_matrix(std::span<const int> present, std::span<const int> lost, gf::Matrix& out) const {
+CodeError Code::decode_matrix(std::span<const int> present, std::span<const int> lost,
+                              gf::Matrix& out) const {
     if (present.size() < static_cast<std::size_t>(k_)) return CodeError::too_few_present;
     std::vector<bool> seen(static_cast<std::size_t>(k_ + r_));
     for (const std::span<const int> slots : {present, lost}) {
@@ -52,8 +57,9 @@ CodeError Code::decode_matrix(std::span<const int> present, std::span<const int>
     return CodeError::none;
 }
 
-CodeError Code::reconstruct(std::size_t bytes, std::span<const int> present, const std::uint8_t* const* blocks,
-                            std::span<const int> lost, std::uint8_t* const* out) const {
+CodeError Code::reconstruct(std::size_t bytes, std::span<const int> present,
+                            const std::uint8_t* const* blocks, std::span<const int> lost,
+                            std::uint8_t* const* out) const {
     gf::Matrix decode(0, 0);
     const CodeError error = decode_matrix(present, lost, decode);
     if (error != CodeError::none) return error;

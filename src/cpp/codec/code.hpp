@@ -14,9 +14,9 @@ namespace ecrec {
 
 enum class CodeError {
     none,
-    too_few_present,   // fewer than k
-    slot_out_of_range, // not in 0..k+r-1
-    slot_repeated,     // twice in one list, or both present and lost
+    too_few_present,    // fewer than k
+    slot_out_of_range,  // not in 0..k+r-1
+    slot_repeated,      // twice in one list, or both present and lost
 };
 
 // Slots 0..k-1 are data, k..k+r-1 parity. k >= 1, r >= 0, k + r <= 255. Immutable.
@@ -31,7 +31,7 @@ public:
     gf::Generator generator() const { return generator_; }
 
     // What data slot j counts for in parity i (0..r-1).
-    const Coefficient& coefficient(int i, int j) const { return coefficients_[static_cast<std::size_t>(i) * k_ + j]; }
+    const Coefficient& coefficient(int i, int j) const { return coefficients_[matrix_.index(i, j)]; }
     const gf::Matrix& matrix() const { return matrix_; }
 
     // All buffers `bytes` long; no parity overlaps anything else.

@@ -17,8 +17,9 @@ constexpr std::uint8_t shift_and_add(unsigned a, unsigned b) {
     return static_cast<std::uint8_t>(product);
 }
 
-// The matrix of x -> value * x for gf2p8affineqb: bit i of the result is the parity of (x AND byte 7 - i of the
-// matrix), so bit j of that byte is bit i of value * 2^j. (gf2p8mulb cannot be used: its polynomial is 0x11b.)
+// The matrix of x -> value * x for gf2p8affineqb: bit i of the result is the parity of (x AND byte 7 - i of
+// the matrix), so bit j of that byte is bit i of value * 2^j. (gf2p8mulb cannot be used: its polynomial is
+// 0x11b.)
 constexpr std::uint64_t affine_matrix(unsigned value) {
     std::uint64_t matrix = 0;
     for (int column = 0; column < 8; ++column) {

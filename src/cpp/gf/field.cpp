@@ -7,7 +7,7 @@ namespace {
 
 // 2 generates the multiplicative group: power[i] = 2^i, logarithm[2^i] = i.
 struct Tables {
-    std::array<std::uint8_t, 510> power{};  // twice around, so that a sum of two logarithms needs no reduction
+    std::array<std::uint8_t, 510> power{};  // twice around: a sum of two logarithms needs no reduction
     std::array<std::uint8_t, 256> logarithm{};
 };
 

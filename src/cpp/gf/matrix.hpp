@@ -11,10 +11,11 @@ namespace ecrec::gf {
 
 struct Matrix {
     Matrix(int rows, int columns)
-        : rows(rows), columns(columns), values(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns)) {}
+        : rows(rows), columns(columns), values(static_cast<std::size_t>(rows) * columns) {}
 
-    std::uint8_t& at(int row, int column) { return values[static_cast<std::size_t>(row) * columns + column]; }
-    std::uint8_t at(int row, int column) const { return values[static_cast<std::size_t>(row) * columns + column]; }
+    std::uint8_t& at(int row, int column) { return values[index(row, column)]; }
+    std::uint8_t at(int row, int column) const { return values[index(row, column)]; }
+    std::size_t index(int row, int column) const { return static_cast<std::size_t>(row) * columns + column; }
 
     int rows;
     int columns;
@@ -35,8 +36,9 @@ enum class Generator {
 std::optional<Generator> generator_from_name(std::string_view name);
 const char* generator_name(Generator generator);
 
-// The r x k parity part of a systematic generator: parity i = sum over j of at(i, j) * data j. Every square submatrix
-// is invertible (it is a Cauchy matrix, or one with scaled rows and columns). k >= 1, r >= 0, k + r <= 256.
+// The r x k parity part of a systematic generator: parity i = sum over j of at(i, j) * data j. Every square
+// submatrix is invertible (it is a Cauchy matrix, or one with scaled rows and columns). k >= 1, r >= 0, k + r
+// <= 256.
 Matrix parity_matrix(int k, int r, Generator generator);
 
 }  // namespace ecrec::gf

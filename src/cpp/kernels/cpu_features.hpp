@@ -5,8 +5,8 @@
 
 namespace ecrec {
 
-// A feature counts only if the operating system also saves its registers (XGETBV): a CPU with AVX-512 under a kernel
-// that does not enable it would fault.
+// A feature counts only if the operating system also saves its registers (XGETBV): a CPU with AVX-512 under a
+// kernel that does not enable it would fault.
 enum CpuFeature : std::uint32_t {
     cpu_avx2 = 1u << 0,
     cpu_avx512 = 1u << 1,  // F, BW, DQ and VL together

@@ -8,8 +8,8 @@
 
 namespace ecrec {
 
-// The kernel in use: the fastest that this machine can run, unless use_kernel chose another. Take the reference once
-// a call, outside of loops.
+// The kernel in use: the fastest that this machine can run, unless use_kernel chose another. Take the
+// reference once a call, outside of loops.
 const Operations& operations();
 
 enum class KernelChoice { chosen, unknown, unsupported };

@@ -1,7 +1,8 @@
-// AVX2: VPSHUFB as sixteen-entry table look-up, two a product (low and high nibble); maskload/maskstore for floats.
+// AVX2: VPSHUFB as sixteen-entry table look-up, two a product (low and high nibble); maskload/maskstore for
+// floats.
 // Bound by: the shuffle ports for products, the load and store ports for a coefficient of one (plain XOR).
-// Tail: encode repeats an overlapping last block; what XORs in place goes on with 16 bytes, then single bytes; floats
-// use a mask.
+// Tail: encode repeats an overlapping last block; what XORs in place goes on with 16 bytes, then single
+// bytes; floats use a mask.
 #include <immintrin.h>
 
 #include <cstring>
@@ -48,7 +49,8 @@ Nibbles split(__m256i x) {
 
 struct Product {
     explicit Product(const Coefficient& c)
-        : low(_mm256_broadcastsi128_si256(load_half(c.low))), high(_mm256_broadcastsi128_si256(load_half(c.high))) {}
+        : low(_mm256_broadcastsi128_si256(load_half(c.low))),
+          high(_mm256_broadcastsi128_si256(load_half(c.high))) {}
 
     __m256i operator()(Nibbles x) const {
         return _mm256_xor_si256(_mm256_shuffle_epi8(low, x.low), _mm256_shuffle_epi8(high, x.high));
@@ -63,11 +65,15 @@ struct Product {
     __m256i low, high;
 };
 
-void fold_one(std::size_t bytes, const std::uint8_t* source, std::uint8_t* target) {
+void difference(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* target) {
     for_each(
-        bytes, [&](std::size_t i) { store(target + i, _mm256_xor_si256(load(target + i), load(source + i))); },
-        [&](std::size_t i) { store_half(target + i, _mm_xor_si128(load_half(target + i), load_half(source + i))); },
-        [&](std::size_t i) { target[i] ^= source[i]; });
+        bytes, [&](std::size_t i) { store(target + i, _mm256_xor_si256(load(a + i), load(b + i))); },
+        [&](std::size_t i) { store_half(target + i, _mm_xor_si128(load_half(a + i), load_half(b + i))); },
+        [&](std::size_t i) { target[i] = a[i] ^ b[i]; });
+}
+
+void fold_one(std::size_t bytes, const std::uint8_t* source, std::uint8_t* target) {
+    difference(bytes, target, source, target);
 }
 
 void fold_product(std::size_t bytes, const Coefficient& c, Product product, const std::uint8_t* source,
@@ -92,8 +98,8 @@ void fold(std::size_t bytes, const Coefficient& c, const std::uint8_t* source, s
 }
 
 template <class Fold>
-void fold_each_row(std::size_t rows, std::size_t bytes, const std::uint8_t* source, std::uint8_t* const* target,
-                   Fold fold_row) {
+void fold_each_row(std::size_t rows, std::size_t bytes, const std::uint8_t* source,
+                   std::uint8_t* const* target, Fold fold_row) {
     for (std::size_t m = 0; m < rows; ++m) {
         if (m + prefetch_rows < rows) {
             const std::uint8_t* later = target[m + prefetch_rows];
@@ -180,13 +186,6 @@ void encode(std::size_t bytes, int k, int r, const Coefficient* coefficients, co
     }
 }
 
-void difference(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* target) {
-    for_each(
-        bytes, [&](std::size_t i) { store(target + i, _mm256_xor_si256(load(a + i), load(b + i))); },
-        [&](std::size_t i) { store_half(target + i, _mm_xor_si128(load_half(a + i), load_half(b + i))); },
-        [&](std::size_t i) { target[i] = a[i] ^ b[i]; });
-}
-
 bool is_zero(std::size_t bytes, const std::uint8_t* data) {
     std::size_t i = 0;
     for (; i + block <= bytes; i += block) {
@@ -266,7 +265,8 @@ void descend(std::size_t dim, float step, const float* gradient, float* record, 
     const __m256 steps = _mm256_set1_ps(step);
     for_lanes(dim, [&](auto lanes, std::size_t i) {
         const __m256 old = lanes.load(record + i);
-        replace(lanes, record, i, old, _mm256_sub_ps(old, _mm256_mul_ps(steps, lanes.load(gradient + i))), delta);
+        const __m256 change = _mm256_mul_ps(steps, lanes.load(gradient + i));
+        replace(lanes, record, i, old, _mm256_sub_ps(old, change), delta);
     });
 }
 

@@ -1,5 +1,5 @@
-// AVX-512 (F, BW, DQ, VL) and GFNI: VGF2P8AFFINEQB multiplies 64 bytes by a constant in one instruction, its matrix
-// broadcast from memory.
+// AVX-512 (F, BW, DQ, VL) and GFNI: VGF2P8AFFINEQB multiplies 64 bytes by a constant in one instruction, its
+// matrix broadcast from memory.
 // Bound by: the load and store ports, so there is no special case for a coefficient of one.
 // Tail: masked loads and stores, which do not fault on what they leave out.
 #include <immintrin.h>
@@ -50,7 +50,8 @@ __m512i product(const Coefficient& c, __m512i x) {
 
 void fold(std::size_t bytes, const Coefficient& c, const std::uint8_t* source, std::uint8_t* target) {
     for_blocks(bytes, [&](auto access, std::size_t i) {
-        access.store(target + i, _mm512_xor_si512(access.load(target + i), product(c, access.load(source + i))));
+        const __m512i change = product(c, access.load(source + i));
+        access.store(target + i, _mm512_xor_si512(access.load(target + i), change));
     });
 }
 
@@ -188,7 +189,8 @@ void descend(std::size_t dim, float step, const float* gradient, float* record, 
     const __m512 steps = _mm512_set1_ps(step);
     for_lanes(dim, [&](auto lanes, std::size_t i) {
         const __m512 old = lanes.load(record + i);
-        replace(lanes, record, i, old, _mm512_sub_ps(old, _mm512_mul_ps(steps, lanes.load(gradient + i))), delta);
+        const __m512 change = _mm512_mul_ps(steps, lanes.load(gradient + i));
+        replace(lanes, record, i, old, _mm512_sub_ps(old, change), delta);
     });
 }
 

@@ -1,5 +1,6 @@
-// Opens and closes a region whose functions may use more than the baseline's instructions. Open it after every
-// include: an inline function of a header compiled in the region could be the copy that the linker keeps for all.
+// Opens and closes a region whose functions may use more than the baseline's instructions. Open it after
+// every include: an inline function of a header compiled in the region could be the copy that the linker
+// keeps for all.
 #pragma once
 
 #define ECREC_PRAGMA(text) _Pragma(#text)
