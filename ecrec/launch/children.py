@@ -100,7 +100,12 @@ class Children:
         self._closed = False
 
     def start(
-        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str], events: bool = False
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        events: bool = False,
     ) -> Child:
         """Start a process in a session of its own, so that Ctrl-C reaches only the caller.
 

@@ -1,5 +1,6 @@
 """The report of a training run, computed from what was recorded."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -78,7 +79,7 @@ def longest_pause_s(steps: Sequence[Step], begin: float, end: float) -> float | 
     longest = None
     for worker in {step.worker for step in steps}:
         times = sorted(step.at for step in steps if step.worker == worker)
-        for before, after in zip(times, times[1:], strict=False):
+        for before, after in itertools.pairwise(times):
             if after > begin and before < end:
                 longest = max(longest or 0.0, after - before)
     return longest
@@ -152,9 +153,7 @@ def _between(begin: float | None, end: float | None) -> float | None:
     return None if begin is None or end is None else end - begin
 
 
-def lost_updates(
-    acked: Mapping[int, Mapping[int, int]], watermarks: Mapping[int, Mapping[int, int]]
-) -> int:
+def lost_updates(acked: Mapping[int, Mapping[int, int]], watermarks: Mapping[int, Mapping[int, int]]) -> int:
     """Pushes that workers were told are durable and that shards do not have.
 
     ``acked``: worker -> shard -> last push acknowledged. ``watermarks``: shard -> worker -> last push applied.

@@ -17,7 +17,10 @@ def main():
     bind = option("--bind").replace(":0", ":7070")
     if "FAKE_LATE" not in os.environ:
         print("words that are no JSON")
-        print(json.dumps({"ready": "ps" if option("--scheduler") else "scheduler", "endpoint": bind}), flush=True)
+        print(
+            json.dumps({"ready": "ps" if option("--scheduler") else "scheduler", "endpoint": bind}),
+            flush=True,
+        )
     signal.pause()
 
 

@@ -85,7 +85,10 @@ def test_a_scheduler_that_cannot_start_is_an_error(tmp_path, fakes, monkeypatch)
 
 def test_a_process_that_is_never_ready_is_named(tmp_path, fakes, monkeypatch):
     monkeypatch.setenv("FAKE_LATE", "1")
-    with LocalCluster(settings(tmp_path)) as cluster, pytest.raises(ClusterError, match="not ready in time: the sched"):
+    with (
+        LocalCluster(settings(tmp_path)) as cluster,
+        pytest.raises(ClusterError, match="not ready in time: the sched"),
+    ):
         cluster.start(0.1)
 
 

@@ -1,4 +1,12 @@
-from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, longest_pause_s, lost_updates, throughput
+from ecrec.launch.report import (
+    FirstRow,
+    KillDone,
+    Step,
+    kill_entries,
+    longest_pause_s,
+    lost_updates,
+    throughput,
+)
 from ecrec.protocol.messages import HistoryEntry
 
 

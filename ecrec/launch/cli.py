@@ -1,0 +1,193 @@
+"""``ecrec``: the program that people use."""
+
+import json
+import signal
+import sys
+import time
+from typing import Annotated, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError, EcrecError
+
+EXIT_FAILED, EXIT_OPTIONS, EXIT_DATA_LOST, EXIT_BAD_PARITY = 1, 2, 3, 4
+EXIT_INTERRUPTED = 130
+EXIT_CODES_HELP = (
+    "Exit codes: 0 done, 1 failed, 2 options that cannot be, 3 data was lost, 4 parity or acknowledged updates are "
+    "not as they must be."
+)
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Training of recommendation models over parameter servers that may die. " + EXIT_CODES_HELP,
+)
+
+SchedulerOption = Annotated[
+    str, typer.Option(help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH.")
+]
+
+
+@app.command(help="Start a whole cluster on this machine and train a DLRM. " + EXIT_CODES_HELP)
+def train(
+    data: Annotated[
+        list[str] | None, typer.Option(help="Criteo files (TSV, .gz too); repeatable. None: generated data.")
+    ] = None,
+    shards: Annotated[int, typer.Option(help="Parameter servers.")] = 5,
+    code: Annotated[str, typer.Option(help="K+R: R parity rows for K data rows; 1+R replicates.")] = "4+1",
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of each worker; as many as the data gives.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 1,
+    batch: Annotated[int, typer.Option(help="Examples in a step of one worker.")] = 2048,
+    dim: Annotated[int, typer.Option(help="Floats in an embedding vector.")] = 64,
+    rows: Annotated[int | None, typer.Option(help="Hash buckets a table.")] = None,
+    optimizer: Annotated[
+        str, typer.Option(help="Of the embeddings: sgd, adagrad or rowwise-adagrad.")
+    ] = "rowwise-adagrad",
+    lr: Annotated[float | None, typer.Option(help="Its learning rate.")] = None,
+    dense_optimizer: Annotated[str | None, typer.Option(help="Of the dense part: sgd or adagrad.")] = None,
+    dense_lr: Annotated[float | None, typer.Option(help="Its learning rate.")] = None,
+    bottom_mlp: Annotated[str | None, typer.Option(help="Hidden layers, for example 512,256.")] = None,
+    top_mlp: Annotated[str | None, typer.Option(help="Hidden layers, for example 512,256.")] = None,
+    seed: Annotated[int, typer.Option(help="Of initial values, data order and generated data.")] = 7,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Sum the gradients of all workers in each step.")
+    ] = False,
+    prefetch: Annotated[int | None, typer.Option(help="Batches whose rows are fetched ahead.")] = None,
+    kill: Annotated[
+        list[str] | None, typer.Option(help="ps:SHARD@STEP: SIGKILL to a server at a step; repeatable.")
+    ] = None,
+    report: Annotated[str | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    transport: Annotated[str, typer.Option(help="tcp or ipc.")] = "tcp",
+    run_dir: Annotated[
+        str | None, typer.Option(help="Directory for logs and state; a temporary one.")
+    ] = None,
+    heartbeat_timeout_ms: Annotated[
+        int | None, typer.Option(help="A server that was silent for so long is down.")
+    ] = None,
+    test_fraction: Annotated[float, typer.Option(help="The last part of the data, kept for the test.")] = 0.2,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
+) -> None:
+    from ecrec.launch.options import TrainOptions, check_options, parse_sizes
+    from ecrec.launch.progress import make_progress, summary
+    from ecrec.launch.train import run_training
+
+    given = {
+        "rows": rows,
+        "dense_optimizer": dense_optimizer,
+        "bottom_mlp": None if bottom_mlp is None else parse_sizes("--bottom-mlp", bottom_mlp),
+        "top_mlp": None if top_mlp is None else parse_sizes("--top-mlp", top_mlp),
+        "prefetch": prefetch,
+        "heartbeat_timeout_ms": heartbeat_timeout_ms,
+    }
+    options = TrainOptions(
+        data=tuple(data or ()), shards=shards, code=code, workers=workers, steps=steps, epochs=epochs,
+        batch=batch, dim=dim, optimizer=optimizer, lr=lr, dense_lr=dense_lr, seed=seed, sync=sync,
+        kills=tuple(kill or ()), report=report, transport=transport, run_dir=run_dir, test_fraction=test_fraction,
+        quiet=quiet,
+    )  # fmt: skip
+    options = msgspec.structs.replace(
+        options, **{name: value for name, value in given.items() if value is not None}
+    )
+    for warning in check_options(options):
+        _say(f"warning: {warning}")
+    console = Console()
+    result = run_training(options, lambda: make_progress(console, options.steps, quiet))
+    if not quiet:
+        console.print(summary(result))
+    for text in result["kills_not_done"]:
+        _say(f"warning: --kill {text} was not done: training had ended")
+    if result["lost_updates"] or result["parity_ok"] is False:
+        raise typer.Exit(EXIT_BAD_PARITY)
+
+
+@app.command(help="Show the shards, workers and last events of a running cluster.")
+def status(
+    scheduler: SchedulerOption,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    from ecrec.launch.status import render
+    from ecrec.launch.verify import cluster_state
+
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(cluster_state(scheduler), str_keys=True)))
+        return
+    console = Console()
+    if not watch:
+        console.print(render(cluster_state(scheduler)))
+        return
+    with Live(render(cluster_state(scheduler)), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(every)
+            try:
+                live.update(render(cluster_state(scheduler)), refresh=True)
+            except ClusterError as error:
+                live.console.print(str(error))
+
+
+@app.command(help="Compare all parity with all data of a running cluster. " + EXIT_CODES_HELP)
+def verify(
+    scheduler: SchedulerOption,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, help="Seconds without progress until it is given up.")
+    ] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    from ecrec.launch.verify import describe_bad, scrub
+
+    outcome = scrub(scheduler, timeout)
+    if as_json:
+        bad = [stripe._asdict() for stripe in outcome.bad]
+        figures = {"stripes_scrubbed": outcome.stripes, "parity_rows_scrubbed": outcome.parity_rows}
+        print(json.dumps({"parity_ok": outcome.ok, **figures, "bad": bad}))
+    else:
+        for line in describe_bad(outcome.bad):
+            print(line)
+        if outcome.ok is None:
+            print("nothing to compare: no stripe with parity was touched")
+        else:
+            found = "all parity fits" if outcome.ok else f"{len(outcome.bad)} parity rows do not fit"
+            print(f"{found}: {outcome.stripes} stripes, {outcome.parity_rows} parity rows compared")
+    if outcome.ok is False:
+        raise typer.Exit(EXIT_BAD_PARITY)
+
+
+def exit_code(error: EcrecError) -> int:
+    """What the program ends with for an error."""
+    if isinstance(error, ConfigurationError | DataError):
+        return EXIT_OPTIONS
+    return EXIT_DATA_LOST if isinstance(error, DataLostError) else EXIT_FAILED
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _on_sigterm(number: int, frame: object) -> NoReturn:
+    # As Ctrl-C: the way out leads past everything that stops the children.
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(EXIT_INTERRUPTED)
+    except EcrecError as error:
+        name = "data lost" if isinstance(error, DataLostError) else "error"
+        _say(f"{name}: {error}")
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

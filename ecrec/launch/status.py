@@ -1,0 +1,94 @@
+"""A cluster's state as tables for people."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ecrec.protocol.messages import DOWN, UP, ClusterState, HistoryEntry, ShardFigures
+
+STATE_STYLES = {UP: "green", DOWN: "bold red"}
+OTHER_STYLE = "yellow"
+EVENTS_SHOWN = 8
+
+
+def state_text(state: str) -> Text:
+    return Text(state, style=STATE_STYLES.get(state, OTHER_STYLE))
+
+
+def bytes_text(count: float) -> str:
+    """``1536`` -> ``"1.5 KiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def render(state: ClusterState) -> RenderableType:
+    """Shards, workers, tables in short, and the last events."""
+    parts: list[RenderableType] = []
+    if state.lost:
+        parts.append(Text(f"DATA LOST: {state.lost}", style="bold red"))
+    parts.append(_shards(state.shards))
+    spares = f", {state.spares} spare" if state.spares else ""
+    groups = f"{state.groups} groups of {state.n}" if state.groups > 1 else f"{state.n}"
+    parts.append(Text(f"shards: {groups}{spares}; view {', '.join(map(str, state.views))}"))
+    if state.tables:
+        codes = sorted({str(table.code) for table in state.tables})
+        rows = sum(table.rows for table in state.tables)
+        parts.append(Text(f"tables: {len(state.tables)} with {rows:,} rows, code {', '.join(codes)}"))
+    if state.workers:
+        parts.append(_workers(state))
+    if state.history:
+        parts.append(_events(state.history))
+    return Group(*parts)
+
+
+def _shards(shards: Sequence[ShardFigures]) -> Table:
+    table = Table("shard", "state", title="shards", title_justify="left")
+    for name in ("epoch", "rows touched", "memory", "to repair", "to seed", "heard of"):
+        table.add_column(name, justify="right")
+    table.add_column("endpoint")
+    for shard in sorted(shards, key=lambda shard: shard.shard):
+        figures = shard.figures
+        memory = figures.get("data_bytes_touched", 0.0) + figures.get("parity_bytes_touched", 0.0)
+        table.add_row(
+            str(shard.shard),
+            state_text(shard.state),
+            str(shard.epoch),
+            f"{figures.get('data_rows_touched', 0):,.0f}",
+            bytes_text(memory),
+            _classes(figures.get("classes_to_repair", 0.0)),
+            _classes(figures.get("classes_to_seed", 0.0)),
+            f"{shard.silent_ms:.0f} ms ago",
+            shard.endpoint,
+        )
+    return table
+
+
+def _classes(count: float) -> str:
+    return f"{count:.0f} classes" if count else ""
+
+
+def _workers(state: ClusterState) -> Table:
+    table = Table("worker", title="workers", title_justify="left")
+    names = sorted({name for figures in state.workers.values() for name in figures})
+    for name in names:
+        table.add_column(name, justify="right")
+    for worker, figures in sorted(state.workers.items()):
+        table.add_row(str(worker), *(f"{figures[name]:,.6g}" if name in figures else "" for name in names))
+    return table
+
+
+def _events(history: Sequence[HistoryEntry]) -> Table:
+    table = Table(title="last events", title_justify="left")
+    table.add_column("before", justify="right")
+    for name in ("shard", "epoch", "event"):
+        table.add_column(name)
+    last = history[-1].at_ms
+    for entry in history[-EVENTS_SHOWN:]:
+        before = f"{(last - entry.at_ms) / 1e3:.2f} s"
+        table.add_row(before, str(entry.shard), str(entry.epoch), entry.event)
+    return table

@@ -1,0 +1,288 @@
+"""``ecrec train``: a local cluster, workers that train a DLRM, kills, and the report of what happened."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import ecrec
+from ecrec.errors import ClusterError, DataLostError
+from ecrec.launch.children import Child, Ended, Line
+from ecrec.launch.cluster import ClusterSettings, LocalCluster
+from ecrec.launch.kills import KillSchedule
+from ecrec.launch.options import TrainOptions
+from ecrec.launch.progress import ProgressView
+from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, lost_updates
+from ecrec.launch.threads import cores, thread_environment, worker_threads
+from ecrec.launch.verify import ScrubOutcome, cluster_state, describe_bad, scrub
+from ecrec.launch.watch import ClusterWatch
+from ecrec.protocol.messages import UP, ClusterState
+
+WORKER_MODULE = "ecrec.training.train"
+
+PUMP_S = 0.1
+"""How long the launcher waits for its children before it looks at the cluster again."""
+
+WHOLE_TIMEOUT_S = 120.0
+"""After training, the last replacement gets so long to be whole."""
+
+SCRUB_TIMEOUT_S = 60.0
+"""A scrub that does not go on for so long is given up."""
+
+HEARTBEATS_AFTER = 3
+"""A watermark counts as final when the shard was heard of so many heartbeats after the workers were done."""
+
+
+class TrainingRun:
+    """One run; ``run`` does it all. What the workers say is recorded here as it comes."""
+
+    def __init__(self, options: TrainOptions, run_dir: Path, progress: ProgressView) -> None:
+        self._options = options
+        self._run_dir = run_dir
+        self._progress = progress
+        self._schedule = KillSchedule(options.kill_list, options.code_spec.r)
+        self._workers: dict[Child, int] = {}
+        self._steps: list[Step] = []
+        self._first_rows: list[FirstRow] = []
+        self._kills: list[KillDone] = []
+        self._done: dict[int, dict[str, Any]] = {}
+        self._step = 0
+        self._not_shown = 0
+
+    def run(self) -> dict[str, Any]:
+        """Train, kill, wait until all is whole again, compare everything; return the report.
+
+        Raises ClusterError when a process fails or the cluster does not become whole, DataLostError when more shards
+        died than the code stands.
+        """
+        settings = ClusterSettings(
+            self._options.shards,
+            self._run_dir,
+            self._options.transport,
+            self._options.heartbeat_ms,
+            self._options.heartbeat_timeout_ms,
+        )
+        with LocalCluster(settings) as cluster:
+            endpoint = cluster.start()
+            self._progress.say(f"scheduler at {endpoint}, logs in {self._run_dir / 'logs'}")
+            self._start_workers(cluster)
+            with ClusterWatch(endpoint) as watch:
+                try:
+                    cluster.wait_ready()
+                    self._train(cluster, watch)
+                    state = self._settle(cluster, watch)
+                except ClusterError as error:
+                    raise _data_lost_instead(endpoint, watch, error) from error
+            self._progress.say("training is done; comparing all parity with all data")
+            outcome = self._scrub(cluster, endpoint)
+        return self._report(state, outcome)
+
+    # ------------------------------------------------------------------ workers
+    def _start_workers(self, cluster: LocalCluster) -> None:
+        threads = worker_threads(cores(), self._options.workers)
+        config = self._run_dir / "config.json"
+        config.write_text(json.dumps(worker_config(self._options, threads)))
+        for rank in range(self._options.workers):
+            child = cluster.start_worker(
+                rank,
+                self._options.workers,
+                ["-m", WORKER_MODULE, "--config", str(config)],
+                thread_environment(threads),
+            )
+            self._workers[child] = rank
+
+    def _train(self, cluster: LocalCluster, watch: ClusterWatch) -> None:
+        while len(self._done) < self._options.workers:
+            for event in cluster.pump(PUMP_S):
+                if isinstance(event, Line):
+                    self._on_event(self._workers[event.child], event.data)
+                    # At once: the next step may already be in the pipe.
+                    self._kill_what_is_due(cluster, watch)
+                else:
+                    self._on_worker_ended(event)
+            self._look(watch)
+            self._kill_what_is_due(cluster, watch)
+
+    def _look(self, watch: ClusterWatch) -> None:
+        if watch.lost:
+            raise DataLostError(watch.lost)
+        self._progress.health({shard: now.state for shard, now in watch.standing.items()})
+
+    def _kill_what_is_due(self, cluster: LocalCluster, watch: ClusterWatch) -> None:
+        for kill in self._schedule.due(self._step, watch.standing):
+            at = cluster.kill(kill.shard)
+            self._kills.append(KillDone(at, kill.shard, kill.step))
+            self._progress.say(f"step {self._step}: SIGKILL to ps {kill.shard}")
+
+    def _on_event(self, rank: int, event: Mapping[str, Any]) -> None:
+        kind = event.get("event")
+        if kind == "step":
+            self._steps.append(Step(event["at"], rank, event["examples"]))
+            self._not_shown += event["examples"]
+            if rank == 0:
+                self._step = event["step"]
+                self._progress.step(self._step, self._not_shown, event["loss"])
+                self._not_shown = 0
+        elif kind == "first_row":
+            self._first_rows.append(FirstRow(event["at"], event["shard"], event["epoch"]))
+        elif kind == "done":
+            self._done[rank] = dict(event)
+
+    def _on_worker_ended(self, event: Ended) -> None:
+        rank = self._workers[event.child]
+        if event.code != 0 or rank not in self._done:
+            raise ClusterError(event.child.describe_end())
+
+    # ------------------------------------------------------------------ afterwards
+    def _settle(self, cluster: LocalCluster, watch: ClusterWatch) -> ClusterState:
+        """The state once all shards are whole and their watermarks are newer than the workers' end."""
+        done = time.monotonic()
+        margin_ms = HEARTBEATS_AFTER * self._options.heartbeat_ms
+        while True:
+            self._look(watch)
+            state = watch.latest
+            age_ms = (time.monotonic() - done) * 1e3
+            if (
+                state is not None
+                and len(state.shards) == self._options.shards
+                and all(s.state == UP and s.silent_ms + margin_ms < age_ms for s in state.shards)
+                and len(self._deaths(state)) >= len(self._kills)
+            ):
+                return state
+            if age_ms > WHOLE_TIMEOUT_S * 1e3:
+                raise ClusterError(
+                    f"the cluster was not whole {WHOLE_TIMEOUT_S:.0f} s after training: {_states(state)}"
+                )
+            cluster.pump(PUMP_S)
+
+    def _deaths(self, state: ClusterState) -> list[float]:
+        begin = self._kills[0].at * 1e3 if self._kills else 0.0
+        return [entry.at_ms for entry in state.history if entry.event == "down" and entry.at_ms >= begin]
+
+    def _scrub(self, cluster: LocalCluster, endpoint: str) -> ScrubOutcome:
+        outcome = scrub(endpoint, SCRUB_TIMEOUT_S, lambda _: _drop(cluster.pump(0.0)))
+        for line in describe_bad(outcome.bad):
+            self._progress.say(line)
+        return outcome
+
+    def _report(self, state: ClusterState, outcome: ScrubOutcome) -> dict[str, Any]:
+        acked = {
+            rank: {int(shard): push for shard, push in done["acked"].items()}
+            for rank, done in self._done.items()
+        }
+        first = self._done[0]
+        seconds = max(done["seconds"] for done in self._done.values())
+        examples = sum(done["examples"] for done in self._done.values())
+        return {
+            "steps": first["steps"],
+            "examples": examples,
+            "seconds": seconds,
+            "examples_per_s": examples / seconds if seconds else None,
+            "auc": first["auc"],
+            "logloss": first["logloss"],
+            "model_digest": first["model_digest"],
+            "lost_updates": lost_updates(acked, {s.shard: s.marks for s in state.shards}),
+            "kills": kill_entries(self._kills, self._steps, state.history, self._first_rows),
+            "kills_not_done": [str(kill) for kill in self._schedule.left],
+            "parity_ok": outcome.ok,
+            "stripes_scrubbed": outcome.stripes,
+            "parity_rows_scrubbed": outcome.parity_rows,
+            "updates_acknowledged": sum(sum(shards.values()) for shards in acked.values()),
+            "config": resolved_config(self._options),
+            "versions": versions(),
+            "machine": machine(),
+        }
+
+
+def run_training(options: TrainOptions, make_progress: Callable[[], ProgressView]) -> dict[str, Any]:
+    """Do a run whose options are checked; write and return the report.
+
+    The run directory is a temporary one, unless named; a temporary one is left in place when the run fails.
+    """
+    if options.run_dir is None:
+        run_dir = Path(tempfile.mkdtemp(prefix="ecrec-train-"))
+    else:
+        run_dir = Path(options.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+    with make_progress() as progress:
+        report = TrainingRun(options, run_dir, progress).run()
+    if options.report is not None:
+        Path(options.report).write_text(json.dumps(report, indent=2) + "\n")
+    if options.run_dir is None:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    return report
+
+
+def worker_config(options: TrainOptions, threads: int) -> dict[str, Any]:
+    """What a worker is told; see `ecrec.training.train`."""
+    return {**resolved_config(options), "threads": threads}
+
+
+def resolved_config(options: TrainOptions) -> dict[str, Any]:
+    """All options, with the learning rates that are used."""
+    config: dict[str, Any] = msgspec.to_builtins(options)
+    config["data"] = [str(Path(file).absolute()) for file in options.data]
+    config["lr"] = options.learning_rate
+    config["dense_lr"] = options.dense_learning_rate
+    return config
+
+
+def versions() -> dict[str, str]:
+    """What took part."""
+    found = {"ecrec": ecrec.__version__, "python": platform.python_version()}
+    for name in ("numpy", "torch", "pyzmq", "msgspec"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _states(state: ClusterState | None) -> str:
+    if state is None:
+        return "the scheduler never answered"
+    return ", ".join(f"shard {s.shard} is {s.state}, heard of {s.silent_ms:.0f} ms ago" for s in state.shards)
+
+
+def _data_lost_instead(endpoint: str, watch: ClusterWatch, error: ClusterError) -> ClusterError:
+    """The error, or, when data was lost, that: processes that end for this reason may be seen before the reason is."""
+    if isinstance(error, DataLostError):
+        return error
+    lost = watch.lost
+    if not lost:
+        try:
+            lost = cluster_state(endpoint, 1.0).lost
+        except ClusterError:
+            return error
+    return DataLostError(lost) if lost else error
+
+
+def _drop(_: object) -> None:
+    return None

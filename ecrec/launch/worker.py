@@ -1,0 +1,115 @@
+"""``ecrec-worker``: runs a training script as one or several workers of a cluster, as torchrun does.
+
+The script finds RANK, LOCAL_RANK, WORLD_SIZE and ECREC_SCHEDULER in its environment; `ecrec.connect()` reads them.
+"""
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ecrec.errors import ConfigurationError
+from ecrec.launch.children import module_command
+from ecrec.launch.connect import LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE
+from ecrec.launch.threads import cores, thread_environment, worker_threads
+
+EXIT_OPTIONS = 2
+_POLL_S = 0.05
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    help="Run a training script as one or several workers. Options that are not given are taken from the environment "
+    "(ECREC_SCHEDULER, RANK, WORLD_SIZE), where the script finds them.",
+)
+def worker(
+    script: Annotated[str, typer.Argument(help="A Python file, or with -m a module.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
+    module: Annotated[bool, typer.Option("--module", "-m", help="SCRIPT is the name of a module.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="Endpoint of the scheduler.")] = None,
+    nproc_per_node: Annotated[int, typer.Option(min=1, help="Workers to start on this machine.")] = 1,
+    rank: Annotated[int | None, typer.Option(min=0, help="Rank of the first of them.")] = None,
+    world_size: Annotated[int | None, typer.Option(min=1, help="Workers on all machines.")] = None,
+) -> None:
+    try:
+        given = _settle(scheduler, nproc_per_node, rank, world_size)
+        if not module and not Path(script).is_file():
+            raise ConfigurationError(f"there is no script {script}; give -m before the name of a module")
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_OPTIONS) from error
+    if nproc_per_node > 1:
+        raise typer.Exit(_run_many(given, nproc_per_node, module, script, arguments or []))
+    os.environ.update(given)
+    _run(module, script, arguments or [])
+
+
+def _settle(scheduler: str | None, count: int, rank: int | None, world_size: int | None) -> dict[str, str]:
+    """The environment of the first worker. Raises ConfigurationError for numbers that do not fit."""
+    endpoint = scheduler or os.environ.get(SCHEDULER)
+    if not endpoint:
+        raise ConfigurationError(f"no scheduler: give --scheduler, or set {SCHEDULER}")
+    first = int(os.environ.get(RANK, "0")) if rank is None else rank
+    world = int(os.environ.get(WORLD_SIZE, str(first + count))) if world_size is None else world_size
+    if first + count > world:
+        raise ConfigurationError(
+            f"ranks {first} to {first + count - 1} do not fit into a world of {world} workers"
+        )
+    local = os.environ.get(LOCAL_RANK, "0")
+    return {SCHEDULER: endpoint, RANK: str(first), WORLD_SIZE: str(world), LOCAL_RANK: local}
+
+
+def _run(module: bool, script: str, arguments: Sequence[str]) -> None:
+    sys.argv[:] = [script, *arguments]
+    if module:
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+        return
+    sys.path[0] = str(Path(script).resolve().parent)
+    runpy.run_path(script, run_name="__main__")
+
+
+def _run_many(given: dict[str, str], count: int, module: bool, script: str, arguments: Sequence[str]) -> int:
+    """Start the workers, wait for all; the first that fails ends the others. Returns its exit code."""
+    threads = thread_environment(worker_threads(cores(), count))
+    command = module_command("ecrec.launch.worker", *(["-m"] if module else []), script, *arguments)
+    first = int(given[RANK])
+    workers = [
+        subprocess.Popen(
+            command,
+            env={**threads, **os.environ, **given, RANK: str(first + i), LOCAL_RANK: str(i)},
+        )
+        for i in range(count)
+    ]
+    try:
+        left = list(workers)
+        while left:
+            for process in list(left):
+                try:
+                    code = process.wait(_POLL_S)
+                except subprocess.TimeoutExpired:
+                    continue
+                left.remove(process)
+                if code != 0:
+                    print(f"worker {first + workers.index(process)} failed: {code}", file=sys.stderr)
+                    return code if code > 0 else 128 - code
+    finally:
+        for process in workers:
+            process.terminate()
+        for process in workers:
+            process.wait()
+    return 0
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+import subprocess
+import sys
+
+import pytest
+
+from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError
+from ecrec.launch.cli import exit_code
+
+
+def ecrec(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "ecrec.launch.cli", *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--code", "5+1"], "a stripe needs k + r = 6 different shards"),
+        (["train", "--kill", "ps:7@3"], "there is no shard 7"),
+        (["train", "--kill", "worker:1@3"], "expected ps:SHARD@STEP"),
+        (["train", "--data", "/nonexistent.tsv"], "/nonexistent.tsv: No such file"),
+        (["train", "--workers", "0"], "--workers 0"),
+        (["train", "--top-mlp", "64,x"], "--top-mlp"),
+        (["train", "--no-such-option"], "No such option"),
+        (["status", "--scheduler", "nonsense"], "nonsense"),
+    ],
+)
+def test_options_that_cannot_be_end_with_2_and_say_why(arguments, words):
+    result = ecrec(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_scheduler_that_is_not_there_is_said():
+    result = ecrec("status", "--scheduler", "tcp://127.0.0.1:1")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no answer from a scheduler at tcp://127.0.0.1:1")
+
+
+def test_exit_codes():
+    assert exit_code(ConfigurationError("")) == exit_code(DataError("")) == 2
+    assert exit_code(DataLostError("")) == 3
+    assert exit_code(ClusterError("")) == 1
+
+
+def test_the_programs_start_without_torch():
+    program = (
+        "import sys; sys.modules['torch'] = None;"
+        "import ecrec.launch.cli, ecrec.launch.train, ecrec.launch.verify, ecrec.launch.connect, ecrec.launch.worker;"
+        "import ecrec.launch.scheduler, ecrec.launch.ps"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

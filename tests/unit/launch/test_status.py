@@ -1,0 +1,57 @@
+import io
+
+from rich.console import Console
+
+from ecrec.launch.status import bytes_text, render
+from ecrec.protocol.messages import ClusterState, HistoryEntry, ShardFigures
+from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
+
+
+def shown(state):
+    out = Console(file=io.StringIO(), width=140)
+    out.print(render(state))
+    return " ".join(out.file.getvalue().split())
+
+
+def test_shards_workers_tables_and_events_are_shown():
+    figures = {"data_rows_touched": 12345.0, "data_bytes_touched": 3 * 2.0**20, "classes_to_repair": 2.0}
+    state = ClusterState(
+        1, 2, 1, [9],
+        [
+            ShardFigures(0, 1, "up", "tcp://h:1", 31.0, {0: 5}, {0: 5}, figures),
+            ShardFigures(1, 4, "recovering", "tcp://h:2", 7.0, {}, {}, {}),
+        ],
+        {0: {"steps": 120.0}},
+        [TableSpec("C1", 1000, 8, CodeSpec(1, 1), OptimizerSpec("sgd", (0.1,), 0), "zeros")],
+        [HistoryEntry(1000.0, "down", 1, 3), HistoryEntry(1500.0, "up", 1, 4)],
+        1,
+        "",
+    )  # fmt: skip
+    text = shown(state)
+    for words in (
+        "12,345",
+        "3.0 MiB",
+        "2 classes",
+        "recovering",
+        "31 ms ago",
+        "tcp://h:2",
+        "1 spare",
+        "view 9",
+    ):
+        assert words in text
+    for words in ("1,000 rows, code 1+1", "120", "0.50 s", "down"):
+        assert words in text
+
+
+def test_lost_data_comes_first():
+    state = ClusterState(1, 2, 1, [9], [], {}, [], [], 0, "shards 1 and 2 are gone")
+    assert shown(state).startswith("DATA LOST: shards 1 and 2 are gone")
+
+
+def test_bytes():
+    assert [bytes_text(b) for b in (0, 1536, 5 * 2.0**30, 2.0**50)] == [
+        "0 B",
+        "1.5 KiB",
+        "5.0 GiB",
+        "1024.0 TiB",
+    ]
