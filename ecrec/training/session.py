@@ -90,11 +90,11 @@ class _Asked:
 class Session:
     """A worker's connection to the cluster; a context manager that waits for its pushes at the end.
 
-    ``code``: of tables that name none (``"4+1"``). ``rank`` of ``world_size`` workers. ``sync``: every push is summed with the pushes of the same number of all other
-    workers, in order of rank, and applied as one. ``exact``: a pull sees all pushes made before it and none later, so
-    that a run is repeatable, bit for bit, whatever dies (with one worker, or with ``sync``); otherwise pulls and up to
-    ``pushes_in_flight_max`` pushes run freely, and **no two runs need to be equal**. Default: exact with one worker or
-    sync.
+    ``code``: of tables that name none (``"4+1"``). ``rank`` of ``world_size`` workers. ``sync``: every push is summed
+    with the pushes of the same number of all other workers, in order of rank, and applied as one. ``exact``: a pull
+    sees all pushes made before it and none later, so that a run is repeatable, bit for bit, whatever dies (with one
+    worker, or with ``sync``); otherwise pulls and up to ``pushes_in_flight_max`` pushes run freely, and **no two runs
+    need to be equal**. Default: exact with one worker or sync.
     """
 
     def __init__(

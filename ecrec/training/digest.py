@@ -1,0 +1,69 @@
+"""A fingerprint of a whole model as it is on the shards."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ecrec.protocol.messages import Section
+from ecrec.protocol.placement import TableSpec
+from ecrec.training.parts import I64, Share
+from ecrec.training.session import RecordsAsked, Session
+
+CHUNK_BYTES = 8 << 20
+"""Records pulled at a time; two chunks are on their way while one is hashed."""
+
+_CHUNKS_AHEAD = 2
+_RECORD_ALIGNMENT = 16
+
+
+class _Chunk(NamedTuple):
+    asked: RecordsAsked
+    places: dict[int, I64]
+    rows: int
+    record_bytes: int
+
+
+def model_digest(session: Session, specs: Sequence[TableSpec]) -> str:
+    """SHA-256, in hex, over the records (weights and optimizer state) of these tables, in their order, row 0 first.
+
+    The pulls are exact: all pushes of this worker are in it. Other workers must have none on the way.
+    """
+    digest = hashlib.sha256()
+    waiting: list[_Chunk] = []
+    for chunk in _chunks(session, specs):
+        waiting.append(chunk)
+        if len(waiting) > _CHUNKS_AHEAD:
+            digest.update(_records(waiting.pop(0)))
+    for chunk in waiting:
+        digest.update(_records(chunk))
+    return digest.hexdigest()
+
+
+def record_bytes(spec: TableSpec) -> int:
+    """Bytes of a record: weights and state in float32, padded to 16 bytes."""
+    state = spec.dim if spec.optimizer.state_floats < 0 else spec.optimizer.state_floats
+    return -(-4 * (spec.dim + state) // _RECORD_ALIGNMENT) * _RECORD_ALIGNMENT
+
+
+def _chunks(session: Session, specs: Sequence[TableSpec]) -> Iterator[_Chunk]:
+    n, groups = session.machine.n, session.machine.groups
+    for spec in specs:
+        index = session.machine.tables[spec.name][0]
+        size = record_bytes(spec)
+        step = max(1, CHUNK_BYTES // size)
+        for first in range(0, spec.rows, step):
+            rows = np.arange(first, min(first + step, spec.rows), dtype=np.int64)
+            stripe, slot = np.divmod(rows, spec.code.k)
+            shard = stripe % groups * n + (stripe // groups + slot) % n
+            places = {int(s): np.flatnonzero(shard == s) for s in np.unique(shard)}
+            shares = {s: Share(Section([index], [len(p)]), rows[p]) for s, p in places.items()}
+            yield _Chunk(session.pull_records(shares), places, len(rows), size)
+
+
+def _records(chunk: _Chunk) -> memoryview:
+    out = np.empty((chunk.rows, chunk.record_bytes), np.uint8)
+    for shard, frame in chunk.asked.take().items():
+        out[chunk.places[shard]] = np.frombuffer(frame, np.uint8).reshape(-1, chunk.record_bytes)
+    return out.data.cast("B")

@@ -1,0 +1,257 @@
+"""The worker of ``ecrec train``: trains a DLRM on Criteo rows, or rows like them, and says how it goes.
+
+    ecrec-worker -m ecrec.training.train --config FILE.json
+
+The file holds `TrainConfig`; rank, world size, the scheduler and the descriptor for events come from ecrec-worker.
+Events are JSON objects, one a line: ``step``, ``first_row`` and, at the end, ``done``.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ecrec.data import (
+    DENSE_FEATURES,
+    SPARSE_FEATURES,
+    Batch,
+    BatchSource,
+    CriteoDataset,
+    HashedIds,
+    SyntheticDataset,
+    SyntheticOptions,
+)
+from ecrec.errors import ConfigurationError, EcrecError
+from ecrec.training.digest import model_digest
+from ecrec.training.dlrm import DLRM
+from ecrec.training.embedding import EmbeddingBagCollection, EmbeddingBagConfig
+from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
+from ecrec.training.metrics import auc, log_loss
+from ecrec.training.optimizers import optimizer
+from ecrec.training.replicated import ReplicatedModule
+from ecrec.training.session import Session, connect
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What to train on what. Other keys of the file are the launcher's, and ignored."""
+
+    data: tuple[str, ...] = ()
+    """Criteo files; none: generated rows."""
+    test_fraction: float = 0.2
+    rows: int = 100_000
+    """Hash buckets a table."""
+    batch: int = 2048
+    """Rows of a step, over all workers."""
+    steps: int | None = None
+    epochs: int = 1
+    dim: int = 64
+    bottom_mlp: tuple[int, ...] = (512, 256)
+    top_mlp: tuple[int, ...] = (512, 256)
+    optimizer: str = "rowwise-adagrad"
+    lr: float = 0.02
+    dense_optimizer: str = "adagrad"
+    dense_lr: float = 0.005
+    init_scale: float | None = None
+    code: str = "4+1"
+    sync: bool = False
+    seed: int = 7
+    prefetch: int = 1
+    """Batches whose rows are fetched ahead."""
+    threads: int | None = None
+    timeout_s: float = 60.0
+
+
+class _Work(NamedTuple):
+    """A worker's slice of a batch."""
+
+    batch: Batch
+    features: KeyedJaggedTensor
+    rows_of_all: int
+    """Rows of the whole batch, which all workers share."""
+
+
+def run(config: TrainConfig, scheduler: str, rank: int, world_size: int, emit: Emit) -> dict[str, Any]:
+    """Train as worker ``rank``; returns the ``done`` event, which was emitted too.
+
+    Raises what `connect` and the session raise, DataError for data that cannot be read, and ConfigurationError for a
+    configuration that cannot be.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    data = open_data(config)
+    with connect(
+        scheduler, code=config.code, rank=rank, world_size=world_size, sync=config.sync, timeout_s=config.timeout_s
+    ) as session:
+        model, sparse, dense = build(config, session, data.rows_per_table)
+        seconds = _train(config, session, data, model, sparse, dense, emit)
+        if not config.sync and world_size > 1:
+            session.barrier()
+        session.wait(lambda: session.machine.durable, "all pushes to be durable")
+        done: dict[str, Any] = {
+            "event": "done",
+            "at": time.monotonic(),
+            "acked": {str(shard): number for shard, number in session.machine.acked.items()},
+            "seconds": seconds,
+            **msgspec.to_builtins(session.figures),
+            "auc": None,
+            "logloss": None,
+            "model_digest": None,
+        }
+        if rank == 0:
+            if data.test_rows:
+                done["auc"], done["logloss"] = _evaluate(config, session, data, model, sparse, dense)
+            done["model_digest"] = model_digest(session, [*sparse.specs, dense.spec])
+        emit(done)
+    return done
+
+
+def open_data(config: TrainConfig) -> BatchSource:
+    """The rows to train on. Raises DataError for files that cannot be read."""
+    train_fraction = 1.0 - config.test_fraction
+    if config.data:
+        return CriteoDataset(config.data, HashedIds(config.rows), train_fraction=train_fraction)
+    return SyntheticDataset(
+        SyntheticOptions(train_fraction=train_fraction, seed=config.seed, rows_per_table=config.rows)
+    )
+
+
+def build(
+    config: TrainConfig, session: Session, rows_per_table: Sequence[int]
+) -> tuple[DLRM, EmbeddingBagCollection, ReplicatedModule]:
+    """The model, with its tables and parameters on the shards; the seed gives all first values."""
+    tables = [
+        EmbeddingBagConfig(name, rows, config.dim, [name], init_scale=config.init_scale)
+        for name, rows in zip(SPARSE_FEATURES, rows_per_table, strict=True)
+    ]
+    sparse = EmbeddingBagCollection(session, tables, optimizer(config.optimizer, config.lr), seed=config.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = DLRM(
+            len(DENSE_FEATURES), len(SPARSE_FEATURES), config.dim, config.bottom_mlp, config.top_mlp
+        )
+    dense = session.replicate(model, optimizer(config.dense_optimizer, config.dense_lr))
+    return model, sparse, dense
+
+
+def _train(
+    config: TrainConfig,
+    session: Session,
+    data: BatchSource,
+    model: DLRM,
+    sparse: EmbeddingBagCollection,
+    dense: ReplicatedModule,
+    emit: Emit,
+) -> float:
+    told: set[tuple[int, int]] = set()
+    begin = time.monotonic()
+    work_items = _work(config, session, data)
+    steps = session.prefetch(work_items, sparse, dense, features=_features, depth=config.prefetch)
+    for step, work in enumerate(steps, 1):
+        loss = 0.0
+        if len(work.batch):
+            logits = model(torch.from_numpy(work.batch.dense), sparse(work.features))
+            labels = torch.from_numpy(work.batch.labels)
+            total = binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+            # A death noticed here is repaired during the backward pass.
+            session.pump()
+            mean = total / (work.rows_of_all if config.sync else len(work.batch))
+            mean.backward()  # type: ignore[no-untyped-call]
+            loss = total.item() / len(work.batch)
+        session.push(len(work.batch))
+        at = time.monotonic()
+        emit({"event": "step", "step": step, "examples": len(work.batch), "loss": loss, "at": at})
+        _tell_first_rows(session, told, emit)
+    seconds = time.monotonic() - begin
+    session.wait(lambda: session.machine.durable, "all pushes to be durable")
+    _tell_first_rows(session, told, emit)
+    return seconds
+
+
+def _tell_first_rows(session: Session, told: set[tuple[int, int]], emit: Emit) -> None:
+    for (shard, epoch), at in session.first_rows.items():
+        if (shard, epoch) not in told:
+            told.add((shard, epoch))
+            emit({"event": "first_row", "shard": shard, "epoch": epoch, "at": at})
+
+
+def _evaluate(
+    config: TrainConfig,
+    session: Session,
+    data: BatchSource,
+    model: DLRM,
+    sparse: EmbeddingBagCollection,
+    dense: ReplicatedModule,
+) -> tuple[float | None, float]:
+    """AUC (None where all labels are equal) and log loss of the test part, as the model is on the shards now."""
+    dense.pull()
+    labels, logits = [], []
+    batches = (_Work(batch, _bag(batch), len(batch)) for batch in data.test_batches(config.batch))
+    with torch.no_grad():
+        for work in session.prefetch(batches, sparse, features=_features, depth=config.prefetch):
+            out: Tensor = model(torch.from_numpy(work.batch.dense), sparse(work.features))
+            logits.append(out.numpy())
+            labels.append(work.batch.labels)
+    all_labels, all_logits = np.concatenate(labels), np.concatenate(logits)
+    both = 0.0 < float(all_labels.mean()) < 1.0
+    return auc(all_labels, all_logits) if both else None, log_loss(all_labels, all_logits)
+
+
+def _work(config: TrainConfig, session: Session, data: BatchSource) -> Iterator[_Work]:
+    for batch in data.train_batches(config.batch, epochs=config.epochs, steps=config.steps):
+        mine = batch if session.world_size == 1 else batch.shard(session.rank, session.world_size)
+        yield _Work(mine, _bag(mine), len(batch))
+
+
+def _bag(batch: Batch) -> KeyedJaggedTensor:
+    return KeyedJaggedTensor.from_ids(SPARSE_FEATURES, torch.from_numpy(batch.ids))
+
+
+def _features(work: _Work) -> KeyedJaggedTensor:
+    return work.features
+
+
+def read_config(path: str) -> TrainConfig:
+    """Raises ConfigurationError for a file that cannot be read or does not fit."""
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=TrainConfig)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigurationError(f"--config {path}: {error}") from error
+
+
+def main() -> None:
+    """Read the arguments and what ecrec-worker has set; exit code 1 and a message for an error."""
+    parser = argparse.ArgumentParser(prog="ecrec.training.train", description=__doc__.partition("\n")[0])
+    parser.add_argument("--config", required=True, help="JSON file; see TrainConfig")
+    parser.add_argument("--scheduler", default=os.environ.get("ECREC_SCHEDULER"), help="endpoint")
+    parser.add_argument("--rank", type=int, default=int(os.environ.get("RANK", "0")))
+    parser.add_argument("--world-size", type=int, default=int(os.environ.get("WORLD_SIZE", "1")))
+    parser.add_argument("--events-fd", type=int, default=int(os.environ.get("ECREC_EVENTS_FD", "1")))
+    args = parser.parse_args()
+    if args.scheduler is None:
+        parser.error("--scheduler is missing")
+    with os.fdopen(args.events_fd, "w", closefd=False) as events:
+
+        def emit(event: dict[str, Any]) -> None:
+            print(json.dumps(event), file=events, flush=True)
+
+        try:
+            run(read_config(args.config), args.scheduler, args.rank, args.world_size, emit)
+        except EcrecError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
