@@ -279,8 +279,22 @@ double correlation(std::span<const float> a, std::span<const float> b) {
     return product / std::sqrt(a_squares * b_squares);
 }
 
-// Mean, variance, each of the 24 bits, and no correlation between neighbouring columns, rows and seeds.
-// Limits are five standard deviations of what independent uniform numbers would show.
+// How far the pairs (a[i], b[i]) are from filling 16 x 16 cells evenly, in standard deviations.
+double unevenness(std::span<const float> a, std::span<const float> b) {
+    double cells[256] = {};
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        const int row = static_cast<int>((a[i] + 1.0f) * 8.0f);
+        const int column = static_cast<int>((b[i] + 1.0f) * 8.0f);
+        cells[row * 16 + column] += 1;
+    }
+    const double expected = static_cast<double>(a.size()) / 256;
+    double chi_square = 0;
+    for (const double cell : cells) chi_square += (cell - expected) * (cell - expected) / expected;
+    return (chi_square - 255) / std::sqrt(2.0 * 255);
+}
+
+// Mean, variance, each of the 24 bits, even pairs, and no correlation between neighbouring columns, rows and
+// seeds. Limits are five standard deviations of what independent uniform numbers would show.
 void check_initial_statistics(const Operations& kernel) {
     constexpr std::size_t dim = 64, rows = 4096, count = dim * rows;
     const auto table = [&](std::uint64_t seed, std::uint64_t first_row) {
@@ -315,11 +329,15 @@ void check_initial_statistics(const Operations& kernel) {
         for (const std::size_t lag : {1u, 2u, 8u, 16u, 64u, 128u, 4096u}) {
             const double r = correlation(all.first(count - lag), all.subspan(lag));
             check(std::abs(r) < 1.1 * limit, kernel, "correlation of columns and rows at a lag", lag);
+            const double uneven = unevenness(all.first(count - lag), all.subspan(lag));
+            check(std::abs(uneven) < 6, kernel, "pairs of columns and rows at a lag", lag);
         }
         constexpr std::uint64_t one = 1;
         for (const std::uint64_t other : {seed + one, seed ^ (one << 32), seed ^ (one << 63)}) {
             check(std::abs(correlation(all, table(other, 0))) < limit, kernel, "correlation of seeds", seed);
         }
+        const double shifted = correlation(all, table(seed - one, 1));
+        check(std::abs(shifted) < limit, kernel, "a row of the next seed is the next row", seed);
         const double far = correlation(all, table(seed, 1ull << 40));
         check(std::abs(far) < limit, kernel, "correlation of far rows", seed);
     }
