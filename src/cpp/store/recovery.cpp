@@ -156,9 +156,20 @@ SeedProgress Store::seed(Window& window, int peer, int class_id, std::uint64_t r
 
 void Store::restore(std::span<const std::uint64_t> keys, std::span<const std::uint8_t> coded) {
     check_blob("restore", keys, coded.size());
-    // A short stripe decodes to zeros where it has no row.
     check_data_keys("restore", keys, false);
     const Operations& operations = ecrec::operations();
+    const std::uint8_t* checked = coded.data();
+    for (const std::uint64_t key : keys) {
+        const Table& table = table_of(key);
+        const StripePlace at = place_of(key);
+        // Whoever decodes need not know which stripe is short: where it has no row, the result is zeros.
+        if (at.quotient >= table.data_extent(place_.slot_in(at.residue)) &&
+            !operations.is_zero(table.record_bytes(), checked)) {
+            refuse(ErrorKind::value, "restore: shard ", place_.shard, " has no data row in ", describe(key),
+                   ", but its coded value is not zero");
+        }
+        checked += table.record_bytes();
+    }
     const std::uint8_t* source = coded.data();
     for (const std::uint64_t key : keys) {
         Table& table = tables_[key >> stripe_bits];

@@ -90,7 +90,7 @@ def test_gather_needs_exactly_the_bytes(group: Group) -> None:
         (0, np.zeros(1, dtype=np.int64), "tables: expected dtype int32, got int64"),
         (1, np.zeros(1, dtype=np.int32), "counts: expected dtype int64"),
         (2, np.zeros(1, dtype=np.uint64), "rows: expected dtype int64"),
-        (2, np.zeros(2, dtype=np.int64)[::2], "rows: expected a C-contiguous array"),
+        (2, np.zeros(4, dtype=np.int64)[::2], "rows: expected a C-contiguous array"),
         (2, [0], "rows: expected a numpy array"),
         (3, np.zeros(4, dtype=np.float64), "gradients: expected dtype float32"),
         (3, np.frombuffer(bytes(17), dtype=np.uint8)[1:].view(np.float32), "gradients: expected an array aligned"),
@@ -141,14 +141,17 @@ def test_a_row_that_the_short_last_stripe_lacks_is_never_written(group: Group) -
     with pytest.raises(ValueError, match="shard 0 has no data row in stripe 13 of table 0"):
         group.stores[1].fold(0, ALL_CLASSES, short, np.ones(32, dtype=np.uint8))
     replacement = group.new_store(0, recovered=False)
-    for refused in (
-        lambda: replacement.restore(short, np.ones(32, dtype=np.uint8)),
-        lambda: replacement.mark_recovered_keys(short),
-    ):
-        with pytest.raises(ValueError, match="shard 0 has no data row in stripe 13 of table 0"):
-            refused()
+    two = keys_of((0, 0), (0, 13))
+    with pytest.raises(ValueError, match="no data row in stripe 13 of table 0, but its coded value is not zero"):
+        replacement.restore(two, np.ones(64, dtype=np.uint8))
+    with pytest.raises(ValueError, match="mark_recovered_keys: shard 0 has no data row in stripe 13 of table 0"):
+        replacement.mark_recovered_keys(two)
+    assert replacement.next_missing(0, 0) == 0
+    # Decoding gives zeros there, which are nothing to restore.
+    replacement.restore(short, np.zeros(32, dtype=np.uint8))
     assert replacement.coded_rows_of(short)[0].size == 0
-    assert replacement.next_missing(3, 2) == -1
+    # Positions 0 to 2 are of table 0; the row that position 2 lacks is not waited for.
+    assert replacement.next_missing(3, 2) == 3
 
 
 def test_a_row_that_is_not_recovered_is_not_served(group: Group) -> None:
