@@ -37,6 +37,29 @@ COPY_BELOW_BYTES = 1 << 16
 """Frames below this are copied: ZeroMQ may put them anywhere in its read buffer, and keeps all of that alive."""
 
 
+IPC_PATH_BYTES_MAX = 107
+"""What a socket address of the operating system has room for."""
+
+
+def check_endpoint(endpoint: str, port_min: int = 1) -> None:
+    """Raise ConfigurationError for what is neither ``tcp://HOST:PORT`` nor ``ipc://PATH``, saying why.
+
+    ZeroMQ would take port 99999 for 34463, and cut a path off.
+    """
+    scheme, separator, rest = endpoint.partition("://")
+    if scheme == "tcp" and separator:
+        host, _, port = rest.rpartition(":")
+        if host and port.isascii() and port.isdigit() and port_min <= int(port) <= 65535:
+            return
+    elif scheme == "ipc" and separator and rest:
+        if len(rest.encode()) <= IPC_PATH_BYTES_MAX:
+            return
+        raise ConfigurationError(f"endpoint {endpoint!r}: its path has more than {IPC_PATH_BYTES_MAX} bytes")
+    raise ConfigurationError(
+        f"endpoint {endpoint!r}: expected tcp://HOST:PORT with a port from {port_min} to 65535, or ipc://PATH"
+    )
+
+
 class Arrived(NamedTuple):
     """A message: ``parts[0]`` a memoryview, the payload uint8 arrays in aligned memory."""
 
@@ -102,9 +125,14 @@ class Links:
         self.endpoint = ""
         """Where the inbox is, with its real port; empty without one."""
         if bind is not None:
-            self._bind(bind)
+            try:
+                self._bind(bind)
+            except ConfigurationError:
+                self._context.term()
+                raise
 
     def _bind(self, bind: str) -> None:
+        check_endpoint(bind, port_min=0)
         inbox = self._context.socket(zmq.ROUTER)
         _configure(inbox)
         inbox.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -112,10 +140,9 @@ class Links:
             inbox.bind(bind)
         except zmq.ZMQError as error:
             inbox.close(linger=0)
-            self._context.term()
             raise ConfigurationError(
                 f"cannot listen at {bind!r}: {error}; expected tcp://HOST:PORT with an address of this machine "
-                "(port 0 takes a free one), or ipc://PATH in a directory that exists"
+                "and a free port (0 takes any), or ipc://PATH in a directory that exists"
             ) from error
         self._inbox = inbox
         self.endpoint = inbox.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
@@ -131,6 +158,7 @@ class Links:
         old = self._links.get(address)
         if old is not None and old.endpoint == endpoint:
             return False
+        check_endpoint(endpoint)
         self.disconnect(address)
         link = self._links[address] = _Link(self._context, endpoint, watched)
         self._by_socket[link.socket] = address
