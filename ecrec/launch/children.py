@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 from ecrec.errors import ClusterError
 
 EVENTS_FD = "ECREC_EVENTS_FD"
-"""Environment variable that names the descriptor to which a worker writes its events, one JSON object a line."""
+"""Environment variable that names the descriptor to which a worker writes its events, one JSON object a
+line."""
 
 _READ_BYTES = 1 << 16
 _ENDING_POLL_S = 0.005
@@ -85,8 +86,9 @@ ChildEvent = Line | Ended
 class Children:
     """Starts processes and waits for what they say, all in the caller's thread.
 
-    Each child reports on one pipe: its standard output, or (``events=True``) a pipe of its own whose number it finds in
-    ECREC_EVENTS_FD. Everything else it writes goes into its log. The closed pipe tells of its end.
+    Each child reports on one pipe: its standard output, or (``events=True``) a pipe of its own whose number
+    it finds in ECREC_EVENTS_FD. Everything else it writes goes into its log. The closed pipe tells of its
+    end.
     """
 
     def __init__(self) -> None:
@@ -213,7 +215,8 @@ class Children:
         return at
 
     def stop(self, grace_s: float = 2.0) -> None:
-        """SIGTERM to all, SIGKILL after the grace to those that are left. Nothing of them survives this call."""
+        """SIGTERM to all, SIGKILL after the grace to those that are left. Nothing of them survives this
+        call."""
         for child in self._running:
             self._signal_group(child, signal.SIGTERM)
         deadline = time.monotonic() + grace_s

@@ -16,8 +16,8 @@ from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostEr
 EXIT_FAILED, EXIT_OPTIONS, EXIT_DATA_LOST, EXIT_BAD_PARITY = 1, 2, 3, 4
 EXIT_INTERRUPTED = 130
 EXIT_CODES_HELP = (
-    "Exit codes: 0 done, 1 failed, 2 options that cannot be, 3 data was lost, 4 parity or acknowledged updates are "
-    "not as they must be."
+    "Exit codes: 0 done, 1 failed, 2 options that cannot be, 3 data was lost, 4 parity or acknowledged "
+    "updates are not as they must be."
 )
 
 app = typer.Typer(
@@ -89,8 +89,8 @@ def train(
     options = TrainOptions(
         data=tuple(data or ()), shards=shards, code=code, workers=workers, steps=steps, epochs=epochs,
         batch=batch, dim=dim, optimizer=optimizer, lr=lr, dense_lr=dense_lr, seed=seed, sync=sync,
-        kills=tuple(kill or ()), report=report, transport=transport, run_dir=run_dir, test_fraction=test_fraction,
-        quiet=quiet,
+        kills=tuple(kill or ()), report=report, transport=transport, run_dir=run_dir,
+        test_fraction=test_fraction, quiet=quiet,
     )  # fmt: skip
     options = msgspec.structs.replace(
         options, **{name: value for name, value in given.items() if value is not None}

@@ -41,7 +41,8 @@ class ClusterSettings(NamedTuple):
 class LocalCluster:
     """Starts the processes, hears them, kills them when asked, and replaces each that ends.
 
-    Everything happens in the thread that calls ``pump``. The children are killed by the kernel if the launcher dies.
+    Everything happens in the thread that calls ``pump``. The children are killed by the kernel if the
+    launcher dies.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:

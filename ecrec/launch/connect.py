@@ -32,11 +32,12 @@ def connect(
     sync: bool = False,
     exact: bool | None = None,
 ) -> "Iterator[Session]":
-    """A training session of a running cluster; what is not given is taken from the environment of `ecrec-worker`.
+    """A training session of a running cluster; what is not given is taken from the environment of
+    `ecrec-worker`.
 
-    ``code`` is that of tables which name none (default: n - 1 data rows and 1 parity row in groups of n shards);
-    ``sync`` and ``exact`` are the session's. Raises ConfigurationError without an endpoint, ClusterError when the
-    cluster cannot be reached.
+    ``code`` is that of tables which name none (default: n - 1 data rows and 1 parity row in groups of n
+    shards); ``sync`` and ``exact`` are the session's. Raises ConfigurationError without an endpoint,
+    ClusterError when the cluster cannot be reached.
     """
     endpoint = endpoint or os.environ.get(SCHEDULER)
     if not endpoint:
@@ -54,8 +55,8 @@ def local_cluster(
 ) -> "Iterator[Session]":
     """Start a scheduler and shards on this machine, give a session, end them all at exit.
 
-    A thread replaces shards that die. Raises ConfigurationError for a code that does not fit the shards, ClusterError
-    when the processes cannot be started.
+    A thread replaces shards that die. Raises ConfigurationError for a code that does not fit the shards,
+    ClusterError when the processes cannot be started.
     """
     spec = CodeSpec.parse(code)
     Placement(shards).check(spec)

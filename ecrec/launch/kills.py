@@ -55,8 +55,8 @@ def check_kills(kills: Sequence[Kill], shards: int, tolerance: int, steps: int |
         together = [kill for kill in kills if kill.step == step]
         if len(together) > tolerance:
             warnings.append(
-                f"killing {len(together)} shard{'s' if len(together) > 1 else ''} at step {step} is more than the "
-                f"code stands (r = {tolerance}): data will be lost, and the run will end with an error"
+                f"killing {len(together)} shard{'s' if len(together) > 1 else ''} at step {step} is more than "
+                f"the code stands (r = {tolerance}): data will be lost, and the run will end with an error"
             )
     return warnings
 
@@ -66,10 +66,10 @@ class KillSchedule:
 
     A kill is due at its step. It is put off while it cannot mean what was asked for:
 
-    * until the shard's process has been given its place, when the one before was killed too (the shard may still be
-      recovering: the code stands a second death of the same shard);
-    * while it would, with the shards that are not whole yet, be more deaths than the code stands, unless the kills
-      of its step are that many themselves: then losing data is what was asked for.
+    * until the shard's process has been given its place, when the one before was killed too (the shard may
+      still be recovering: the code stands a second death of the same shard);
+    * while it would, with the shards that are not whole yet, be more deaths than the code stands, unless the
+      kills of its step are that many themselves: then losing data is what was asked for.
     """
 
     def __init__(self, kills: Sequence[Kill], tolerance: int) -> None:
@@ -84,7 +84,8 @@ class KillSchedule:
         return [kill for group in self._groups for kill in group]
 
     def due(self, step: int, standing: Mapping[int, Standing]) -> list[Kill]:
-        """The kills to do now, given worker 0's last step and the latest news of all shards; they count as done."""
+        """The kills to do now, given worker 0's last step and the latest news of all shards; they count as
+        done."""
         if not self._groups or not standing:
             return []
         group = self._groups[0]

@@ -12,7 +12,8 @@ from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec, Placement
 
 LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.02, "rowwise-adagrad": 0.02}
-"""Default learning rate of the embedding tables, by optimizer: what a small search on the Criteo sample found best."""
+"""Default learning rate of the embedding tables, by optimizer: what a small search on the Criteo sample found
+best."""
 
 DENSE_LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.02}
 """The same for the dense part."""
@@ -117,7 +118,8 @@ def check_options(options: TrainOptions) -> list[str]:
             raise ConfigurationError(f"{name} {rate}: must be a positive number")
     if options.heartbeat_timeout_ms < 2 * HEARTBEATS_IN_TIMEOUT:
         raise ConfigurationError(
-            f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
+            f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: "
+            f"must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
         )
     code = options.code_spec
     try:

@@ -197,7 +197,9 @@ def _seconds(value: float | None) -> str:
 def _kill_text(kill: Mapping[str, Any]) -> str:
     rates = [kill[f"throughput_{when}"] for when in ("before", "during", "after")]
     return (
-        f"noticed after {_seconds(kill['detect_s'])}, rows from the replacement {_seconds(kill['first_row_s'])} later, "
-        f"whole after {_seconds(kill['whole_s'])}; longest pause {_seconds(kill['longest_pause_s'])}; examples/s "
+        f"noticed after {_seconds(kill['detect_s'])}, "
+        f"rows from the replacement {_seconds(kill['first_row_s'])} later, "
+        f"whole after {_seconds(kill['whole_s'])}; longest pause {_seconds(kill['longest_pause_s'])}; "
+        "examples/s "
         f"{' / '.join('-' if rate is None else f'{rate:,.0f}' for rate in rates)} before / during / after"
     )

@@ -44,7 +44,8 @@ class Times(NamedTuple):
 
 
 def times_of(kill: KillDone, history: Sequence[HistoryEntry], first_rows: Iterable[FirstRow]) -> Times:
-    """The death that the kill caused, the first rows of a later incarnation, and when one of them was whole."""
+    """The death that the kill caused, the first rows of a later incarnation, and when one of them was
+    whole."""
 
     def first(event: str, epoch: int) -> HistoryEntry | None:
         return next(
@@ -93,10 +94,11 @@ def kill_entries(
 ) -> list[dict[str, Any]]:
     """One entry a kill; times in seconds, throughputs in examples a second.
 
-    ``detect_s`` is from the kill until the scheduler declared the shard down, ``first_row_s`` from then until a worker
-    got rows from the replacement, ``whole_s`` from the kill until the group could lose r shards again.
-    ``throughput_during`` spans the kills of a step until all of them are whole (or the last step, where training ended
-    before); before and after are the undisturbed spans next to it, None where there is none.
+    ``detect_s`` is from the kill until the scheduler declared the shard down, ``first_row_s`` from then until
+    a worker got rows from the replacement, ``whole_s`` from the kill until the group could lose r shards
+    again. ``throughput_during`` spans the kills of a step until all of them are whole (or the last step,
+    where training ended before); before and after are the undisturbed spans next to it, None where there is
+    none.
     """
     if steps:
         begin, end = min(step.at for step in steps), max(step.at for step in steps)
@@ -156,7 +158,8 @@ def _between(begin: float | None, end: float | None) -> float | None:
 def lost_updates(acked: Mapping[int, Mapping[int, int]], watermarks: Mapping[int, Mapping[int, int]]) -> int:
     """Pushes that workers were told are durable and that shards do not have.
 
-    ``acked``: worker -> shard -> last push acknowledged. ``watermarks``: shard -> worker -> last push applied.
+    ``acked``: worker -> shard -> last push acknowledged. ``watermarks``: shard -> worker -> last push
+    applied.
     """
     return sum(
         max(0, push - watermarks.get(shard, {}).get(worker, 0))

@@ -1,7 +1,8 @@
 """A cluster's state as tables for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -46,11 +47,19 @@ def render(state: ClusterState) -> RenderableType:
     return Group(*parts)
 
 
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
 def _shards(shards: Sequence[ShardFigures]) -> Table:
-    table = Table("shard", "state", title="shards", title_justify="left")
-    for name in ("epoch", "rows touched", "memory", "to repair", "to seed", "heard of"):
-        table.add_column(name, justify="right")
-    table.add_column("endpoint")
+    table = _table("shards", ("shard", "state"), ("epoch", "rows", "memory", "heard"))
+    table.add_column("endpoint", overflow="fold")
+    table.add_column("to do")
     for shard in sorted(shards, key=lambda shard: shard.shard):
         figures = shard.figures
         memory = figures.get("data_bytes_touched", 0.0) + figures.get("parity_bytes_touched", 0.0)
@@ -60,33 +69,29 @@ def _shards(shards: Sequence[ShardFigures]) -> Table:
             str(shard.epoch),
             f"{figures.get('data_rows_touched', 0):,.0f}",
             bytes_text(memory),
-            _classes(figures.get("classes_to_repair", 0.0)),
-            _classes(figures.get("classes_to_seed", 0.0)),
-            f"{shard.silent_ms:.0f} ms ago",
+            f"{shard.silent_ms:.0f} ms",
             shard.endpoint,
+            _to_do(figures),
         )
     return table
 
 
-def _classes(count: float) -> str:
-    return f"{count:.0f} classes" if count else ""
+def _to_do(figures: Mapping[str, float]) -> str:
+    counts = {"repair": figures.get("classes_to_repair", 0.0), "seed": figures.get("classes_to_seed", 0.0)}
+    return ", ".join(f"{what} {count:.0f} classes" for what, count in counts.items() if count)
 
 
 def _workers(state: ClusterState) -> Table:
-    table = Table("worker", title="workers", title_justify="left")
     names = sorted({name for figures in state.workers.values() for name in figures})
-    for name in names:
-        table.add_column(name, justify="right")
+    table = _table("workers", ("worker",), names)
     for worker, figures in sorted(state.workers.items()):
         table.add_row(str(worker), *(f"{figures[name]:,.6g}" if name in figures else "" for name in names))
     return table
 
 
 def _events(history: Sequence[HistoryEntry]) -> Table:
-    table = Table(title="last events", title_justify="left")
-    table.add_column("before", justify="right")
-    for name in ("shard", "epoch", "event"):
-        table.add_column(name)
+    table = _table("last events", (), ("before", "shard", "epoch"))
+    table.add_column("event")
     last = history[-1].at_ms
     for entry in history[-EVENTS_SHOWN:]:
         before = f"{(last - entry.at_ms) / 1e3:.2f} s"

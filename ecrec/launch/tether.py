@@ -1,7 +1,7 @@
 """Run a module as a program that the kernel kills when the process that started it dies.
 
-``python -m ecrec.launch.tether PARENT_PID MODULE [ARGS]``. The request (PR_SET_PDEATHSIG) is made by the child itself:
-Python code between fork and exec can deadlock in a parent that has threads.
+``python -m ecrec.launch.tether PARENT_PID MODULE [ARGS]``. The request (PR_SET_PDEATHSIG) is made by the
+child itself: Python code between fork and exec can deadlock in a parent that has threads.
 """
 
 import ctypes

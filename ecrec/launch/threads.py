@@ -1,7 +1,8 @@
 """How the processes of one machine share its cores.
 
-OpenMP threads spin while they wait: on 2 cores, two of them beside busy servers made a DLRM step twice as slow as
-one (840 ms against 370 ms). So every process started here gets a number of threads and a passive wait policy.
+OpenMP threads spin while they wait: on 2 cores, two of them beside busy servers made a DLRM step twice as
+slow as one (840 ms against 370 ms). So every process started here gets a number of threads and a passive wait
+policy.
 """
 
 import os
@@ -26,7 +27,8 @@ def worker_threads(cores: int, workers: int) -> int:
 
 
 def thread_environment(threads: int) -> Mapping[str, str]:
-    """Environment variables that hold OpenMP, MKL and OpenBLAS to so many threads which sleep while they wait."""
+    """Environment variables that hold OpenMP, MKL and OpenBLAS to so many threads which sleep while they
+    wait."""
     return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

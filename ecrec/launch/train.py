@@ -61,8 +61,8 @@ class TrainingRun:
     def run(self) -> dict[str, Any]:
         """Train, kill, wait until all is whole again, compare everything; return the report.
 
-        Raises ClusterError when a process fails or the cluster does not become whole, DataLostError when more shards
-        died than the code stands.
+        Raises ClusterError when a process fails or the cluster does not become whole, DataLostError when more
+        shards died than the code stands.
         """
         settings = ClusterSettings(
             self._options.shards,
@@ -272,7 +272,8 @@ def _states(state: ClusterState | None) -> str:
 
 
 def _data_lost_instead(endpoint: str, watch: ClusterWatch, error: ClusterError) -> ClusterError:
-    """The error, or, when data was lost, that: processes that end for this reason may be seen before the reason is."""
+    """The error, or, when data was lost, that: processes that end for this reason may be seen before the
+    reason is."""
     if isinstance(error, DataLostError):
         return error
     lost = watch.lost

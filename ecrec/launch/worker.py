@@ -1,6 +1,7 @@
 """``ecrec-worker``: runs a training script as one or several workers of a cluster, as torchrun does.
 
-The script finds RANK, LOCAL_RANK, WORLD_SIZE and ECREC_SCHEDULER in its environment; `ecrec.connect()` reads them.
+The script finds RANK, LOCAL_RANK, WORLD_SIZE and ECREC_SCHEDULER in its environment; `ecrec.connect()` reads
+them.
 """
 
 import os
@@ -26,8 +27,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    help="Run a training script as one or several workers. Options that are not given are taken from the environment "
-    "(ECREC_SCHEDULER, RANK, WORLD_SIZE), where the script finds them.",
+    help="Run a training script as one or several workers. Options that are not given are taken from the "
+    "environment (ECREC_SCHEDULER, RANK, WORLD_SIZE), where the script finds them.",
 )
 def worker(
     script: Annotated[str, typer.Argument(help="A Python file, or with -m a module.")],

@@ -1,4 +1,5 @@
-"""Says that it is ready, and waits for its end. FAKE_EXIT: end at once, with this code; FAKE_LATE: never be ready."""
+"""Says that it is ready, and waits for its end. FAKE_EXIT: end at once, with this code; FAKE_LATE: never be
+ready."""
 
 import json
 import os

@@ -31,9 +31,9 @@ def test_shards_workers_tables_and_events_are_shown():
     for words in (
         "12,345",
         "3.0 MiB",
-        "2 classes",
+        "repair 2 classes",
         "recovering",
-        "31 ms ago",
+        "31 ms",
         "tcp://h:2",
         "1 spare",
         "view 9",
