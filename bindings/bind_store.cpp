@@ -186,6 +186,14 @@ void def_rows(py::class_<Store, StorePointer>& store) {
             },
             "tables"_a, "counts"_a, "rows"_a)
         .def(
+            "check",
+            [](Store& store, py::handle tables, py::handle counts, py::handle rows, py::handle values_object) {
+                const SectionViews views(tables, counts, rows);
+                const auto values = readable<float>(values_object, "values");
+                released([&] { store.check(views.sections(), values.span()); });
+            },
+            "tables"_a, "counts"_a, "rows"_a, "values"_a)
+        .def(
             "apply",
             [](Store& store, py::handle tables, py::handle counts, py::handle rows,
                py::handle gradients_object, Window* window) {

@@ -254,6 +254,11 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
     }
 }
 
+void Store::check(const Sections& sections, std::span<const float> values) {
+    resolve("check", sections, true);
+    check_values("check", sections, values, nullptr);
+}
+
 void Store::apply(const Sections& sections, std::span<const float> gradients, Window* window) {
     resolve("apply", sections, true);
     check_values("apply", sections, gradients, window);

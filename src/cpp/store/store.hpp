@@ -122,6 +122,7 @@ public:
     std::uint64_t gather_bytes(std::span<const std::int32_t> tables, std::span<const std::int64_t> counts,
                                bool records) const;
     Growing<std::uint64_t> missing(const Sections& sections) const;
+    void check(const Sections& sections, std::span<const float> values);
     void apply(const Sections& sections, std::span<const float> gradients, Window* window);
     void assign(const Sections& sections, std::span<const float> values, Window* window);
     Growing<std::uint64_t> keys(const Sections& sections) const;
