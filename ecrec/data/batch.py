@@ -33,9 +33,7 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows [start, stop) of this batch; `ids` is a contiguous copy, the rest are views."""
-        return Batch(
-            self.labels[start:stop], self.dense[start:stop], np.ascontiguousarray(self.ids[:, start:stop])
-        )
+        return Batch(self.labels[start:stop], self.dense[start:stop], np.ascontiguousarray(self.ids[:, start:stop]))
 
     def shard(self, worker: int, workers: int) -> Batch:
         """The contiguous slice of worker `worker` of `workers`; the slices are disjoint and cover the batch.

@@ -209,23 +209,26 @@ class CriteoDataset:
                 yield self._cache.rows(start, stop)
             return
         stream: Iterator[RawRows] = iter(())
-        held: list[Batch] = []
-        row = -1
+        held: Batch | None = None
+        held_start = row = -1
         for start, stop in ranges:
             # Ranges run on without a gap inside an epoch; a new epoch opens the files again.
             if start != row:
-                stream, held = read_raw(self._files, start, stop_row), []
-            while sum(map(len, held)) < stop - start:
-                piece = next(stream, None)
-                if piece is None:
-                    raise DataError(
-                        f"{', '.join(map(str, self._files))}: found fewer rows than when they were counted"
-                    )
-                held.append(self._to_batch(piece))
-            joined = _concatenate(held)
-            held = [joined.rows(stop - start, len(joined))]
+                stream, held, held_start = read_raw(self._files, start, stop_row), None, start
+            if held is None or held_start + len(held) < stop:
+                pieces = [] if held is None else [held.rows(start - held_start, len(held))]
+                held_start = start
+                while sum(map(len, pieces)) < stop - start:
+                    pieces.append(self._to_batch(self._next_piece(stream)))
+                held = _concatenate(pieces)
             row = stop
-            yield joined.rows(0, stop - start)
+            yield held.rows(start - held_start, stop - held_start)
+
+    def _next_piece(self, stream: Iterator[RawRows]) -> RawRows:
+        for piece in stream:
+            return piece
+        names = ", ".join(map(str, self._files))
+        raise DataError(f"{names}: found fewer rows than when they were counted, expected unchanged files")
 
     def _to_batch(self, raw: RawRows) -> Batch:
         return Batch(raw.labels, transform_integers(raw.integers), self._mapping(raw.tokens))

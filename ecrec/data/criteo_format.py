@@ -77,9 +77,7 @@ def parse_line(line: bytes, path: str, line_number: int) -> tuple[int, list[int 
             integers.append(int(field) if field else None)
         else:
             if field and not _TOKEN_PATTERN.fullmatch(field):
-                raise DataError(
-                    f"{where}: found {name} = {_shown(field)}, expected 8 hexadecimal digits or nothing"
-                )
+                raise DataError(f"{where}: found {name} = {_shown(field)}, expected 8 hexadecimal digits or nothing")
             tokens.append(int(field, 16) if field else None)
     return int(fields[0]), integers, tokens
 
@@ -138,9 +136,7 @@ def _parse_integers(
     return np.where(negative, -value, value), missing, bool(good.all())
 
 
-def _decimal_word(
-    word: NDArray[np.uint64], digits: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _decimal_word(word: NDArray[np.uint64], digits: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The value of the last min(digits, 8) characters of each little-endian 8-byte word, and whether all of
     them are decimal digits (D. Lemire, "Quickly parsing eight digits", 2018)."""
     unused_bits = (8 * (8 - np.clip(digits, 0, 8))).astype(np.uint64)

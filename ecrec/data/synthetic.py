@@ -140,9 +140,7 @@ class SyntheticDataset:
 
         probability = 1.0 / (1.0 + np.exp(-self._logits(tokens, integers)))
         labels = (self._uniform(rows, 120, 1)[0] < probability).astype(np.float32)
-        return RawRows(
-            labels, np.ascontiguousarray(integers.T), np.ascontiguousarray(missing_integers.T), tokens
-        )
+        return RawRows(labels, np.ascontiguousarray(integers.T), np.ascontiguousarray(missing_integers.T), tokens)
 
     def write_tsv(self, path: str | os.PathLike[str], block_rows: int = 8192) -> None:
         """Write all rows in Criteo's native format, plain."""

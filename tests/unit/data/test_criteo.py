@@ -221,3 +221,11 @@ def test_the_real_criteo_sample_is_read_whole() -> None:
     batches = [*data.train_batches(2048), *data.test_batches(2048)]
     assert sum(map(len, batches)) == rows == data.train_rows + data.test_rows
     assert 0.2 < np.mean(np.concatenate([batch.labels for batch in batches])) < 0.3
+
+
+def test_a_file_that_shrank_since_it_was_opened_is_refused(tsv: Path) -> None:
+    data = CriteoDataset([tsv], HashedIds(100), cache_rows_max=0)
+    lines = tsv.read_bytes().splitlines(keepends=True)
+    tsv.write_bytes(b"".join(lines[:500]))
+    with pytest.raises(DataError, match="fewer rows than when they were counted"):
+        list(data.train_batches(64))
