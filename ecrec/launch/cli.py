@@ -44,7 +44,7 @@ def train(
         int | None, typer.Option(help="Steps of each worker; as many as the data gives.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 1,
-    batch: Annotated[int, typer.Option(help="Examples in a step of one worker.")] = 2048,
+    batch: Annotated[int, typer.Option(help="Examples in a step, over all workers.")] = 2048,
     dim: Annotated[int, typer.Option(help="Floats in an embedding vector.")] = 64,
     rows: Annotated[int | None, typer.Option(help="Hash buckets a table.")] = None,
     optimizer: Annotated[
@@ -184,8 +184,7 @@ def main() -> None:
         _say("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except EcrecError as error:
-        name = "data lost" if isinstance(error, DataLostError) else "error"
-        _say(f"{name}: {error}")
+        _say(f"error: {error}")
         sys.exit(exit_code(error))
 
 

@@ -51,6 +51,8 @@ class LocalCluster:
         self.endpoint = ""
         self.replaced: list[str] = []
         """Names of the servers that were started again."""
+        self.failures: list[str] = []
+        """How servers ended that were not killed from here."""
         self._scheduler: Child | None = None
         self._shards: dict[int, Child] = {}
         self._ready: set[Child] = set()
@@ -195,6 +197,7 @@ class LocalCluster:
     def _on_server_ended(self, event: Ended) -> None:
         child = event.child
         if child not in self._asked:
+            self.failures.append(child.describe_end())
             self._check_not_failing(child)
         self._ready.discard(child)
         if child is self._scheduler:

@@ -28,7 +28,7 @@ def connect(
     *,
     code: str | None = None,
     rank: int | None = None,
-    world: int | None = None,
+    world_size: int | None = None,
     sync: bool = False,
     exact: bool | None = None,
 ) -> "Iterator[Session]":
@@ -43,9 +43,12 @@ def connect(
     if not endpoint:
         raise ConfigurationError(f"no scheduler: give its endpoint, or set {SCHEDULER}")
     rank = int(os.environ.get(RANK, "0")) if rank is None else rank
-    world = int(os.environ.get(WORLD_SIZE, str(rank + 1))) if world is None else world
+    if world_size is None:
+        world_size = int(os.environ.get(WORLD_SIZE, str(rank + 1)))
     spec = None if code is None else CodeSpec.parse(code)
-    with _training_connect()(endpoint, rank=rank, world=world, sync=sync, exact=exact, code=spec) as session:
+    with _training_connect()(
+        endpoint, rank=rank, world_size=world_size, sync=sync, exact=exact, code=spec
+    ) as session:
         yield session
 
 

@@ -38,6 +38,9 @@ WHOLE_TIMEOUT_S = 120.0
 SCRUB_TIMEOUT_S = 60.0
 """A scrub that does not go on for so long is given up."""
 
+FAILURES_SHOWN = 2
+"""Ends of servers that an error message tells of."""
+
 HEARTBEATS_AFTER = 3
 """A watermark counts as final when the shard was heard of so many heartbeats after the workers were done."""
 
@@ -81,7 +84,7 @@ class TrainingRun:
                     self._train(cluster, watch)
                     state = self._settle(cluster, watch)
                 except ClusterError as error:
-                    raise _data_lost_instead(endpoint, watch, error) from error
+                    raise self._explain(error, cluster, watch) from error
             self._progress.say("training is done; comparing all parity with all data")
             outcome = self._scrub(cluster, endpoint)
         return self._report(state, outcome)
@@ -141,6 +144,15 @@ class TrainingRun:
         rank = self._workers[event.child]
         if event.code != 0 or rank not in self._done:
             raise ClusterError(event.child.describe_end())
+
+    def _explain(self, error: ClusterError, cluster: LocalCluster, watch: ClusterWatch) -> ClusterError:
+        """The error with what lies behind it: lost data, and servers that ended on their own."""
+        lost = error if isinstance(error, DataLostError) else None
+        if lost is None and (reason := watch.lost or _lost_by_now(cluster.endpoint)):
+            # The worker's end may be seen before the reason for it.
+            lost = DataLostError(reason)
+        failures = [failure for failure in cluster.failures if failure not in str(error)][:FAILURES_SHOWN]
+        return type(lost or error)("\n".join([str(lost or error), *failures]))
 
     # ------------------------------------------------------------------ afterwards
     def _settle(self, cluster: LocalCluster, watch: ClusterWatch) -> ClusterState:
@@ -271,18 +283,11 @@ def _states(state: ClusterState | None) -> str:
     return ", ".join(f"shard {s.shard} is {s.state}, heard of {s.silent_ms:.0f} ms ago" for s in state.shards)
 
 
-def _data_lost_instead(endpoint: str, watch: ClusterWatch, error: ClusterError) -> ClusterError:
-    """The error, or, when data was lost, that: processes that end for this reason may be seen before the
-    reason is."""
-    if isinstance(error, DataLostError):
-        return error
-    lost = watch.lost
-    if not lost:
-        try:
-            lost = cluster_state(endpoint, 1.0).lost
-        except ClusterError:
-            return error
-    return DataLostError(lost) if lost else error
+def _lost_by_now(endpoint: str) -> str:
+    try:
+        return cluster_state(endpoint, 1.0).lost
+    except ClusterError:
+        return ""
 
 
 def _drop(_: object) -> None:
