@@ -1,0 +1,73 @@
+"""Who may import whom (ARCHITECTURE.md, "Layers"), read from the source, so that no line can cheat."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "ecrec"
+MAY_IMPORT = {
+    "errors": set(),
+    "codec": {"_native", "errors"},
+    "store": {"_native", "codec", "errors"},
+    "protocol": {"_native", "codec", "store", "errors"},
+    "transport": {"protocol", "codec", "errors"},
+    "data": {"errors"},
+    "training": {"_native", "data", "protocol", "transport", "errors"},
+    "launch": {"training", "data", "transport", "protocol", "codec", "store", "errors", "_native"},
+    "simulator": {"protocol", "codec", "store", "errors", "_native"},
+}
+FORBIDDEN = {
+    "protocol": {"socket", "zmq", "time", "random", "os", "logging", "threading", "asyncio", "torch", "secrets"},
+    "codec": {"torch", "zmq"},
+    "store": {"torch", "zmq"},
+    "transport": {"torch"},
+    "data": {"torch"},
+}
+LAZY_TORCH = {"launch"}
+"""Here torch is imported by nobody; the layer reaches it only through `ecrec.training`, inside of functions."""
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, dotted name) of every import; ``from ecrec import x`` counts as ``ecrec.x``."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            names = [f"ecrec.{a.name}" for a in node.names] if node.module == "ecrec" else [node.module or ""]
+            found += [(node.lineno, name) for name in names]
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_the_layers_below(path: Path) -> None:
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if layer == "__init__":
+        return
+    for line, name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "ecrec" and len(parts) > 1 and parts[1] != layer and not parts[1].startswith("__"):
+            assert parts[1] in MAY_IMPORT[layer], f"{path}:{line}: {layer} imports {name}"
+        assert parts[0] not in FORBIDDEN.get(layer, set()), f"{path}:{line}: {layer} imports {name}"
+        if layer in LAZY_TORCH:
+            assert parts[0] != "torch", f"{path}:{line}: torch belongs to ecrec.training"
+        assert parts[0] not in {"pickle", "marshal", "shelve"}, f"{path}:{line}: {name}: no pickle on any wire or disk"
+
+
+def test_nothing_shipped_imports_the_simulator() -> None:
+    for path in modules():
+        if "simulator" not in path.parts:
+            assert not any(name.startswith("ecrec.simulator") for _, name in imports(path)), path
+
+
+def test_only_launch_reads_the_environment() -> None:
+    for path in modules():
+        if path.relative_to(PACKAGE).parts[0] not in {"launch", "simulator"}:
+            text = path.read_text()
+            assert "os.environ" not in text and "getenv" not in text, path
