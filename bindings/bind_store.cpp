@@ -187,7 +187,8 @@ void def_rows(py::class_<Store, StorePointer>& store) {
             "tables"_a, "counts"_a, "rows"_a)
         .def(
             "check",
-            [](Store& store, py::handle tables, py::handle counts, py::handle rows, py::handle values_object) {
+            [](Store& store, py::handle tables, py::handle counts, py::handle rows,
+               py::handle values_object) {
                 const SectionViews views(tables, counts, rows);
                 const auto values = readable<float>(values_object, "values");
                 released([&] { store.check(views.sections(), values.span()); });

@@ -1,4 +1,4 @@
-"""The rows of one shard: the compiled store, and beside it `reference`, the slow store it is tested against."""
+"""The rows of one shard: the compiled store, and beside it `reference`, the slow store it is tested by."""
 
 from ecrec._native import Capture, RowBuffer, Store, Window
 

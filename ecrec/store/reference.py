@@ -1,7 +1,8 @@
 """The store written down plainly: one record at a time, numpy float32, every rounding as in the compiled one.
 
-`ReferenceStore` holds the tables of a whole cluster; what one shard has is what `Table.shard_of` says. A record is
-uint8[record_bytes]: dim float32 weights, then the optimizer's float32 state, then zeros up to a multiple of 16.
+`ReferenceStore` holds the tables of a whole cluster; what one shard has is what `Table.shard_of` says. A
+record is uint8[record_bytes]: dim float32 weights, then the optimizer's float32 state, then zeros up to a
+multiple of 16.
 """
 
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def mean_square(gradient: F32) -> np.float32:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a cluster of ``groups`` groups of ``shards`` shards; the other fields as in `Store.add_table`."""
+    """A table of a cluster of ``groups`` groups of ``shards`` shards; the rest as in `Store.add_table`."""
 
     rows: int
     dim: int
@@ -119,7 +120,7 @@ class Table:
         return record.view(np.uint8)
 
     def stepped(self, record: U8, gradient: F32) -> U8:
-        """The record after one optimizer step; formulas as torch's (Adagrad) and FBGEMM's (row-wise Adagrad)."""
+        """The record after an optimizer step; formulas as torch's (Adagrad) and FBGEMM's (row-wise)."""
         new = record.copy().view(np.float32)
         weights = new[: self.dim]
         state = new[self.dim : self.dim + self.state_floats]

@@ -176,7 +176,8 @@ void Store::restore(std::span<const std::uint64_t> keys, std::span<const std::ui
         const std::size_t bytes = table.record_bytes();
         const StripePlace at = place_of(key);
         const std::uint32_t slot = static_cast<std::uint32_t>(place_.slot_in(at.residue));
-        if (at.quotient < table.data_extent(static_cast<int>(slot)) && !table.is_recovered(at.quotient, slot)) {
+        if (at.quotient < table.data_extent(static_cast<int>(slot)) &&
+            !table.is_recovered(at.quotient, slot)) {
             // A row that is at its initial value needs no memory.
             if (!operations.is_zero(bytes, source)) {
                 xor_into(table.touch(operations, at.quotient, static_cast<std::uint32_t>(at.residue), slot),

@@ -1,0 +1,205 @@
+"""The batch helpers against numpy and plain loops."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ecrec import _native
+from ecrec.store.reference import F32, Table
+
+I64 = NDArray[np.int64]
+I32 = NDArray[np.int32]
+Bools = NDArray[np.bool_]
+BagCase = tuple[list[list[list[int]]], list[int], list[bool], int, int, int]
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[list[list[int]], list[int], list[Table]]:
+    """(ids of each feature, table of each feature, tables)."""
+    shards, groups = draw(st.integers(1, 7)), draw(st.integers(1, 3))
+    tables = [
+        Table(
+            draw(st.integers(1, 1 << draw(st.sampled_from([2, 8, 40])))),
+            4,
+            draw(st.integers(1, shards)),
+            0,
+            shards=shards,
+            groups=groups,
+        )
+        for _ in range(draw(st.integers(1, 4)))
+    ]
+    features = draw(st.lists(st.integers(0, len(tables) - 1), max_size=6))
+    ids = [draw(st.lists(st.integers(0, tables[table].rows - 1), max_size=30)) for table in features]
+    return ids, features, tables
+
+
+@given(batches())
+def test_plan_batch_finds_the_distinct_rows_and_their_shards(
+    batch: tuple[list[list[int]], list[int], list[Table]],
+) -> None:
+    ids, features, tables = batch
+    shards, groups = tables[0].shards, tables[0].groups
+    flat = np.array([each for part in ids for each in part], dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in ids])]).astype(np.int64)
+    rows, counts, inverse = _native.plan_batch(
+        flat,
+        starts,
+        np.array(features, dtype=np.int32),
+        np.array([table.rows for table in tables], dtype=np.int64),
+        np.array([table.k for table in tables], dtype=np.int32),
+        shards,
+        groups,
+    )
+    assert [str(each.dtype) for each in (rows, counts, inverse)] == ["int64", "int64", "int32"]
+    assert counts.shape == (groups * shards, len(tables)) and counts.sum() == len(rows)
+    expected = []
+    for shard in range(groups * shards):
+        for index, table in enumerate(tables):
+            seen: dict[int, None] = {}
+            for part, at in zip(ids, features, strict=True):
+                if at == index:
+                    seen |= dict.fromkeys(part)
+            mine = [row for row in seen if table.shard_of(row) == (shard // shards, shard % shards)]
+            assert counts[shard, index] == len(mine)
+            expected += [(index, row) for row in mine]
+    assert rows.tolist() == [row for _, row in expected]
+    table_of_id = np.repeat(np.array(features, dtype=np.int64), [len(part) for part in ids])
+    assert [expected[place] for place in inverse] == list(
+        zip(table_of_id.tolist(), flat.tolist(), strict=True)
+    )
+
+
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(0, 20), max_size=200))
+def test_unique_inverse_is_numpys_in_order_of_first_occurrence(ids: list[int]) -> None:
+    array = np.array(ids, dtype=np.int64)
+    distinct, inverse = _native.unique_inverse(array)
+    expected, first = np.unique(array, return_index=True)
+    assert distinct.tolist() == expected[np.argsort(first)].tolist()
+    assert distinct[inverse].tolist() == ids
+
+
+@st.composite
+def bags(draw: st.DrawFn) -> BagCase:
+    """(rows of each feature's bags, dims, mean, rows a feature, batch, seed); no row is of two features."""
+    features, batch, rows = draw(st.integers(0, 4)), draw(st.integers(0, 6)), draw(st.integers(1, 5))
+    dims = [draw(st.sampled_from([1, 3, 4, 16, 19])) for _ in range(features)]
+    mean = [draw(st.booleans()) for _ in range(features)]
+    sizes = st.sampled_from([0, 1, 1, 1, 2, 5, 20])
+    content = [
+        [[draw(st.integers(0, rows - 1)) for _ in range(draw(sizes))] for _ in range(batch)]
+        for _ in range(features)
+    ]
+    return content, dims, mean, rows, batch, draw(st.integers(0, 1 << 32))
+
+
+def pool_arguments(
+    case: BagCase,
+) -> tuple[tuple[I64, I32, I64, I32, int, Bools], int]:
+    """What pool_forward and pool_backward share, and the number of floats of all rows."""
+    content, dims, mean, rows, batch, seed = case
+    sizes = np.repeat(np.array(dims, dtype=np.int64), rows)
+    # Rows do not lie in order, as in the answers of several shards.
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    offsets = np.empty(len(sizes), dtype=np.int64)
+    offsets[order] = np.cumsum(sizes[order]) - sizes[order]
+    flat = [f * rows + row for f, feature in enumerate(content) for bag in feature for row in bag]
+    lengths = [len(bag) for feature in content for bag in feature]
+    return (
+        offsets,
+        np.array(flat, dtype=np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.array(dims, dtype=np.int32),
+        batch,
+        np.array(mean, dtype=np.bool_),
+    ), int(sizes.sum())
+
+
+@given(bags())
+def test_pool_forward_is_the_plain_loop(kernel: str, case: BagCase) -> None:
+    content, dims, mean, rows, batch, seed = case
+    shared, floats = pool_arguments(case)
+    offsets = shared[0]
+    values = np.random.default_rng(seed).standard_normal(floats).astype(np.float32)
+    out = np.full((batch, sum(dims)), np.nan, dtype=np.float32)
+    _native.pool_forward(values, *shared, out)
+    column = 0
+    for f, dim in enumerate(dims):
+        for b, bag in enumerate(content[f]):
+            expected = np.zeros(dim, dtype=np.float32)
+            for i, row in enumerate(bag):
+                vector = values[offsets[f * rows + row] :][:dim]
+                expected = expected + vector if i else vector.copy()
+            if mean[f] and bag:
+                expected = expected / np.float32(len(bag))
+            assert out[b, column : column + dim].tobytes() == expected.tobytes()
+        column += dim
+
+
+@given(bags())
+def test_pool_backward_is_the_plain_loop(kernel: str, case: BagCase) -> None:
+    content, dims, mean, rows, batch, seed = case
+    shared, floats = pool_arguments(case)
+    offsets = shared[0]
+    grad_out = np.random.default_rng(seed).standard_normal((batch, sum(dims))).astype(np.float32)
+    gradients = np.full(floats, np.nan, dtype=np.float32)
+    _native.pool_backward(grad_out, *shared, gradients)
+    expected = np.zeros(floats, dtype=np.float32)
+    column = 0
+    for f, dim in enumerate(dims):
+        for b, bag in enumerate(content[f]):
+            share = grad_out[b, column : column + dim]
+            if mean[f] and bag:
+                share = share / np.float32(len(bag))
+            for row in bag:
+                expected[offsets[f * rows + row] :][:dim] += share
+        column += dim
+    assert gradients.tobytes() == expected.tobytes()
+
+
+pushes = st.lists(
+    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 9), max_size=8)), max_size=4), max_size=4
+)
+
+
+@given(pushes, st.integers(0, 1 << 32))
+def test_sum_sections_adds_each_row_in_the_order_given(
+    kernel: str, listed: Sequence[Sequence[tuple[int, list[int]]]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    dims = [1, 4, 17, 32]
+    expected: list[dict[int, F32]] = [{} for _ in dims]
+    sections = []
+    for push in listed:
+        gradients = []
+        for table, rows in push:
+            for row in rows:
+                gradient = rng.standard_normal(dims[table]).astype(np.float32)
+                gradients.append(gradient)
+                before = expected[table].get(row)
+                expected[table][row] = gradient if before is None else before + gradient
+        sections.append(
+            (
+                np.array([table for table, _ in push], dtype=np.int32),
+                np.array([len(rows) for _, rows in push], dtype=np.int64),
+                np.array([row for _, rows in push for row in rows], dtype=np.int64),
+                np.concatenate([np.empty(0, dtype=np.float32), *gradients]),
+            )
+        )
+    tables, counts, rows_out, gradients_out = _native.sum_sections(sections, np.array(dims, dtype=np.int32))
+    assert tables.tolist() == [table for table, rows in enumerate(expected) if rows]
+    assert counts.tolist() == [len(rows) for rows in expected if rows]
+    assert rows_out.tolist() == [row for rows in expected for row in rows]
+    assert gradients_out.tobytes() == b"".join(each.tobytes() for rows in expected for each in rows.values())
+
+
+@given(st.lists(st.integers(0, 6), max_size=40), st.integers(1, 20), st.integers(0, 1 << 32))
+def test_segment_sum_is_numpys_add_at(kernel: str, inverse: list[int], dim: int, seed: int) -> None:
+    values = np.random.default_rng(seed).standard_normal((len(inverse), dim)).astype(np.float32)
+    index: I64 = np.array(inverse, dtype=np.int64)
+    expected = np.zeros((7, dim), dtype=np.float32)
+    np.add.at(expected, index, values)
+    found = _native.segment_sum(values, index, 7)
+    assert found.shape == (7, dim) and found.tobytes() == expected.tobytes()

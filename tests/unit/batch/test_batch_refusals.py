@@ -1,0 +1,158 @@
+"""What the batch helpers refuse, and what the message says."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ecrec import _native
+
+
+def i64(*values: int) -> Any:
+    return np.array(values, dtype=np.int64)
+
+
+def i32(*values: int) -> Any:
+    return np.array(values, dtype=np.int32)
+
+
+PLAN: dict[str, Any] = {
+    "ids": i64(0, 5, 9, 3),
+    "starts": i64(0, 2, 4),
+    "tables": i32(1, 0),
+    "table_rows": i64(10, 6),
+    "table_k": i32(2, 1),
+    "shards": 3,
+    "groups": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"ids": i64(0, 6, 9, 3)},
+            IndexError,
+            "feature 0, position 1: id 6 is out of range, table 1 has 6 rows",
+        ),
+        (
+            {"ids": i64(0, 5, 9, -1)},
+            IndexError,
+            "feature 1, position 1: id -1 is out of range, table 0 has 10 rows",
+        ),
+        ({"tables": i32(1, 2)}, ValueError, "feature 1 is in table 2, there are 2"),
+        ({"tables": i32(1)}, ValueError, "got 3 starts for 1 features, expected 2"),
+        ({"starts": i64(0, 2, 3)}, ValueError, "starts go from 0 to 3, expected 0 to 4"),
+        ({"starts": i64(1, 2, 4)}, ValueError, "starts go from 1 to 4"),
+        ({"starts": i64(0, 5, 4)}, ValueError, "starts\\[2\\] is 4, below the one before"),
+        ({"table_k": i32(2)}, ValueError, "table_rows of 2 tables and table_k of 1"),
+        ({"table_k": i32(2, 4)}, ValueError, "table_k\\[1\\] is 4, expected 1 to 3"),
+        ({"table_k": i32(0, 1)}, ValueError, "table_k\\[0\\] is 0"),
+        ({"shards": 0}, ValueError, "shards is 0"),
+        ({"groups": 0}, ValueError, "groups is 0"),
+        ({"ids": i32(0, 5, 9, 3)}, TypeError, "ids: expected dtype int64, got int32"),
+    ],
+)
+def test_plan_batch_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        _native.plan_batch(**PLAN | change)
+
+
+POOL: dict[str, Any] = {
+    "value_offsets": i64(0, 2, 4),
+    "inverse": i32(0, 1, 2, 0),
+    "bag_offsets": i64(0, 1, 3, 3, 4),
+    "dims": i32(2, 2),
+    "batch": 2,
+    "mean": np.zeros(2, dtype=np.bool_),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"inverse": i32(0, 1, 3, 0)}, IndexError, "inverse\\[2\\] is 3, there are 3 rows"),
+        ({"inverse": i32(0, 1, -1, 0)}, IndexError, "inverse\\[2\\] is -1"),
+        (
+            {"value_offsets": i64(0, 2, 5)},
+            IndexError,
+            "row 2 of feature 0 is at offset 5 of 6 floats and has 2",
+        ),
+        ({"value_offsets": i64(0, 2, -1)}, IndexError, "row 2 of feature 0 is at offset -1"),
+        ({"bag_offsets": i64(0, 1, 3, 4)}, ValueError, "got 4 bag_offsets, expected 2 \\* 2 \\+ 1"),
+        ({"bag_offsets": i64(0, 1, 3, 3, 5)}, ValueError, "bag_offsets go from 0 to 5, there are 4 ids"),
+        ({"bag_offsets": i64(-1, 1, 3, 3, 4)}, ValueError, "bag_offsets go from -1"),
+        ({"bag_offsets": i64(0, 4, 3, 3, 4)}, ValueError, "bag_offsets\\[2\\] is 3, below the one before"),
+        ({"dims": i32(2, 0)}, ValueError, "dims\\[1\\] is 0"),
+        ({"dims": i32(2, 1)}, ValueError, "got 8 pooled floats, expected 2 \\* 3"),
+        ({"mean": np.zeros(1, dtype=np.bool_)}, ValueError, "mean of 1 features, expected 2"),
+        ({"batch": -1}, ValueError, "batch is -1"),
+    ],
+)
+def test_pooling_refuses_before_it_writes(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    floats, pooled = np.ones(6, dtype=np.float32), np.ones((2, 4), dtype=np.float32)
+    with pytest.raises(error, match=message):
+        _native.pool_forward(values=floats, out=pooled, **POOL | change)
+    with pytest.raises(error, match=message):
+        _native.pool_backward(grad_out=pooled, gradients=floats, **POOL | change)
+    assert (floats == 1).all() and (pooled == 1).all()
+
+
+def test_pool_backward_refuses_a_row_of_two_widths() -> None:
+    change = {"dims": i32(2, 1), "value_offsets": i64(0, 2, 4)}
+    with pytest.raises(ValueError, match="row 0 has 2 floats in one feature and 1 in feature 1"):
+        _native.pool_backward(
+            grad_out=np.ones((2, 3), dtype=np.float32),
+            gradients=np.ones(6, dtype=np.float32),
+            **POOL | change,
+        )
+
+
+def test_pooling_refuses_overlap() -> None:
+    floats = np.ones(14, dtype=np.float32)
+    with pytest.raises(ValueError, match="values and out overlap"):
+        _native.pool_forward(values=floats[:6], out=floats[5:13], **POOL)
+
+
+@pytest.mark.parametrize(
+    ("section", "error", "message"),
+    [
+        (
+            (i32(2), i64(1), i64(0), np.ones(2, np.float32)),
+            ValueError,
+            "sections\\[1\\] names table 2, there are 2",
+        ),
+        ((i32(0), i64(2), i64(0), np.ones(2, np.float32)), ValueError, "counts 2 rows in section 0, but 1"),
+        ((i32(0), i64(1), i64(0, 1), np.ones(2, np.float32)), ValueError, "add up to 1 rows, got 2"),
+        (
+            (i32(0), i64(1), i64(0), np.ones(3, np.float32)),
+            ValueError,
+            "has 3 floats of gradients, expected 2",
+        ),
+        ((i32(0), i64(), i64(0), np.ones(2, np.float32)), ValueError, "has 1 tables and 0 counts"),
+        (
+            (i32(0), i64(1), i64(0)),
+            TypeError,
+            "sections\\[1\\]: expected \\(tables, counts, rows, gradients\\)",
+        ),
+        (
+            (i64(0), i64(1), i64(0), np.ones(2, np.float32)),
+            TypeError,
+            "sections\\[1\\] tables: expected dtype int32",
+        ),
+    ],
+)
+def test_sum_sections_refuses(section: Any, error: type[Exception], message: str) -> None:
+    good = (i32(0), i64(1), i64(0), np.ones(2, np.float32))
+    with pytest.raises(error, match=message):
+        _native.sum_sections([good, section], i32(2, 3))
+
+
+def test_segment_sum_refuses_a_segment_that_is_not_there() -> None:
+    values = np.ones((2, 3), dtype=np.float32)
+    with pytest.raises(IndexError, match="inverse\\[1\\] is 2, there are 2 segments"):
+        _native.segment_sum(values, i64(0, 2), 2)
+    with pytest.raises(ValueError, match="inverse: expected 2 elements, got 1"):
+        _native.segment_sum(values, i64(0), 2)
