@@ -30,14 +30,10 @@ TICKS_IN_HEARTBEAT = 5
 )
 def scheduler(
     bind: Annotated[str, typer.Option(help="Where to listen, tcp://HOST:PORT or ipc://PATH; port 0 takes a free one.")],
-    shards: Annotated[
-        int, typer.Option(min=1, max=SHARDS_IN_GROUP_MAX, help="Shards in each coding group.")
-    ],
+    shards: Annotated[int, typer.Option(min=1, max=SHARDS_IN_GROUP_MAX, help="Shards in each coding group.")],
     state: Annotated[str, typer.Option(help="SQLite file with the scheduler's state; made if it does not exist.")],
     groups: Annotated[int, typer.Option(min=1, help="Coding groups; shards are numbered over all of them.")] = 1,
-    heartbeat_ms: Annotated[
-        int, typer.Option(min=1, help="How often members report.")
-    ] = DEFAULTS.heartbeat_ms,
+    heartbeat_ms: Annotated[int, typer.Option(min=1, help="How often members report.")] = DEFAULTS.heartbeat_ms,
     heartbeat_timeout_ms: Annotated[
         int, typer.Option(min=1, help="A shard that was silent for so long is down.")
     ] = DEFAULTS.heartbeat_timeout_ms,

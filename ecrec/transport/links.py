@@ -96,9 +96,7 @@ class _Link:
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         try:
             if watched:
-                self.monitor = self.socket.get_monitor_socket(
-                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-                )
+                self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()

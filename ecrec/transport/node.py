@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 TICK_MS = 20.0
 """A fifth of the default heartbeat."""
 
+TICK_PATIENCE_MS = 100.0
+"""A tick that is due lets waiting messages pass for so long. A scheduler that was stopped for a while must read the
+heartbeats that piled up before it counts silences; a shard in a flood of pushes must still send its own."""
+
 HELD_MS = 2000.0
 """A process without a place keeps messages to a shard for so long: the one that places it may come a little later."""
 
@@ -104,6 +108,8 @@ class Node:
         self._grace_ms = grace_ms
         self._tick_ms = tick_ms
         self._next_tick_ms = 0.0
+        self._due_since_ms: float | None = None
+        """When the loop saw that a tick is due; None when it is not."""
         self._address = machine.address
         self._streams: Streams[wire.Packed] = Streams()
         self._closed_ms: dict[Address, float] = {}
@@ -141,14 +147,13 @@ class Node:
         """
         now_ms = _now_ms()
         wait_ms = 0.0 if self._results else max(0.0, min(timeout_ms, self._next_tick_ms - now_ms))
-        for happening in self.links.poll(wait_ms):
+        happenings = self.links.poll(wait_ms)
+        for happening in happenings:
             if self.stopped:
                 break
             self._on_happening(happening, _now_ms())
-        now_ms = _now_ms()
-        if now_ms >= self._next_tick_ms and not self.stopped:
-            self._next_tick_ms = now_ms + self._tick_ms
-            self._on_tick(now_ms)
+            self._tick_if_due(idle=False)
+        self._tick_if_due(idle=not happenings)
         results, self._results = self._results, []
         return results
 
@@ -168,6 +173,17 @@ class Node:
             self._state_file.close()
 
     # ------------------------------------------------------------------ what happens
+    def _tick_if_due(self, idle: bool) -> None:
+        now_ms = _now_ms()
+        if now_ms < self._next_tick_ms or self.stopped:
+            return
+        if self._due_since_ms is None:
+            self._due_since_ms = now_ms
+        if idle or now_ms - self._due_since_ms >= TICK_PATIENCE_MS:
+            self._due_since_ms = None
+            self._next_tick_ms = now_ms + self._tick_ms
+            self._on_tick(now_ms)
+
     def _on_tick(self, now_ms: float) -> None:
         if self._grace_ms is not None:
             for address, closed_ms in list(self._closed_ms.items()):

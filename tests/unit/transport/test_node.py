@@ -16,7 +16,7 @@ from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.events import Connect, Disconnect, Disconnected, Failed, Note, Persist, PullDone, Send, Stop, Tick
 from ecrec.transport import links as links_module
-from ecrec.transport.links import Links
+from ecrec.transport.links import Arrived, Links
 from ecrec.transport.node import Complaints
 from ecrec.transport.persistence import StateFile
 
@@ -240,6 +240,41 @@ def test_ticks_come_without_messages(node) -> None:
     pump([shard], lambda: machine.others.count(Tick()) >= 3)
 
 
+def test_messages_that_piled_up_are_read_before_a_late_tick(node, monkeypatch) -> None:
+    """Else a scheduler that was stopped for a while would take everybody for silent."""
+    scheduler, machine = node(SCHEDULER, grace_ms=150)
+    parts = wire.encode(m.ShardStatus("p", 1, True, [], {}, {}, {}), (), A, SCHEDULER)
+    batches = [[Arrived(b"", parts)] * 64 for _ in range(5)]
+    monkeypatch.setattr(scheduler.links, "poll", lambda timeout_ms: batches.pop() if batches else [])
+    while len(machine.events) < 5 * 64:
+        assert machine.others == []
+        scheduler.step(5)
+    assert machine.others == []
+    scheduler.step(5)
+    assert machine.others == [Tick()]
+
+
+def test_a_flood_of_messages_does_not_keep_ticks_away(node) -> None:
+    shard, machine = node(A, tick_ms=5)
+    worker, _ = node(WORKER, None)
+    worker.perform([Connect(A, shard.links.endpoint)])
+
+    def slow(event):
+        worker.perform([Send(A, m.Hello(1))])
+        end = time.monotonic() + 0.01
+        while time.monotonic() < end:
+            pass
+        return []
+
+    machine.on_received = slow
+    worker.perform([Send(A, m.Hello(1))] * 5)
+    pump([shard], lambda: machine.events)
+    start, ticks = time.monotonic(), len(machine.others)
+    while len(machine.others) < ticks + 3:
+        shard.step(5)
+    assert time.monotonic() - start < 2.0
+
+
 def test_stop_ends_the_loop(node) -> None:
     shard, machine = node(A)
     worker, _ = node(WORKER, None)
@@ -418,7 +453,9 @@ def test_a_bind_that_cannot_be_says_so(bad: str) -> None:
         Links(bad)
 
 
-@pytest.mark.parametrize("bad", ["", "nonsense", "tcp://", "tcp://h", "tcp://h:99999", "tcp://h:-1", "ipc://", "udp://h:1"])
+@pytest.mark.parametrize(
+    "bad", ["", "nonsense", "tcp://", "tcp://h", "tcp://h:99999", "tcp://h:-1", "ipc://", "udp://h:1"]
+)
 def test_what_is_no_endpoint_is_refused(bad: str) -> None:
     with pytest.raises(ConfigurationError, match=f"endpoint '{bad}': expected tcp://HOST:PORT"):
         Links(bad)
