@@ -49,11 +49,9 @@ def weights(sparse: EmbeddingBagCollection) -> dict[str, nn.EmbeddingBag]:
     for config in sparse.embedding_bag_configs:
         keys = sparse.feature_names
         mine = config.feature_names[0]
-        ids = [torch.arange(config.num_embeddings) if key == mine else torch.zeros(0, dtype=torch.int64) for key in keys]
-        lengths = [
-            torch.full((config.num_embeddings,), int(key == mine), dtype=torch.int64) for key in keys
-        ]
-        batch = KeyedJaggedTensor.from_lengths_sync(keys, torch.cat(ids), torch.cat(lengths))
+        size = config.num_embeddings
+        lengths = torch.tensor([int(key == mine) for key in keys]).repeat_interleave(size)
+        batch = KeyedJaggedTensor.from_lengths_sync(keys, torch.arange(size), lengths)
         with torch.no_grad():
             pooled = sparse(batch)
         begin = sum(

@@ -1,0 +1,306 @@
+"""Sessions: steps, prefetch, several workers, deaths; training against plain torch."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from in_process import InProcessCluster, in_threads  # noqa: E402
+from torch import nn  # noqa: E402
+
+from ecrec.errors import ClusterError, ConfigurationError  # noqa: E402
+from ecrec.protocol.client import ClientMachine  # noqa: E402
+from ecrec.training import (  # noqa: E402
+    SGD,
+    Adagrad,
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    KeyedJaggedTensor,
+    RowWiseAdagrad,
+    Session,
+)
+from ecrec.training.digest import model_digest  # noqa: E402
+
+KEYS = ["a", "b"]
+ROWS = {"a": 30, "b": 7}
+DIM = 4
+STEPS = 8
+BATCH = 12
+
+
+def batches(steps: int = STEPS, seed: int = 0) -> list[tuple[KeyedJaggedTensor, torch.Tensor]]:
+    rng = np.random.default_rng(seed)
+    out = []
+    for _ in range(steps):
+        ids = np.stack([rng.integers(0, ROWS[key], BATCH) for key in KEYS])
+        labels = (ids.sum(axis=0) % 2).astype(np.float32)
+        out.append((KeyedJaggedTensor.from_ids(KEYS, torch.from_numpy(ids)), torch.from_numpy(labels)))
+    return out
+
+
+def tower(seed: int = 5) -> nn.Module:
+    """A small model; its first values depend on the seed alone, also when threads make some at the same time."""
+    generator = torch.Generator().manual_seed(seed)
+    module = nn.Sequential(nn.Linear(2 * DIM, 6), nn.ReLU(), nn.Linear(6, 1))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.uniform_(-0.4, 0.4, generator=generator)
+    return module
+
+
+def tables(session: Session, optimizer: Any = None) -> EmbeddingBagCollection:
+    configs = [EmbeddingBagConfig(f"t{key}", ROWS[key], DIM, [key]) for key in KEYS]
+    return EmbeddingBagCollection(session, configs, optimizer or SGD(lr=0.5), seed=9)
+
+
+def train(
+    session: Session,
+    data: list[tuple[KeyedJaggedTensor, torch.Tensor]],
+    depth: int = 1,
+    sparse_optimizer: Any = None,
+    dense_optimizer: Any = None,
+    at_step: Any = None,
+    rows: slice = slice(None),
+) -> tuple[EmbeddingBagCollection, Any, list[float]]:
+    """Train on the given rows of each batch; the loss is the mean over the whole batch."""
+    sparse = tables(session, sparse_optimizer)
+    module = tower()
+    dense = session.replicate(module, dense_optimizer or SGD(lr=0.5))
+    losses = []
+    mine = [(KeyedJaggedTensor.from_ids(KEYS, k.values().view(2, -1)[:, rows].contiguous()), y[rows]) for k, y in data]
+    steps = session.prefetch(mine, sparse, dense, features=lambda batch: batch[0], depth=depth)
+    for step, (features, labels) in enumerate(steps):
+        logits = module(sparse(features)).squeeze(1)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / BATCH
+        loss.backward()
+        session.push(len(labels))
+        losses.append(loss.item())
+        if at_step is not None:
+            at_step(step)
+    session.wait(lambda: session.machine.durable, "pushes")
+    dense.pull()
+    return sparse, dense, losses
+
+
+class PlainRowWise(torch.optim.Optimizer):
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state.setdefault(p, {"sum": torch.zeros(len(p))})
+                state["sum"] += (p.grad**2).mean(dim=1)
+                touched = p.grad.abs().sum(dim=1) > 0
+                scale = state["sum"].sqrt() + 1e-8
+                p[touched] -= group["lr"] * p.grad[touched] / scale[touched, None]
+
+
+def all_rows(sparse: EmbeddingBagCollection) -> list[torch.Tensor]:
+    out = []
+    for i, key in enumerate(KEYS):
+        lengths = torch.tensor([int(k == key) for k in KEYS for _ in range(ROWS[key])])
+        with torch.no_grad():
+            pooled = sparse(KeyedJaggedTensor.from_lengths_sync(KEYS, torch.arange(ROWS[key]), lengths))
+        out.append(pooled[:, i * DIM : (i + 1) * DIM].clone())
+    return out
+
+
+OPTIMIZERS = [
+    (SGD(lr=0.5), lambda p: torch.optim.SGD(p, lr=0.5)),
+    (Adagrad(lr=0.1), lambda p: torch.optim.Adagrad(p, lr=0.1)),
+    (RowWiseAdagrad(lr=0.1), lambda p: PlainRowWise(p, lr=0.1)),
+]
+
+
+@pytest.mark.parametrize("optimizer", range(3))
+def test_training_equals_plain_torch(optimizer: int) -> None:
+    ours, theirs = OPTIMIZERS[optimizer]
+    dense_ours, dense_theirs = OPTIMIZERS[min(optimizer, 1)]
+    session = InProcessCluster(3).session(code="2+1")
+    first = all_rows(tables(session, ours))
+    sparse, dense, losses = train(session, batches(), 0, ours, dense_ours)
+
+    bags = [nn.EmbeddingBag.from_pretrained(w.clone(), freeze=False, mode="sum") for w in first]
+    plain = tower()
+    steppers = [theirs([b.weight for b in bags]), dense_theirs(list(plain.parameters()))]
+    for (features, labels), ours_loss in zip(batches(), losses, strict=True):
+        ids = features.values().view(2, -1, 1)
+        logits = plain(torch.cat([bag(i) for bag, i in zip(bags, ids, strict=True)], dim=1)).squeeze(1)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        for stepper in steppers:
+            stepper.zero_grad()
+        loss.backward()
+        for stepper in steppers:
+            stepper.step()
+        assert loss.item() == pytest.approx(ours_loss, rel=1e-4)
+    for got, bag in zip(all_rows(sparse), bags, strict=True):
+        torch.testing.assert_close(got, bag.weight.detach(), rtol=1e-4, atol=1e-6)
+    for got, expected in zip(dense.module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_sees_the_pushes_up_to_the_prefetch_depth_before_it() -> None:
+    """With depth d, batch t is computed with the weights after push t - 1 - d; d = 0 is plain training."""
+    for depth in (0, 1, 2):
+        session = InProcessCluster(3).session(code="2+1")
+        module = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(module.weight)
+        dense = session.replicate(module, SGD(lr=1.0))
+        seen = []
+        for _ in session.prefetch(range(6), dense, depth=depth):
+            seen.append(module.weight.item())
+            module(torch.ones(1, 1)).sum().backward()
+            session.push()
+        assert seen == [1.0 - max(0, t - depth) for t in range(6)]
+
+
+def digest_of(kill: dict[int, list[int]], n: int = 5, code: str = "3+2", depth: int = 1) -> str:
+    cluster = InProcessCluster(n)
+
+    def at_step(step: int) -> None:
+        for shard in kill.get(step, []):
+            cluster.kill(shard)
+
+    with cluster.session(code=code) as session:
+        sparse, dense, _ = train(session, batches(), depth, RowWiseAdagrad(lr=0.1), Adagrad(lr=0.1), at_step)
+        return model_digest(session, [*sparse.specs, dense.spec])
+
+
+def test_one_worker_ends_with_the_same_digest_whoever_dies() -> None:
+    calm = digest_of({})
+    assert digest_of({}) == calm
+    assert digest_of({2: [1]}) == calm
+    assert digest_of({3: [0, 4]}) == calm
+    assert digest_of({0: [2], 3: [2], 6: [2]}) == calm
+
+
+def run_two(sync: bool, kill: dict[int, int] | None = None) -> tuple[str, list[torch.Tensor], Session]:
+    cluster = InProcessCluster(3)
+
+    def worker(rank: int) -> Any:
+        session = cluster.session(code="2+1", rank=rank, world_size=2, sync=sync)
+
+        def at_step(step: int) -> None:
+            if rank == 0 and step in (kill or {}):
+                cluster.kill((kill or {})[step])
+
+        half = slice(0, BATCH // 2) if rank == 0 else slice(BATCH // 2, BATCH)
+        sparse, dense, _ = train(session, batches(), 1, at_step=at_step, rows=half)
+        session.barrier()
+        if rank == 1:
+            session.close()
+            return None
+        return model_digest(session, [*sparse.specs, dense.spec]), all_rows(sparse), session
+
+    return in_threads([lambda: worker(0), lambda: worker(1)])[0]
+
+
+def test_two_workers_in_sync_are_one_worker_with_both_halves() -> None:
+    digest, rows, _ = run_two(sync=True)
+    alone = InProcessCluster(3).session(code="2+1")
+    sparse, _, _ = train(alone, batches())
+    for got, expected in zip(rows, all_rows(sparse), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    assert run_two(sync=True, kill={3: 1})[0] == digest
+
+
+def test_two_free_workers_lose_no_push() -> None:
+    _, rows, session = run_two(sync=False, kill={2: 0, 5: 2})
+    assert all(torch.isfinite(table).all() for table in rows)
+    assert session.machine.acked == session.machine.pushed == dict.fromkeys(range(3), STEPS + 2)
+
+
+def test_other_ranks_begin_with_the_values_of_rank_0() -> None:
+    cluster = InProcessCluster(3)
+
+    def worker(rank: int) -> list[torch.Tensor]:
+        session = cluster.session(rank=rank, world_size=2)
+        module = tower(seed=rank)
+        session.replicate(module, SGD(lr=1.0))
+        return [p.detach().clone() for p in module.parameters()]
+
+    first, second = in_threads([lambda: worker(0), lambda: worker(1)])
+    for a, b, expected in zip(first, second, tower(seed=0).parameters(), strict=True):
+        assert torch.equal(a, expected) and torch.equal(b, expected)
+
+
+def test_a_restarted_worker_goes_on_with_the_values_of_the_shards() -> None:
+    cluster = InProcessCluster(3)
+    with cluster.session() as session:
+        _, dense, _ = train(session, batches())
+        trained = [p.detach().clone() for p in dense.module.parameters()]
+    again = cluster.session()
+    module = tower(seed=77)
+    again.replicate(module, SGD(lr=0.5))
+    for got, expected in zip(module.parameters(), trained, strict=True):
+        assert torch.equal(got, expected)
+    tables(again)
+    again.push()
+    assert set(again.machine.pushed.values()) == {STEPS + 2}
+
+
+def test_gradients_that_were_set_to_none_are_taken_again() -> None:
+    session = InProcessCluster(3).session()
+    module = nn.Linear(2, 1)
+    dense = session.replicate(module, SGD(lr=1.0))
+    for _ in range(2):
+        before = copy.deepcopy(module.weight.data)
+        for parameter in module.parameters():
+            parameter.grad = None
+        module(torch.ones(1, 2)).sum().backward()
+        session.push()
+        dense.pull()
+        torch.testing.assert_close(module.weight.data, before - 1.0)
+
+
+def test_a_push_without_gradients_is_empty() -> None:
+    session = InProcessCluster(3).session()
+    module = nn.Linear(2, 1)
+    dense = session.replicate(module, Adagrad(lr=1.0))
+    before = module.weight.detach().clone()
+    session.push()
+    dense.pull()
+    assert torch.equal(module.weight, before)
+
+
+def test_what_cannot_be_replicated_is_refused() -> None:
+    session = InProcessCluster(3).session()
+    with pytest.raises(ConfigurationError, match="no parameters"):
+        session.replicate(nn.ReLU(), SGD(lr=1.0))
+    with pytest.raises(ConfigurationError, match="float64"):
+        session.replicate(nn.Linear(2, 2).double(), SGD(lr=1.0))
+    with pytest.raises(ConfigurationError, match="k = 1"):
+        session.replicate(nn.Linear(2, 2), SGD(lr=1.0), code="2+1")
+    with pytest.raises(ConfigurationError, match="state by row"):
+        session.replicate(nn.Linear(2, 2), RowWiseAdagrad(lr=1.0))
+
+
+class DeadNode:
+    """A transport on which nothing ever comes."""
+
+    def perform(self, effects: Any) -> None:
+        pass
+
+    def pump(self, timeout_ms: float) -> list[Any]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_with_advice() -> None:
+    session = Session(ClientMachine(0, "p"), DeadNode(), timeout_s=0.0)
+    with pytest.raises(ClusterError, match="scheduler has not answered"):
+        session.start()
+
+
+def test_bad_ranks_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="rank 2"):
+        Session(ClientMachine(2, "p"), DeadNode(), rank=2, world_size=2)
+    with pytest.raises(ConfigurationError, match="exact"):
+        Session(ClientMachine(0, "p"), DeadNode(), sync=True, exact=False)
