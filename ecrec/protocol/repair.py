@@ -21,6 +21,8 @@ from ecrec.protocol.peer import Peer
 if TYPE_CHECKING:
     from ecrec.protocol.shard import ShardMachine
 
+TIMEOUT_FACTOR_MAX = 16
+
 
 @dataclass(slots=True)
 class Asked:
@@ -65,6 +67,8 @@ class Repairs:
         self.scrubs: dict[int, tuple[Address, int]] = {}
         """Request -> the tool that asked and its own number of it."""
         self._requests = 0
+        self._timeout_factor = 1
+        """Doubles with each time-out, so that a slow network is not buried under repairs asked again."""
 
     # ------------------------------------------------------------------ asking
     def begin(self) -> None:
@@ -131,8 +135,9 @@ class Repairs:
 
     def on_repaired(self, peer: Peer, message: m.Repaired, frames: m.Frames) -> None:
         store = self.machine.store
-        if self.asked.pop(message.request, None) is None:
-            return
+        # late answers count too: a lost row's value does not change within a view
+        self.asked.pop(message.request, None)
+        self._timeout_factor = 1
         asked, keys, records = arrays.keys(frames[0]), arrays.keys(frames[1]), arrays.records(frames[2])
         stripes = message.stripes
         if keys.size:
@@ -148,6 +153,7 @@ class Repairs:
     def forget_all(self) -> None:
         """trap: a repair lives within one view; the replacement asks again."""
         self.asked.clear()
+        self._timeout_factor = 1
         self.assemblies.clear()
         for tool, request in self.scrubs.values():
             self.machine.reply(tool, m.ScrubBusy(request, "the membership changed; ask again"))
@@ -155,10 +161,17 @@ class Repairs:
 
     def on_tick(self) -> None:
         machine = self.machine
-        timeout_ms = machine.config.repair_timeout_ms
-        for request in [r for r, a in self.asked.items() if machine.now_ms - a.at_ms > timeout_ms]:
+        timeout_ms = machine.config.repair_timeout_ms * self._timeout_factor
+        late = [r for r, a in self.asked.items() if machine.now_ms - a.at_ms > timeout_ms]
+        for request in late:
             del self.asked[request]
-        for request in [r for r, a in self.assemblies.items() if machine.now_ms - a.at_ms > 10 * timeout_ms]:
+        if late:
+            self._timeout_factor = min(2 * self._timeout_factor, TIMEOUT_FACTOR_MAX)
+        for request in [
+            r
+            for r, a in self.assemblies.items()
+            if machine.now_ms - a.at_ms > 2 * TIMEOUT_FACTOR_MAX * machine.config.repair_timeout_ms
+        ]:
             del self.assemblies[request]
             self.scrubs.pop(request, None)
 
