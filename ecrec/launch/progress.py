@@ -162,7 +162,7 @@ def summary(report: Mapping[str, Any]) -> Table:
     """The report as a table: figures of the run, and a line for each kill."""
     table = Table(title="training run", title_justify="left", show_header=False)
     table.add_column(style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")
     for name in ("steps", "examples", "seconds", "examples_per_s", "auc", "logloss"):
         table.add_row(name, _figure(report.get(name)))
     for kill in report["kills"]:

@@ -290,7 +290,7 @@ class ShardMachine:
         batch = []
         for number in range(head.push.barrier):
             worker = self.workers.get(number)
-            if worker is None or not worker.queue:
+            if worker is None or not worker.queue or worker.queue[0].number != head.number:
                 return None
             batch.append(worker.queue[0])
         return batch
