@@ -44,7 +44,7 @@ def train(
         int | None, typer.Option(help="Steps of each worker; as many as the data gives.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 1,
-    batch: Annotated[int, typer.Option(help="Examples in a step, over all workers.")] = 2048,
+    batch: Annotated[int, typer.Option(help="Examples in a step, over all workers.")] = TrainOptions().batch,
     dim: Annotated[int, typer.Option(help="Floats in an embedding vector.")] = 64,
     rows: Annotated[int | None, typer.Option(help="Hash buckets a table.")] = None,
     optimizer: Annotated[
@@ -114,11 +114,11 @@ def status(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    from ecrec.launch.status import render
+    from ecrec.launch.status import plain, render
     from ecrec.launch.verify import cluster_state
 
     if as_json:
-        print(json.dumps(msgspec.to_builtins(cluster_state(scheduler), str_keys=True)))
+        print(json.dumps(plain(cluster_state(scheduler))))
         return
     console = Console()
     if not watch:

@@ -167,11 +167,8 @@ class Repairs:
             del self.asked[request]
         if late:
             self._timeout_factor = min(2 * self._timeout_factor, TIMEOUT_FACTOR_MAX)
-        for request in [
-            r
-            for r, a in self.assemblies.items()
-            if machine.now_ms - a.at_ms > 2 * TIMEOUT_FACTOR_MAX * machine.config.repair_timeout_ms
-        ]:
+        abandoned_ms = 2 * TIMEOUT_FACTOR_MAX * machine.config.repair_timeout_ms
+        for request in [r for r, a in self.assemblies.items() if machine.now_ms - a.at_ms > abandoned_ms]:
             del self.assemblies[request]
             self.scrubs.pop(request, None)
 

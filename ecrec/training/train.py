@@ -50,20 +50,20 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     data: tuple[str, ...] = ()
     """Criteo files; none: generated rows."""
     test_fraction: float = 0.2
-    rows: int = 100_000
+    rows: int = 50_000
     """Hash buckets a table."""
-    batch: int = 2048
+    batch: int = 512
     """Rows of a step, over all workers."""
     steps: int | None = None
     epochs: int = 1
     dim: int = 64
-    bottom_mlp: tuple[int, ...] = (512, 256)
-    top_mlp: tuple[int, ...] = (512, 256)
+    bottom_mlp: tuple[int, ...] = (256,)
+    top_mlp: tuple[int, ...] = (256,)
     optimizer: str = "rowwise-adagrad"
     lr: float = 0.02
     dense_optimizer: str = "adagrad"
     dense_lr: float = 0.005
-    init_scale: float | None = None
+    init_scale: float | None = 0.01
     code: str = "4+1"
     sync: bool = False
     seed: int = 7
