@@ -187,6 +187,7 @@ def run_two(sync: bool, kill: dict[int, int] | None = None) -> tuple[str, list[t
 
         def at_step(step: int) -> None:
             if rank == 0 and step in (kill or {}):
+                session.wait(cluster.whole, "the last death to be repaired: the code stands one")
                 cluster.kill((kill or {})[step])
 
         half = slice(0, BATCH // 2) if rank == 0 else slice(BATCH // 2, BATCH)
