@@ -1,0 +1,276 @@
+"""Faults: when they strike, whom they may hit, and when they are over.
+
+At most r shards of a group are not whole at the same time, unless the plan says otherwise: a shard counts as whole
+only when the scheduler has announced it.
+"""
+
+import random
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from ecrec.protocol import events as e
+from ecrec.protocol import messages as m
+from ecrec.protocol.messages import SHARD
+from ecrec.protocol.placement import Placement
+from ecrec.simulator.network import Process
+from ecrec.simulator.plan import Fault
+from ecrec.simulator.story import ViolationError
+
+if TYPE_CHECKING:
+    from ecrec.simulator.cluster import Cluster
+
+RETRY_MS = 15.0
+"""A fault that the code could not stand now is tried again after so long,"""
+RETRIES_MAX = 40
+"""at most so often."""
+
+AIMED_MS = 8_000.0
+"""Aimed faults that did not find their message until then are given up."""
+
+LIVENESS_MS = 20_000.0
+"""After the last fault everything must be whole and quiet within this."""
+
+
+class Faults:
+    """Strikes according to the plan, and keeps count of the dead."""
+
+    def __init__(self, cluster: "Cluster") -> None:
+        self.cluster = cluster
+        self.plan = cluster.plan
+        self.rng = random.Random(self.plan.seed * 2 + 2)
+        self.began = False
+        """The tables are there: faults may strike."""
+        self.quiet = False
+        self.quiet_at_ms = 0.0
+        self.deadline_ms = 0.0
+        self.deaths = 0
+        self.must_lose = ""
+        self._pending = 0
+        self._aimed: dict[str, list[tuple[int, Fault]]] = defaultdict(list)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._doomed: dict[tuple[int, int], float] = {}
+        """Stalled incarnations that the scheduler may take for dead -> when it is clear that it did not."""
+        self._crash_scheduler_at: float | None = None
+
+    # ------------------------------------------------------------------ from the run
+    def announced(self, group: int, view: m.View) -> None:
+        """A view was sent for the first time."""
+        base = group * self.plan.n
+        if isinstance(view, m.TableAdded) and not self.began:
+            # Only from here on is there something to lose.
+            self._begin()
+        elif isinstance(view, m.ShardDown):
+            shard = base + view.shard
+            process = self.cluster.shards.get(shard)
+            alive = process is not None and process.alive and process.address.epoch == view.epoch
+            if alive and (shard, view.epoch) not in self._doomed:
+                raise ViolationError(f"shard {shard} (epoch {view.epoch}) is declared dead and is not", [shard])
+        elif isinstance(view, m.DataLost) and not self.plan.too_many:
+            raise ViolationError(f"said to be lost, with no more deaths than the code stands: {view.reason}")
+
+    def _begin(self) -> None:
+        self.began = True
+        now_ms = self.cluster.now_ms
+        last_ms = 0.0
+        for fault in self.plan.faults:
+            if fault.message:
+                self._aimed[fault.message].append((self._counts[fault.message] + fault.count, fault))
+            else:
+                self._pending += 1
+                self.cluster.post(now_ms + fault.at_ms, self._strike, fault, 0)
+            last_ms = max(last_ms, fault.at_ms)
+        self.cluster.post(now_ms + last_ms + 1.0, self._calm)
+
+    def _calm(self) -> None:
+        """The safety phase is over as soon as every fault has struck or given up: from now on nothing goes wrong."""
+        if self._pending or self.cluster.scheduler is None or self._crash_scheduler_at is not None:
+            self.cluster.post(self.cluster.now_ms + RETRY_MS, self._calm)
+            return
+        busy = any(not worker.finished for worker in self.cluster.workers)
+        if self._aimed and busy and self.cluster.now_ms < AIMED_MS:
+            self.cluster.post(self.cluster.now_ms + RETRY_MS, self._calm)
+            return
+        self.quiet = True
+        self._aimed.clear()
+        self.quiet_at_ms = self.cluster.now_ms
+        self.deadline_ms = self.quiet_at_ms + LIVENESS_MS
+        self.cluster.note("faults stop")
+
+    def delivered(self, kind: str, source: Process, to: Process) -> None:
+        """A message was delivered: is a fault aimed at it?"""
+        self._counts[kind] += 1
+        aimed = self._aimed.get(kind)
+        if not aimed or self.quiet:
+            return
+        for item in list(aimed):
+            if self._counts[kind] >= item[0]:
+                aimed.remove(item)
+                if not aimed:
+                    del self._aimed[kind]
+                self._pending += 1
+                self._strike(item[1], 0, source, to)
+
+    def effects_before_crash(self, process: Process, effects: int) -> int:
+        """Where in the list of a machine's effects a crash of the scheduler strikes; -1: it does not."""
+        if self._crash_scheduler_at is None or process is not self.cluster.scheduler or not effects:
+            return -1
+        return self.rng.randrange(effects)
+
+    # ------------------------------------------------------------------ striking
+    def _strike(self, fault: Fault, tries: int, source: Process | None = None, to: Process | None = None) -> None:
+        done = getattr(self, "_strike_" + fault.kind.replace("-", "_"))(fault, source, to)
+        if not done and tries < RETRIES_MAX and not self.cluster.record.lost:
+            self.cluster.post(self.cluster.now_ms + RETRY_MS, self._strike, fault, tries + 1)
+        else:
+            self._pending -= 1
+
+    def _not_whole(self, group: int) -> set[int]:
+        """Shards of a group that would be missed now, or that the scheduler will soon give up."""
+        n, record = self.plan.n, self.cluster.record
+        out = set()
+        for shard in range(group * n, group * n + n):
+            process = self.cluster.shards.get(shard)
+            epoch = record.epochs.get(shard, 0)
+            if (
+                process is None
+                or not process.alive
+                or process.address.epoch != epoch
+                or not record.whole.get(shard)
+                or self._doomed.get((shard, epoch), 0.0) > self.cluster.now_ms
+            ):
+                out.add(shard)
+        return out
+
+    def _victim(self, fault: Fault, source: Process | None, to: Process | None) -> Process | None:
+        """A running shard whose death the code stands, or None."""
+        group = self.rng.randrange(self.plan.groups)
+        at_hand = source if fault.side == "sender" else to if fault.side == "receiver" else None
+        if at_hand is not None and at_hand.role == SHARD and at_hand.alive and at_hand.address.epoch:
+            group = at_hand.address.id // self.plan.n
+        else:
+            at_hand = None
+        gone = self._not_whole(group)
+        room = self.plan.tolerance - len(gone)
+        n = self.plan.n
+        running = [
+            p
+            for s in range(group * n, group * n + n)
+            if (p := self.cluster.shards.get(s)) is not None and p.alive and (s in gone or room > 0)
+        ]
+        if at_hand in running:
+            return at_hand
+        recovering = [p for p in running if p.address.id in gone]
+        if fault.prefer_recovering and recovering:
+            return self.rng.choice(recovering)
+        return self.rng.choice(running) if running else None
+
+    def _strike_crash(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        hit = False
+        for _ in range(fault.burst):
+            process = self._victim(fault, source, to)
+            if process is not None:
+                hit = True
+                self._kill(process, fault)
+        return hit
+
+    def _kill(self, process: Process, fault: Fault) -> None:
+        self.deaths += 1
+        address = process.address
+        self.cluster.kill(process, f"crash ({fault.message or 'at random'})")
+        self._notice(process, fault.noticed)
+        wanted = address.id if self.plan.named else -1
+        self.cluster.post(self.cluster.now_ms + 0.1 + fault.lasts_ms, self.cluster.start_shard, wanted)
+
+    def _notice(self, process: Process, noticed: bool) -> None:
+        """The scheduler sees the connection close, after the grace, if it is the one that had it."""
+        scheduler = self.cluster.scheduler
+        if not noticed or scheduler is None or not process.address.epoch:
+            return
+        at_ms = self.cluster.now_ms + self.plan.config.reconnect_grace_ms + self.rng.random() * 5.0
+        self.cluster.post(at_ms, self._disconnected, scheduler, process)
+
+    def _disconnected(self, scheduler: Process, process: Process) -> None:
+        if scheduler.alive:
+            self.cluster.handle(scheduler, e.Disconnected(process.address))
+
+    def _strike_massacre(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """More deaths at once than a class of some table can stand."""
+        group = self.rng.randrange(self.plan.groups)
+        placement = Placement(self.plan.n)
+        for table in self.plan.tables:
+            placement.add(table.code)
+        stripe = self.rng.choice([s for s in placement.classes if len(s.parity) == self.plan.tolerance])
+        some = self.rng.sample(stripe.data + stripe.parity, self.plan.tolerance + 1)
+        members = [group * self.plan.n + s for s in some]
+        processes = [self.cluster.shards.get(s) for s in members]
+        if any(p is None or not p.alive for p in processes) or self._not_whole(group) & set(members):
+            return False
+        self.must_lose = f"shards {members} at {self.cluster.now_ms:.3f} ms"
+        for process in processes:
+            assert process is not None
+            self._kill(process, fault)
+        return True
+
+    def _strike_pause(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A process that gets no CPU for a while, too short to be taken for dead."""
+        process = self.rng.choice([p for p in self.cluster.processes.values() if p.alive])
+        if process.paused_until_ms <= self.cluster.now_ms:
+            self.cluster.note(f"pauses for {fault.lasts_ms:.1f} ms", process.label)
+            process.paused_until_ms = self.cluster.now_ms + fault.lasts_ms
+        return True
+
+    def _strike_stall(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A pause so long that the scheduler takes the shard for dead; it comes back as a ghost of its incarnation."""
+        process = self._victim(fault, None, None)
+        if process is None or self.cluster.scheduler is None:
+            return False
+        until_ms = self.cluster.now_ms + fault.lasts_ms
+        # Long enough for a scheduler that was just restarted to give it the whole time-out again.
+        over_ms = until_ms + 3 * self.plan.config.heartbeat_timeout_ms
+        self._doomed[process.address.id, process.address.epoch] = over_ms
+        process.paused_until_ms = until_ms
+        self.deaths += 1
+        self.cluster.note(f"stalls for {fault.lasts_ms:.1f} ms", process.label)
+        return True
+
+    def _strike_slow_pair(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """One direction between two shards becomes slow."""
+        running = [p for p in self.cluster.shards.values() if p.alive]
+        if len(running) < 2:
+            return False
+        a, b = self.rng.sample(running, 2)
+        link = self.cluster.link(a, b)
+        link.slow_until_ms = self.cluster.now_ms + fault.lasts_ms
+        link.slow_ms = fault.lasts_ms * self.rng.random()
+        self.cluster.note(f"slow link to {b.label}: {link.slow_ms:.1f} ms for {fault.lasts_ms:.1f} ms", a.label)
+        return True
+
+    def _strike_scheduler(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        if self.cluster.scheduler is None:
+            return False
+        self._crash_scheduler_at = fault.lasts_ms
+        if self.rng.random() < 0.4:  # in the middle of what it does next, if it does anything soon
+            self.cluster.post(self.cluster.now_ms + 200.0, self._crash_idle_scheduler)
+        else:
+            self.crash_scheduler("at rest")
+        return True
+
+    def _crash_idle_scheduler(self) -> None:
+        if self._crash_scheduler_at is not None:
+            self.crash_scheduler("at rest")
+
+    def crash_scheduler(self, why: str) -> None:
+        scheduler, lasts_ms = self.cluster.scheduler, self._crash_scheduler_at
+        assert scheduler is not None and lasts_ms is not None
+        self._crash_scheduler_at = None
+        self.cluster.kill(scheduler, f"crash {why}")
+        self.cluster.post(self.cluster.now_ms + 0.1 + lasts_ms, self.cluster.start_scheduler)
+
+    def stopped(self, process: Process, reason: str) -> None:
+        """A machine asked its process to end: only one that was declared dead may."""
+        address = process.address
+        self.cluster.kill(process, f"stops: {reason}")
+        if process.role != SHARD or not address.epoch or (address.id, address.epoch) not in self.cluster.record.down:
+            raise ViolationError(f"{process.label} stops, and was not declared dead: {reason}", [address.id])
+        wanted = address.id if self.plan.named else -1
+        self.cluster.post(self.cluster.now_ms + self.rng.random() * 50.0, self.cluster.start_shard, wanted)

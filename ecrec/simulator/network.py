@@ -1,0 +1,108 @@
+"""Processes, and the links between them: delays, losses, repeats, and what a crash leaves on the way."""
+
+import random
+from collections import deque
+from typing import Any, NamedTuple
+
+from ecrec.protocol import wire
+from ecrec.protocol.messages import SHARD, Address
+from ecrec.protocol.stream import Streams
+from ecrec.simulator.plan import Network
+
+OUTAGE_GAP_MS = 5.0
+"""Added to the longest outage, the time in which no other begins: heartbeats must come through in between."""
+
+
+class Process:
+    """An operating-system process with one machine in it. A shard that comes back is another process."""
+
+    def __init__(self, name: str, role: int, machine: Any, clock_ms: float) -> None:
+        self.name = name
+        self.role = role
+        self.machine = machine
+        self.clock_ms = clock_ms
+        """What its monotonic clock shows at simulated time 0: hosts' clocks have nothing in common."""
+        self.alive = True
+        self.paused_until_ms = 0.0
+        self.routes: dict[Address, Process] = {}
+        """Where an address is reached: learned from Connect, and from what arrived."""
+        self.connected: set[Address] = set()
+        """Shards that the machine asked to be connected to."""
+        self.held: list[tuple[Link, Parcel]] = []
+        """What came for an incarnation that this process is not yet."""
+        self.refused: set[Address] = set()
+        """Incarnations that the machine disconnected."""
+        self.streams: Streams[Packet] = Streams()
+        self.address = Address(role, -1, 0)
+        self.marks: dict[int, int] = {}
+        self.lineage_before = 0
+        """Length of the shard's lineage before the machine's last event."""
+
+    @property
+    def label(self) -> str:
+        """Short name in the trace: ``s2.1`` is shard 2 in epoch 1."""
+        if self.role == SHARD and self.address.id >= 0 and self.address.epoch > 0:
+            return f"s{self.address.id}.{self.address.epoch}"
+        return self.name
+
+
+class Packet(NamedTuple):
+    """A message on its way, as its sender handed it over."""
+
+    source: Address
+    to: Address
+    packed: wire.Packed
+    message: Any
+
+
+class Parcel(NamedTuple):
+    """A packet in a link. ``sequence`` is 0 outside of streams; without a packet it only acknowledges."""
+
+    source: Address
+    packet: Packet | None
+    sequence: int
+    ack: int
+
+
+class Link:
+    """One direction between two processes: first in, first out."""
+
+    def __init__(self, source: Process, to: Process, ideal: bool) -> None:
+        self.source = source
+        self.to = to
+        self.ideal = ideal
+        """Loses and repeats nothing."""
+        self.queue: deque[Parcel] = deque()
+        self.due_ms = 0.0
+        self.slow_until_ms = 0.0
+        self.slow_ms = 0.0
+        self.outage_until_ms = -1.0
+        self.broken = False
+        """An outage swallowed something since the last connection; a stream must send it again."""
+
+    def delay_ms(self, now_ms: float, network: Network, rng: random.Random) -> float:
+        delay = network.delay_min_ms + rng.random() * (network.delay_max_ms - network.delay_min_ms)
+        if network.straggle_rate and rng.random() < network.straggle_rate:
+            delay += rng.random() * network.straggle_max_ms
+        if now_ms < self.slow_until_ms:
+            delay += self.slow_ms
+        self.due_ms = max(self.due_ms + 1e-6, now_ms + delay)
+        return self.due_ms
+
+    def copies(self, now_ms: float, network: Network, rng: random.Random, stream: bool) -> int:
+        """How many of a message arrive: 0, 1 or 2. A stream's connection loses nothing unless it breaks."""
+        if self.ideal:
+            return 1
+        if now_ms < self.outage_until_ms:
+            self.broken = True
+            return 0
+        rested = now_ms > self.outage_until_ms + network.outage_max_ms + OUTAGE_GAP_MS
+        if network.outage_rate and rested and rng.random() < network.outage_rate:
+            self.outage_until_ms = now_ms + rng.random() * network.outage_max_ms
+            self.broken = True
+            return 0
+        if stream:
+            return 1
+        if network.loss_rate and rng.random() < network.loss_rate:
+            return 0
+        return 2 if network.repeat_rate and rng.random() < network.repeat_rate else 1

@@ -1,0 +1,445 @@
+"""The checkers. They stand outside of the machines, keep their own record, and believe nobody.
+
+The record of a shard is its *lineage*: every push that any incarnation applied, with its window, less what a SETTLE
+cut off. A replay of it on a store of its own gives the rows that the shard must have.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ecrec import _native
+from ecrec.protocol import messages as m
+from ecrec.protocol.messages import Address
+from ecrec.protocol.placement import Placement, TableSpec
+from ecrec.simulator.plan import Plan
+from ecrec.simulator.story import ViolationError, show_keys
+
+
+class Applied(NamedTuple):
+    """One push of one worker, as a shard's machine took it."""
+
+    worker: int
+    number: int
+    push: m.Push
+    frames: Sequence[Any]
+
+
+class Entry(NamedTuple):
+    """Pushes that were applied as one: a single one, or those of a barrier, in order of the workers."""
+
+    epoch: int
+    window: int
+    pushes: list[Applied]
+
+
+class RowsOf(NamedTuple):
+    """A section of a push or pull as arrays."""
+
+    tables: Any
+    counts: Any
+    rows: Any
+    values: Any
+
+
+def sections_of(sections: Sequence[m.Section], frames: Sequence[Any], values: bool) -> list[RowsOf]:
+    """The arrays of a message that is known to be well formed."""
+    step = 2 if values else 1
+    return [
+        RowsOf(
+            np.array(section.tables, np.int32),
+            np.array(section.counts, np.int64),
+            np.frombuffer(frames[step * i], np.int64),
+            np.frombuffer(frames[step * i + 1], np.float32) if values else None,
+        )
+        for i, section in enumerate(sections)
+    ]
+
+
+def add_table(store: Any, table: TableSpec, recovered: bool = True) -> None:
+    """Add a table of the protocol to a native store."""
+    store.add_table(
+        table.rows, table.dim, table.code.k, table.code.r, table.code.generator, table.optimizer.name,
+        list(table.optimizer.hyper), table.init, table.init_seed, table.init_scale, table.init_state, recovered,
+    )  # fmt: skip
+
+
+def sum_pushes(parts: Iterable[RowsOf], dims: Sequence[int]) -> RowsOf:
+    """Several sections as one: each row's gradients added in the order given. The slow, obvious way."""
+    sums: dict[tuple[int, int], Any] = {}
+    for part in parts:
+        at = row_at = 0
+        for table, count in zip(part.tables.tolist(), part.counts.tolist(), strict=True):
+            for row in part.rows[row_at : row_at + count].tolist():
+                gradient = part.values[at : at + dims[table]]
+                known = sums.get((table, row))
+                sums[table, row] = gradient.copy() if known is None else known + gradient
+                at += dims[table]
+            row_at += count
+    keys = sorted(sums)
+    tables = sorted({table for table, _ in keys})
+    return RowsOf(
+        np.array(tables, np.int32),
+        np.array([sum(1 for table, _ in keys if table == t) for t in tables], np.int64),
+        np.array([row for _, row in keys], np.int64),
+        np.concatenate([sums[key] for key in keys]) if keys else np.zeros(0, np.float32),
+    )
+
+
+def apply_entry(store: Any, pushes: Sequence[Applied], dims: Sequence[int]) -> None:
+    """Do to a store what a shard does when it applies these pushes as one."""
+    parts = [part for p in pushes for part in sections_of(p.push.sections, p.frames, True)]
+    if pushes[0].push.assign:
+        for part in parts:
+            store.assign(part.tables, part.counts, part.rows, part.values, None)
+        return
+    if len(pushes) > 1:
+        parts = [sum_pushes(parts, dims)]
+    for part in parts:
+        if len(part.rows):
+            store.apply(part.tables, part.counts, part.rows, part.values, None)
+
+
+def gather(store: Any, sections: Sequence[RowsOf], records: bool) -> list[bytes]:
+    """What a pull of these sections must be answered with."""
+    answers = []
+    for s in sections:
+        out = np.empty(store.gather_bytes(s.tables, s.counts, records), np.uint8)
+        store.gather(s.tables, s.counts, s.rows, out, records)
+        answers.append(out.tobytes())
+    return answers
+
+
+class Layout:
+    """Which rows lie where: the arithmetic of DESIGN.md, section 1, written once more."""
+
+    def __init__(self, n: int, groups: int) -> None:
+        self.n = n
+        self.groups = groups
+
+    def shard_of(self, table: TableSpec, row: int) -> int:
+        stripe = row // table.code.k
+        g, group = stripe // self.groups, stripe % self.groups
+        return group * self.n + (g + row % table.code.k) % self.n
+
+    def rows_on(self, shard: int, tables: Sequence[TableSpec]) -> RowsOf:
+        """All data rows of a shard."""
+        rows = [[row for row in range(t.rows) if self.shard_of(t, row) == shard] for t in tables]
+        return RowsOf(
+            np.arange(len(tables), dtype=np.int32),
+            np.array([len(some) for some in rows], np.int64),
+            np.array([row for some in rows for row in some], np.int64),
+            None,
+        )
+
+
+class Record:
+    """The lineage of every shard, what was acknowledged, and what the scheduler announced."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.layout = Layout(plan.n, plan.groups)
+        self.tables: list[TableSpec] = []
+        """By index: all groups get them in the same order."""
+        self.dims: list[int] = []
+        self._tables_seen = [0] * plan.groups
+        self.lineage: dict[int, list[Entry]] = defaultdict(list)
+        self.watermarks: dict[int, dict[int, int]] = defaultdict(dict)
+        self.acked: dict[tuple[int, int], int] = defaultdict(int)
+        self.epochs: dict[int, int] = {}
+        """Shard -> the epoch whose pushes count."""
+        self.cuts: dict[tuple[int, int], int] = {}
+        """Settled incarnation -> cut."""
+        self.whole: dict[int, bool] = {}
+        self.down: set[tuple[int, int]] = set()
+        self.lost = ""
+        self._views: dict[tuple[int, int], m.View] = {}
+        self._starts: dict[tuple[int, int], m.Start] = {}
+        self._shadows: dict[int, tuple[Any, int]] = {}
+        self._pushed: dict[tuple[int, int, int, int], list[bytes]] = {}
+        self.pushes_applied = 0
+        self.rows_checked = 0
+
+    # ------------------------------------------------------------------ what the machines tell
+    def applied(self, shard: Address, window: int, pushes: Sequence[Any]) -> None:
+        """The observer of every `ShardMachine`."""
+        some = [Applied(p.worker, p.number, p.push, [bytes(frame) for frame in p.frames]) for p in pushes]
+        who, epoch = shard.id, shard.epoch
+        for p in some:
+            self._check_content(who, p)
+        cut = self.cuts.get((who, epoch))
+        if cut is not None:
+            if window <= cut:
+                raise ViolationError(f"settled {shard} applies to window {window}, at or below its cut {cut}", [who])
+            return
+        if self.epochs.get(who) != epoch:
+            raise ViolationError(f"{shard} applies a push, but epoch {self.epochs.get(who)} was announced", [who])
+        last = self.lineage[who][-1].window if self.lineage[who] else 0
+        if window < last:
+            raise ViolationError(f"{shard}: window {window} was opened after {last}", [who])
+        marks = self.watermarks[who]
+        for p in some:
+            if p.number != marks.get(p.worker, 0) + 1:
+                raise ViolationError(
+                    f"exactly once, in order: {shard} applies push {p.number} of worker {p.worker} after push "
+                    f"{marks.get(p.worker, 0)}", [who],
+                )  # fmt: skip
+            marks[p.worker] = p.number
+        if some[0].push.barrier > 1 and [p.worker for p in some] != list(range(some[0].push.barrier)):
+            raise ViolationError(f"{shard} applies a barrier of workers {[p.worker for p in some]}", [who])
+        if len({p.push.barrier for p in some}) > 1 or (some[0].push.barrier <= 1 and len(some) > 1):
+            raise ViolationError(f"{shard} applies pushes of different barriers as one", [who])
+        self.lineage[who].append(Entry(epoch, window, some))
+        self.pushes_applied += len(some)
+
+    def made(self, worker: int, epoch: int, shard: int, number: int, frames: Sequence[Any]) -> None:
+        """A worker made a push for a shard."""
+        self._pushed[worker, epoch, shard, number] = [bytes(np.ascontiguousarray(f)) for f in frames]
+
+    def _check_content(self, shard: int, p: Applied) -> None:
+        if self._pushed.get((p.worker, p.push.worker_epoch, shard, p.number)) != p.frames:
+            raise ViolationError(f"shard {shard}: push {p.number} of worker {p.worker} was made otherwise", [shard])
+
+    def acknowledged(self, shard: Address, worker: int, durable: int) -> None:
+        """A shard tells a worker that its pushes up to ``durable`` are safe."""
+        who = shard.id
+        if durable > self.watermarks[who].get(worker, 0):
+            raise ViolationError(
+                f"{shard} acknowledges push {durable} of worker {worker} as durable, but its lineage ends with "
+                f"{self.watermarks[who].get(worker, 0)}", [who],
+            )  # fmt: skip
+        self.acked[who, worker] = max(self.acked[who, worker], durable)
+
+    # ------------------------------------------------------------------ what the scheduler announces
+    def announced(self, group: int, view: m.View) -> list[m.View]:
+        """A view was sent; returns it if it is new. One number means one view, whoever is told and however often."""
+        if isinstance(view, m.Start):
+            if view.shard < 0:
+                return []
+            shard = group * self.plan.n + view.shard
+            known = self._starts.get((shard, view.epoch))
+            if known is None:
+                self._starts[shard, view.epoch] = view
+                self._start(shard, view)
+                return [view]
+            if (known.window, known.marks, known.recovering) != (view.window, view.marks, view.recovering):
+                raise ViolationError(f"shard {shard} epoch {view.epoch} is started as {known} and as {view}", [shard])
+            return []
+        earlier = self._views.get((group, view.number))
+        if earlier is not None:
+            if earlier != view:
+                raise ViolationError(f"view {view.number} of group {group} is {earlier} to one and {view} to another")
+            return []
+        self._views[group, view.number] = view
+        base = group * self.plan.n
+        if isinstance(view, m.Settle):
+            self._settle(base + view.shard, view)
+        elif isinstance(view, m.ShardUp):
+            self._up(base + view.shard, view.epoch, view.window, view.marks)
+        elif isinstance(view, m.ShardDown):
+            self.whole[base + view.shard] = False
+            self.down.add((base + view.shard, view.epoch))
+        elif isinstance(view, m.ShardWhole):
+            if self.epochs[base + view.shard] == view.epoch and (base + view.shard, view.epoch) not in self.down:
+                self.whole[base + view.shard] = True
+        elif isinstance(view, m.TableAdded):
+            self._table(group, view.table)
+        elif isinstance(view, m.DataLost):
+            self.lost = view.reason
+        return [view]
+
+    def _start(self, shard: int, view: m.Start) -> None:
+        if view.recovering:
+            self._up(shard, view.epoch, view.window, view.marks)
+        elif shard in self.epochs:
+            raise ViolationError(f"shard {shard} starts as new, after epoch {self.epochs[shard]}", [shard])
+        else:
+            self.epochs[shard] = view.epoch
+            self.whole[shard] = True
+
+    def _table(self, group: int, table: TableSpec) -> None:
+        index = self._tables_seen[group]
+        self._tables_seen[group] += 1
+        if index < len(self.tables):
+            if self.tables[index] != table:
+                raise ViolationError(f"table {index} is {self.tables[index].name}, and {table.name} in another group")
+            return
+        self.tables.append(table)
+        self.dims.append(table.dim)
+        for shadow, _ in self._shadows.values():
+            add_table(shadow, table)
+
+    def _settle(self, shard: int, view: m.Settle) -> None:
+        """Cut the lineage; nothing that was acknowledged may be above the cut."""
+        lineage = self.lineage[shard]
+        self.cuts[shard, view.epoch] = view.window
+        kept = [e for e in lineage if e.window <= view.window]
+        undone = lineage[len(kept) :]
+        self.lineage[shard] = kept
+        marks: dict[int, int] = {}
+        for entry in kept:
+            for p in entry.pushes:
+                marks[p.worker] = p.number
+        self.watermarks[shard] = marks
+        for (who, worker), number in self.acked.items():
+            if who == shard and number > marks.get(worker, 0):
+                raise ViolationError(
+                    f"acknowledged push {number} of worker {worker} is lost: SETTLE(shard {shard}, epoch {view.epoch}, "
+                    f"window {view.window}) goes back to push {marks.get(worker, 0)}", [shard],
+                )  # fmt: skip
+        if undone:
+            self._shadows.pop(shard, None)
+
+    def _up(self, shard: int, epoch: int, window: int, marks: dict[int, int]) -> None:
+        if self.epochs.get(shard) == epoch:
+            return
+        before = self.epochs.get(shard, 0)
+        cut = self.cuts.get((shard, before))
+        if cut is None:
+            raise ViolationError(f"shard {shard} starts in epoch {epoch}, but epoch {before} was not settled", [shard])
+        if window != cut:
+            raise ViolationError(f"shard {shard} starts from window {window}, its cut is {cut}", [shard])
+        known = {worker: number for worker, number in marks.items() if number}
+        if known != self.watermarks[shard]:
+            raise ViolationError(
+                f"shard {shard} epoch {epoch} starts with watermarks {known}; the lineage up to its cut {cut} has "
+                f"{self.watermarks[shard]}", [shard],
+            )  # fmt: skip
+        self.epochs[shard] = epoch
+        self.whole[shard] = False
+
+    # ------------------------------------------------------------------ replay
+    def new_store(self, shard: int) -> Any:
+        store = _native.Store(shard % self.plan.n, self.plan.n, shard // self.plan.n, self.plan.groups)
+        for table in self.tables:
+            add_table(store, table)
+        return store
+
+    def shadow(self, shard: int, upto: int | None = None) -> Any:
+        """A store with the lineage of a shard so far (or at least its first ``upto`` entries)."""
+        store, done = self._shadows.get(shard) or (self.new_store(shard), 0)
+        lineage = self.lineage[shard]
+        for entry in lineage[done:upto]:
+            apply_entry(store, entry.pushes, self.dims)
+            done += 1
+        self._shadows[shard] = (store, done)
+        return store
+
+    def current(self, shard: Address) -> bool:
+        """This incarnation is the one whose pushes count."""
+        return self.epochs.get(shard.id) == shard.epoch and (shard.id, shard.epoch) not in self.cuts
+
+    def check_rows(
+        self, shard: Address, before: int, pull: m.Pull, worker: int, sections: Sequence[RowsOf], got: Any
+    ) -> None:
+        """Rows that a shard gave away must be those of its lineage.
+
+        One call of its machine may apply pushes and answer pulls in turn; ``before`` is the length of the lineage when
+        it began. The answer must fit a point in it at which the push that the pull waits for is applied.
+        """
+        who = shard.id
+        lineage = self.lineage[who]
+        answer = [bytes(frame) for frame in got]
+        store = self.shadow(who, before)
+        while gather(store, sections, pull.records) != answer:
+            done = self._shadows[who][1]
+            if done == len(lineage):
+                raise ViolationError(f"{shard}: rows of pull {pull.request} differ from a replay of its lineage", [who])
+            self.shadow(who, done + 1)
+        if pull.after > self.watermarks[who].get(worker, 0):
+            raise ViolationError(f"{shard} answers a pull after push {pull.after} of worker {worker} too early", [who])
+        self.rows_checked += sum(len(s.rows) for s in sections)
+
+    def check_keys(self, shard: Address, store: Any, keys: Any) -> None:
+        """Data rows of these keys, just repaired, must be those of the lineage. Those still lost are left out."""
+        where = zip(store.classes(keys).tolist(), store.positions(keys).tolist(), strict=True)
+        here = [store.next_missing(class_id, position) != position for class_id, position in where]
+        keys = keys[np.array(here, np.bool_)]
+        for one, other in zip(store.coded_rows_of(keys), self.shadow(shard.id).coded_rows_of(keys), strict=True):
+            if not np.array_equal(one, other):
+                self._compare_keys(shard, store, keys)
+        self.rows_checked += len(keys)
+
+    def _compare_keys(self, shard: Address, store: Any, keys: Any) -> None:
+        """Row by row: a row that is touched in one and not in the other can still have coded value zero."""
+        for key in keys:
+            one, other = (
+                (lambda rows: bytes(rows[1]) if len(rows[0]) else b"")(s.coded_rows_of(np.array([key], np.uint64)))
+                for s in (store, self.shadow(shard.id))
+            )
+            if one.rstrip(b"\0") != other.rstrip(b"\0"):
+                raise ViolationError(
+                    f"{shard}: the repaired row {show_keys([key])} is {one.hex() or 'untouched'}, "
+                    f"the lineage has {other.hex() or 'untouched'}", [shard.id], [key],
+                )  # fmt: skip
+
+    # ------------------------------------------------------------------ at the end
+    def check_data(self, shard: Address, store: Any) -> None:
+        """Every data row of a shard, byte by byte, against a replay on a fresh store."""
+        fresh = self.new_store(shard.id)
+        for entry in self.lineage[shard.id]:
+            apply_entry(fresh, entry.pushes, self.dims)
+        rows = self.layout.rows_on(shard.id, self.tables)
+        got, expected = gather(store, [rows], True)[0], gather(fresh, [rows], True)[0]
+        if got != expected:
+            at, names = 0, []
+            row_at = 0
+            for table, count in enumerate(rows.counts.tolist()):
+                size = store.record_bytes(table)
+                for row in rows.rows[row_at : row_at + count].tolist():
+                    if got[at : at + size] != expected[at : at + size]:
+                        spec = self.tables[table]
+                        names.append((table, row, table << 48 | row // spec.code.k // self.plan.groups))
+                    at += size
+                row_at += count
+            raise ViolationError(
+                f"{shard}: rows (table, row) {[name[:2] for name in names]} differ from the replay of its lineage",
+                [shard.id], [name[2] for name in names],
+            )  # fmt: skip
+        self.rows_checked += len(rows.rows)
+
+    def check_parity(self, group: int, stores: Sequence[Any]) -> None:
+        """Parity of every stripe of a group = encode(coded data)."""
+        placement = Placement(self.plan.n)
+        for table in self.tables:
+            placement.add(table.code)
+        sizes = [stores[0].record_bytes(t) for t in range(len(self.tables))]
+        for stripe in placement.classes:
+            spec = placement.code_of(stripe.class_id)
+            if not spec.r:
+                continue
+            end = stores[0].class_size(stripe.class_id)
+            data = [_by_key(stores[j].coded_rows(stripe.class_id, 0, end), sizes) for j in stripe.data]
+            parity = [_by_key(_native.Capture(stores[p], stripe.class_id, 0, end).take(), sizes) for p in stripe.parity]
+            keys = sorted(set().union(*data, *parity))
+            if not keys:
+                continue
+            zeros = {key: bytes(sizes[key >> 48]) for key in keys}
+            blocks = [np.frombuffer(b"".join(d.get(key, zeros[key]) for key in keys), np.uint8) for d in data]
+            encoded = [np.zeros(len(blocks[0]), np.uint8) for _ in parity]
+            _native.Code(spec.k, spec.r, spec.generator).encode(blocks, encoded)
+            for holder, have, want in zip(stripe.parity, parity, encoded, strict=True):
+                at = 0
+                for key in keys:
+                    size = sizes[key >> 48]
+                    if have.get(key, zeros[key]) != want[at : at + size].tobytes():
+                        shards = [group * self.plan.n + s for s in stripe.data + stripe.parity]
+                        raise ViolationError(
+                            f"parity of stripe {show_keys([key])} (class {stripe.class_id}) on shard "
+                            f"{group * self.plan.n + holder} is {have.get(key, b'').hex() or 'untouched'}, that of the "
+                            f"data of shards {shards[: spec.k]} is {want[at : at + size].tobytes().hex()}",
+                            shards, [key],
+                        )  # fmt: skip
+                    at += size
+            self.rows_checked += len(keys) * spec.r
+
+
+def _by_key(rows: tuple[Any, Any], sizes: Sequence[int]) -> dict[int, bytes]:
+    keys, records = rows
+    out, at, blob = {}, 0, records.tobytes()
+    for key in keys.tolist():
+        out[key] = blob[at : at + sizes[key >> 48]]
+        at += sizes[key >> 48]
+    return out

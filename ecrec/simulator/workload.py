@@ -1,0 +1,213 @@
+"""The workers: what they push and pull, and an oracle of what a deterministic run must give."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ecrec import _native
+from ecrec.protocol import messages as m
+from ecrec.protocol.client import ClientMachine
+from ecrec.protocol.events import Effect, PullDone
+from ecrec.simulator.plan import BARRIER, Operation, Plan
+from ecrec.simulator.record import Applied, Layout, Record, RowsOf, add_table, apply_entry, gather, sections_of
+from ecrec.simulator.story import ViolationError
+
+
+class Oracle:
+    """What a fault-free run of a deterministic plan does to every shard, computed without any machine.
+
+    Pulls are exact: after push q of their worker, before the next. Their answers are worked out as the pushes are made.
+    """
+
+    def __init__(self, plan: Plan, layout: Layout) -> None:
+        self.plan = plan
+        self.layout = layout
+        self.dims = [table.dim for table in plan.tables]
+        self.stores: dict[int, Any] = {}
+        self.done: dict[int, int] = defaultdict(int)
+        self._made: dict[tuple[int, int], dict[int, Applied]] = defaultdict(dict)
+        self._asked: dict[tuple[int, int], list[tuple[Any, list[RowsOf], bool]]] = defaultdict(list)
+        self._answers: dict[tuple[int, int, int], list[bytes]] = {}
+
+    def store(self, shard: int) -> Any:
+        if shard not in self.stores:
+            self.stores[shard] = _native.Store(
+                shard % self.plan.n, self.plan.n, shard // self.plan.n, self.plan.groups
+            )
+            for table in self.plan.tables:
+                add_table(self.stores[shard], table)
+        return self.stores[shard]
+
+    def pushed(self, shard: int, worker: int, number: int, push: m.Push, frames: Sequence[Any]) -> None:
+        """A worker made a push. It counts once all workers of its barrier have made theirs."""
+        batch = self._made[shard, number]
+        batch[worker] = Applied(worker, number, push, frames)
+        if len(batch) == max(1, push.barrier):
+            apply_entry(self.store(shard), [batch[w] for w in sorted(batch)], self.dims)
+            self.done[shard] = number
+            for ticket, sections, records in self._asked.pop((shard, number), []):
+                self._answers[ticket] = gather(self.store(shard), sections, records)
+
+    def asked(self, shard: int, worker: int, ticket: int, after: int, sections: list[RowsOf], records: bool) -> None:
+        if self.done[shard] == after:
+            self._answers[worker, ticket, shard] = gather(self.store(shard), sections, records)
+        else:
+            self._asked[shard, after].append(((worker, ticket, shard), sections, records))
+
+    def expected(self, worker: int, ticket: int, shard: int) -> list[bytes]:
+        return self._answers.pop((worker, ticket, shard))
+
+    def records(self, shard: int) -> bytes:
+        """All rows of a shard, in the plan's order of tables."""
+        return gather(self.store(shard), [self.layout.rows_on(shard, self.plan.tables)], True)[0]
+
+
+class Worker:
+    """One worker's driver: creates the tables, then does its operations one after the other."""
+
+    def __init__(self, plan: Plan, number: int, machine: ClientMachine, record: Record, oracle: Oracle | None) -> None:
+        self.plan = plan
+        self.number = number
+        self.machine = machine
+        self.record = record
+        self.oracle = oracle
+        self.operations = plan.operations[number]
+        self.next = 0
+        self.busy_until_ms = 0.0
+        self.open_pulls: dict[int, tuple[dict[int, Any], bool]] = {}
+        self.pulls_done = 0
+        self.finished = False
+
+    def waits_for(self) -> str:
+        """For people: what this worker lacks."""
+        machine = self.machine
+        if machine.failed:
+            return f"failed: {machine.failed}"
+        if not machine.ready:
+            return "the cluster is not ready"
+        behind = {s: (machine.acked[s], p) for s, p in machine.pushed.items() if machine.acked[s] < p}
+        tables = [t.name for t in self.plan.tables if not machine.table_ready(t.name)]
+        return (
+            f"{self.next} of {len(self.operations)} operations; tables not ready {tables}; "
+            f"(acked, pushed) by shard {behind}; open pulls {[(t, sorted(s)) for t, (s, _) in self.open_pulls.items()]}"
+        )
+
+    def advance(self, now_ms: float) -> list[Effect]:
+        """Do what can be done now."""
+        effects: list[Effect] = []
+        machine = self.machine
+        while not self.finished and not machine.failed and machine.ready and now_ms >= self.busy_until_ms:
+            late = len(self.plan.tables) - self.plan.late_tables
+            wanted = self.plan.tables if self.next >= len(self.operations) // 3 else self.plan.tables[:late]
+            missing = [t for t in wanted if not machine.table_ready(t.name)]
+            for table in missing:
+                effects += machine.create_table(table)
+            if missing:
+                break
+            if self.next == len(self.operations):
+                if not machine.durable or self.open_pulls:
+                    break
+                self.finished = True
+                break
+            operation = self.operations[self.next]
+            if operation.kind == "pull":
+                effects += self._pull(operation)
+            elif machine.can_push:
+                effects += self._push(operation)
+            else:
+                break
+            self.next += 1
+            self.busy_until_ms = now_ms + operation.think_ms
+        return effects
+
+    def took(self, effect: PullDone) -> None:
+        """A pull is answered: compare."""
+        shards, exact = self.open_pulls.pop(effect.ticket)
+        self.pulls_done += 1
+        if set(effect.answers) != set(shards):
+            raise ViolationError(f"worker {self.number}: pull of {sorted(shards)} answered by {sorted(effect.answers)}")
+        if self.oracle is None or not exact:
+            return
+        for shard, frames in effect.answers.items():
+            expected = self.oracle.expected(self.number, effect.ticket, shard)
+            if [bytes(f) for f in frames] != expected:
+                raise ViolationError(
+                    f"worker {self.number}: exact pull {effect.ticket} from shard {shard} gave other rows than a run "
+                    "without faults", [shard],
+                )  # fmt: skip
+
+    # ------------------------------------------------------------------ operations
+    def _split(
+        self, operation: Operation, index: Callable[[int], int], values: bool
+    ) -> dict[int, tuple[list[m.Section], list[Any]]]:
+        """Sections and frames by shard, with the tables numbered by ``index``."""
+        rng = random.Random(operation.value_seed)
+        by_shard: dict[int, dict[int, tuple[list[int], list[float]]]] = defaultdict(dict)
+        for i, rows in enumerate(operation.rows):
+            table = self.plan.tables[i]
+            for row in rows:
+                shard = self.record.layout.shard_of(table, row)
+                some, floats = by_shard[shard].setdefault(i, ([], []))
+                some.append(row)
+                if values:
+                    floats += [rng.uniform(-1.0, 1.0) for _ in range(table.dim)]
+        out: dict[int, tuple[list[m.Section], list[Any]]] = {}
+        for shard, tables in by_shard.items():
+            parts = [[i] for i in sorted(tables)] if operation.split else [sorted(tables)]
+            sections, frames = [], []
+            for part in parts:
+                sections.append(m.Section([index(i) for i in part], [len(tables[i][0]) for i in part]))
+                frames.append(np.array([row for i in part for row in tables[i][0]], np.int64))
+                if values:
+                    frames.append(np.array([x for i in part for x in tables[i][1]], np.float32))
+            out[shard] = (sections, frames)
+        return out
+
+    def _index(self, i: int) -> int:
+        table = self.plan.tables[i]
+        known = self.machine.tables.get(table.name)
+        # A table that is created late has no index yet; then the operation has no rows of it either.
+        return known[0] if known else -1
+
+    def _usable(self, operation: Operation) -> Operation:
+        """The operation without the rows of tables that are not there yet."""
+        late = len(self.plan.tables) - self.plan.late_tables
+        if self.next >= len(self.operations) // 3:
+            return operation
+        rows = tuple(rows if i < late else () for i, rows in enumerate(operation.rows))
+        return Operation(
+            operation.kind, rows, operation.value_seed, operation.think_ms, operation.records, operation.split
+        )
+
+    def _push(self, operation: Operation) -> list[Effect]:
+        machine, assign = self.machine, operation.kind == "assign"
+        barrier = self.plan.workers if self.plan.mode == BARRIER else 0
+        operation = self._usable(operation)
+        by_shard = self._split(operation, self._index, True)
+        effects = machine.push(by_shard, barrier=barrier, assign=assign)
+        ours = self._split(operation, lambda i: i, True) if self.oracle is not None else {}
+        for shard, number in machine.pushed.items():
+            sections, frames = by_shard.get(shard, ([], []))
+            self.record.made(self.number, machine.epoch, shard, number, frames)
+            if self.oracle is not None:
+                # The oracle numbers the tables as the plan does: the order of creation is the schedule's.
+                sections, frames = ours.get(shard, ([], []))
+                push = m.Push(machine.epoch, number, barrier, assign, sections)
+                self.oracle.pushed(shard, self.number, number, push, frames)
+        return effects
+
+    def _pull(self, operation: Operation) -> list[Effect]:
+        operation = self._usable(operation)
+        exact = self.plan.deterministic or operation.value_seed % 2 == 0
+        by_shard = self._split(operation, self._index, False)
+        ticket, effects = self.machine.pull(by_shard, exact=exact, records=operation.records)
+        self.open_pulls[ticket] = (dict(by_shard), exact)
+        if self.oracle is not None:
+            ours = self._split(operation, lambda i: i, False)
+            for shard, (sections, frames) in ours.items():
+                rows = sections_of(sections, frames, False)
+                self.oracle.asked(shard, self.number, ticket, self.machine.pushed[shard], rows, operation.records)
+        return effects
