@@ -10,7 +10,6 @@ from ecrec.errors import ConfigurationError
 from ecrec.launch.environment import log_to_stderr
 from ecrec.launch.server import EXIT_CODES_HELP, run_server
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.messages import SCHEDULER, Address
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.transport.links import Links
@@ -74,15 +73,9 @@ def scheduler(
     raise typer.Exit(run_server(make, {"ready": "scheduler", "pid": os.getpid()}))
 
 
-class Scheduler(SchedulerMachine):
-    """The machine, with the address that it has in every cluster."""
-
-    address = Address(SCHEDULER, 0, 0)
-
-
-def _machine(shards: int, groups: int, config: ProtocolConfig, state_file: StateFile) -> Scheduler:
+def _machine(shards: int, groups: int, config: ProtocolConfig, state_file: StateFile) -> SchedulerMachine:
     try:
-        return Scheduler(shards, groups, config, state_file.load())
+        return SchedulerMachine(shards, groups, config, state_file.load())
     except msgspec.MsgspecError as error:
         raise ConfigurationError(
             f"scheduler state {state_file.path}: not written by this version of ecrec: {error}"

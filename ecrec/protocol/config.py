@@ -24,6 +24,9 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     view_resend_ms: int = 200
     """A member whose heartbeat shows an old view is sent the views after it again, at most this often."""
 
+    answer_bytes_max: int = 1 << 30
+    """Of one pull's answer; a larger one is refused, because no frame may have 2 GiB."""
+
     repair_timeout_ms: int = 1000
     """A repair that was not answered is asked again."""
 

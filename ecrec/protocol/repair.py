@@ -195,6 +195,9 @@ class Repairs:
         """I am the assembler: capture, ask the members to mark, and the other holders I need for their captures."""
         machine = self.machine
         stripes, keys = message.stripes, arrays.keys(frames[0])
+        if not 0 <= stripes.class_id < len(machine.placement.classes):
+            machine.note("warning", f"shard {peer.shard} asks to repair class {stripes.class_id}, which is none")
+            return
         code = machine.placement.code_of(stripes.class_id)
         # trap: a member that is itself recovering must mark too, its new deltas are in flight
         members = [p for p in self._members(stripes.class_id) if p.running and p.shard != peer.shard]

@@ -16,7 +16,7 @@ from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Connect, Disconnect, Disconnected, Effect, Event, Note, Persist, Received, Send, Tick
-from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, TOOL, UP, WORKER, Address
+from ecrec.protocol.messages import DOWN, RECOVERING, SCHEDULER, SHARD, TOOL, UP, WORKER, Address
 from ecrec.protocol.placement import Placement, TableSpec
 
 VIEWS_KEPT_MAX = 10_000
@@ -128,7 +128,9 @@ class SchedulerMachine:
         self.placement = Placement(n)
         for table in self.state.tables:
             self.placement.add(table.code)
+        self.address = Address(SCHEDULER, 0, 0)
         self.now_ms = 0.0
+        self._ticked_ms: float | None = None
         self.candidates: dict[str, Candidate] = {}
         self.contacts: dict[tuple[int, int], Contact] = {}
         self.clients: dict[tuple[int, int], Client] = {}
@@ -282,6 +284,8 @@ class SchedulerMachine:
                     contact = self.contacts.setdefault((number, shard), Contact(self.now_ms))
                     contact.heard_ms = self.now_ms
                     return  # placed, and its Start is on its way again
+                if place.endpoint == message.endpoint and place.state != DOWN:
+                    self._down(number, shard, f"another process listens at {message.endpoint}")
         self.candidates[message.process] = Candidate(message.endpoint, message.shard, self.now_ms)
 
     def _candidate(self, shard: int) -> str | None:
@@ -478,6 +482,12 @@ class SchedulerMachine:
 
     def _on_tick(self) -> None:
         timeout_ms = self.config.heartbeat_timeout_ms
+        pause_ms = 0.0 if self._ticked_ms is None else self.now_ms - self._ticked_ms
+        self._ticked_ms = self.now_ms
+        if pause_ms > timeout_ms / 2:
+            # it was I, or the whole machine, that stood still: what was silent meanwhile says nothing
+            for contact in self.contacts.values():
+                contact.heard_ms += pause_ms
         for (number, shard), contact in list(self.contacts.items()):
             silent_ms = self.now_ms - contact.heard_ms
             if silent_ms > timeout_ms:

@@ -127,8 +127,10 @@ class Seeding:
     def on_reseed(self, peer: Peer, message: m.Reseed, frames: m.Frames) -> None:
         """Seed a class from its start; what stands in the open window for it is of the old round."""
         machine, class_id = self.machine, message.class_id
-        if class_id >= len(machine.placement.classes) or machine.shard not in machine.placement.classes[class_id].data:
-            machine.note("warning", f"shard {peer.shard} asks to seed class {class_id}, of which I hold no data")
+        classes = machine.placement.classes
+        known = 0 <= class_id < len(classes)
+        if not known or machine.shard not in classes[class_id].data or peer.shard not in classes[class_id].parity:
+            machine.note("warning", f"shard {peer.shard} asks to seed class {class_id}, which is not for us two")
             return
         self.tasks[peer.shard, class_id] = True
         machine.buffers.set_limit(peer.shard, class_id, 0)

@@ -364,6 +364,10 @@ class ShardMachine:
     def _answer(self, queued: QueuedPull) -> bool:
         pull, store = queued.pull, self.store
         try:
+            sizes = [store.gather_bytes(s.tables, s.counts, pull.records) for s in queued.sections]
+            if sum(sizes) > self.config.answer_bytes_max:
+                limit = self.config.answer_bytes_max
+                raise ValueError(f"the answer would have {sum(sizes)} bytes, {limit} can be sent: ask for fewer rows")
             if self.state == RECOVERING:
                 missing = [store.missing(s.tables, s.counts, s.rows) for s in queued.sections]
                 missing = [keys for keys in missing if keys.size]
@@ -371,8 +375,8 @@ class ShardMachine:
                     self.repairs.ask(np.unique(np.concatenate(missing)))
                     return False
             answers = []
-            for s in queued.sections:
-                out = np.empty(store.gather_bytes(s.tables, s.counts, pull.records), np.uint8)
+            for s, size in zip(queued.sections, sizes, strict=True):
+                out = np.empty(size, np.uint8)
                 store.gather(s.tables, s.counts, s.rows, out, pull.records)
                 answers.append(out)
         except BAD_CONTENT as error:

@@ -5,8 +5,8 @@ import pytest
 from cluster import Cluster, table
 
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import Disconnected, Received
-from ecrec.protocol.messages import RECOVERING, TOOL, UP, Address, Scrub, ScrubResult
+from ecrec.protocol.events import Disconnected, Received, Tick
+from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, TOOL, UP, Address, Register, Scrub, ScrubResult
 from ecrec.protocol.scheduler import SchedulerMachine
 
 
@@ -208,3 +208,37 @@ def test_a_scrub_finds_a_wrong_parity_byte() -> None:
     assert isinstance(result, ScrubResult)
     assert (result.last, result.size) == (2, 2)
     assert np.frombuffer(frames[0], np.uint64).tolist() == [0]
+
+
+def test_a_pause_of_the_whole_machine_kills_nobody() -> None:
+    cluster = Cluster(5)
+    cluster.now_ms += 10_000
+    cluster.give("scheduler", Tick())
+    for _ in range(10):
+        cluster.tick()
+        cluster.run()
+    assert [p.epoch for p in cluster.scheduler.state.groups[0].places] == [1] * 5
+
+
+def test_a_silent_shard_is_down_after_the_timeout() -> None:
+    cluster = Cluster(5)
+    cluster.machines.pop(cluster.shards[3])
+    while cluster.scheduler.state.groups[0].places[3].state == UP:
+        cluster.tick()
+        cluster.run()
+        assert cluster.now_ms < 2_000
+
+
+def test_another_process_at_the_endpoint_means_that_the_old_one_is_dead() -> None:
+    cluster = Cluster(5)
+    machine = cluster.shard(1)
+    cluster.give("scheduler", Received(Address(SHARD, -1, 0), Register("new", machine.endpoint, 1)))
+    assert cluster.scheduler.state.groups[0].places[1].state == DOWN
+
+
+def test_an_answer_too_large_for_a_message_is_refused() -> None:
+    cluster, spec = Cluster(3, ProtocolConfig(answer_bytes_max=100)), table(code="2+1")
+    cluster.create(spec)
+    cluster.pull(spec, range(spec.rows))
+    cluster.settle_down(lambda: bool(cluster.failed))
+    assert "100 can be sent" in cluster.failed[0]
