@@ -4,14 +4,22 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.live import Live
 
 from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError, EcrecError
+from ecrec.launch.options import (
+    DENSE_LEARNING_RATES,
+    LEARNING_RATES,
+    TRANSPORTS,
+    TrainOptions,
+    check_options,
+    parse_sizes,
+)
 
 EXIT_FAILED, EXIT_OPTIONS, EXIT_DATA_LOST, EXIT_BAD_PARITY = 1, 2, 3, 4
 EXIT_INTERRUPTED = 130
@@ -27,9 +35,15 @@ app = typer.Typer(
     help="Training of recommendation models over parameter servers that may die. " + EXIT_CODES_HELP,
 )
 
+DEFAULTS = TrainOptions()
+
 SchedulerOption = Annotated[
     str, typer.Option(help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH.")
 ]
+
+
+def _sizes(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers))
 
 
 @app.command(help="Start a whole cluster on this machine and train a DLRM. " + EXIT_CODES_HELP)
@@ -37,63 +51,78 @@ def train(
     data: Annotated[
         list[str] | None, typer.Option(help="Criteo files (TSV, .gz too); repeatable. None: generated data.")
     ] = None,
-    shards: Annotated[int, typer.Option(help="Parameter servers.")] = 5,
-    code: Annotated[str, typer.Option(help="K+R: R parity rows for K data rows; 1+R replicates.")] = "4+1",
-    workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
+    shards: Annotated[int, typer.Option(help="Parameter servers.")] = DEFAULTS.shards,
+    code: Annotated[
+        str, typer.Option(help="K+R: R parity rows for K data rows; 1+R replicates.")
+    ] = DEFAULTS.code,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = DEFAULTS.workers,
     steps: Annotated[
         int | None, typer.Option(help="Steps of each worker; as many as the data gives.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 1,
-    batch: Annotated[int, typer.Option(help="Examples in a step, over all workers.")] = TrainOptions().batch,
-    dim: Annotated[int, typer.Option(help="Floats in an embedding vector.")] = 64,
-    rows: Annotated[int | None, typer.Option(help="Hash buckets a table.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = DEFAULTS.epochs,
+    batch: Annotated[int, typer.Option(help="Examples in a step, over all workers.")] = DEFAULTS.batch,
+    dim: Annotated[int, typer.Option(help="Floats in an embedding vector.")] = DEFAULTS.dim,
+    rows: Annotated[int, typer.Option(help="Hash buckets a table.")] = DEFAULTS.rows,
     optimizer: Annotated[
-        str, typer.Option(help="Of the embeddings: sgd, adagrad or rowwise-adagrad.")
-    ] = "rowwise-adagrad",
+        str, typer.Option(help=f"Of the embeddings: {', '.join(LEARNING_RATES)}.")
+    ] = DEFAULTS.optimizer,
     lr: Annotated[float | None, typer.Option(help="Its learning rate.")] = None,
-    dense_optimizer: Annotated[str | None, typer.Option(help="Of the dense part: sgd or adagrad.")] = None,
+    dense_optimizer: Annotated[
+        str, typer.Option(help=f"Of the dense part: {', '.join(DENSE_LEARNING_RATES)}.")
+    ] = DEFAULTS.dense_optimizer,
     dense_lr: Annotated[float | None, typer.Option(help="Its learning rate.")] = None,
-    bottom_mlp: Annotated[str | None, typer.Option(help="Hidden layers, for example 512,256.")] = None,
-    top_mlp: Annotated[str | None, typer.Option(help="Hidden layers, for example 512,256.")] = None,
-    seed: Annotated[int, typer.Option(help="Of initial values, data order and generated data.")] = 7,
+    bottom_mlp: Annotated[str, typer.Option(help="Its hidden layers below.")] = _sizes(DEFAULTS.bottom_mlp),
+    top_mlp: Annotated[str, typer.Option(help="Its hidden layers above.")] = _sizes(DEFAULTS.top_mlp),
+    seed: Annotated[int, typer.Option(help="Of initial values and generated data.")] = DEFAULTS.seed,
     sync: Annotated[
         bool, typer.Option("--sync", help="Sum the gradients of all workers in each step.")
     ] = False,
-    prefetch: Annotated[int | None, typer.Option(help="Batches whose rows are fetched ahead.")] = None,
+    prefetch: Annotated[int, typer.Option(help="Batches whose rows are fetched ahead.")] = DEFAULTS.prefetch,
     kill: Annotated[
         list[str] | None, typer.Option(help="ps:SHARD@STEP: SIGKILL to a server at a step; repeatable.")
     ] = None,
     report: Annotated[str | None, typer.Option(help="Write the report here, as JSON.")] = None,
-    transport: Annotated[str, typer.Option(help="tcp or ipc.")] = "tcp",
+    transport: Annotated[str, typer.Option(help=" or ".join(TRANSPORTS) + ".")] = DEFAULTS.transport,
     run_dir: Annotated[
         str | None, typer.Option(help="Directory for logs and state; a temporary one.")
     ] = None,
     heartbeat_timeout_ms: Annotated[
-        int | None, typer.Option(help="A server that was silent for so long is down.")
-    ] = None,
-    test_fraction: Annotated[float, typer.Option(help="The last part of the data, kept for the test.")] = 0.2,
+        int, typer.Option(help="A server that was silent for so long is down.")
+    ] = DEFAULTS.heartbeat_timeout_ms,
+    test_fraction: Annotated[
+        float, typer.Option(help="The last part of the data, kept for the test.")
+    ] = DEFAULTS.test_fraction,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
 ) -> None:
-    from ecrec.launch.options import TrainOptions, check_options, parse_sizes
     from ecrec.launch.progress import make_progress, summary
     from ecrec.launch.train import run_training
 
-    given = {
-        "rows": rows,
-        "dense_optimizer": dense_optimizer,
-        "bottom_mlp": None if bottom_mlp is None else parse_sizes("--bottom-mlp", bottom_mlp),
-        "top_mlp": None if top_mlp is None else parse_sizes("--top-mlp", top_mlp),
-        "prefetch": prefetch,
-        "heartbeat_timeout_ms": heartbeat_timeout_ms,
-    }
     options = TrainOptions(
-        data=tuple(data or ()), shards=shards, code=code, workers=workers, steps=steps, epochs=epochs,
-        batch=batch, dim=dim, optimizer=optimizer, lr=lr, dense_lr=dense_lr, seed=seed, sync=sync,
-        kills=tuple(kill or ()), report=report, transport=transport, run_dir=run_dir,
-        test_fraction=test_fraction, quiet=quiet,
-    )  # fmt: skip
-    options = msgspec.structs.replace(
-        options, **{name: value for name, value in given.items() if value is not None}
+        data=tuple(data or ()),
+        shards=shards,
+        code=code,
+        workers=workers,
+        steps=steps,
+        epochs=epochs,
+        batch=batch,
+        dim=dim,
+        rows=rows,
+        optimizer=optimizer,
+        lr=lr,
+        dense_optimizer=dense_optimizer,
+        dense_lr=dense_lr,
+        bottom_mlp=parse_sizes("--bottom-mlp", bottom_mlp),
+        top_mlp=parse_sizes("--top-mlp", top_mlp),
+        seed=seed,
+        sync=sync,
+        prefetch=prefetch,
+        kills=tuple(kill or ()),
+        report=report,
+        transport=transport,
+        run_dir=run_dir,
+        heartbeat_timeout_ms=heartbeat_timeout_ms,
+        test_fraction=test_fraction,
+        quiet=quiet,
     )
     for warning in check_options(options):
         _say(f"warning: {warning}")

@@ -1,7 +1,9 @@
 """A cluster's state as tables for people."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import msgspec
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,6 +14,17 @@ from ecrec.protocol.messages import DOWN, UP, ClusterState, HistoryEntry, ShardF
 STATE_STYLES = {UP: "green", DOWN: "bold red"}
 OTHER_STYLE = "yellow"
 EVENTS_SHOWN = 8
+
+
+def plain(value: Any) -> Any:
+    """Messages as dicts with the names of their fields, for JSON; on the wire they are arrays."""
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
 
 
 def state_text(state: str) -> Text:

@@ -11,7 +11,7 @@ import time
 import psutil
 from conftest import ROOT, SMALL, left_over
 
-LONG = (*SMALL, "--steps", "100000")
+LONG = (*SMALL, "--steps", "100000", "--epochs", "100000")
 
 
 def words(process, wanted, timeout_s=60):

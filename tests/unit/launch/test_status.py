@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from ecrec.launch.status import bytes_text, render
+from ecrec.launch.status import bytes_text, plain, render
 from ecrec.protocol.messages import ClusterState, HistoryEntry, ShardFigures
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
@@ -55,3 +55,22 @@ def test_bytes():
         "5.0 GiB",
         "1024.0 TiB",
     ]
+
+
+def test_for_programs_every_field_has_its_name():
+    state = ClusterState(
+        1,
+        2,
+        1,
+        [9],
+        [ShardFigures(0, 1, "up", "e", 1.0, {3: 5}, {}, {})],
+        {},
+        [TableSpec("C1", 1000, 8, CodeSpec(1, 1), OptimizerSpec("sgd", (0.1,), 0), "zeros")],
+        [HistoryEntry(1.0, "up", 0, 1)],
+        0,
+        "",
+    )
+    shown = plain(state)
+    assert shown["shards"][0]["marks"] == {"3": 5}
+    assert shown["tables"][0]["optimizer"]["hyper"] == [0.1]
+    assert shown["history"] == [{"at_ms": 1.0, "event": "up", "shard": 0, "epoch": 1}]
