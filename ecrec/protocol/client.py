@@ -115,9 +115,7 @@ class ClientMachine:
     but never push, and so say no Hello and have no watermark.
     """
 
-    def __init__(
-        self, worker: int, process: str, role: int = WORKER, config: ProtocolConfig | None = None
-    ) -> None:
+    def __init__(self, worker: int, process: str, role: int = WORKER, config: ProtocolConfig | None = None) -> None:
         self.worker = worker
         self.process = process
         self.role = role
@@ -461,9 +459,7 @@ class ClientMachine:
         shard.welcomed = shard.greeted = True
         return self._resend(number, shard)
 
-    def _on_rows(
-        self, number: int, shard: _Shard, message: Rows, frames: Frames, now_ms: float
-    ) -> list[Effect]:
+    def _on_rows(self, number: int, shard: _Shard, message: Rows, frames: Frames, now_ms: float) -> list[Effect]:
         ticket = self._tickets.get(message.request)
         if ticket is None or number in ticket.answers or number not in ticket.shards:
             return []
@@ -528,13 +524,13 @@ class ClientMachine:
             return self._fail(
                 "watermark",
                 f"{who} goes on from push {mark} of worker {self.worker}, but push {shard.acked} was "
-                "acknowledged as durable: updates were lost"
+                "acknowledged as durable: updates were lost",
             )
         if mark > shard.pushed:
             return self._fail(
                 "watermark",
                 f"{who} goes on from push {mark} of worker {self.worker}, which made only {shard.pushed}: "
-                "another process pushes in its name"
+                "another process pushes in its name",
             )
         self._forget(shard, mark if durable is None else min(mark, durable))
         shard.greeted, shard.patience = True, 1

@@ -56,18 +56,14 @@ class ReplicatedModule:
         self._parameters = parameters
         size = sum(p.numel() for p in parameters)
         rows = -(-size // row_floats)
-        self.spec = TableSpec(
-            name, rows, row_floats, code, optimizer.spec, "zeros", init_state=optimizer.init_state
-        )
+        self.spec = TableSpec(name, rows, row_floats, code, optimizer.spec, "zeros", init_state=optimizer.init_state)
         self._index = session.create_tables([self.spec])[0]
         self._rows = replica_rows(rows, session.machine.n, session.machine.groups)
         self._values: F32 = np.zeros((rows, row_floats), np.float32)
         self._gradients: F32 = np.zeros((rows, row_floats), np.float32)
         self._dirty = False
         self._gradient_views = list(self._views(self._gradients))
-        for parameter, value, gradient in zip(
-            parameters, self._views(self._values), self._gradient_views, strict=True
-        ):
+        for parameter, value, gradient in zip(parameters, self._views(self._values), self._gradient_views, strict=True):
             value.copy_(parameter.data)
             parameter.data = value
             parameter.grad = gradient

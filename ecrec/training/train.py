@@ -138,9 +138,7 @@ def build(
     sparse = EmbeddingBagCollection(session, tables, optimizer(config.optimizer, config.lr), seed=config.seed)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = DLRM(
-            len(DENSE_FEATURES), len(SPARSE_FEATURES), config.dim, config.bottom_mlp, config.top_mlp
-        )
+        model = DLRM(len(DENSE_FEATURES), len(SPARSE_FEATURES), config.dim, config.bottom_mlp, config.top_mlp)
     dense = session.replicate(model, optimizer(config.dense_optimizer, config.dense_lr))
     return model, sparse, dense
 

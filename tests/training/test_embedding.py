@@ -175,9 +175,7 @@ def test_a_code_that_the_cluster_cannot_hold_is_refused(session: Session) -> Non
 
 
 def test_small_tables_are_replicated_and_a_table_may_have_a_code_of_its_own(session: Session) -> None:
-    sparse = EmbeddingBagCollection(
-        session, CONFIGS, SGD(lr=1.0), replicated_rows_max=3, table_codes={"items": "1+2"}
-    )
+    sparse = EmbeddingBagCollection(session, CONFIGS, SGD(lr=1.0), replicated_rows_max=3, table_codes={"items": "1+2"})
     assert [str(spec.code) for spec in sparse.specs] == ["2+1", "1+2", "1+1"]
 
 

@@ -179,6 +179,17 @@ def test_one_worker_ends_with_the_same_digest_whoever_dies() -> None:
     assert digest_of({0: [2], 3: [2], 6: [2]}) == calm
 
 
+def test_two_coding_groups_hold_the_same_model_as_one() -> None:
+    digests = []
+    for groups in (1, 2):
+        cluster = InProcessCluster(3, groups)
+        with cluster.session(code="2+1") as session:
+            sparse, dense, _ = train(session, batches(), at_step=lambda s, c=cluster: c.kill(1) if s == 3 else None)
+            assert session.shards == 3 * groups
+            digests.append(model_digest(session, [*sparse.specs, dense.spec]))
+    assert digests[0] == digests[1]
+
+
 def run_two(sync: bool, kill: dict[int, int] | None = None) -> tuple[str, list[torch.Tensor], Session]:
     cluster = InProcessCluster(3)
 

@@ -62,9 +62,7 @@ class Driver:
                 Member(s, (epochs or {}).get(s, 1), (state or {}).get(s, UP), f"tcp://{group}.{s}")
                 for s in range(self.n)
             ]
-            start = Start(
-                number, group, self.groups, self.n, -1, 7, False, 0, {}, members, [], [], "", CONFIG
-            )
+            start = Start(number, group, self.groups, self.n, -1, 7, False, 0, {}, members, [], [], "", CONFIG)
             effects += self.view(start, group)
         return effects
 
@@ -74,9 +72,7 @@ class Driver:
     def scheduler(self, message: Message) -> list[Effect]:
         return self._done(self.machine.handle(Received(Address(SCHEDULER, 0, 0), message), self.now))
 
-    def shard(
-        self, shard: int, message: Message, epoch: int = 1, frames: tuple[bytes, ...] = ()
-    ) -> list[Effect]:
+    def shard(self, shard: int, message: Message, epoch: int = 1, frames: tuple[bytes, ...] = ()) -> list[Effect]:
         event = Received(Address(SHARD, shard, epoch), message, frames)
         return self._done(self.machine.handle(event, self.now))
 
@@ -111,9 +107,7 @@ def ready(n: int = 3, groups: int = 1, mark: int = 0) -> Driver:
 def sent(effects: list[Effect], shard: int | None = None) -> list[Message]:
     """Messages to one shard, or to any."""
     return [
-        e.message
-        for e in effects
-        if isinstance(e, Send) and e.to.role == SHARD and (shard is None or e.to.id == shard)
+        e.message for e in effects if isinstance(e, Send) and e.to.role == SHARD and (shard is None or e.to.id == shard)
     ]
 
 
@@ -124,9 +118,7 @@ def test_heartbeats_show_the_views_known() -> None:
     assert driver.machine.address.epoch == 0
     driver.start(number=4)
     assert driver.machine.address.epoch == 7
-    statuses = [
-        e.message for e in driver.pass_time(100) if isinstance(e, Send) and e.to.role == SCHEDULER
-    ]
+    statuses = [e.message for e in driver.pass_time(100) if isinstance(e, Send) and e.to.role == SCHEDULER]
     assert statuses == [WorkerStatus("p", [4], {})]
 
 
@@ -274,9 +266,7 @@ def test_a_start_that_replaces_all_meets_new_incarnations_with_hello() -> None:
     driver = ready()
     driver.push()
     effects = driver.start(number=9, epochs={0: 3})
-    assert [e for e in effects if isinstance(e, Connect)] == [
-        Connect(Address(SHARD, 0, 3), "tcp://0.0")
-    ]
+    assert [e for e in effects if isinstance(e, Connect)] == [Connect(Address(SHARD, 0, 3), "tcp://0.0")]
     assert sent(effects) == [Hello(7)]
     assert sent(driver.shard(0, Welcome(1, 0), epoch=3)) == [Push(7, 1, 0, False, ROWS[0])]
     assert driver.start(number=9) == []
