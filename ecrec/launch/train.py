@@ -27,7 +27,7 @@ from ecrec.launch.verify import ScrubOutcome, cluster_state, describe_bad, scrub
 from ecrec.launch.watch import ClusterWatch
 from ecrec.protocol.messages import UP, ClusterState
 
-WORKER_MODULE = "ecrec.training.train"
+WORKER_MODULE = "ecrec.launch.train_worker"
 
 PUMP_S = 0.1
 """How long the launcher waits for its children before it looks at the cluster again."""

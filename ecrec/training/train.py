@@ -1,15 +1,8 @@
 """The worker of ``ecrec train``: trains a DLRM on Criteo rows, or rows like them, and says how it goes.
 
-    ecrec-worker -m ecrec.training.train --config FILE.json
-
-The file holds `TrainConfig`; rank, world size, the scheduler and the descriptor for events come from ecrec-worker.
-Events are JSON objects, one a line: ``step``, ``first_row`` and, at the end, ``done``.
+Its events are ``step``, ``first_row`` and, at the end, ``done``. `ecrec.launch.train_worker` is the program.
 """
 
-import argparse
-import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,7 +24,7 @@ from ecrec.data import (
     SyntheticDataset,
     SyntheticOptions,
 )
-from ecrec.errors import ConfigurationError, EcrecError
+from ecrec.errors import ConfigurationError
 from ecrec.training.digest import model_digest
 from ecrec.training.dlrm import DLRM
 from ecrec.training.embedding import EmbeddingBagCollection, EmbeddingBagConfig
@@ -226,30 +219,3 @@ def read_config(path: str) -> TrainConfig:
         return msgspec.json.decode(Path(path).read_bytes(), type=TrainConfig)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigurationError(f"--config {path}: {error}") from error
-
-
-def main() -> None:
-    """Read the arguments and what ecrec-worker has set; exit code 1 and a message for an error."""
-    parser = argparse.ArgumentParser(prog="ecrec.training.train", description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", required=True, help="JSON file; see TrainConfig")
-    parser.add_argument("--scheduler", default=os.environ.get("ECREC_SCHEDULER"), help="endpoint")
-    parser.add_argument("--rank", type=int, default=int(os.environ.get("RANK", "0")))
-    parser.add_argument("--world-size", type=int, default=int(os.environ.get("WORLD_SIZE", "1")))
-    parser.add_argument("--events-fd", type=int, default=int(os.environ.get("ECREC_EVENTS_FD", "1")))
-    args = parser.parse_args()
-    if args.scheduler is None:
-        parser.error("--scheduler is missing")
-    with os.fdopen(args.events_fd, "w", closefd=False) as events:
-
-        def emit(event: dict[str, Any]) -> None:
-            print(json.dumps(event), file=events, flush=True)
-
-        try:
-            run(read_config(args.config), args.scheduler, args.rank, args.world_size, emit)
-        except EcrecError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -102,7 +102,7 @@ def test_a_worker_that_fails_shows_its_last_words_and_the_log(trainer):
     process, run_dir, _ = run
     words(process, "step 1/")
     worker = next(
-        child for child in psutil.Process(process.pid).children() if "ecrec.training.train" in child.cmdline()
+        child for child in psutil.Process(process.pid).children() if "ecrec.launch.train_worker" in child.cmdline()
     )
     worker.kill()
     finished = trainer.finish(*run)
