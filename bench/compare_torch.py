@@ -1,103 +1,185 @@
-"""Test AUC and log loss of a DLRM trained on Criteo rows in one process of plain PyTorch.
+"""Test AUC and log loss of ``ecrec train`` against the same DLRM in one process of plain PyTorch.
 
-    python bench/compare_torch.py --data rows.tsv.gz --seeds 7 8 9 --staleness 0 1
+    python bench/compare_torch.py --data rows.tsv.gz --seeds 7 8 --staleness 0 1
 
-First 80 % of the rows for training, in file order, last 20 % for the test. Prints one line for each seed and
-staleness, and with --report writes all of it, with the versions, as JSON. Staleness 1 shows what a pipelined
-trainer loses by reading the rows of the next batch before the update of this one.
+Same model, data, order, initial values and optimizers; the first 80 % of the rows, in file order, for training, the
+last 20 % for the test. For each seed ecrec trains once, then PyTorch with every staleness: 0 is training as usual, 1
+is what the prefetch of one batch does (the rows of batch t + 1 are read before the update of batch t). Exit code 1 if
+an AUC or log loss differs by more than --tolerance, or if the two do not start from the same values, which the loss
+of the first batch tells. At the staleness of ecrec's own prefetch the curves of the training loss are compared too:
+they differ by rounding only, because sums are formed in another order.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.baselines.torch_dlrm import (
-    InitialValues,
-    TorchOptions,
-    TorchResult,
-    random_initial_values,
-    train,
-)
-from ecrec.data import BatchSource, CriteoDataset, HashedIds, SyntheticDataset, SyntheticOptions
+from bench.baselines.torch_dlrm import InitialValues, TorchOptions, TorchResult, train
+from bench.running import Recorded, add_training_options, describe, training_options, write_json
+from bench.running import train as train_ecrec
+from ecrec import _native
+from ecrec.data import DENSE_FEATURES, SPARSE_FEATURES
+from ecrec.launch.options import TrainOptions
+from ecrec.launch.train import resolved_config
+from ecrec.protocol.placement import CodeSpec
+from ecrec.training.dlrm import DLRM
+from ecrec.training.embedding import EmbeddingBagConfig, _table_spec
+from ecrec.training.optimizers import SGD, optimizer
+from ecrec.training.train import TrainConfig, open_data
+
+FIRST_LOSS_TOLERANCE = 1e-5
+"""The loss of the first batch comes from the initial values alone; float32 rounding is below this."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the arguments, run each seed with each staleness, print the results."""
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the arguments, run each seed, print the results; 1 if something differs too much."""
     args = _parser().parse_args(arguments)
     torch.set_num_threads(args.threads)
-    data = _open(args)
-    runs = []
-    print(f"{'seed':>4} {'staleness':>9} {'auc':>8} {'logloss':>8} {'examples/s':>10}  initial values", flush=True)
+    runs: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    report: dict[str, Any] = {}
     for seed in args.seeds:
-        options = _options(args, staleness=0)
-        initial = random_initial_values(data.rows_per_table, args.dim, options, seed, args.init_scale)
-        digest = _digest(initial)
+        options = training_options(args, code=args.code, seed=seed, steps=args.steps, workers=1)
+        config = _train_config(options)
+        ecrec = train_ecrec(options)
+        report = ecrec.report
+        print(f"seed {seed}, {report['steps']} steps of {config.batch}, {config.optimizer} {config.lr}, "
+              f"dense {config.dense_optimizer} {config.dense_lr}")  # fmt: skip
+        print(f"  {'':20} {'auc':>8} {'logloss':>8} {'auc diff':>9} {'loss diff':>9} {'curve max':>9}  equal steps")
+        print(f"  {f'ecrec, prefetch {config.prefetch}':20} {report['auc']:8.5f} {report['logloss']:8.5f}", flush=True)
+        initial = initial_values(config)
         for staleness in args.staleness:
-            options = _options(args, staleness)
-            result = run(data, initial, options, args.batch, args.epochs)
-            speed = result.examples / result.seconds
+            plain = run_plain(config, initial, staleness)
+            found = compare(ecrec, plain)
             print(
-                f"{seed:4d} {staleness:9d} {result.auc:8.5f} {result.logloss:8.5f} {speed:10.0f}  {digest[:12]}",
+                f"  {f'torch, staleness {staleness}':20} {plain.auc:8.5f} {plain.logloss:8.5f} {found['auc']:9.5f} "
+                f"{found['logloss']:9.5f} {found['curve_max']:9.2e}  {found['equal_steps']} of {len(plain.loss)}",
                 flush=True,
             )
+            where = f"seed {seed}, staleness {staleness}"
+            wrong += [f"{where}: {text}" for text in failures(found, args.tolerance)]
             runs.append(
                 {
                     "seed": seed,
-                    "initial_values": digest,
-                    "options": asdict(options),
-                    "auc": result.auc,
-                    "logloss": result.logloss,
-                    "examples": result.examples,
-                    "examples_per_s": speed,
+                    "staleness": staleness,
+                    "ecrec": {"auc": report["auc"], "logloss": report["logloss"], "loss_curve": ecrec.losses},
+                    "torch": {"auc": plain.auc, "logloss": plain.logloss, "loss_curve": plain.loss},
+                    "differences": found,
+                    "initial_values": _digest(initial),
+                    "torch_options": asdict(plain_options(config, staleness)),
+                    "config": report["config"],
                 }
             )
-    if args.report:
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        report = {
-            "machine": platform.platform(),
-            "versions": versions,
-            "threads": args.threads,
-            "batch": args.batch,
-            "epochs": args.epochs,
-            "dim": args.dim,
-            "rows_per_table": data.rows_per_table,
+    print(describe(report))
+    for text in wrong:
+        print(f"FAILED: {text}")
+    print(f"tolerance {args.tolerance}: {'failed' if wrong else 'passed'}")
+    write_json(
+        args.report,
+        {
+            "tolerance": args.tolerance,
+            "failures": wrong,
+            "machine": report["machine"],
+            "versions": report["versions"],
+            "torch_threads": args.threads,
             "runs": runs,
-        }
-        Path(args.report).write_text(json.dumps(report, indent=1) + "\n")
+        },
+    )
+    return 1 if wrong else 0
 
 
-def run(data: BatchSource, initial: InitialValues, options: TorchOptions, batch_size: int, epochs: int) -> TorchResult:
-    """Train from these initial values in the order of the data, and score its test part."""
-    return train(initial, options, data.train_batches(batch_size, epochs=epochs), data.test_batches(batch_size))
+def initial_values(config: TrainConfig) -> InitialValues:
+    """What a run of this configuration starts from: records of the native generator, and the seeded dense part."""
+    tables = []
+    for name, rows in zip(SPARSE_FEATURES, open_data(config).rows_per_table, strict=True):
+        spec = _table_spec(
+            EmbeddingBagConfig(name, rows, config.dim, [name], init_scale=config.init_scale),
+            CodeSpec(1, 0),
+            SGD(1.0),
+            config.seed,
+        )
+        store = _native.Store(0, 1)
+        store.add_table(rows, config.dim, 1, 0, "cauchy", "sgd", [1.0], spec.init, spec.init_seed, spec.init_scale, 0.0)
+        values: NDArray[np.float32] = np.empty((rows, config.dim), np.float32)
+        section = np.array([0], np.int32), np.array([rows], np.int64)
+        store.gather(*section, np.arange(rows, dtype=np.int64), values.view(np.uint8).reshape(-1))
+        tables.append(values)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = DLRM(len(DENSE_FEATURES), len(SPARSE_FEATURES), config.dim, config.bottom_mlp, config.top_mlp)
+    return InitialValues(tables, {name: value.numpy() for name, value in model.state_dict().items()})
 
 
-def _open(args: argparse.Namespace) -> BatchSource:
-    if args.data:
-        return CriteoDataset(args.data, HashedIds(args.rows))
-    return SyntheticDataset(SyntheticOptions(rows_per_table=args.rows))
-
-
-def _options(args: argparse.Namespace, staleness: int) -> TorchOptions:
+def plain_options(config: TrainConfig, staleness: int) -> TorchOptions:
+    """The same model and optimizers for the baseline, eps as ecrec's optimizers have it."""
+    sparse = optimizer(config.optimizer, config.lr)
+    dense = optimizer(config.dense_optimizer, config.dense_lr)
     return TorchOptions(
-        sparse_optimizer=args.optimizer,
-        sparse_lr=args.lr,
-        dense_optimizer=args.dense_optimizer,
-        dense_lr=args.dense_lr,
-        bottom_mlp=tuple(args.bottom_mlp),
-        top_mlp=tuple(args.top_mlp),
+        sparse_optimizer=config.optimizer,
+        sparse_lr=config.lr,
+        dense_optimizer=config.dense_optimizer,
+        dense_lr=config.dense_lr,
+        sparse_eps=getattr(sparse, "eps", 0.0),
+        dense_eps=getattr(dense, "eps", 0.0),
+        bottom_mlp=config.bottom_mlp,
+        top_mlp=config.top_mlp,
         staleness=staleness,
     )
+
+
+def run_plain(config: TrainConfig, initial: InitialValues, staleness: int) -> TorchResult:
+    """Train the baseline on the batches of this configuration, in their order, and score the test part."""
+    data = open_data(config)
+    batches = data.train_batches(config.batch, epochs=config.epochs, steps=config.steps)
+    return train(initial, plain_options(config, staleness), batches, data.test_batches(config.batch))
+
+
+def compare(ecrec: Recorded, plain: TorchResult) -> dict[str, Any]:
+    """ecrec less PyTorch, and how far apart the curves of the training loss are.
+
+    Raises ValueError for curves of different lengths.
+    """
+    ours, theirs = np.array(ecrec.losses), np.array(plain.loss)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"ecrec made {len(ours)} steps, PyTorch {len(theirs)}")
+    apart = np.abs(ours - theirs)
+    return {
+        "auc": ecrec.report["auc"] - plain.auc,
+        "logloss": ecrec.report["logloss"] - plain.logloss,
+        "first_loss": float(apart[0]),
+        "curve_max": float(apart.max()),
+        # A mean is rounded to float32 there, and divided in float64 here.
+        "equal_steps": int((ours.astype(np.float32) == theirs.astype(np.float32)).sum()),
+    }
+
+
+def failures(differences: dict[str, Any], tolerance: float) -> list[str]:
+    """What is too far apart."""
+    found = [
+        f"{name} differs by {differences[name]:+.5f}, expected at most {tolerance}"
+        for name in ("auc", "logloss")
+        if not abs(differences[name]) <= tolerance
+    ]
+    if not differences["first_loss"] <= FIRST_LOSS_TOLERANCE:
+        found.append(f"the loss of the first batch differs by {differences['first_loss']:.2e}: other initial values")
+    return found
+
+
+def _train_config(options: TrainOptions) -> TrainConfig:
+    """What the worker of such a run is told; the launcher's own options are ignored."""
+    return msgspec.convert(resolved_config(options), TrainConfig)
 
 
 def _digest(initial: InitialValues) -> str:
@@ -111,26 +193,17 @@ def _digest(initial: InitialValues) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults = TorchOptions()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="*", help="Criteo files, plain or gzip; without, generated rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7])
-    parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=50_000, help="hashed rows of each table")
-    parser.add_argument("--init-scale", type=float, default=0.01)
-    parser.add_argument("--optimizer", choices=["rowwise-adagrad", "adagrad", "sgd"], default=defaults.sparse_optimizer)
-    parser.add_argument("--lr", type=float, default=defaults.sparse_lr)
-    parser.add_argument("--dense-optimizer", choices=["adagrad", "sgd"], default=defaults.dense_optimizer)
-    parser.add_argument("--dense-lr", type=float, default=defaults.dense_lr)
-    parser.add_argument("--bottom-mlp", type=int, nargs="*", default=list(defaults.bottom_mlp))
-    parser.add_argument("--top-mlp", type=int, nargs="*", default=list(defaults.top_mlp))
+    parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1], help="of PyTorch's runs")
+    parser.add_argument("--tolerance", type=float, default=0.002, help="of the AUC and the log loss")
+    parser.add_argument("--code", default="4+1")
+    parser.add_argument("--steps", type=int, help="as many as the data gives")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
-    parser.add_argument("--report", help="write the results to this JSON file")
+    parser.add_argument("--report", help="write the results, loss curves too, to this JSON file")
+    add_training_options(parser)
     return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

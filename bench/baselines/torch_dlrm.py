@@ -33,14 +33,15 @@ class InitialValues:
 @dataclass(frozen=True)
 class TorchOptions:
     """sparse_optimizer: "sgd", "adagrad" or "rowwise-adagrad"; dense_optimizer: "sgd" or "adagrad".
-    staleness: steps by which every update comes late; 1 is a pipeline that reads the rows of batch t + 1
-    before the update of batch t."""
+    sparse_eps, dense_eps: of the Adagrads. staleness: steps by which every update comes late; 1 is a pipeline
+    that reads the rows of batch t + 1 before the update of batch t."""
 
     sparse_optimizer: str = "rowwise-adagrad"
     sparse_lr: float = 0.02
     dense_optimizer: str = "adagrad"
     dense_lr: float = 0.005
-    eps: float = 1e-8
+    sparse_eps: float = 1e-8
+    dense_eps: float = 1e-10
     bottom_mlp: tuple[int, ...] = (256,)
     top_mlp: tuple[int, ...] = (256,)
     staleness: int = 0
@@ -186,12 +187,12 @@ def _build(initial: InitialValues, options: TorchOptions) -> tuple[nn.ModuleList
 def _sparse_optimizer(tables: nn.ModuleList, options: TorchOptions) -> torch.optim.Optimizer:
     parameters = tables.parameters()
     if options.sparse_optimizer == "rowwise-adagrad":
-        return RowWiseAdagrad(parameters, options.sparse_lr, options.eps)
-    return _torch_optimizer(parameters, options.sparse_optimizer, options.sparse_lr, options.eps)
+        return RowWiseAdagrad(parameters, options.sparse_lr, options.sparse_eps)
+    return _torch_optimizer(parameters, options.sparse_optimizer, options.sparse_lr, options.sparse_eps)
 
 
 def _dense_optimizer(model: PlainDLRM, options: TorchOptions) -> torch.optim.Optimizer:
-    return _torch_optimizer(model.parameters(), options.dense_optimizer, options.dense_lr, options.eps)
+    return _torch_optimizer(model.parameters(), options.dense_optimizer, options.dense_lr, options.dense_eps)
 
 
 def _torch_optimizer(parameters: Iterable[nn.Parameter], name: str, lr: float, eps: float) -> torch.optim.Optimizer:
