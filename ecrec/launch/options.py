@@ -15,7 +15,7 @@ LEARNING_RATES = {"sgd": 20.0, "adagrad": 0.02, "rowwise-adagrad": 0.02}
 """Default learning rate of the embedding tables, by optimizer. These and the other defaults of training were found on
 the Criteo sample (one epoch, rows and dense tensors one step behind); `bench/compare_torch.py` trains with them."""
 
-DENSE_LEARNING_RATES = {"sgd": 20.0, "adagrad": 0.02}
+DENSE_LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.005}
 """The same for the dense part."""
 
 TRANSPORTS = ("tcp", "ipc")

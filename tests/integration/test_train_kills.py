@@ -54,7 +54,8 @@ def test_deaths_change_nothing(trainer, undisturbed, options, kills):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
 def test_the_state_of_optimizers_survives(trainer, undisturbed, optimizer):
-    options = ("--optimizer", optimizer, "--dense-optimizer", optimizer)
+    rates = ("--lr", "0.05", "--dense-lr", "0.05") if optimizer == "sgd" else ()
+    options = ("--optimizer", optimizer, "--dense-optimizer", optimizer, *rates)
     finished = trainer.run(*SMALL, *options, "--kill", "ps:3@8")
     check(finished, undisturbed(*options), [(3, 8)])
     assert finished.report["model_digest"] != undisturbed()["model_digest"]
