@@ -101,9 +101,10 @@ def _run(args: argparse.Namespace) -> int:
 
 def _steps_for(args: argparse.Namespace, code: str) -> int:
     """Steps that take --seconds after the warm-up, from a short run."""
-    run = train(training_options(args, code=code, seed=args.seed, steps=2 * args.warm_up, test_fraction=0.0))
-    _, seconds = steady_throughput(run.steps, args.warm_up)
-    return int(args.warm_up) + math.ceil(args.seconds * args.warm_up / seconds)
+    warm_up: int = args.warm_up
+    run = train(training_options(args, code=code, seed=args.seed, steps=2 * warm_up, test_fraction=0.0))
+    _, seconds = steady_throughput(run.steps, warm_up)
+    return warm_up + math.ceil(float(args.seconds) / seconds * warm_up)
 
 
 def _text(values: dict[str, float]) -> str:
