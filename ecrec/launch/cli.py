@@ -82,6 +82,9 @@ def train(
         list[str] | None, typer.Option(help="ps:SHARD@STEP: SIGKILL to a server at a step; repeatable.")
     ] = None,
     report: Annotated[str | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    spares: Annotated[
+        int | None, typer.Option(help="Idle servers that take a dead one's place; R of the code.")
+    ] = None,
     transport: Annotated[str, typer.Option(help=" or ".join(TRANSPORTS) + ".")] = DEFAULTS.transport,
     run_dir: Annotated[
         str | None, typer.Option(help="Directory for logs and state; a temporary one.")
@@ -118,6 +121,7 @@ def train(
         prefetch=prefetch,
         kills=tuple(kill or ()),
         report=report,
+        spares=spares,
         transport=transport,
         run_dir=run_dir,
         heartbeat_timeout_ms=heartbeat_timeout_ms,

@@ -20,6 +20,8 @@ ENDS_MAX = 4
 ENDS_SPAN_S = 30.0
 """A server that ended ENDS_MAX times in such a span without being killed from here is given up."""
 
+SPARE = -1
+
 CLUSTER_FILE = "cluster.json"
 """In the run directory: where the scheduler is, and the process ids, for tools and people."""
 
@@ -54,7 +56,10 @@ class LocalCluster:
         self.failures: list[str] = []
         """How servers ended that were not killed from here."""
         self._scheduler: Child | None = None
-        self._shards: dict[int, Child] = {}
+        self._shards: dict[Child, int] = {}
+        """Shard servers; -1: a spare, or one that was a spare."""
+        self._endpoints: dict[str, Child] = {}
+        self._with_spares = False
         self._ready: set[Child] = set()
         self._asked: set[Child] = set()
         self._ends: defaultdict[str, deque[float]] = defaultdict(deque)
@@ -117,9 +122,21 @@ class LocalCluster:
                 self._on_server_ended(event)
         return others
 
-    def kill(self, shard: int) -> float:
-        """SIGKILL to the shard's process. Returns when, in seconds of the monotonic clock."""
-        child = self._shards[shard]
+    def add_spare(self) -> None:
+        """Start a server that waits for a place; from now on every server that ends is replaced by a spare.
+
+        Not before all shards are up: it could take the place of one that is a little late.
+        """
+        self._with_spares = True
+        self._start_shard(SPARE)
+
+    def runs(self, endpoint: str) -> bool:
+        """A server of this cluster listens there, as far as is known."""
+        return endpoint in self._endpoints
+
+    def kill(self, endpoint: str) -> float:
+        """SIGKILL to the server at this endpoint. Returns when, in seconds of the monotonic clock."""
+        child = self._endpoints[endpoint]
         self._asked.add(child)
         return self.children.kill(child)
 
@@ -145,7 +162,7 @@ class LocalCluster:
 
     # ------------------------------------------------------------------ servers
     def _servers(self) -> list[Child]:
-        return [*([self._scheduler] if self._scheduler else []), *self._shards.values()]
+        return [*([self._scheduler] if self._scheduler else []), *self._shards]
 
     def _bind(self, name: str) -> str:
         if self.settings.transport == "ipc":
@@ -164,8 +181,11 @@ class LocalCluster:
     def _start_shard(self, shard: int) -> None:
         self._incarnations += 1
         bind = self._bind(f"ps-{self._incarnations}")
-        arguments = ["--scheduler", self.endpoint, "--shard", str(shard), "--bind", bind]
-        self._shards[shard] = self._start(f"ps {shard}", self.settings.shard_module, arguments)
+        place = ["--spare"] if shard == SPARE else ["--shard", str(shard)]
+        name = f"spare {self._incarnations - self.settings.shards}" if shard == SPARE else f"ps {shard}"
+        arguments = ["--scheduler", self.endpoint, *place, "--bind", bind]
+        child = self._start(name, self.settings.shard_module, arguments)
+        self._shards[child] = shard
 
     def _start(self, name: str, module: str, arguments: list[str]) -> Child:
         child = self.children.start(
@@ -190,8 +210,11 @@ class LocalCluster:
         if "ready" not in line.data:
             return
         self._ready.add(line.child)
-        if line.child is self._scheduler:
-            self.endpoint = str(line.data["endpoint"])
+        endpoint = str(line.data["endpoint"])
+        if line.child is not self._scheduler:
+            self._endpoints[endpoint] = line.child
+        else:
+            self.endpoint = endpoint
             self._write_cluster_file(line.child)
 
     def _on_server_ended(self, event: Ended) -> None:
@@ -205,13 +228,15 @@ class LocalCluster:
                 raise ClusterError(child.describe_end())
             self._start_scheduler(self.endpoint)
         else:
-            shard = next(shard for shard, process in self._shards.items() if process is child)
-            self._start_shard(shard)
+            shard = self._shards.pop(child)
+            self._endpoints = {at: server for at, server in self._endpoints.items() if server is not child}
+            self._start_shard(SPARE if self._with_spares else shard)
         self.replaced.append(child.name)
 
     def _check_not_failing(self, child: Child) -> None:
         now = time.monotonic()
-        ends = self._ends[child.name]
+        # Spares are all one kind: whoever takes a place that cannot be held ends in it.
+        ends = self._ends["spare" if self._shards.get(child) == SPARE else child.name]
         ends.append(now)
         while ends[0] < now - ENDS_SPAN_S:
             ends.popleft()

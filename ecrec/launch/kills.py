@@ -22,6 +22,7 @@ class Standing(NamedTuple):
 
     epoch: int
     state: str
+    endpoint: str = ""
 
 
 def parse_kill(text: str) -> Kill:

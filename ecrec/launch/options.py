@@ -54,6 +54,9 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     test_fraction: float = 0.2
     kills: tuple[str, ...] = ()
     report: str | None = None
+    spares: int | None = None
+    """Idle servers that take the place of one that dies at once: a process takes a while to start, on a busy machine
+    longer than a pull may wait. None: as many as the code stands deaths."""
     transport: str = "tcp"
     run_dir: str | None = None
     heartbeat_timeout_ms: int = ProtocolConfig().heartbeat_timeout_ms
@@ -74,6 +77,10 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def dense_learning_rate(self) -> float:
         return DENSE_LEARNING_RATES[self.dense_optimizer] if self.dense_lr is None else self.dense_lr
+
+    @property
+    def spare_count(self) -> int:
+        return self.code_spec.r if self.spares is None else self.spares
 
     @property
     def heartbeat_ms(self) -> int:
@@ -102,8 +109,9 @@ def check_options(options: TrainOptions) -> list[str]:
     for name, value in counts:
         if value is not None and value < 1:
             raise ConfigurationError(f"{name} {value}: must be at least 1")
-    if options.prefetch < 0:
-        raise ConfigurationError(f"--prefetch {options.prefetch}: must not be negative")
+    for name, value in (("--prefetch", options.prefetch), ("--spares", options.spares)):
+        if value is not None and value < 0:
+            raise ConfigurationError(f"{name} {value}: must not be negative")
     if not 0 <= options.seed < 1 << 63:
         raise ConfigurationError(f"--seed {options.seed}: must be from 0 to 2**63 - 1")
     if not 0 <= options.test_fraction < 1:

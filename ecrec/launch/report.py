@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from ecrec.protocol.messages import HistoryEntry
 
+CALM_S_MIN = 0.25
+"""A shorter span between two disturbances has no throughput worth the name."""
+
 THROUGHPUT_SPAN_S = 5.0
 """Throughput before and after a kill is that of at most so many seconds: the run as it was just then."""
 
@@ -73,6 +76,10 @@ def throughput(steps: Sequence[Step], begin: float, end: float) -> float | None:
     if end <= begin:
         return None
     return sum(step.examples for step in steps if begin < step.at <= end) / (end - begin)
+
+
+def _calm(steps: Sequence[Step], begin: float, end: float) -> float | None:
+    return throughput(steps, begin, end) if end - begin >= CALM_S_MIN else None
 
 
 def longest_pause_s(steps: Sequence[Step], begin: float, end: float) -> float | None:
@@ -144,9 +151,9 @@ def _throughputs(
     calm_from = max([begin] + [other.end for other in others if other.begin < this.begin])
     calm_to = min([end] + [other.begin for other in others if other.begin >= this.begin])
     return {
-        "throughput_before": throughput(steps, max(calm_from, this.begin - THROUGHPUT_SPAN_S), this.begin),
+        "throughput_before": _calm(steps, max(calm_from, this.begin - THROUGHPUT_SPAN_S), this.begin),
         "throughput_during": throughput(steps, this.begin, min(this.end, end)),
-        "throughput_after": throughput(steps, this.end, min(calm_to, this.end + THROUGHPUT_SPAN_S)),
+        "throughput_after": _calm(steps, this.end, min(calm_to, this.end + THROUGHPUT_SPAN_S)),
         "longest_pause_s": longest_pause_s(steps, this.begin, min(this.end, end)),
     }
 

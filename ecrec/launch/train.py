@@ -25,7 +25,7 @@ from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, lost_upd
 from ecrec.launch.threads import cores, thread_environment, worker_threads
 from ecrec.launch.verify import ScrubOutcome, cluster_state, describe_bad, scrub
 from ecrec.launch.watch import ClusterWatch
-from ecrec.protocol.messages import UP, ClusterState
+from ecrec.protocol.messages import DOWN, UP, ClusterState
 
 WORKER_MODULE = "ecrec.launch.train_worker"
 
@@ -104,7 +104,12 @@ class TrainingRun:
             self._workers[child] = rank
 
     def _train(self, cluster: LocalCluster, watch: ClusterWatch) -> None:
+        spares_started = False
         while len(self._done) < self._options.workers:
+            if not spares_started and watch.all_up:
+                spares_started = True
+                for _ in range(self._options.spare_count):
+                    cluster.add_spare()
             for event in cluster.pump(PUMP_S):
                 if isinstance(event, Line):
                     self._on_event(self._workers[event.child], event.data)
@@ -121,8 +126,13 @@ class TrainingRun:
         self._progress.health({shard: now.state for shard, now in watch.standing.items()})
 
     def _kill_what_is_due(self, cluster: LocalCluster, watch: ClusterWatch) -> None:
-        for kill in self._schedule.due(self._step, watch.standing):
-            at = cluster.kill(kill.shard)
+        # The scheduler's news may be older than what the launcher saw.
+        standing = {
+            shard: now if cluster.runs(now.endpoint) else now._replace(state=DOWN)
+            for shard, now in watch.standing.items()
+        }
+        for kill in self._schedule.due(self._step, standing):
+            at = cluster.kill(standing[kill.shard].endpoint)
             self._kills.append(KillDone(at, kill.shard, kill.step))
             self._progress.say(f"step {self._step}: SIGKILL to ps {kill.shard}")
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from ecrec.errors import ClusterError
 from ecrec.launch.kills import Standing
 from ecrec.launch.verify import cluster_state
-from ecrec.protocol.messages import ClusterState
+from ecrec.protocol.messages import UP, ClusterState
 
 EVERY_S = 0.05
 ANSWER_S = 1.0
@@ -31,7 +31,17 @@ class ClusterWatch:
     def standing(self) -> dict[int, Standing]:
         """Epoch and state of every shard; empty until known."""
         state = self._latest
-        return {} if state is None else {s.shard: Standing(s.epoch, s.state) for s in state.shards}
+        return (
+            {} if state is None else {s.shard: Standing(s.epoch, s.state, s.endpoint) for s in state.shards}
+        )
+
+    @property
+    def all_up(self) -> bool:
+        """Every shard is there and whole."""
+        state = self._latest
+        if state is None or len(state.shards) < state.n * state.groups:
+            return False
+        return all(shard.state == UP for shard in state.shards)
 
     @property
     def lost(self) -> str:

@@ -91,7 +91,7 @@ def test_a_killed_launcher_takes_everything_with_it(trainer):
     process, run_dir, _ = trainer.start(*LONG)
     words(process, "step 1/")
     children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-    assert len(children) == 7
+    assert len(children) >= 7
     process.kill()
     process.communicate()
     wait_until(lambda: left_over(run_dir) == [])

@@ -15,7 +15,7 @@ def main():
     print("started with", *sys.argv[1:], file=sys.stderr, flush=True)
     if "FAKE_EXIT" in os.environ:
         sys.exit(int(os.environ["FAKE_EXIT"]))
-    bind = option("--bind").replace(":0", ":7070")
+    bind = option("--bind").replace(":0", f":{os.getpid()}" if option("--scheduler") else ":7070")
     if "FAKE_LATE" not in os.environ:
         print("words that are no JSON")
         print(

@@ -28,6 +28,10 @@ def pids(tmp_path):
     return json.loads((tmp_path / "cluster.json").read_text())["pids"]
 
 
+def endpoint(tmp_path, name):
+    return f"tcp://127.0.0.1:{pids(tmp_path)[name]}"
+
+
 def pump_until(cluster, condition):
     deadline = time.monotonic() + 20
     while not condition():
@@ -47,7 +51,7 @@ def test_all_processes_are_up_and_written_down(cluster, tmp_path):
 
 def test_a_killed_shard_gets_a_replacement_in_its_place(cluster, tmp_path):
     before = pids(tmp_path)
-    cluster.kill(1)
+    cluster.kill(endpoint(tmp_path, "ps 1"))
     pump_until(cluster, lambda: cluster.replaced)
     cluster.wait_ready(20)
     assert cluster.replaced == ["ps 1"]
@@ -55,9 +59,9 @@ def test_a_killed_shard_gets_a_replacement_in_its_place(cluster, tmp_path):
     assert pids(tmp_path)["ps 0"] == before["ps 0"]
 
 
-def test_many_kills_are_no_failure(cluster):
+def test_many_kills_are_no_failure(cluster, tmp_path):
     for count in range(1, 7):
-        cluster.kill(0)
+        cluster.kill(endpoint(tmp_path, "ps 0"))
         pump_until(cluster, lambda count=count: len(cluster.replaced) == count)
         cluster.wait_ready(20)
 
@@ -70,9 +74,9 @@ def test_the_scheduler_comes_back_on_its_endpoint(cluster, tmp_path):
     assert "--bind tcp://127.0.0.1:7070" in (tmp_path / "logs" / "scheduler.log").read_text()
 
 
-def test_a_server_that_keeps_ending_is_given_up_with_its_last_words(cluster, monkeypatch):
+def test_a_server_that_keeps_ending_is_given_up_with_its_last_words(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_EXIT", "5")
-    cluster.kill(0)
+    cluster.kill(endpoint(tmp_path, "ps 0"))
     with pytest.raises(ClusterError, match=r"ps 0 keeps ending: .*exit code 5(.|\n)*started with"):
         pump_until(cluster, lambda: False)
 
@@ -96,7 +100,7 @@ def test_ipc_sockets_lie_in_the_run_directory_one_for_each_incarnation(tmp_path,
     with LocalCluster(settings(tmp_path, transport="ipc")) as cluster:
         assert cluster.start(20) == f"ipc://{tmp_path}/scheduler.sock"
         cluster.wait_ready(20)
-        cluster.kill(1)
+        cluster.kill(f"ipc://{tmp_path}/ps-2.sock")
         pump_until(cluster, lambda: cluster.replaced)
         cluster.wait_ready(20)
     log = (tmp_path / "logs" / "ps-1.log").read_text()
@@ -110,3 +114,20 @@ def test_nothing_is_left_when_it_is_closed(tmp_path, fakes):
         cluster.wait_ready(20)
         running = [psutil.Process(pid) for pid in pids(tmp_path).values()]
     assert not any(process.is_running() for process in running)
+
+
+def test_with_a_spare_a_server_that_ends_is_replaced_by_another_spare(cluster, tmp_path):
+    cluster.add_spare()
+    cluster.wait_ready(20)
+    assert "--spare" in (tmp_path / "logs" / "spare-1.log").read_text()
+    gone, spare = endpoint(tmp_path, "ps 0"), endpoint(tmp_path, "spare 1")
+    assert cluster.runs(gone)
+    cluster.kill(gone)
+    pump_until(cluster, lambda: cluster.replaced)
+    cluster.wait_ready(20)
+    assert not cluster.runs(gone)
+    assert set(pids(tmp_path)) == {"scheduler", "ps 1", "spare 1", "spare 2"}
+    cluster.kill(spare)
+    pump_until(cluster, lambda: len(cluster.replaced) == 2)
+    cluster.wait_ready(20)
+    assert set(pids(tmp_path)) == {"scheduler", "ps 1", "spare 2", "spare 3"}

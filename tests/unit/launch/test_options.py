@@ -24,6 +24,7 @@ def test_the_defaults_are_fine():
         ({"dim": 0}, "--dim 0"),
         ({"rows": 0}, "--rows 0"),
         ({"prefetch": -1}, "--prefetch -1"),
+        ({"spares": -1}, "--spares -1"),
         ({"seed": -1}, "--seed -1"),
         ({"test_fraction": 1.0}, "--test-fraction 1.0"),
         ({"optimizer": "lion"}, "--optimizer 'lion'.*rowwise-adagrad"),
