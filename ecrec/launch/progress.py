@@ -98,7 +98,8 @@ class PlainProgress(_Base):
             return
         self._said_at = now
         of = f"/{self._total}" if self._total is not None else ""
-        self.say(f"step {step}{of}  loss {loss:.4f}  {rate:,.0f} examples/s")
+        speed = f"  {rate:,.0f} examples/s" if rate else ""
+        self.say(f"step {step}{of}  loss {loss:.4f}{speed}")
 
     def health(self, states: Mapping[int, str]) -> None:
         for shard, state in states.items():

@@ -214,6 +214,7 @@ class TrainingRun:
             "model_digest": first["model_digest"],
             "lost_updates": lost_updates(acked, {s.shard: s.marks for s in state.shards}),
             "kills": kill_entries(self._kills, self._steps, state.history, self._first_rows),
+            "deaths": sum(entry.event == "down" for entry in state.history),
             "kills_not_done": [str(kill) for kill in self._schedule.left],
             "parity_ok": outcome.ok,
             "stripes_scrubbed": outcome.stripes,
