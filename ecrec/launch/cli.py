@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError, EcrecError
+from ecrec.launch.environment import CURVE_DIR_HELP
 from ecrec.launch.options import (
     DENSE_LEARNING_RATES,
     LEARNING_RATES,
@@ -40,6 +42,8 @@ DEFAULTS = TrainOptions()
 SchedulerOption = Annotated[
     str, typer.Option(help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH.")
 ]
+
+CurveDirOption = Annotated[str | None, typer.Option(help=f"{CURVE_DIR_HELP} Default: ECREC_CURVE_DIR.")]
 
 
 def _sizes(layers: Sequence[int]) -> str:
@@ -146,22 +150,23 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    curve_dir: CurveDirOption = None,
 ) -> None:
     from ecrec.launch.status import plain, render
     from ecrec.launch.verify import cluster_state
 
     if as_json:
-        print(json.dumps(plain(cluster_state(scheduler))))
+        print(json.dumps(plain(cluster_state(scheduler, curve_dir=curve_dir))))
         return
     console = Console()
     if not watch:
-        console.print(render(cluster_state(scheduler)))
+        console.print(render(cluster_state(scheduler, curve_dir=curve_dir)))
         return
-    with Live(render(cluster_state(scheduler)), console=console, auto_refresh=False) as live:
+    with Live(render(cluster_state(scheduler, curve_dir=curve_dir)), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(every)
             try:
-                live.update(render(cluster_state(scheduler)), refresh=True)
+                live.update(render(cluster_state(scheduler, curve_dir=curve_dir)), refresh=True)
             except ClusterError as error:
                 live.console.print(str(error))
 
@@ -173,10 +178,11 @@ def verify(
         float, typer.Option(min=1.0, help="Seconds without progress until it is given up.")
     ] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    curve_dir: CurveDirOption = None,
 ) -> None:
     from ecrec.launch.verify import describe_bad, scrub
 
-    outcome = scrub(scheduler, timeout)
+    outcome = scrub(scheduler, timeout, curve_dir=curve_dir)
     if as_json:
         bad = [stripe._asdict() for stripe in outcome.bad]
         figures = {"stripes_scrubbed": outcome.stripes, "parity_rows_scrubbed": outcome.parity_rows}
@@ -191,6 +197,23 @@ def verify(
             print(f"{found}: {outcome.stripes} stripes, {outcome.parity_rows} parity rows compared")
     if outcome.ok is False:
         raise typer.Exit(EXIT_BAD_PARITY)
+
+
+@app.command(
+    help="Make a key pair for CURVE encryption, in a new directory for --curve-dir. Without --join it is the directory "
+    "of a cluster's servers, to be copied to each of their hosts; with --join that of one who connects to them."
+)
+def keygen(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where to write; own.key_secret in it stays secret.")],
+    name: Annotated[str, typer.Option(help="Name of the key on the list of those that are allowed.")] = "servers",
+    join: Annotated[
+        str | None, typer.Option(help="The servers' directory: take over their public keys, allow the new key there.")
+    ] = None,
+) -> None:
+    from ecrec.transport.curve import generate
+
+    for path in generate(Path(directory), name, Path(join) if join else None):
+        print(path)
 
 
 def exit_code(error: EcrecError) -> int:

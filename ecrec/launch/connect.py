@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.launch.cluster import ClusterSettings, LocalCluster
+from ecrec.launch.environment import curve_keys
 from ecrec.protocol.placement import CodeSpec, Placement
 
 if TYPE_CHECKING:
@@ -31,13 +32,15 @@ def connect(
     world_size: int | None = None,
     sync: bool = False,
     exact: bool | None = None,
+    curve_dir: str | None = None,
 ) -> "Iterator[Session]":
     """A training session of a running cluster; what is not given is taken from the environment of
     `ecrec-worker`.
 
     ``code`` is that of tables which name none (default: n - 1 data rows and 1 parity row in groups of n
-    shards); ``sync`` and ``exact`` are the session's. Raises ConfigurationError without an endpoint,
-    ClusterError when the cluster cannot be reached.
+    shards); ``sync`` and ``exact`` are the session's; ``curve_dir`` holds the keys of a cluster that encrypts (default:
+    ECREC_CURVE_DIR). Raises ConfigurationError without an endpoint or for keys that cannot be used, ClusterError
+    when the cluster cannot be reached.
     """
     endpoint = endpoint or os.environ.get(SCHEDULER)
     if not endpoint:
@@ -46,8 +49,9 @@ def connect(
     if world_size is None:
         world_size = int(os.environ.get(WORLD_SIZE, str(rank + 1)))
     spec = None if code is None else CodeSpec.parse(code)
+    keys = curve_keys(curve_dir)
     with _training_connect()(
-        endpoint, rank=rank, world_size=world_size, sync=sync, exact=exact, code=spec
+        endpoint, rank=rank, world_size=world_size, sync=sync, exact=exact, code=spec, keys=keys
     ) as session:
         yield session
 
@@ -70,7 +74,7 @@ def local_cluster(
         with LocalCluster(ClusterSettings(shards, directory, transport)) as cluster:
             endpoint = cluster.start()
             cluster.wait_ready()
-            with Keeper(cluster), join(endpoint, code=spec) as session:
+            with Keeper(cluster), join(endpoint, code=spec, keys=curve_keys()) as session:
                 yield session
 
 

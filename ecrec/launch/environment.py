@@ -1,4 +1,4 @@
-"""What a server process takes from its environment, and what it sets for itself."""
+"""What programs and sessions take from their environment, and what servers set for themselves."""
 
 import logging
 import os
@@ -6,9 +6,24 @@ import sys
 import time
 
 from ecrec.errors import ConfigurationError
+from ecrec.transport.curve import CurveKeys
 
 KERNEL = "ECREC_KERNEL"
 """Name of the kernel to use in place of the fastest one; one that is unknown or cannot run here is an error."""
+
+CURVE_DIR = "ECREC_CURVE_DIR"
+"""Directory of keys (``ecrec/transport/curve.py``) where ``--curve-dir`` names none; empty or not set: no keys."""
+
+CURVE_DIR_HELP = "Directory of keys, made by `ecrec keygen`: encrypt, and let nobody in whose key is not allowed."
+
+
+def curve_keys(directory: str | None = None) -> CurveKeys | None:
+    """The keys in the directory, or else in the one that ECREC_CURVE_DIR names; None for a cluster without keys.
+
+    Raises ConfigurationError for a directory without the own secret key, or where others may read that.
+    """
+    directory = directory or os.environ.get(CURVE_DIR)
+    return CurveKeys.load(directory) if directory else None
 
 
 def use_kernel_of_environment() -> str:

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import typer
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.environment import log_to_stderr, use_kernel_of_environment
-from ecrec.launch.server import EXIT_CODES_HELP, run_server
+from ecrec.launch.environment import CURVE_DIR_HELP, curve_keys, log_to_stderr, use_kernel_of_environment
+from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, run_server
 from ecrec.protocol.shard import ShardMachine
 from ecrec.transport.links import Links
 from ecrec.transport.node import Node
@@ -43,6 +43,8 @@ def ps(
     spare: Annotated[bool, typer.Option("--spare", help="Take any place that is or gets free.")] = False,
     bind: Annotated[str, typer.Option(help="Where to listen; port 0 takes a free one.")] = "tcp://127.0.0.1:0",
     advertise: Annotated[str, typer.Option(help="Host name or address that others reach this machine by.")] = "",
+    curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
+    allow_plain_network: Annotated[bool, typer.Option("--allow-plain-network", help=PLAIN_HELP)] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
 ) -> None:
     if spare and shard >= 0:
@@ -52,7 +54,7 @@ def ps(
 
     def make() -> Node:
         use_kernel_of_environment()
-        links = Links(bind)
+        links = Links(bind, curve_keys(curve_dir), allow_plain_network)
         try:
             machine = ShardMachine(process, advertised(links.endpoint, advertise), shard)
             return Node(machine, links, scheduler_endpoint=scheduler)

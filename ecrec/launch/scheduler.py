@@ -7,8 +7,8 @@ import msgspec
 import typer
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.environment import log_to_stderr
-from ecrec.launch.server import EXIT_CODES_HELP, run_server
+from ecrec.launch.environment import CURVE_DIR_HELP, curve_keys, log_to_stderr
+from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, run_server
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
 from ecrec.protocol.scheduler import SchedulerMachine
@@ -39,6 +39,8 @@ def scheduler(
     reconnect_grace_ms: Annotated[
         int, typer.Option(min=1, help="A shard whose connection stays closed for so long is down.")
     ] = DEFAULTS.reconnect_grace_ms,
+    curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
+    allow_plain_network: Annotated[bool, typer.Option("--allow-plain-network", help=PLAIN_HELP)] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
 ) -> None:
     if heartbeat_timeout_ms <= 2 * heartbeat_ms:
@@ -58,7 +60,7 @@ def scheduler(
         state_file = StateFile(state)
         try:
             machine = _machine(shards, groups, config, state_file)
-            links = Links(bind)
+            links = Links(bind, curve_keys(curve_dir), allow_plain_network)
         except Exception:
             state_file.close()
             raise

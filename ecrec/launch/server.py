@@ -26,6 +26,11 @@ EXIT_CODES_HELP = (
     "1 unexpected, 2 options or files that cannot work, 3 told to stop by the cluster, 4 state cannot be written."
 )
 
+PLAIN_HELP = (
+    "Listen without keys where other machines reach it: whoever does may read and change everything. Only for a "
+    "network on which everybody is trusted."
+)
+
 
 def run_server(make: Callable[[], Node], ready: dict[str, Any]) -> int:
     """Make the node, say that it is ready on stdout, run it to its end; return the exit code.

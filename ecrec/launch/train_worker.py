@@ -15,6 +15,7 @@ from typing import Any
 from ecrec.errors import EcrecError
 from ecrec.launch.children import EVENTS_FD
 from ecrec.launch.connect import RANK, SCHEDULER, WORLD_SIZE
+from ecrec.launch.environment import curve_keys
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
             print(json.dumps(event), file=events, flush=True)
 
         try:
-            run(read_config(args.config), args.scheduler, args.rank, args.world_size, emit)
+            run(read_config(args.config), args.scheduler, args.rank, args.world_size, emit, curve_keys())
         except EcrecError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from ecrec.errors import ClusterError
+from ecrec.launch.environment import curve_keys
 from ecrec.protocol.events import Connect, Disconnect, Effect, Event, Received, Send, Tick
 from ecrec.protocol.messages import (
     DOWN,
@@ -184,21 +185,28 @@ class ScrubMachine:
         return effects
 
 
-def cluster_state(endpoint: str, timeout_s: float = 3.0) -> ClusterState:
-    """What the scheduler knows. Raises ClusterError when it does not answer in time."""
-    return cast(ClusterState, query(endpoint, ClusterQuery(secrets.randbelow(1 << 31)), timeout_s * 1e3))
+def cluster_state(endpoint: str, timeout_s: float = 3.0, curve_dir: str | None = None) -> ClusterState:
+    """What the scheduler knows. ``curve_dir``: of keys, else as `curve_keys` finds it.
+
+    Raises ClusterError when it does not answer in time, ConfigurationError for keys that cannot be used.
+    """
+    question = ClusterQuery(secrets.randbelow(1 << 31))
+    return cast(ClusterState, query(endpoint, question, timeout_s * 1e3, curve_keys(curve_dir)))
 
 
 def scrub(
-    endpoint: str, timeout_s: float, on_progress: Callable[[ScrubOutcome], None] | None = None
+    endpoint: str,
+    timeout_s: float,
+    on_progress: Callable[[ScrubOutcome], None] | None = None,
+    curve_dir: str | None = None,
 ) -> ScrubOutcome:
-    """Compare all parity with all data of the running cluster.
+    """Compare all parity with all data of the running cluster. ``curve_dir``: as of `cluster_state`.
 
     Raises ClusterError when no chunk is finished for ``timeout_s`` seconds, or data was lost.
     """
-    state = _intact(cluster_state(endpoint))
+    state = _intact(cluster_state(endpoint, curve_dir=curve_dir))
     machine = ScrubMachine(state)
-    with ClientNode(endpoint, machine) as node:
+    with ClientNode(endpoint, machine, curve_keys(curve_dir)) as node:
         node.perform(machine.update(state))
         asked = moved = time.monotonic()
         seen = machine.outcome
@@ -215,7 +223,7 @@ def scrub(
                 raise ClusterError(f"the scrub did not go on for {timeout_s:.0f} s{reason}")
             if now - asked > STATE_MS / 1e3:
                 asked = now
-                node.perform(machine.update(_intact(cluster_state(endpoint))))
+                node.perform(machine.update(_intact(cluster_state(endpoint, curve_dir=curve_dir))))
     return machine.outcome
 
 

@@ -17,6 +17,7 @@ import typer
 from ecrec.errors import ConfigurationError
 from ecrec.launch.children import module_command
 from ecrec.launch.connect import LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE
+from ecrec.launch.environment import CURVE_DIR, CURVE_DIR_HELP, curve_keys
 from ecrec.launch.threads import cores, thread_environment, worker_threads
 
 EXIT_OPTIONS = 2
@@ -28,7 +29,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     help="Run a training script as one or several workers. Options that are not given are taken from the "
-    "environment (ECREC_SCHEDULER, RANK, WORLD_SIZE), where the script finds them.",
+    "environment (ECREC_SCHEDULER, ECREC_CURVE_DIR, RANK, WORLD_SIZE), where the script finds them.",
 )
 def worker(
     script: Annotated[str, typer.Argument(help="A Python file, or with -m a module.")],
@@ -38,9 +39,13 @@ def worker(
     nproc_per_node: Annotated[int, typer.Option(min=1, help="Workers to start on this machine.")] = 1,
     rank: Annotated[int | None, typer.Option(min=0, help="Rank of the first of them.")] = None,
     world_size: Annotated[int | None, typer.Option(min=1, help="Workers on all machines.")] = None,
+    curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
 ) -> None:
     try:
         given = _settle(scheduler, nproc_per_node, rank, world_size)
+        if curve_dir:
+            curve_keys(curve_dir)
+            given[CURVE_DIR] = curve_dir
         if not module and not Path(script).is_file():
             raise ConfigurationError(f"there is no script {script}; give -m before the name of a module")
     except ConfigurationError as error:
@@ -60,9 +65,7 @@ def _settle(scheduler: str | None, count: int, rank: int | None, world_size: int
     first = int(os.environ.get(RANK, "0")) if rank is None else rank
     world = int(os.environ.get(WORLD_SIZE, str(first + count))) if world_size is None else world_size
     if first + count > world:
-        raise ConfigurationError(
-            f"ranks {first} to {first + count - 1} do not fit into a world of {world} workers"
-        )
+        raise ConfigurationError(f"ranks {first} to {first + count - 1} do not fit into a world of {world} workers")
     local = os.environ.get(LOCAL_RANK, "0")
     return {SCHEDULER: endpoint, RANK: str(first), WORLD_SIZE: str(world), LOCAL_RANK: local}
 

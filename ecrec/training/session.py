@@ -24,6 +24,7 @@ from ecrec.training.optimizers import Optimizer
 from ecrec.training.parts import Fetch, Part, Share
 from ecrec.training.replicated import ReplicatedModule
 from ecrec.transport.client_node import ClientNode
+from ecrec.transport.curve import CurveKeys
 
 BatchT = TypeVar("BatchT")
 
@@ -361,14 +362,15 @@ def connect(
     sync: bool = False,
     exact: bool | None = None,
     timeout_s: float = TIMEOUT_S,
+    keys: CurveKeys | None = None,
 ) -> Session:
-    """Join a cluster as worker ``rank``; see `Session` for the rest.
+    """Join a cluster as worker ``rank``, with ``keys`` if it encrypts; see `Session` for the rest.
 
     Raises ClusterError if the scheduler at this endpoint or a shard does not answer in time, ConfigurationError for
     arguments that cannot be.
     """
     machine = ClientMachine(rank, secrets.token_hex(8), WORKER)
-    node = ClientNode(scheduler, machine)
+    node = ClientNode(scheduler, machine, keys)
     try:
         session = Session(
             machine,

@@ -33,6 +33,7 @@ from ecrec.training.metrics import auc, log_loss
 from ecrec.training.optimizers import optimizer
 from ecrec.training.replicated import ReplicatedModule
 from ecrec.training.session import Session, connect
+from ecrec.transport.curve import CurveKeys
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -75,8 +76,11 @@ class _Work(NamedTuple):
     """Rows of the whole batch, which all workers share."""
 
 
-def run(config: TrainConfig, scheduler: str, rank: int, world_size: int, emit: Emit) -> dict[str, Any]:
-    """Train as worker ``rank``; returns the ``done`` event, which was emitted too.
+def run(
+    config: TrainConfig, scheduler: str, rank: int, world_size: int, emit: Emit, keys: CurveKeys | None = None
+) -> dict[str, Any]:
+    """Train as worker ``rank``, with ``keys`` if the cluster encrypts; returns the ``done`` event, which was
+    emitted too.
 
     Raises what `connect` and the session raise, DataError for data that cannot be read, and ConfigurationError for a
     configuration that cannot be.
@@ -85,7 +89,13 @@ def run(config: TrainConfig, scheduler: str, rank: int, world_size: int, emit: E
         torch.set_num_threads(config.threads)
     data = open_data(config)
     with connect(
-        scheduler, code=config.code, rank=rank, world_size=world_size, sync=config.sync, timeout_s=config.timeout_s
+        scheduler,
+        code=config.code,
+        rank=rank,
+        world_size=world_size,
+        sync=config.sync,
+        timeout_s=config.timeout_s,
+        keys=keys,
     ) as session:
         model, sparse, dense = build(config, session, data.rows_per_table)
         seconds = _train(config, session, data, model, sparse, dense, emit)

@@ -8,6 +8,7 @@ from ecrec.errors import ClusterError, RefusedError, WireError
 from ecrec.protocol import wire
 from ecrec.protocol.events import Effect, Failed, PullDone
 from ecrec.protocol.messages import SCHEDULER, TOOL, Address, Message, Refused
+from ecrec.transport.curve import CurveKeys
 from ecrec.transport.links import Arrived, Links
 from ecrec.transport.node import Machine, Node
 
@@ -15,12 +16,21 @@ QUERY_RESEND_MS = 300.0
 """A question that was not answered is asked again: the scheduler may have been starting."""
 
 
+_KEYS_HINT = (
+    ", and does it take connections without keys (if not: --curve-dir, or ECREC_CURVE_DIR)",
+    ", with these keys, and is this one allowed",
+)
+
+
 class ClientNode:
     """A client machine on real sockets; a context manager. Use it from one thread."""
 
-    def __init__(self, scheduler_endpoint: str, machine: Machine) -> None:
-        """Raises ConfigurationError for an endpoint that cannot be one; does not wait for the scheduler."""
-        links = Links()
+    def __init__(self, scheduler_endpoint: str, machine: Machine, keys: CurveKeys | None = None) -> None:
+        """Raises ConfigurationError for an endpoint that cannot be one; does not wait for the scheduler.
+
+        ``keys``: for a cluster that encrypts.
+        """
+        links = Links(keys=keys)
         try:
             self._node = Node(machine, links, scheduler_endpoint)
         except Exception:
@@ -48,8 +58,12 @@ class ClientNode:
         self.close()
 
 
-def query(scheduler_endpoint: str, message: Message, timeout_ms: float = 3000.0) -> Message:
+def query(
+    scheduler_endpoint: str, message: Message, timeout_ms: float = 3000.0, keys: CurveKeys | None = None
+) -> Message:
     """Ask the scheduler one question (ClusterQuery) and return the answer, which has the same ``request``.
+
+    ``keys``: for a cluster that encrypts.
 
     Raises ClusterError if there is no answer in time or the scheduler speaks another wire version, RefusedError if it
     refuses, ConfigurationError for an endpoint that cannot be one.
@@ -57,7 +71,7 @@ def query(scheduler_endpoint: str, message: Message, timeout_ms: float = 3000.0)
     scheduler = Address(SCHEDULER, 0, 0)
     source = Address(TOOL, secrets.randbelow(1 << 31), 0)
     request = getattr(message, "request", None)
-    links = Links()
+    links = Links(keys=keys)
     try:
         links.connect(scheduler, scheduler_endpoint)
         parts = wire.encode(message, (), source, scheduler)
@@ -76,7 +90,7 @@ def query(scheduler_endpoint: str, message: Message, timeout_ms: float = 3000.0)
         links.close()
     raise ClusterError(
         f"no answer from a scheduler at {scheduler_endpoint} within {timeout_ms:.0f} ms: "
-        "is ecrec-scheduler running there?"
+        f"is ecrec-scheduler running there{_KEYS_HINT[keys is not None]}?"
     )
 
 

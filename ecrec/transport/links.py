@@ -5,24 +5,31 @@
 * To those without an inbox (workers, tools, processes without a place) answers go out of the ROUTER, to the
   connection on which they were last heard.
 
-Copies of a payload frame on its way: none in user space. ZeroMQ sends out of the sender's memory (`copy=False`; only
-frames below 64 KiB are copied, which is cheaper than to track them), the kernel copies into and out of its socket
+With keys (``curve.py``) every connection is encrypted and both ends have proven who they are. The inbox then answers
+ZeroMQ's question whether a key is allowed (ZAP) in `Links.poll`, like any other message; without an answer ZeroMQ takes
+nothing from a connection.
+
+Copies of a payload frame on its way (without keys): none in user space. ZeroMQ sends out of the sender's memory
+(`copy=False`; only frames below 64 KiB are copied, which is cheaper than to track them), the kernel copies into and out of its socket
 buffers, and ZeroMQ reads a large frame straight into the memory that `Arrived.parts` gives out (but for the first
 8 KiB, which pass through its read buffer). Small frames are copied once more, to give them aligned memory.
 """
 
 import errno
+import ipaddress
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import zmq
+from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.messages import Address
 from ecrec.protocol.wire import FRAME_BYTES_MAX
+from ecrec.transport.curve import CurveKeys
 
 RECONNECT_MS = 20
 """Constant, so that a connection that broke is back, or known to be gone, within `reconnect_grace_ms`."""
@@ -36,6 +43,12 @@ ROUTES_MAX = 4096
 COPY_BELOW_BYTES = 1 << 16
 """Frames below this are copied: ZeroMQ may put them anywhere in its read buffer, and keeps all of that alive."""
 
+CURVE_OVERHEAD_BYTES = 1024
+"""More than what encryption adds to a frame."""
+
+ZAP_ENDPOINT, ZAP_DOMAIN = "inproc://zeromq.zap.01", b"ecrec"
+_AS_SERVER, _AS_CLIENT = "server ", "client "
+"""Prefixes of the user id that the answer to ZAP gives a connection, before the name of its key."""
 
 IPC_PATH_BYTES_MAX = 107
 """What a socket address of the operating system has room for."""
@@ -60,12 +73,37 @@ def check_endpoint(endpoint: str, port_min: int = 1) -> None:
     )
 
 
+def is_loopback(endpoint: str) -> bool:
+    """Whether only this machine can reach what is bound there."""
+    if endpoint.startswith("ipc://"):
+        return True
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if host in ("localhost", "lo"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Arrived(NamedTuple):
     """A message: ``parts[0]`` a memoryview, the payload uint8 arrays in aligned memory."""
 
     route: bytes
     """Where an answer goes; empty if it came on an outgoing connection."""
     parts: list[Any]
+    frame: "zmq.Frame | None" = None
+    """The first one, which knows of its connection."""
+    may_serve: bool = True
+    """False on a connection whose key is not a server's: no shard or scheduler speaks there."""
+
+    @property
+    def peer(self) -> str:
+        """Who sent it, for people: the name of its key and its host, as far as they are known."""
+        if not self.route:
+            return "a server"
+        known = (_property(self.frame, name) for name in ("User-Id", "Peer-Address"))
+        return " ".join(["connection", self.route.hex(), *filter(None, known)])
 
 
 class Linked(NamedTuple):
@@ -81,18 +119,27 @@ class Unlinked(NamedTuple):
     address: Address
 
 
-Happening: TypeAlias = Arrived | Linked | Unlinked
+class Denied(NamedTuple):
+    """Somebody could not connect to the inbox."""
+
+    reason: str
+
+
+Happening: TypeAlias = Arrived | Linked | Unlinked | Denied
 
 
 class _Link:
     """One outgoing connection, and what ZeroMQ tells of it where it is watched."""
 
-    def __init__(self, context: "zmq.Context[Any]", endpoint: str, watched: bool) -> None:
+    def __init__(self, context: "zmq.Context[Any]", endpoint: str, watched: bool, keys: CurveKeys | None) -> None:
+        server_key = keys.server_key(endpoint) if keys else b""
         self.endpoint = endpoint
         self.links = 0
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self.monitor: zmq.Socket[bytes] | None = None
-        _configure(self.socket)
+        _configure(self.socket, keys)
+        if keys:
+            self.socket.setsockopt(zmq.CURVE_SERVERKEY, server_key)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         try:
             if watched:
@@ -110,9 +157,17 @@ class _Link:
 
 
 class Links:
-    """All sockets of a node. ``bind`` is ``tcp://HOST:PORT`` (port 0: any free one), ``ipc://PATH``, or None."""
+    """All sockets of a node.
 
-    def __init__(self, bind: str | None = None) -> None:
+    ``bind`` is ``tcp://HOST:PORT`` (port 0: any free one), ``ipc://PATH``, or None. Without ``keys`` whoever reaches
+    the inbox may speak there, so it is bound where other machines reach it only with ``plain_network``.
+    """
+
+    def __init__(self, bind: str | None = None, keys: CurveKeys | None = None, plain_network: bool = False) -> None:
+        self._keys = keys
+        self._plain_network = plain_network
+        self._zap: zmq.Socket[bytes] | None = None
+        self._inbox_monitor: zmq.Socket[bytes] | None = None
         self._context: zmq.Context[Any] = zmq.Context()
         self._poller = zmq.Poller()
         self._links: dict[Address, _Link] = {}
@@ -126,23 +181,39 @@ class Links:
             try:
                 self._bind(bind)
             except ConfigurationError:
-                self._context.term()
+                self.close()
                 raise
 
     def _bind(self, bind: str) -> None:
         check_endpoint(bind, port_min=0)
-        inbox = self._context.socket(zmq.ROUTER)
-        _configure(inbox)
+        if self._keys is None and not self._plain_network and not is_loopback(bind):
+            raise ConfigurationError(
+                f"{bind} can be reached from other machines, and without keys whoever reaches it may do anything: give "
+                "--curve-dir DIR (made by `ecrec keygen`), listen at tcp://127.0.0.1:PORT, or, on a network where "
+                "everybody is trusted, give --allow-plain-network"
+            )
+        inbox = self._inbox = self._context.socket(zmq.ROUTER)
+        _configure(inbox, self._keys)
         inbox.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if self._keys:
+            inbox.setsockopt(zmq.CURVE_SERVER, 1)
+            # With a domain, a connection that nobody answers for is refused.
+            inbox.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+            self._zap = self._context.socket(zmq.REP)
+            self._zap.setsockopt(zmq.LINGER, 0)
+            self._zap.bind(ZAP_ENDPOINT)
+            self._poller.register(self._zap, zmq.POLLIN)
+        self._inbox_monitor = inbox.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
+        self._poller.register(self._inbox_monitor, zmq.POLLIN)
         try:
             inbox.bind(bind)
         except zmq.ZMQError as error:
-            inbox.close(linger=0)
             raise ConfigurationError(
                 f"cannot listen at {bind!r}: {error}; expected tcp://HOST:PORT with an address of this machine "
                 "and a free port (0 takes any), or ipc://PATH in a directory that exists"
             ) from error
-        self._inbox = inbox
         self.endpoint = inbox.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
         self._poller.register(inbox, zmq.POLLIN)
 
@@ -158,7 +229,7 @@ class Links:
             return False
         check_endpoint(endpoint)
         self.disconnect(address)
-        link = self._links[address] = _Link(self._context, endpoint, watched)
+        link = self._links[address] = _Link(self._context, endpoint, watched, self._keys)
         self._by_socket[link.socket] = address
         self._poller.register(link.socket, zmq.POLLIN)
         if link.monitor is not None:
@@ -221,11 +292,38 @@ class Links:
         happenings: list[Happening] = []
         for socket, _ in self._poller.poll(max(0, int(timeout_ms))):
             watched = self._by_monitor.get(socket)
-            if watched is not None:
+            if socket is self._zap:
+                happenings += self._admit(socket)
+            elif socket is self._inbox_monitor:
+                happenings += self._failed_handshakes(socket)
+            elif watched is not None:
                 happenings += self._news(watched, socket)
             else:
                 happenings += self._drain(socket)
         return happenings
+
+    def _admit(self, zap: Any) -> list[Happening]:
+        """Answer whether a key may connect (RFC 27)."""
+        assert self._keys
+        version, request, _, host, _, mechanism, *credentials = zap.recv_multipart()
+        key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
+        visitor = self._keys.visitor(key)
+        if visitor is None:
+            zap.send_multipart([version, request, b"400", b"this key is not allowed", b"", b""])
+            where = host.decode(errors="replace") or "this machine"
+            return [Denied(f"refused a connection from {where}: key {key.decode()!r} is not allowed")]
+        user = (_AS_SERVER if visitor.server else _AS_CLIENT) + visitor.name
+        zap.send_multipart([version, request, b"200", b"OK", user.encode(), b""])
+        return []
+
+    def _failed_handshakes(self, monitor: Any) -> list[Happening]:
+        denied: list[Happening] = []
+        while monitor.poll(0):
+            event = recv_monitor_message(monitor, zmq.NOBLOCK)
+            expected = "CURVE encryption" if self._keys else "ZeroMQ without encryption"
+            where = event["endpoint"].decode(errors="replace")
+            denied.append(Denied(f"refused a connection at {where}: it does not speak {expected}"))
+        return denied
 
     def _news(self, address: Address, monitor: Any) -> list[Happening]:
         news: list[Happening] = []
@@ -248,7 +346,9 @@ class Links:
                 break
             route = bytes(frames.pop(0).buffer) if socket is self._inbox else b""
             parts = [frame.buffer if i == 0 else _aligned(frame.buffer) for i, frame in enumerate(frames)]
-            arrived.append(Arrived(route, parts))
+            first = frames[0] if frames else None
+            may_serve = self._zap is None or not route or _property(first, "User-Id").startswith(_AS_SERVER)
+            arrived.append(Arrived(route, parts, first, may_serve))
         return arrived
 
     def close(self) -> None:
@@ -256,17 +356,37 @@ class Links:
         for address in list(self._links):
             self.disconnect(address)
         if self._inbox is not None:
+            if self._inbox_monitor is not None:
+                self._inbox.disable_monitor()
+                self._inbox_monitor.close(linger=0)
+                self._inbox_monitor = None
             self._inbox.close(linger=0)
             self._inbox = None
+        if self._zap is not None:
+            self._zap.close(linger=0)
+            self._zap = None
         self._context.term()
 
 
-def _configure(socket: "zmq.Socket[bytes]") -> None:
+def _property(frame: "zmq.Frame | None", name: str) -> str:
+    """What ZeroMQ knows of the connection that a frame came on; empty if nothing."""
+    if frame is None:
+        return ""
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""
+
+
+def _configure(socket: "zmq.Socket[bytes]", keys: CurveKeys | None) -> None:
     # No high-water mark: how much is in flight is the protocol's business, and a full queue would block or drop.
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+    socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX + (CURVE_OVERHEAD_BYTES if keys else 0))
+    if keys:
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
 
 
 def _aligned(buffer: memoryview) -> Any:

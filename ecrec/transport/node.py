@@ -23,9 +23,10 @@ from ecrec.protocol.events import (
     Stop,
     Tick,
 )
-from ecrec.protocol.messages import SCHEDULER, SHARD, Address
+from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, WORKER, Address
 from ecrec.protocol.stream import Streams
-from ecrec.transport.links import Arrived, Happening, Linked, Links
+from ecrec.transport.links import Arrived, Denied, Happening, Linked, Links
+from ecrec.transport.offenders import IGNORE_MS, OFFENCES_MAX, Complaints, Offenders
 from ecrec.transport.persistence import StateFile
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,6 @@ HELD_MS = 2000.0
 
 HELD_MAX = 256
 
-COMPLAINT_MS = 1000.0
-"""At most one line in the log for each kind of bad message in this time."""
-
-COMPLAINTS_MAX = 256
-"""Kinds of complaints told apart; bounds what invented senders can cost."""
-
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -63,25 +58,6 @@ class Machine(Protocol):
 class _Held(NamedTuple):
     until_ms: float
     arrived: Arrived
-
-
-class Complaints:
-    """Warnings about bad messages, so limited that a flood of them does not fill the log."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[float, int]] = {}
-
-    def add(self, kind: str, text: str, now_ms: float) -> None:
-        """Log ``text`` unless one of the same kind was logged just now; say how many were not."""
-        logged_ms, kept_back = self._seen.get(kind, (-COMPLAINT_MS, 0))
-        if now_ms - logged_ms < COMPLAINT_MS:
-            self._seen[kind] = (logged_ms, kept_back + 1)
-            return
-        more = f" (and {kept_back} more like it)" if kept_back else ""
-        log.warning("%s%s", text, more)
-        if len(self._seen) >= COMPLAINTS_MAX:
-            self._seen.clear()
-        self._seen[kind] = (now_ms, 0)
 
 
 class Node:
@@ -116,6 +92,7 @@ class Node:
         self._held: deque[_Held] = deque()
         self._results: list[PullDone | Failed] = []
         self._complaints = Complaints()
+        self._offenders = Offenders()
         self._stopping = False
         self._carry_out: dict[type, Callable[[Any, float], None]] = {
             Send: self._send,
@@ -207,25 +184,43 @@ class Node:
             self._closed_ms.pop(happening.address, None)
             if happening.again:
                 self._resend(happening.address, self._streams.reconnected(happening.address, now_ms))
+        elif isinstance(happening, Denied):
+            self._complaints.add("denied", happening.reason, now_ms)
         else:
             self._closed_ms.setdefault(happening.address, now_ms)
 
     def _on_arrived(self, arrived: Arrived, now_ms: float) -> None:
+        if self._offenders.ignores(arrived.route, now_ms):
+            return
         try:
             envelope = wire.decode(arrived.parts)
+            self._check_may_speak(envelope, arrived)
         except wire.RefusedByPeerError as error:
             self._complaints.add("refused", f"a peer refuses our messages: {error}", now_ms)
             self._results.append(Failed(f"a peer refuses our messages: {error}"))
+            self._blame(arrived, str(error), now_ms)
             return
         except WireError as error:
-            peer = f"connection {arrived.route.hex()}" if arrived.route else "a server"
-            self._complaints.add(type(error).__name__, f"dropped a message from {peer}: {error}", now_ms)
+            self._complaints.add(type(error).__name__, f"dropped a message from {arrived.peer}: {error}", now_ms)
             if isinstance(error, wire.WireVersionError):
                 self.links.answer(arrived.route, wire.refusal(str(error)))
+            self._blame(arrived, str(error), now_ms)
             return
         if self._is_mine(envelope, arrived, now_ms):
             self.links.remember(envelope.source, arrived.route)
-            self._on_envelope(envelope, now_ms)
+            self._on_envelope(envelope, arrived, now_ms)
+
+    def _check_may_speak(self, envelope: wire.Envelope, arrived: Arrived) -> None:
+        """Raise WireError for a worker that claims to be a server."""
+        if not arrived.may_serve and envelope.source.role in (SHARD, SCHEDULER):
+            raise WireError(f"it says that it is {envelope.source}, but its key is not a server's")
+
+    def _blame(self, arrived: Arrived, reason: str, now_ms: float) -> None:
+        """Count a bad message; of one bad message after the other nobody wants the next."""
+        # Whom this node connected to is a server that it needs: complaints must do.
+        if arrived.route and self._offenders.add(arrived.route, now_ms):
+            text = f"{arrived.peer} is ignored for {IGNORE_MS / 1e3:.0f} s after {OFFENCES_MAX} bad messages"
+            self._complaints.add("ignored", f"{text}, the last: {reason}", now_ms)
 
     def _is_mine(self, envelope: wire.Envelope, arrived: Arrived, now_ms: float) -> bool:
         """Whether a message is for this life; one for a shard is kept while this process may yet become it."""
@@ -236,7 +231,7 @@ class Node:
             self._held.append(_Held(now_ms + HELD_MS, arrived))
         return False
 
-    def _on_envelope(self, envelope: wire.Envelope, now_ms: float) -> None:
+    def _on_envelope(self, envelope: wire.Envelope, arrived: Arrived, now_ms: float) -> None:
         source, message = envelope.source, envelope.message
         if source.role == SHARD and self._address.role == SHARD:
             self._streams.acknowledge(source, envelope.ack, now_ms)
@@ -256,6 +251,8 @@ class Node:
                 now_ms,
             )
             log.debug("while handling a %s", name, exc_info=True)
+            if source.role in (WORKER, TOOL):
+                self._blame(arrived, f"{name}: {error}", now_ms)
             return
         self._after(effects, now_ms)
 

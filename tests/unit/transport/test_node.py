@@ -16,8 +16,9 @@ from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.events import Connect, Disconnect, Disconnected, Failed, Note, Persist, PullDone, Send, Stop, Tick
 from ecrec.transport import links as links_module
+from ecrec.transport import offenders as offenders_module
 from ecrec.transport.links import Arrived, Links
-from ecrec.transport.node import Complaints
+from ecrec.transport.offenders import Complaints
 from ecrec.transport.persistence import StateFile
 
 SCHEDULER = m.Address(m.SCHEDULER, 0, 0)
@@ -287,7 +288,7 @@ def test_stop_ends_the_loop(node) -> None:
 
 def test_nothing_is_sent_after_a_failed_persist(node, tmp_path: Path) -> None:
     state_file = StateFile(str(tmp_path / "state"))
-    scheduler, _ = node(SCHEDULER, grace_ms=150, state_file=state_file)
+    scheduler, _ = node(SCHEDULER, grace_ms=150, state_store=state_file)
     shard, machine = node(A)
     scheduler.perform([Persist(b"good"), Connect(A, shard.links.endpoint)])
     state_file._connection.execute("PRAGMA max_page_count=1")
@@ -358,7 +359,8 @@ def test_a_bad_message_is_dropped_and_the_shard_serves(node, raw, parts) -> None
     assert len(machine.events) == 1
 
 
-def test_arbitrary_frames_do_no_harm(node, raw) -> None:
+def test_arbitrary_frames_do_no_harm(node, raw, monkeypatch) -> None:
+    monkeypatch.setattr(offenders_module, "OFFENCES_MAX", 1_000_000)
     shard, machine = node(A)
     raw.connect(shard.links.endpoint)
     good = wire.encode(m.Hello(1), (), WORKER, A)[0]
@@ -450,7 +452,7 @@ def test_a_connect_to_what_is_no_endpoint_kills_nobody(node, caplog) -> None:
 @pytest.mark.parametrize("bad", ["tcp://no.such.host.invalid:1", "tcp://192.0.2.1:1", "ipc:///no/such/dir/x"])
 def test_a_bind_that_cannot_be_says_so(bad: str) -> None:
     with pytest.raises(ConfigurationError, match=f"cannot listen at '{bad}': .*; expected tcp"):
-        Links(bad)
+        Links(bad, plain_network=True)
 
 
 @pytest.mark.parametrize(
