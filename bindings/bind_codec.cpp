@@ -4,6 +4,7 @@
 
 #include "buffer_view.hpp"
 #include "codec/code.hpp"
+#include "gf/coefficient.hpp"
 #include "gf/field.hpp"
 #include "gf/matrix.hpp"
 #include "kernels/registry.hpp"
@@ -36,6 +37,27 @@ py::array_t<U8> to_array(const gf::Matrix& matrix) {
     py::array_t<U8> array({matrix.rows, matrix.columns});
     if (!matrix.values.empty()) std::memcpy(array.mutable_data(), matrix.values.data(), matrix.values.size());
     return array;
+}
+
+// For native callers, which take a function by its address.
+py::dict kernel_functions() {
+    const Operations& kernel = operations();
+    py::dict addresses;
+    addresses["encode"] = reinterpret_cast<std::uintptr_t>(kernel.encode);
+    addresses["fold"] = reinterpret_cast<std::uintptr_t>(kernel.fold);
+    addresses["fold_rows"] = reinterpret_cast<std::uintptr_t>(kernel.fold_rows);
+    return addresses;
+}
+
+py::array_t<U8> prepare_coefficients(py::handle object) {
+    const auto values = readable<U8>(object, "values");
+    py::array_t<U8> prepared(
+        {static_cast<py::ssize_t>(values.size), static_cast<py::ssize_t>(sizeof(Coefficient))});
+    for (std::size_t i = 0; i < values.size; ++i) {
+        std::memcpy(prepared.mutable_data(static_cast<py::ssize_t>(i), 0), &gf::coefficient(values.data[i]),
+                    sizeof(Coefficient));
+    }
+    return prepared;
 }
 
 U8 to_byte(int value, const char* name) {
@@ -209,6 +231,9 @@ void register_codec(py::module_& module) {
     module.def("compiled_kernels", &compiled_kernels);
     module.def("kernel", [] { return operations().name; });
     module.def("use_kernel", &bind_use_kernel, "name"_a);
+
+    module.def("kernel_functions", &kernel_functions);
+    module.def("prepare_coefficients", &prepare_coefficients, "values"_a);
 
     module.def("gf_multiply", &gf_multiply, "a"_a, "b"_a);
     module.def("gf_inverse", &gf_inverse, "a"_a);

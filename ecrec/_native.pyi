@@ -45,6 +45,15 @@ def kernel() -> str:
 def use_kernel(name: str) -> None:
     """Force a kernel. ``ValueError`` if the name is unknown or this machine cannot run it."""
 
+def kernel_functions() -> dict[str, int]:
+    """Addresses of ``encode``, ``fold`` and ``fold_rows`` of the kernel in use (``src/cpp/kernels/operations.hpp``).
+
+    For native callers, such as ``bench/kernels.py``: these functions check nothing.
+    """
+
+def prepare_coefficients(values: U8) -> U8:
+    """uint8[values.size, size of a prepared coefficient]: what the functions of `kernel_functions` take."""
+
 # ------------------------------------------------------------------ codec
 def gf_multiply(a: int, b: int) -> int: ...
 def gf_inverse(a: int) -> int: ...

@@ -22,7 +22,7 @@ enum class CodeError {
 // Slots 0..k-1 are data, k..k+r-1 parity. k >= 1, r >= 0, k + r <= 255. Immutable.
 class Code {
 public:
-    static constexpr int slots_max = 255;
+    static constexpr int slots_max = coefficients_max;
 
     Code(int k, int r, gf::Generator generator);
 

@@ -13,15 +13,16 @@ std::uint32_t cpu_features() {
     constexpr std::uint64_t zmm_state = 0xe6;   // and opmask, the upper halves, the upper sixteen
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return 0;
-    if ((ecx & bit_OSXSAVE) == 0 || (ecx & bit_AVX) == 0) return 0;
+    std::uint32_t features = 0;
+    if (ecx & bit_SSSE3) features |= cpu_ssse3;
+    if ((ecx & bit_OSXSAVE) == 0 || (ecx & bit_AVX) == 0) return features;
 
     unsigned low = 0, high = 0;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     const std::uint64_t enabled = static_cast<std::uint64_t>(high) << 32 | low;
-    if ((enabled & ymm_state) != ymm_state) return 0;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return 0;
+    if ((enabled & ymm_state) != ymm_state) return features;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
 
-    std::uint32_t features = 0;
     if (ebx & bit_AVX2) features |= cpu_avx2;
     constexpr unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     if ((enabled & zmm_state) == zmm_state && (ebx & avx512) == avx512) features |= cpu_avx512;

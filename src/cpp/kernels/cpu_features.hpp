@@ -8,9 +8,10 @@ namespace ecrec {
 // A feature counts only if the operating system also saves its registers (XGETBV): a CPU with AVX-512 under a
 // kernel that does not enable it would fault.
 enum CpuFeature : std::uint32_t {
-    cpu_avx2 = 1u << 0,
-    cpu_avx512 = 1u << 1,  // F, BW, DQ and VL together
-    cpu_gfni = 1u << 2,    // the affine instruction, in whatever width the other features allow
+    cpu_ssse3 = 1u << 0,
+    cpu_avx2 = 1u << 1,
+    cpu_avx512 = 1u << 2,  // F, BW, DQ and VL together
+    cpu_gfni = 1u << 3,    // the affine instruction, in whatever width the other features allow
 };
 
 std::uint32_t cpu_features();

@@ -16,10 +16,14 @@ struct alignas(16) Coefficient {
     std::uint8_t value;
 };
 
+// Most data blocks of a code.
+inline constexpr int coefficients_max = 255;
+
 struct Operations {
     const char* name;
 
-    // parity[i] = sum_j coefficients[i * k + j] * data[j]; all buffers `bytes` long, no overlap, any alignment.
+    // parity[i] = sum_j coefficients[i * k + j] * data[j]; all buffers `bytes` long, no overlap, any alignment;
+    // 1 <= k <= coefficients_max.
     void (*encode)(std::size_t bytes, int k, int r, const Coefficient* coefficients,
                    const std::uint8_t* const* data, std::uint8_t* const* parity);
 

@@ -1,0 +1,323 @@
+// The loops of every SIMD kernel, written once. A kernel's file includes this within its own anonymous namespace and
+// target region: a function that two instruction sets shared would be compiled for one of them only, the linker's
+// choice. For the same reason there is no inline function of the standard library in here but std::memcpy.
+//
+// Before it the file defines
+//   block, and by vectors.inl the vector types
+//   registers                          how many vectors the CPU can name
+//   Part(bytes), PartLanes(bytes)      access to fewer bytes (PartLanes: whole floats) than a block
+//   void stream(at, Bytes)             store past the caches, `at` aligned to a block; has_stream, void fence()
+//   bool all_zero(Bytes)
+//   Floats square_root(Floats)
+//   float sum_of_lanes(Floats)         lanes added pairwise: halves, then their halves
+//   Constant, constant(c)              what a loop keeps of a coefficient
+//   Operand, operand(Bytes)            what is computed once from a source, whatever it is multiplied by
+//   operand_registers
+//   Multiplier(Constant)(Operand)      the product
+
+constexpr std::size_t prefetch_rows = 16;
+
+// ------------------------------------------------------------------ bytes
+
+// target[i] = value(access, i), which may read what the targets hold at i. The last block overlaps the one before it,
+// so its value is taken before any target is written.
+template <class Value>
+void write_blocks(std::size_t bytes, std::uint8_t* target, Value value) {
+    if (bytes < block) {
+        const Part part(bytes);
+        if (bytes != 0) part.store(target, value(part, 0));
+        return;
+    }
+    const Whole whole;
+    const Bytes last = value(whole, bytes - block);
+    std::size_t i = 0;
+    for (; i + 4 * block < bytes; i += 4 * block) {
+        Bytes next[4];
+        for (int w = 0; w < 4; ++w) next[w] = value(whole, i + w * block);
+        for (int w = 0; w < 4; ++w) whole.store(target + i + w * block, next[w]);
+    }
+    for (; i + block < bytes; i += block) whole.store(target + i, value(whole, i));
+    whole.store(target + bytes - block, last);
+}
+
+void difference(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* target) {
+    write_blocks(bytes, target,
+                 [&](auto access, std::size_t i) { return access.load(a + i) ^ access.load(b + i); });
+}
+
+void fold_by(const Multiplier& multiply, std::size_t bytes, const std::uint8_t* source, std::uint8_t* target) {
+    write_blocks(bytes, target, [&](auto access, std::size_t i) {
+        return access.load(target + i) ^ multiply(operand(access.load(source + i)));
+    });
+}
+
+void fold(std::size_t bytes, const Coefficient& c, const std::uint8_t* source, std::uint8_t* target) {
+    fold_by(Multiplier(constant(c)), bytes, source, target);
+}
+
+void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* source,
+               std::uint8_t* const* target) {
+    const Multiplier multiply(constant(c));
+    for (std::size_t m = 0; m < rows; ++m) {
+        if (m + prefetch_rows < rows) {
+            const std::uint8_t* later = target[m + prefetch_rows];
+            for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(later + line, 1);
+        }
+        fold_by(multiply, bytes, source + m * bytes, target[m]);
+    }
+}
+
+struct Streamed {
+    Bytes load(const std::uint8_t* at) const { return Whole().load(at); }
+    void store(std::uint8_t* at, Bytes x) const { stream(at, x); }
+};
+
+// Blocks at..at + width of R parities. constants: R for each of k data blocks.
+template <int R, int width, class Access>
+void encode_blocks(Access access, std::size_t at, int k, const Constant* constants,
+                   const std::uint8_t* const* data, std::uint8_t* const* parity) {
+    Bytes sum[R][width];
+    const auto take = [&](int j, auto put) {
+        Operand x[width];
+        for (int w = 0; w < width; ++w) x[w] = operand(access.load(data[j] + at + w * block));
+        for (int i = 0; i < R; ++i) {
+            const Multiplier multiply(constants[j * R + i]);
+            for (int w = 0; w < width; ++w) put(sum[i][w], multiply(x[w]));
+        }
+    };
+    take(0, [](Bytes& to, Bytes product) { to = product; });
+    for (int j = 1; j < k; ++j) take(j, [](Bytes& to, Bytes product) { to ^= product; });
+    for (int i = 0; i < R; ++i) {
+        for (int w = 0; w < width; ++w) access.store(parity[i] + at + w * block, sum[i][w]);
+    }
+}
+
+// As many blocks at once as the registers hold, `wanted` at most.
+constexpr int fitting_width(int parities, int wanted) {
+    while (wanted > 1 && (parities + operand_registers) * wanted + 3 > registers) wanted /= 2;
+    return wanted;
+}
+
+// From `at` on in steps of `width` blocks; where it stopped.
+template <int R, int width, class Access>
+std::size_t encode_run(Access access, std::size_t at, std::size_t bytes, int k, const Constant* constants,
+                       const std::uint8_t* const* data, std::uint8_t* const* parity) {
+    for (; at + width * block <= bytes; at += width * block) {
+        encode_blocks<R, width>(access, at, k, constants, data, parity);
+    }
+    return at;
+}
+
+// Bytes from the first parity to its next block boundary; `block` if the parities do not all have the same.
+template <int R>
+std::size_t bytes_to_boundary(std::uint8_t* const* parity) {
+    const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(parity[0]);
+    for (int i = 1; i < R; ++i) {
+        if ((reinterpret_cast<std::uintptr_t>(parity[i]) - first) % block != 0) return block;
+    }
+    return -first % block;
+}
+
+template <int R>
+void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, const std::uint8_t* const* data,
+                 std::uint8_t* const* parity, std::size_t bytes_of_all) {
+    // Measured on Zen 5. In the first-level cache the products are the limit, and four blocks of each source share
+    // one load of a constant; from the second level on, longer bursts from one source only disturb the prefetchers.
+    constexpr std::size_t near_bytes_max = 32 << 10;
+    // What does not fit into the last-level cache is not written there: that would first read it from memory.
+    constexpr std::size_t stream_bytes_min = 32 << 20;
+    constexpr int near_width = fitting_width(R, 4);
+    constexpr int far_width = fitting_width(R, 2);
+    constexpr int stream_width = fitting_width(R, R == 1 ? 2 : 4);
+
+    Constant constants[R * coefficients_max];
+    for (int j = 0; j < k; ++j) {
+        for (int i = 0; i < R; ++i) constants[j * R + i] = constant(coefficients[i * k + j]);
+    }
+    const Whole whole;
+    if (bytes < block) {
+        encode_blocks<R, 1>(Part(bytes), 0, k, constants, data, parity);
+        return;
+    }
+    std::size_t at = 0;
+    if (bytes_of_all <= near_bytes_max) {
+        at = encode_run<R, near_width>(whole, at, bytes, k, constants, data, parity);
+    } else if (const std::size_t head = bytes_to_boundary<R>(parity);
+               has_stream && bytes_of_all >= stream_bytes_min && head != block) {
+        encode_blocks<R, 1>(whole, 0, k, constants, data, parity);
+        at = encode_run<R, stream_width>(Streamed(), head, bytes, k, constants, data, parity);
+        fence();
+    } else {
+        at = encode_run<R, far_width>(whole, at, bytes, k, constants, data, parity);
+    }
+    at = encode_run<R, 1>(whole, at, bytes, k, constants, data, parity);
+    if (at < bytes) encode_blocks<R, 1>(whole, bytes - block, k, constants, data, parity);
+}
+
+void encode(std::size_t bytes, int k, int r, const Coefficient* coefficients, const std::uint8_t* const* data,
+            std::uint8_t* const* parity) {
+    if (bytes == 0) return;
+    for (int i = 0; i < r; i += 4) {
+        const Coefficient* rows = coefficients + static_cast<std::size_t>(i) * k;
+        const int parities = r - i < 4 ? r - i : 4;
+        const std::size_t all = bytes * static_cast<std::size_t>(k + parities);
+        switch (parities) {
+            case 1: encode_rows<1>(bytes, k, rows, data, parity + i, all); break;
+            case 2: encode_rows<2>(bytes, k, rows, data, parity + i, all); break;
+            case 3: encode_rows<3>(bytes, k, rows, data, parity + i, all); break;
+            default: encode_rows<4>(bytes, k, rows, data, parity + i, all); break;
+        }
+    }
+}
+
+bool is_zero(std::size_t bytes, const std::uint8_t* data) {
+    if (bytes < block) return bytes == 0 || all_zero(Part(bytes).load(data));
+    const Whole whole;
+    for (std::size_t i = 0; i + block < bytes; i += block) {
+        if (!all_zero(whole.load(data + i))) return false;
+    }
+    return all_zero(whole.load(data + bytes - block));
+}
+
+// ------------------------------------------------------------------ floats
+
+template <class Access>
+Floats load_floats(Access access, const float* at) {
+    return reinterpret_cast<Floats>(access.load(reinterpret_cast<const std::uint8_t*>(at)));
+}
+
+template <class Access>
+void store_floats(Access access, float* at, Floats x) {
+    access.store(reinterpret_cast<std::uint8_t*>(at), reinterpret_cast<Bytes>(x));
+}
+
+// step(access, index) over count floats, a block at a time.
+template <class Step>
+void for_lanes(std::size_t count, Step step) {
+    std::size_t i = 0;
+    for (; i + lanes <= count; i += lanes) step(Whole(), i);
+    if (i < count) step(PartLanes((count - i) * sizeof(float)), i);
+}
+
+// record[index..] = next; delta, if any, takes in the bits that changed.
+template <class Access>
+void replace(Access access, float* record, std::size_t index, Floats old, Floats next, std::uint8_t* delta) {
+    if (delta != nullptr) {
+        const Bytes changed = reinterpret_cast<Bytes>(old) ^ reinterpret_cast<Bytes>(next);
+        access.store(delta + 4 * index, access.load(delta + 4 * index) ^ changed);
+    }
+    store_floats(access, record + index, next);
+}
+
+// The same for a single float.
+void replace_one(float* record, std::size_t index, float next, std::uint8_t* delta) {
+    if (delta != nullptr) {
+        std::uint32_t old_bits, next_bits, bits;
+        std::memcpy(&old_bits, record + index, 4);
+        std::memcpy(&next_bits, &next, 4);
+        std::memcpy(&bits, delta + 4 * index, 4);
+        bits ^= old_bits ^ next_bits;
+        std::memcpy(delta + 4 * index, &bits, 4);
+    }
+    record[index] = next;
+}
+
+bool is_finite(std::size_t count, const float* values) {
+    // Without its sign, a float with a full exponent is at least 0x7f800000: adding 0x00800000 reaches the sign bit.
+    Words reached = {};
+    for_lanes(count, [&](auto access, std::size_t i) {
+        const Words bits = reinterpret_cast<Words>(load_floats(access, values + i));
+        reached |= (bits & 0x7fffffffu) + 0x00800000u;
+    });
+    return all_zero(reinterpret_cast<Bytes>(reached & 0x80000000u));
+}
+
+void add(std::size_t count, const float* source, float* target) {
+    for_lanes(count, [&](auto access, std::size_t i) {
+        store_floats(access, target + i, load_floats(access, target + i) + load_floats(access, source + i));
+    });
+}
+
+// record[i] -= step * gradient[i]
+void descend(std::size_t dim, float step, const float* gradient, float* record, std::uint8_t* delta) {
+    for_lanes(dim, [&](auto access, std::size_t i) {
+        const Floats old = load_floats(access, record + i);
+        replace(access, record, i, old, old - step * load_floats(access, gradient + i), delta);
+    });
+}
+
+void sgd(std::size_t dim, float learning_rate, const float* gradient, float* record, std::uint8_t* delta) {
+    descend(dim, learning_rate, gradient, record, delta);
+}
+
+void adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
+             std::uint8_t* delta) {
+    for_lanes(dim, [&](auto access, std::size_t i) {
+        const Floats g = load_floats(access, gradient + i);
+        const Floats old_sum = load_floats(access, record + dim + i);
+        const Floats sum = old_sum + g * g;
+        const Floats old = load_floats(access, record + i);
+        const Floats next = old - learning_rate * g / (square_root(sum) + eps);
+        replace(access, record, dim + i, old_sum, sum, delta);
+        replace(access, record, i, old, next, delta);
+    });
+}
+
+// In sixteen lanes, whatever the width of a vector: see rowwise_adagrad of the scalar kernel.
+float sum_of_squares(std::size_t count, const float* values) {
+    constexpr std::size_t parts = 16 / lanes;
+    Floats sums[parts] = {};
+    const auto take = [&](auto access, std::size_t part, std::size_t i) {
+        const Floats x = load_floats(access, values + i);
+        sums[part] += x * x;
+    };
+    std::size_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        for (std::size_t part = 0; part < parts; ++part) take(Whole(), part, i + part * lanes);
+    }
+    std::size_t part = 0;
+    for (; i + lanes <= count; i += lanes) take(Whole(), part++, i);
+    if (i < count) take(PartLanes((count - i) * sizeof(float)), part, i);
+    for (std::size_t half = parts / 2; half != 0; half /= 2) {
+        for (std::size_t other = 0; other < half; ++other) sums[other] += sums[other + half];
+    }
+    return sum_of_lanes(sums[0]);
+}
+
+void rowwise_adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
+                     std::uint8_t* delta) {
+    const float moment = record[dim] + sum_of_squares(dim, gradient) / static_cast<float>(dim);
+    descend(dim, learning_rate / (__builtin_sqrtf(moment) + eps), gradient, record, delta);
+    replace_one(record, dim, moment, delta);
+}
+
+void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, float scale, float* weights) {
+    static constexpr std::uint32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    Words iota;
+    std::memcpy(&iota, numbers, block);
+    const std::uint64_t key = row_key(seed, row);
+    const std::uint32_t low = static_cast<std::uint32_t>(key);
+    const std::uint32_t high = static_cast<std::uint32_t>(key >> 32);
+    const float unit = scale / 8388608.0f;
+    for_lanes(dim, [&](auto access, std::size_t i) {
+        Words x = (iota + static_cast<std::uint32_t>(i)) * column_step + low;
+        x ^= x >> 17;
+        x = x * mix_1 + high;
+        x ^= x >> 11;
+        x *= mix_2;
+        x ^= x >> 15;
+        x *= mix_3;
+        x ^= x >> 14;
+        const SignedWords centred = reinterpret_cast<SignedWords>((x >> 8) - (1u << 23));
+        store_floats(access, weights + i, __builtin_convertvector(centred, Floats) * unit);
+    });
+}
+
+// ------------------------------------------------------------------ the table
+
+constexpr Operations table_named(const char* name) {
+    return {
+        name, encode, fold,    fold_rows,       difference,      is_zero, is_finite,
+        add,  sgd,    adagrad, rowwise_adagrad, initial_uniform,
+    };
+}
