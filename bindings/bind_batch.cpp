@@ -151,6 +151,12 @@ std::tuple<py::array_t<I64>, py::array_t<I64>> unique_inverse(py::handle ids_obj
     return {flat(std::move(unique.ids)), flat(std::move(unique.inverse))};
 }
 
+I64 first_nonfinite(py::handle values_object) {
+    const auto values = readable<float>(values_object, "values");
+    const py::gil_scoped_release release;
+    return batch::first_nonfinite(values.span());
+}
+
 }  // namespace
 
 void register_batch(py::module_& module) {
@@ -164,6 +170,7 @@ void register_batch(py::module_& module) {
     module.def("sum_sections", &sum_sections, "sections"_a, "dims"_a);
     module.def("segment_sum", &segment_sum, "values"_a, "inverse"_a, "segments"_a);
     module.def("unique_inverse", &unique_inverse, "ids"_a);
+    module.def("first_nonfinite", &first_nonfinite, "values"_a);
 }
 
 }  // namespace ecrec::bindings

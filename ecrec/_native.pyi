@@ -262,3 +262,6 @@ def segment_sum(values: F32, inverse: I64, segments: int) -> F32:
 
 def unique_inverse(ids: I64) -> tuple[I64, I64]:
     """(distinct ids in order of first occurrence, inverse)."""
+
+def first_nonfinite(values: F32) -> int:
+    """Index of the first value that is infinite or not a number; -1 if there is none."""

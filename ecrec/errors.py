@@ -21,6 +21,10 @@ class RefusedError(EcrecError):
     """A shard or the scheduler refused a request; nothing of it was applied."""
 
 
+class GradientError(EcrecError, ValueError):
+    """A gradient that is infinite or not a number; says of which table, row and column. Nothing was sent."""
+
+
 class ClusterError(EcrecError):
     """The cluster cannot serve: it is not reachable, or not complete, in the time allowed."""
 

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, TypeVar
 
+import numpy as np
 from torch import nn
 
-from ecrec.errors import ClusterError, ConfigurationError, DataLostError, RefusedError
+from ecrec._native import first_nonfinite
+from ecrec.errors import ClusterError, ConfigurationError, DataLostError, GradientError, RefusedError
 from ecrec.protocol.client import ClientMachine, SectionsAndFrames
 from ecrec.protocol.events import Effect, Failed, PullDone
 from ecrec.protocol.messages import WORKER, Frames, Section
@@ -30,6 +32,8 @@ BatchT = TypeVar("BatchT")
 
 TIMEOUT_S = 60.0
 """A wait that takes longer ends with ClusterError; a recovery takes seconds, and so does another worker's step."""
+
+NONFINITE = ("error", "zero")
 
 _PUMP_MS = 20.0
 
@@ -52,6 +56,7 @@ class Figures:
     examples: int = 0
     bytes_pulled: int = 0
     bytes_pushed: int = 0
+    nonfinite_gradients: int = 0
     waited_s: float = 0.0
     longest_pause_s: float = 0.0
 
@@ -95,7 +100,9 @@ class Session:
     with the pushes of the same number of all other workers, in order of rank, and applied as one. ``exact``: a pull
     sees all pushes made before it and none later, so that a run is repeatable, bit for bit, whatever dies (with one
     worker, or with ``sync``); otherwise pulls and up to ``pushes_in_flight_max`` pushes run freely, and **no two runs
-    need to be equal**. Default: exact with one worker or sync.
+    need to be equal**. Default: exact with one worker or sync. ``nonfinite``: what `push` does with a gradient that is
+    infinite or not a number: ``"error"`` raises GradientError before anything is sent, ``"zero"`` sets it to zero and
+    counts it in ``figures``.
     """
 
     def __init__(
@@ -108,13 +115,17 @@ class Session:
         world_size: int = 1,
         sync: bool = False,
         exact: bool | None = None,
+        nonfinite: str = "error",
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigurationError(f"rank {rank}: expected 0 to {world_size - 1}, there are {world_size} workers")
         if sync and exact is False:
             raise ConfigurationError("sync=True needs exact pulls: the sum would otherwise meet different rows")
+        if nonfinite not in NONFINITE:
+            raise ConfigurationError(f"nonfinite {nonfinite!r}: expected {' or '.join(NONFINITE)}")
         self.machine = machine
+        self.nonfinite = nonfinite
         self.code = CodeSpec.parse(code) if isinstance(code, str) else code
         self.rank = rank
         self.world_size = world_size
@@ -317,11 +328,36 @@ class Session:
                 sections, frames = by_shard.setdefault(shard, ([], []))
                 sections.append(share.section)
                 assert share.values is not None
+                self._check_finite(share)
                 frames += [share.rows, share.values]
                 self.figures.bytes_pushed += share.rows.nbytes + share.values.nbytes
         self.wait(lambda: self.machine.can_push, "room for a push")
         barrier = barrier if barrier > 1 else 0
         self._node.perform(self.machine.push(by_shard, barrier=barrier, assign=assign))
+
+    def _check_finite(self, share: Share) -> None:
+        """Before any shard has a part of the push: a shard that refuses its part could not undo the others'."""
+        values = share.values
+        assert values is not None
+        first = first_nonfinite(values)
+        if first < 0:
+            return
+        if self.nonfinite == "zero":
+            bad = ~np.isfinite(values)
+            self.figures.nonfinite_gradients += int(bad.sum())
+            values[bad] = 0.0
+            return
+        names = {index: (name, spec.dim) for name, (index, spec) in self.machine.tables.items()}
+        begin = row = 0
+        for table, count in zip(share.section.tables, share.section.counts, strict=True):
+            name, dim = names[table]
+            if first < begin + count * dim:
+                at, column = divmod(first - begin, dim)
+                raise GradientError(
+                    f"the gradient of table {name!r}, row {share.rows[row + at]}, column {column} is {values[first]}; "
+                    'nothing was pushed (nonfinite="zero" would take it as zero)'
+                )
+            begin, row = begin + count * dim, row + count
 
     def _ask(self, fetches: Sequence[Fetch], exact: bool, records: bool = False) -> _Asked:
         asked = _Asked(fetches)
@@ -361,6 +397,7 @@ def connect(
     world_size: int = 1,
     sync: bool = False,
     exact: bool | None = None,
+    nonfinite: str = "error",
     timeout_s: float = TIMEOUT_S,
     keys: CurveKeys | None = None,
 ) -> Session:
@@ -380,6 +417,7 @@ def connect(
             world_size=world_size,
             sync=sync,
             exact=exact,
+            nonfinite=nonfinite,
             timeout_s=timeout_s,
         )
         return session.start()

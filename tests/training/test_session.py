@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from in_process import InProcessCluster, in_threads  # noqa: E402
 from torch import nn  # noqa: E402
 
-from ecrec.errors import ClusterError, ConfigurationError  # noqa: E402
+from ecrec.errors import ClusterError, ConfigurationError, GradientError  # noqa: E402
 from ecrec.protocol.client import ClientMachine  # noqa: E402
 from ecrec.training import (  # noqa: E402
     SGD,
@@ -316,3 +316,27 @@ def test_bad_ranks_are_refused() -> None:
         Session(ClientMachine(2, "p"), DeadNode(), rank=2, world_size=2)
     with pytest.raises(ConfigurationError, match="exact"):
         Session(ClientMachine(0, "p"), DeadNode(), sync=True, exact=False)
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_nothing_is_pushed() -> None:
+    session = InProcessCluster().session()
+    sparse = tables(session)
+    features, _ = batches(1)[0]
+    row = int(features.values()[BATCH])  # the first id of the second feature
+    for _ in session.prefetch([features], sparse):
+        sparse(features)[0, DIM + 2].mul(float("nan")).backward()
+        with pytest.raises(GradientError, match=rf"table 'tb', row {row}, column 2 is nan"):
+            session.push()
+    assert session.machine.pushed == dict.fromkeys(range(3), 0)
+
+
+def test_gradients_that_are_not_finite_can_be_taken_as_zero() -> None:
+    session = InProcessCluster().session(nonfinite="zero")
+    sparse = tables(session)
+    features, _ = batches(1)[0]
+    before = model_digest(session, [spec for _, spec in session.machine.tables.values()])
+    for _ in session.prefetch([features], sparse):
+        sparse(features)[0, 1].mul(float("inf")).backward()
+        session.push()
+    assert session.figures.nonfinite_gradients == 1
+    assert model_digest(session, [spec for _, spec in session.machine.tables.values()]) == before

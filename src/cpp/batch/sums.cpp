@@ -1,6 +1,7 @@
 #include "batch/sums.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "batch/id_index.hpp"
@@ -114,6 +115,12 @@ void segment_sum(std::span<const float> values, std::size_t dim, std::span<const
     for (std::size_t i = 0; i < inverse.size(); ++i) {
         operations.add(dim, values.data() + i * dim, out.data() + static_cast<std::size_t>(inverse[i]) * dim);
     }
+}
+
+std::int64_t first_nonfinite(std::span<const float> values) {
+    if (operations().is_finite(values.size(), values.data())) return -1;
+    const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
+    return bad - values.begin();
 }
 
 }  // namespace ecrec::batch

@@ -31,4 +31,7 @@ SummedPush sum_sections(std::span<const Push> pushes, std::span<const std::int32
 void segment_sum(std::span<const float> values, std::size_t dim, std::span<const std::int64_t> inverse,
                  std::span<float> out);
 
+// Index of the first value that is infinite or not a number; -1 if there is none.
+std::int64_t first_nonfinite(std::span<const float> values);
+
 }  // namespace ecrec::batch
