@@ -3,42 +3,20 @@
 import os
 import secrets
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 
-from ecrec.errors import ConfigurationError
 from ecrec.launch.environment import CURVE_DIR_HELP, curve_keys, log_to_stderr, use_kernel_of_environment
-from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, run_server
+from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, SCHEDULER_HELP, advertised, run_server
 from ecrec.protocol.shard import ShardMachine
 from ecrec.transport.links import Links
 from ecrec.transport.node import Node
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-WILDCARDS = ("0.0.0.0", "*", "::", "[::]")
-
-
-def advertised(endpoint: str, host: str) -> str:
-    """The endpoint that others connect to: with ``host``, if given, in place of the one that was bound.
-
-    Raises ConfigurationError for an endpoint that only its own machine can make sense of.
-    """
-    if not endpoint.startswith("tcp://"):
-        return endpoint
-    parts = urlsplit(endpoint)
-    if host:
-        return f"tcp://{host}:{parts.port}"
-    if endpoint[len("tcp://") :].rpartition(":")[0] in WILDCARDS:
-        raise ConfigurationError(
-            f"--bind {endpoint}: others cannot connect to that address; name one by --advertise HOST"
-        )
-    return endpoint
-
-
 @app.command(help="One parameter server: holds the rows of a shard, or waits as a spare. " + EXIT_CODES_HELP)
 def ps(
-    scheduler: Annotated[str, typer.Option(help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH.")],
+    scheduler: Annotated[str, typer.Option(help=SCHEDULER_HELP)],
     shard: Annotated[int, typer.Option(min=-1, help="Shard to be, or to replace, over all groups.")] = -1,
     spare: Annotated[bool, typer.Option("--spare", help="Take any place that is or gets free.")] = False,
     bind: Annotated[str, typer.Option(help="Where to listen; port 0 takes a free one.")] = "tcp://127.0.0.1:0",

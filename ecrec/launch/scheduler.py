@@ -8,10 +8,11 @@ import typer
 
 from ecrec.errors import ConfigurationError
 from ecrec.launch.environment import CURVE_DIR_HELP, curve_keys, log_to_stderr
-from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, run_server
+from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, Server, advertised, run_server
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
 from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.transport.coordinator import StateStore, candidate
 from ecrec.transport.links import Links
 from ecrec.transport.node import Node
 from ecrec.transport.persistence import StateFile
@@ -25,12 +26,33 @@ TICKS_IN_HEARTBEAT = 5
 
 @app.command(
     help="The scheduler: keeps views, epochs and tables. Training goes on while it is down; started again with the "
-    "same --bind and --state it goes on where it was. " + EXIT_CODES_HELP
+    "same --bind and --state it goes on where it was. With --coordinator several stand by for each other. "
+    + EXIT_CODES_HELP
 )
 def scheduler(
     bind: Annotated[str, typer.Option(help="Where to listen, tcp://HOST:PORT or ipc://PATH; port 0 takes a free one.")],
     shards: Annotated[int, typer.Option(min=1, max=SHARDS_IN_GROUP_MAX, help="Shards in each coding group.")],
-    state: Annotated[str, typer.Option(help="SQLite file with the scheduler's state; made if it does not exist.")],
+    state: Annotated[
+        str | None, typer.Option(help="SQLite file with the scheduler's state; made if it does not exist.")
+    ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            help="zk://HOST:PORT[,HOST:PORT...]/PATH: keep the state in ZooKeeper instead, and lead only while elected."
+        ),
+    ] = None,
+    coordinator_timeout_ms: Annotated[
+        int,
+        typer.Option(
+            min=100,
+            max=40_000,
+            help="Session with ZooKeeper: another scheduler leads after so long without a word. ZooKeeper takes 2 to "
+            "20 of its ticks: by default, 4 to 40 s.",
+        ),
+    ] = 6000,
+    advertise: Annotated[
+        str, typer.Option(help="Host name or address that others reach this machine by (with --coordinator).")
+    ] = "",
     groups: Annotated[int, typer.Option(min=1, help="Coding groups; shards are numbered over all of them.")] = 1,
     heartbeat_ms: Annotated[int, typer.Option(min=1, help="How often members report.")] = DEFAULTS.heartbeat_ms,
     heartbeat_timeout_ms: Annotated[
@@ -49,6 +71,8 @@ def scheduler(
             f"{2 * heartbeat_ms}",
             param_hint="--heartbeat-timeout-ms",
         )
+    if (state is None) == (coordinator is None):
+        raise typer.BadParameter("expected a file, or else a --coordinator", param_hint="--state")
     log_to_stderr(verbose)
     config = ProtocolConfig(
         heartbeat_ms=heartbeat_ms,
@@ -56,32 +80,55 @@ def scheduler(
         reconnect_grace_ms=reconnect_grace_ms,
     )
 
-    def make() -> Node:
-        state_file = StateFile(state)
-        try:
-            machine = _machine(shards, groups, config, state_file)
-            links = Links(bind, curve_keys(curve_dir), allow_plain_network)
-        except Exception:
-            state_file.close()
-            raise
+    def node(machine: SchedulerMachine, links: Links, store: StateStore) -> Node:
         return Node(
             machine,
             links,
-            state_file=state_file,
+            state_store=store,
             grace_ms=config.reconnect_grace_ms,
             tick_ms=config.heartbeat_ms / TICKS_IN_HEARTBEAT,
         )
 
-    raise typer.Exit(run_server(make, {"ready": "scheduler", "pid": os.getpid()}))
+    def alone(state: str) -> Node:
+        state_file = StateFile(state)
+        try:
+            machine = _machine(shards, groups, config, state_file.load(), state)
+            links = Links(bind, curve_keys(curve_dir), allow_plain_network)
+        except Exception:
+            state_file.close()
+            raise
+        return node(machine, links, state_file)
+
+    def one_of_several(coordinator: str) -> Server:
+        chosen = candidate(coordinator, coordinator_timeout_ms)
+        from ecrec.launch.standby import Standby
+
+        links = Links(bind, curve_keys(curve_dir), allow_plain_network)
+        try:
+            endpoint = advertised(links.endpoint, advertise)
+        except ConfigurationError:
+            links.close()
+            raise
+        return Standby(
+            links,
+            chosen,
+            endpoint,
+            lambda stored: _machine(shards, groups, config, stored, coordinator),
+            lambda machine: node(machine, links, chosen),
+        )
+
+    def make() -> Server:
+        return alone(state) if state is not None else one_of_several(str(coordinator))
+
+    ready = {"ready": "scheduler", "pid": os.getpid(), **({"coordinator": coordinator} if coordinator else {})}
+    raise typer.Exit(run_server(make, ready))
 
 
-def _machine(shards: int, groups: int, config: ProtocolConfig, state_file: StateFile) -> SchedulerMachine:
+def _machine(shards: int, groups: int, config: ProtocolConfig, stored: bytes | None, where: str) -> SchedulerMachine:
     try:
-        return SchedulerMachine(shards, groups, config, state_file.load())
+        return SchedulerMachine(shards, groups, config, stored)
     except msgspec.MsgspecError as error:
-        raise ConfigurationError(
-            f"scheduler state {state_file.path}: not written by this version of ecrec: {error}"
-        ) from error
+        raise ConfigurationError(f"scheduler state {where}: not written by this version of ecrec: {error}") from error
 
 
 def main() -> None:

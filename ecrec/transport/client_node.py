@@ -8,9 +8,12 @@ from ecrec.errors import ClusterError, RefusedError, WireError
 from ecrec.protocol import wire
 from ecrec.protocol.events import Effect, Failed, PullDone
 from ecrec.protocol.messages import SCHEDULER, TOOL, Address, Message, Refused
+from ecrec.transport.coordinator import is_coordinator, watch_leader
 from ecrec.transport.curve import CurveKeys
 from ecrec.transport.links import Arrived, Links
 from ecrec.transport.node import Machine, Node
+
+_LEADER_POLL_MS = 20.0
 
 QUERY_RESEND_MS = 300.0
 """A question that was not answered is asked again: the scheduler may have been starting."""
@@ -71,25 +74,35 @@ def query(
     scheduler = Address(SCHEDULER, 0, 0)
     source = Address(TOOL, secrets.randbelow(1 << 31), 0)
     request = getattr(message, "request", None)
+    watch = watch_leader(scheduler_endpoint) if is_coordinator(scheduler_endpoint) else None
     links = Links(keys=keys)
+    endpoint = ""
     try:
-        links.connect(scheduler, scheduler_endpoint)
         parts = wire.encode(message, (), source, scheduler)
         start_ms = resend_ms = time.monotonic() * 1000.0
         while (now_ms := time.monotonic() * 1000.0) < start_ms + timeout_ms:
-            if now_ms >= resend_ms:
+            endpoint = scheduler_endpoint if watch is None else watch.endpoint
+            if (endpoint or watch is None) and (links.connect(scheduler, endpoint) or now_ms >= resend_ms):
                 links.send(scheduler, parts)
                 resend_ms = now_ms + QUERY_RESEND_MS
-            for arrived in links.poll(min(resend_ms, start_ms + timeout_ms) - now_ms + 1):
+            wait_ms = max(0.0, min(resend_ms, start_ms + timeout_ms) - now_ms) + 1
+            for arrived in links.poll(wait_ms if watch is None else min(wait_ms, _LEADER_POLL_MS)):
                 answer = _answer(arrived.parts) if isinstance(arrived, Arrived) else None
                 if answer is not None and getattr(answer, "request", None) == request:
                     if isinstance(answer, Refused):
-                        raise RefusedError(f"the scheduler at {scheduler_endpoint} refused: {answer.reason}")
+                        raise RefusedError(f"the scheduler at {endpoint} refused: {answer.reason}")
                     return answer
     finally:
         links.close()
+        if watch is not None:
+            watch.close()
+    if watch is not None and not endpoint:
+        raise ClusterError(
+            f"no scheduler is known at {scheduler_endpoint} within {timeout_ms:.0f} ms: does ZooKeeper run there, and "
+            "was ecrec-scheduler started with this --coordinator?"
+        )
     raise ClusterError(
-        f"no answer from a scheduler at {scheduler_endpoint} within {timeout_ms:.0f} ms: "
+        f"no answer from a scheduler at {endpoint} within {timeout_ms:.0f} ms: "
         f"is ecrec-scheduler running there{_KEYS_HINT[keys is not None]}?"
     )
 

@@ -25,9 +25,9 @@ from ecrec.protocol.events import (
 )
 from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, WORKER, Address
 from ecrec.protocol.stream import Streams
+from ecrec.transport.coordinator import LeaderWatch, StateStore, is_coordinator, watch_leader
 from ecrec.transport.links import Arrived, Denied, Happening, Linked, Links
 from ecrec.transport.offenders import IGNORE_MS, OFFENCES_MAX, Complaints, Offenders
-from ecrec.transport.persistence import StateFile
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,9 @@ HELD_MS = 2000.0
 """A process without a place keeps messages to a shard for so long: the one that places it may come a little later."""
 
 HELD_MAX = 256
+
+LEASE_WAIT_MS = 50.0
+"""A scheduler that cannot tell whether it still leads waits for so long before it looks whether it is to stop."""
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -63,7 +66,8 @@ class _Held(NamedTuple):
 class Node:
     """One machine and its sockets, in one thread.
 
-    ``scheduler_endpoint``: connect to the scheduler there. ``state_file``: carries out Persist (a scheduler).
+    ``scheduler_endpoint``: connect to the scheduler there, or to the one that leads there (``zk://``).
+    ``state_store``: carries out Persist, and says whether a scheduler may act.
     ``grace_ms``: tell the machine of shards whose connection stayed closed for so long (a scheduler).
     """
 
@@ -72,7 +76,7 @@ class Node:
         machine: Machine,
         links: Links,
         scheduler_endpoint: str | None = None,
-        state_file: StateFile | None = None,
+        state_store: StateStore | None = None,
         grace_ms: float | None = None,
         tick_ms: float = TICK_MS,
     ) -> None:
@@ -80,13 +84,18 @@ class Node:
         self.links = links
         self.stopped = ""
         """Why the machine wants this process to end; empty while it does not."""
-        self._state_file = state_file
+        self._state_store = state_store
         self._grace_ms = grace_ms
         self._tick_ms = tick_ms
         self._next_tick_ms = 0.0
         self._due_since_ms: float | None = None
         """When the loop saw that a tick is due; None when it is not."""
-        self._address = machine.address
+        self._address = self._own_address()
+        self._term = 0
+        """Of the newest scheduler that was heard."""
+        self._leader_watch: LeaderWatch | None = None
+        self._leader = ""
+        """Endpoint of the scheduler that leads, as far as known."""
         self._streams: Streams[wire.Packed] = Streams()
         self._closed_ms: dict[Address, float] = {}
         self._held: deque[_Held] = deque()
@@ -104,7 +113,9 @@ class Node:
             PullDone: self._result,
             Failed: self._result,
         }
-        if scheduler_endpoint is not None:
+        if scheduler_endpoint is not None and is_coordinator(scheduler_endpoint):
+            self._leader_watch = watch_leader(scheduler_endpoint)
+        elif scheduler_endpoint is not None:
             links.connect(Address(SCHEDULER, 0, 0), scheduler_endpoint)
 
     # ------------------------------------------------------------------ the loop
@@ -122,11 +133,12 @@ class Node:
 
         Returns the results for the session since the last call, at once where some are there already.
         """
+        self._follow_leader()
         now_ms = _now_ms()
         wait_ms = 0.0 if self._results else max(0.0, min(timeout_ms, self._next_tick_ms - now_ms))
         happenings = self.links.poll(wait_ms)
         for happening in happenings:
-            if self.stopped:
+            if self.stopped or not self._may_act():
                 break
             self._on_happening(happening, _now_ms())
             self._tick_if_due(idle=False)
@@ -145,14 +157,40 @@ class Node:
             self._carry_out[type(effect)](effect, now_ms)
 
     def close(self) -> None:
+        if self._leader_watch is not None:
+            self._leader_watch.close()
         self.links.close()
-        if self._state_file is not None:
-            self._state_file.close()
+        if self._state_store is not None:
+            self._state_store.close()
+
+    # ------------------------------------------------------------------ who leads
+    def _own_address(self) -> Address:
+        """The machine's; that of a scheduler with its term, by which others know a newer one."""
+        address = self.machine.address
+        if address.role == SCHEDULER and self._state_store is not None:
+            return address._replace(epoch=self._state_store.term)
+        return address
+
+    def _may_act(self) -> bool:
+        """Wait until it is certain that this scheduler leads. False: it is to end before. DeposedError: it does not."""
+        while self._state_store is not None and not self._state_store.may_act(LEASE_WAIT_MS):
+            if self._stopping:
+                return False
+        return True
+
+    def _follow_leader(self) -> None:
+        if self._leader_watch is None or (endpoint := self._leader_watch.endpoint) == self._leader:
+            return
+        self._leader = endpoint
+        try:
+            self.links.connect(Address(SCHEDULER, 0, 0), endpoint)
+        except ConfigurationError as error:
+            log.error("cannot follow the scheduler that leads: %s", error)
 
     # ------------------------------------------------------------------ what happens
     def _tick_if_due(self, idle: bool) -> None:
         now_ms = _now_ms()
-        if now_ms < self._next_tick_ms or self.stopped:
+        if now_ms < self._next_tick_ms or self.stopped or not self._may_act():
             return
         if self._due_since_ms is None:
             self._due_since_ms = now_ms
@@ -206,6 +244,15 @@ class Node:
                 self.links.answer(arrived.route, wire.refusal(str(error)))
             self._blame(arrived, str(error), now_ms)
             return
+        if envelope.source.role == SCHEDULER:
+            if envelope.source.epoch < self._term:
+                self._complaints.add(
+                    "deposed", f"dropped a message from {envelope.source}: epoch {self._term} leads", now_ms
+                )
+                return
+            self._term = envelope.source.epoch
+            # Terms are the transport's: to a machine there is one scheduler.
+            envelope = envelope._replace(source=envelope.source._replace(epoch=0))
         if self._is_mine(envelope, arrived, now_ms):
             self.links.remember(envelope.source, arrived.route)
             self._on_envelope(envelope, arrived, now_ms)
@@ -260,7 +307,7 @@ class Node:
         self._after(self.machine.handle(event, now_ms), now_ms)
 
     def _after(self, effects: Sequence[Effect], now_ms: float) -> None:
-        address = self.machine.address
+        address = self._own_address()
         placed = address != self._address
         if placed:
             self._address = address
@@ -320,16 +367,16 @@ class Node:
             self._streams.fenced(address)
 
     def _persist(self, effect: Persist, now_ms: float) -> None:
-        if self._state_file is not None:
-            self._state_file.save(effect.state)
+        if self._state_store is not None:
+            self._state_store.save(effect.state)
 
     def _stop(self, effect: Stop, now_ms: float) -> None:
         self.stopped = effect.reason or "no reason given"
 
     def _note(self, effect: Note, now_ms: float) -> None:
         log.log(_LEVELS.get(effect.level, logging.INFO), "%s", effect.text)
-        if self._state_file is not None:
-            self._state_file.note(effect.level, effect.text)
+        if self._state_store is not None:
+            self._state_store.note(effect.level, effect.text)
 
     def _result(self, effect: PullDone | Failed, now_ms: float) -> None:
         self._results.append(effect)

@@ -15,7 +15,9 @@ CREATE TABLE IF NOT EXISTS history (at TEXT NOT NULL, level TEXT NOT NULL, event
 
 
 class StateFile:
-    """One scheduler's file. A second scheduler on the same file is refused while the first one runs."""
+    """One scheduler's file (a `StateStore`). A second scheduler on it is refused while the first one runs."""
+
+    term = 0
 
     def __init__(self, path: str) -> None:
         """Open or create the file. ConfigurationError if it cannot be used, saying why."""
@@ -46,6 +48,10 @@ class StateFile:
         except sqlite3.Error as error:
             raise ConfigurationError(f"scheduler state {self.path}: {error}") from error
         return bytes(row[0]) if row else None
+
+    def may_act(self, wait_ms: float) -> bool:
+        """Always: the lock on the file is held as long as this process lives."""
+        return True
 
     def note(self, level: str, text: str) -> None:
         """Add to the history, with the next `save`."""

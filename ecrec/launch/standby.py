@@ -1,0 +1,67 @@
+"""A scheduler among several: stands by until it is elected, then leads until it ends."""
+
+import logging
+from collections.abc import Callable
+
+from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.transport.links import Links
+from ecrec.transport.node import Node
+from ecrec.transport.zookeeper import Candidate
+
+log = logging.getLogger(__name__)
+
+POLL_MS = 50.0
+
+
+class Standby:
+    """A server program's node that is made when this process is elected. It leads once: deposed, it has to end."""
+
+    def __init__(
+        self,
+        links: Links,
+        candidate: Candidate,
+        endpoint: str,
+        make_machine: Callable[[bytes | None], SchedulerMachine],
+        make_node: Callable[[SchedulerMachine], Node],
+    ) -> None:
+        """``endpoint``: where members find this scheduler when it leads. Owns the links and the candidate."""
+        self.links = links
+        self._candidate = candidate
+        self._endpoint = endpoint
+        self._make_machine = make_machine
+        self._make_node = make_node
+        self._node: Node | None = None
+        self._stopping = False
+
+    @property
+    def stopped(self) -> str:
+        return self._node.stopped if self._node is not None else ""
+
+    def run(self) -> None:
+        """Go on until `request_stop`. Raises ConfigurationError for a stored state that does not fit, DeposedError."""
+        self._candidate.start()
+        while not self._candidate.may_act(0.0):
+            if self._stopping:
+                return
+            # Nobody is sent here yet: what comes was meant for one who was here before, and is said again.
+            self.links.poll(POLL_MS)
+        while True:
+            machine = self._make_machine(self._candidate.load())
+            if self._candidate.claim(self._endpoint):
+                break
+        log.info("leads at %s (term %d)", self._endpoint, self._candidate.term)
+        self._node = self._make_node(machine)
+        if not self._stopping:
+            self._node.run()
+
+    def request_stop(self) -> None:
+        self._stopping = True
+        if self._node is not None:
+            self._node.request_stop()
+
+    def close(self) -> None:
+        if self._node is not None:
+            self._node.close()
+            return
+        self.links.close()
+        self._candidate.close()

@@ -1,0 +1,101 @@
+"""Where a scheduler keeps its state and how its members find it: what the transport asks of any coordinator.
+
+A scheduler is named by ``tcp://HOST:PORT`` or ``ipc://PATH``, where one listens, or by
+``zk://HOST:PORT[,HOST:PORT...]/PATH``: a ZooKeeper through which several schedulers stand by for each other.
+"""
+
+import re
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from ecrec.errors import ClusterError, ConfigurationError
+
+if TYPE_CHECKING:
+    from ecrec.transport.zookeeper import Candidate
+
+SCHEME = "zk://"
+_HOST = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
+_PATH = re.compile(r"(/[A-Za-z0-9_.-]+)+")
+
+
+class DeposedError(ClusterError):
+    """This scheduler does not lead any more: nothing of what it wanted to do may be carried out."""
+
+
+class StateStore(Protocol):
+    """Carries out Persist for a scheduler's node, and knows whether it still leads."""
+
+    @property
+    def term(self) -> int:
+        """Number of this leader among all that led the cluster; 0 where there can be only one."""
+
+    def may_act(self, wait_ms: float) -> bool:
+        """Whether the scheduler may act now; waits at most ``wait_ms`` for that. DeposedError: never again."""
+
+    def save(self, state: bytes) -> None:
+        """Write the state; ClusterError if that cannot be known to have happened."""
+
+    def note(self, level: str, text: str) -> None:
+        """Keep an event for people, where there is room for that."""
+
+    def close(self) -> None: ...
+
+
+class LeaderWatch(Protocol):
+    """Knows the endpoint of the scheduler that leads."""
+
+    @property
+    def endpoint(self) -> str:
+        """Empty until the first leader is known. May be read from any thread at any time."""
+
+    def close(self) -> None: ...
+
+
+class Location(NamedTuple):
+    """What a ``zk://`` name says."""
+
+    hosts: str
+    """``HOST:PORT[,HOST:PORT...]``"""
+    path: str
+    """Of the znode under which everything of one cluster stands."""
+
+
+def is_coordinator(scheduler: str) -> bool:
+    """Whether a scheduler is named by its coordinator, not by its endpoint."""
+    return scheduler.startswith(SCHEME)
+
+
+def parse(name: str) -> Location:
+    """Take a ``zk://`` name apart. Raises ConfigurationError that says what was expected."""
+    hosts, slash, rest = name.removeprefix(SCHEME).partition("/")
+    path = slash + rest.rstrip("/")
+    found = [_HOST.fullmatch(host) for host in hosts.split(",")]
+    if not (name.startswith(SCHEME) and all(m and 1 <= int(m[2]) <= 65535 for m in found) and _PATH.fullmatch(path)):
+        raise ConfigurationError(f"coordinator {name!r}: expected zk://HOST:PORT[,HOST:PORT...]/PATH")
+    return Location(hosts, path)
+
+
+def watch_leader(name: str) -> LeaderWatch:
+    """Begin to follow the leader of a ``zk://`` name; does not wait for ZooKeeper.
+
+    Raises ConfigurationError for a name that cannot be one, or without kazoo.
+    """
+    location = parse(name)
+    try:
+        from ecrec.transport.zookeeper import ZooKeeperWatch
+    except ImportError as error:
+        raise _missing(name, error) from error
+    return ZooKeeperWatch(location)
+
+
+def candidate(name: str, session_timeout_ms: int) -> "Candidate":
+    """Stand for election as the leading scheduler; does not wait for ZooKeeper. Raises as `watch_leader`."""
+    location = parse(name)
+    try:
+        from ecrec.transport.zookeeper import Candidate
+    except ImportError as error:
+        raise _missing(name, error) from error
+    return Candidate(location, session_timeout_ms)
+
+
+def _missing(name: str, error: ImportError) -> ConfigurationError:
+    return ConfigurationError(f'{name}: ZooKeeper needs kazoo: pip install "ecrec[zookeeper]" ({error})')
