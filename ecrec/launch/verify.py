@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from ecrec.errors import ClusterError
+from ecrec.errors import ClusterError, DataLostError
 from ecrec.launch.environment import curve_keys
 from ecrec.protocol.events import Connect, Disconnect, Effect, Event, Received, Send, Tick
 from ecrec.protocol.messages import (
@@ -35,6 +35,9 @@ SILENCE_MS = 3000.0
 
 STATE_MS = 500.0
 """How often the scheduler is asked who the shards are."""
+
+NEWS_S = 0.5
+"""It gets so long to answer, while the shards' answers wait."""
 
 _PUMP_MS = 20.0
 _KEY_BITS = 48
@@ -197,12 +200,13 @@ def cluster_state(endpoint: str, timeout_s: float = 3.0, curve_dir: str | None =
 def scrub(
     endpoint: str,
     timeout_s: float,
-    on_progress: Callable[[ScrubOutcome], None] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
     curve_dir: str | None = None,
 ) -> ScrubOutcome:
     """Compare all parity with all data of the running cluster. ``curve_dir``: as of `cluster_state`.
 
-    Raises ClusterError when no chunk is finished for ``timeout_s`` seconds, or data was lost.
+    ``meanwhile`` is called every few tens of milliseconds. Raises ClusterError when no chunk is finished for
+    ``timeout_s`` seconds, DataLostError when data was lost.
     """
     state = _intact(cluster_state(endpoint, curve_dir=curve_dir))
     machine = ScrubMachine(state)
@@ -213,23 +217,26 @@ def scrub(
         while not machine.done:
             node.pump(_PUMP_MS)
             now = time.monotonic()
+            meanwhile()
             outcome = machine.outcome
             if outcome != seen:
                 seen, moved = outcome, now
-                if on_progress is not None:
-                    on_progress(seen)
             if now - moved > timeout_s:
                 reason = f": {machine.refusal}" if machine.refusal else ""
                 raise ClusterError(f"the scrub did not go on for {timeout_s:.0f} s{reason}")
             if now - asked > STATE_MS / 1e3:
                 asked = now
-                node.perform(machine.update(_intact(cluster_state(endpoint, curve_dir=curve_dir))))
+                try:
+                    state = cluster_state(endpoint, NEWS_S, curve_dir)
+                except ClusterError:
+                    continue  # a scheduler that restarts is no reason to give up: the shards answer without it
+                node.perform(machine.update(_intact(state)))
     return machine.outcome
 
 
 def _intact(state: ClusterState) -> ClusterState:
     if state.lost:
-        raise ClusterError(f"data was lost, there is nothing to compare: {state.lost}")
+        raise DataLostError(f"there is nothing to compare: {state.lost}")
     return state
 
 

@@ -1,16 +1,47 @@
 """A thread that keeps asking the scheduler how the cluster is."""
 
+import secrets
 import threading
 from types import TracebackType
+from typing import NamedTuple
 
-from ecrec.errors import ClusterError
 from ecrec.launch.kills import Standing
-from ecrec.launch.verify import cluster_state
-from ecrec.protocol.messages import UP, ClusterState
+from ecrec.protocol.events import Effect, Event, Received, Send, Tick
+from ecrec.protocol.messages import SCHEDULER, TOOL, UP, Address, ClusterQuery, ClusterState
+from ecrec.transport.client_node import ClientNode
 
-EVERY_S = 0.05
-ANSWER_S = 1.0
-"""The scheduler may be restarting: the next question finds it again."""
+EVERY_MS = 100.0
+"""As often as shards report."""
+
+_PUMP_MS = 50.0
+
+
+class Seen(NamedTuple):
+    """A cluster's state, not older than when it was asked for, in seconds of the monotonic clock."""
+
+    asked_at: float
+    state: ClusterState
+
+
+class WatchMachine:
+    """Asks again and again; sans-I/O like its peers. A scheduler that restarts is silent for a while."""
+
+    def __init__(self) -> None:
+        self.address = Address(TOOL, secrets.randbelow(1 << 31), 0)
+        self.seen: Seen | None = None
+        self._request = 0
+        self._asked_ms = -EVERY_MS
+
+    def handle(self, event: Event, now_ms: float) -> list[Effect]:
+        if isinstance(event, Received):
+            message = event.message
+            if isinstance(message, ClusterState) and message.request == self._request:
+                self.seen = Seen(self._asked_ms / 1e3, message)
+        elif isinstance(event, Tick) and now_ms - self._asked_ms >= EVERY_MS:
+            self._request += 1
+            self._asked_ms = now_ms
+            return [Send(Address(SCHEDULER, 0, 0), ClusterQuery(self._request))]
+        return []
 
 
 class ClusterWatch:
@@ -18,42 +49,40 @@ class ClusterWatch:
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
-        self._latest: ClusterState | None = None
+        self._machine = WatchMachine()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ecrec-watch", daemon=True)
 
     @property
-    def latest(self) -> ClusterState | None:
+    def latest(self) -> Seen | None:
         """None until the scheduler answered for the first time."""
-        return self._latest
+        return self._machine.seen
 
     @property
     def standing(self) -> dict[int, Standing]:
         """Epoch and state of every shard; empty until known."""
-        state = self._latest
-        return (
-            {} if state is None else {s.shard: Standing(s.epoch, s.state, s.endpoint) for s in state.shards}
-        )
+        seen = self.latest
+        shards = [] if seen is None else seen.state.shards
+        return {shard.shard: Standing(shard.epoch, shard.state, shard.endpoint) for shard in shards}
 
     @property
     def all_up(self) -> bool:
         """Every shard is there and whole."""
-        state = self._latest
-        if state is None or len(state.shards) < state.n * state.groups:
+        seen = self.latest
+        if seen is None or len(seen.state.shards) < seen.state.n * seen.state.groups:
             return False
-        return all(shard.state == UP for shard in state.shards)
+        return all(shard.state == UP for shard in seen.state.shards)
 
     @property
     def lost(self) -> str:
         """Why data was lost; empty if it was not."""
-        return "" if self._latest is None else self._latest.lost
+        seen = self.latest
+        return "" if seen is None else seen.state.lost
 
     def _run(self) -> None:
-        while not self._ending.wait(EVERY_S):
-            try:
-                self._latest = cluster_state(self._endpoint, ANSWER_S)
-            except ClusterError:
-                continue
+        with ClientNode(self._endpoint, self._machine) as node:
+            while not self._ending.is_set():
+                node.pump(_PUMP_MS)
 
     def __enter__(self) -> "ClusterWatch":
         self._thread.start()
