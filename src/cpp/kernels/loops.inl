@@ -22,7 +22,7 @@ constexpr std::size_t prefetch_rows = 16;
 // target[i] = value(access, i), which may read what the targets hold at i. The last block overlaps the one before it,
 // so its value is taken before any target is written.
 template <class Value>
-void write_blocks(std::size_t bytes, std::uint8_t* target, Value value) {
+[[gnu::always_inline]] inline void write_blocks(std::size_t bytes, std::uint8_t* target, Value value) {
     if (bytes < block) {
         const Part part(bytes);
         if (bytes != 0) part.store(target, value(part, 0));
@@ -45,7 +45,7 @@ void difference(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b,
                  [&](auto access, std::size_t i) { return access.load(a + i) ^ access.load(b + i); });
 }
 
-void fold_by(const Multiplier& multiply, std::size_t bytes, const std::uint8_t* source, std::uint8_t* target) {
+[[gnu::always_inline]] inline void fold_by(const Multiplier& multiply, std::size_t bytes, const std::uint8_t* source, std::uint8_t* target) {
     write_blocks(bytes, target, [&](auto access, std::size_t i) {
         return access.load(target + i) ^ multiply(operand(access.load(source + i)));
     });
@@ -77,7 +77,7 @@ template <int R, int width, class Access>
 void encode_blocks(Access access, std::size_t at, int k, const Constant* constants,
                    const std::uint8_t* const* data, std::uint8_t* const* parity) {
     Bytes sum[R][width];
-    const auto take = [&](int j, auto put) {
+    const auto take = [&](int j, auto put) __attribute__((always_inline)) {
         Operand x[width];
         for (int w = 0; w < width; ++w) x[w] = operand(access.load(data[j] + at + w * block));
         for (int i = 0; i < R; ++i) {
@@ -193,7 +193,7 @@ void store_floats(Access access, float* at, Floats x) {
 
 // step(access, index) over count floats, a block at a time.
 template <class Step>
-void for_lanes(std::size_t count, Step step) {
+[[gnu::always_inline]] inline void for_lanes(std::size_t count, Step step) {
     std::size_t i = 0;
     for (; i + lanes <= count; i += lanes) step(Whole(), i);
     if (i < count) step(PartLanes((count - i) * sizeof(float)), i);
@@ -267,7 +267,7 @@ void adagrad(std::size_t dim, float learning_rate, float eps, const float* gradi
 float sum_of_squares(std::size_t count, const float* values) {
     constexpr std::size_t parts = 16 / lanes;
     Floats sums[parts] = {};
-    const auto take = [&](auto access, std::size_t part, std::size_t i) {
+    const auto take = [&](auto access, std::size_t part, std::size_t i) __attribute__((always_inline)) {
         const Floats x = load_floats(access, values + i);
         sums[part] += x * x;
     };
@@ -275,9 +275,13 @@ float sum_of_squares(std::size_t count, const float* values) {
     for (; i + 16 <= count; i += 16) {
         for (std::size_t part = 0; part < parts; ++part) take(Whole(), part, i + part * lanes);
     }
-    std::size_t part = 0;
-    for (; i + lanes <= count; i += lanes) take(Whole(), part++, i);
-    if (i < count) take(PartLanes((count - i) * sizeof(float)), part, i);
+    for (std::size_t part = 0; part < parts; ++part, i += lanes) {
+        if (i + lanes <= count) {
+            take(Whole(), part, i);
+        } else if (i < count) {
+            take(PartLanes((count - i) * sizeof(float)), part, i);
+        }
+    }
     for (std::size_t half = parts / 2; half != 0; half /= 2) {
         for (std::size_t other = 0; other < half; ++other) sums[other] += sums[other + half];
     }
