@@ -372,6 +372,8 @@ class Cluster:
         if link is None:
             between_shards = process.role == SHARD and target.role == SHARD
             link = Link(process, target, ideal=between_shards and not self.network.streams)
+            if self.rng.random() < self.network.lag_rate:
+                link.lag_ms = self.rng.random() * self.network.lag_max_ms
             self._links[process, target] = link
         return link
 
@@ -428,6 +430,8 @@ class Cluster:
 
     def _arrive(self, link: Link, parcel: Parcel) -> None:
         process, source, packet = link.to, parcel.source, parcel.packet
+        if not process.alive:
+            return
         if process.role == SHARD and source.role != SCHEDULER and packet and packet.to != process.address:
             if process.address.epoch == 0 and packet.to.role == SHARD:
                 process.held.append((link, parcel))

@@ -19,6 +19,9 @@ from ecrec.simulator.story import ViolationError
 if TYPE_CHECKING:
     from ecrec.simulator.cluster import Cluster
 
+NEVER = 1 << 40
+"""A count that no message reaches."""
+
 RETRY_MS = 15.0
 """A fault that the code could not stand now is tried again after so long,"""
 RETRIES_MAX = 40
@@ -65,6 +68,9 @@ class Faults:
             alive = process is not None and process.alive and process.address.epoch == view.epoch
             if alive and (shard, view.epoch) not in self._doomed:
                 raise ViolationError(f"shard {shard} (epoch {view.epoch}) is declared dead and is not", [shard])
+        elif isinstance(view, m.ShardUp):
+            for kind, aimed in self._aimed.items():
+                self._aimed[kind] = [(self._counts[kind] + f.count if f.again else at, f) for at, f in aimed]
         elif isinstance(view, m.DataLost) and not self.plan.too_many:
             raise ViolationError(f"said to be lost, with no more deaths than the code stands: {view.reason}")
 
@@ -74,7 +80,8 @@ class Faults:
         last_ms = 0.0
         for fault in self.plan.faults:
             if fault.message:
-                self._aimed[fault.message].append((self._counts[fault.message] + fault.count, fault))
+                at = NEVER if fault.again else self._counts[fault.message] + fault.count
+                self._aimed[fault.message].append((at, fault))
             else:
                 self._pending += 1
                 self.cluster.post(now_ms + fault.at_ms, self._strike, fault, 0)

@@ -74,6 +74,7 @@ class Link:
         """Loses and repeats nothing."""
         self.queue: deque[Parcel] = deque()
         self.due_ms = 0.0
+        self.lag_ms = 0.0
         self.slow_until_ms = 0.0
         self.slow_ms = 0.0
         self.outage_until_ms = -1.0
@@ -82,6 +83,7 @@ class Link:
 
     def delay_ms(self, now_ms: float, network: Network, rng: random.Random) -> float:
         delay = network.delay_min_ms + rng.random() * (network.delay_max_ms - network.delay_min_ms)
+        delay += self.lag_ms
         if network.straggle_rate and rng.random() < network.straggle_rate:
             delay += rng.random() * network.straggle_max_ms
         if now_ms < self.slow_until_ms:

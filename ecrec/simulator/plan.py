@@ -14,7 +14,7 @@ WATCHED = (
 )  # fmt: skip
 """Messages at whose delivery a crash may be aimed: the rare ones of recovery are where the traps are."""
 
-CODES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2), (2, 3), (3, 3))
+CODES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2), (2, 3), (3, 3))
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Network:
 
     delay_min_ms: float
     delay_max_ms: float
+    lag_rate: float
+    """Share of the links that lag behind all the time: what is sent at once then arrives in very different order."""
+    lag_max_ms: float
     straggle_rate: float
     straggle_max_ms: float
     loss_rate: float
@@ -37,13 +40,17 @@ class Network:
 
 @dataclass(frozen=True)
 class Fault:
-    """It strikes at ``at_ms`` after the tables are there, or at the delivery of the ``count``-th ``message``."""
+    """It strikes at ``at_ms`` after the tables are there, or at the delivery of the ``count``-th ``message``.
+
+    With ``again`` the messages are counted anew from each start of a replacement: it strikes in the middle of recovery.
+    """
 
     kind: str
     """crash, massacre, pause, stall, slow-pair, scheduler"""
     at_ms: float = 0.0
     message: str = ""
     count: int = 0
+    again: bool = False
     side: str = ""
     """Whom a crash at a message hits: sender, receiver, or other."""
     burst: int = 1
@@ -105,8 +112,8 @@ class Plan:
     def without_faults(self) -> "Plan":
         """The twin: the same cluster and workload where nothing goes wrong."""
         quiet = replace(
-            self.network, straggle_rate=0.0, loss_rate=0.0, repeat_rate=0.0, outage_rate=0.0, delay_max_ms=1.0,
-            delay_min_ms=0.5,
+            self.network, lag_rate=0.0, straggle_rate=0.0, loss_rate=0.0, repeat_rate=0.0, outage_rate=0.0,
+            delay_max_ms=1.0, delay_min_ms=0.5,
         )  # fmt: skip
         return replace(self, network=quiet, faults=(), too_many=False)
 
@@ -120,8 +127,9 @@ class Plan:
         )
 
 
-def _draw_config(rng: random.Random) -> ProtocolConfig:
+def _draw_config(rng: random.Random, storm: bool) -> ProtocolConfig:
     heartbeat_ms = rng.choice((20, 40, 60))
+    rows = (1, 1, 2, 3) if storm else (1, 2, 3, 8, 4096)
     return ProtocolConfig(
         windows_in_flight_max=rng.choice((1, 2, 2, 2, 3, 4)),
         window_bytes_max=rng.choice((64, 256, 4096, 64 << 20)),
@@ -130,20 +138,22 @@ def _draw_config(rng: random.Random) -> ProtocolConfig:
         reconnect_grace_ms=rng.choice((5, 30, 100)),
         view_resend_ms=rng.choice((20, 60, 150)),
         repair_timeout_ms=rng.choice((50, 200, 1000)),
-        repair_rows_max=rng.choice((1, 2, 3, 8, 4096)),
+        repair_rows_max=rng.choice(rows),
         repairs_in_flight_max=rng.choice((1, 2, 4)),
-        seed_rows_max=rng.choice((1, 2, 3, 8, 4096)),
-        pushes_in_flight_max=rng.choice((1, 2, 4, 8)),
+        seed_rows_max=rng.choice(rows),
+        pushes_in_flight_max=rng.choice((4, 8, 16, 32) if storm else (1, 2, 4, 8)),
         resend_ms=rng.choice((60, 150, 400)),
     )
 
 
-def _draw_network(rng: random.Random, config: ProtocolConfig) -> Network:
+def _draw_network(rng: random.Random, config: ProtocolConfig, storm: bool) -> Network:
     slow = rng.choice((1.0, 5.0, 20.0))
-    lossy = rng.random() < 0.6
+    lossy = rng.random() < (0.3 if storm else 0.6)
     return Network(
         delay_min_ms=0.05,
         delay_max_ms=slow,
+        lag_rate=rng.choice((0.1, 0.3, 0.5) if storm else (0.0, 0.0, 0.2)),
+        lag_max_ms=rng.choice((0.1, 0.2)) * config.heartbeat_timeout_ms,
         straggle_rate=rng.choice((0.0, 0.01, 0.1)),
         # Heartbeats must still arrive in time: what is lost and late together stays below the timeout.
         straggle_max_ms=min(60.0, config.heartbeat_timeout_ms / 10),
@@ -179,8 +189,8 @@ def _draw_table(rng: random.Random, index: int, code: CodeSpec, rows: int) -> Ta
     )
 
 
-def _draw_tables(rng: random.Random, n: int) -> tuple[TableSpec, ...]:
-    codes = [code for code in CODES if sum(code) <= n]
+def _draw_tables(rng: random.Random, n: int, storm: bool) -> tuple[TableSpec, ...]:
+    codes = [code for code in CODES if sum(code) <= n and (not storm or code[1] > 1)]
     k, r = rng.choice(codes)
     generator = rng.choice(("cauchy", "cauchy", "isal-cauchy"))
     tables = [_draw_table(rng, 0, CodeSpec(k, r, generator), rng.randint(max(1, n * k // 2), 4 * n * k))]
@@ -220,6 +230,33 @@ def _draw_operations(
     return tuple(operations)
 
 
+def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float) -> list[Fault]:
+    """A death early on, and others in the middle of the recoveries: that is where the traps are."""
+    first = Fault(
+        "crash", at_ms=rng.random() * horizon_ms / 4, burst=rng.randint(1, tolerance),
+        lasts_ms=rng.random() * 20.0, noticed=rng.random() < 0.9,
+    )  # fmt: skip
+    faults = [first]
+    for _ in range(rng.randint(1, 5)):
+        faults.append(
+            Fault(
+                "crash",
+                message=rng.choice(WATCHED),
+                count=rng.choice((1, 1, 2, 3, 4, 6, 8, 12, 20)),
+                again=True,
+                side=rng.choice(("sender", "receiver", "other")),
+                lasts_ms=rng.random() * rng.choice((5.0, 50.0)),
+                noticed=rng.random() < 0.8,
+                prefer_recovering=rng.random() < 0.3,
+            )
+        )
+    if rng.random() < 0.4:
+        message, count = rng.choice(("ShardStatus", "Views", "Register")), rng.choice((1, 2, 4, 8, 16))
+        lasts_ms = rng.random() * rng.choice((10.0, 100.0, 500.0))
+        faults.append(Fault("scheduler", message=message, count=count, again=True, lasts_ms=lasts_ms))
+    return faults
+
+
 def _draw_faults(rng: random.Random, config: ProtocolConfig, tolerance: int, horizon_ms: float) -> list[Fault]:
     timeout_ms = config.heartbeat_timeout_ms
     faults: list[Fault] = []
@@ -256,29 +293,29 @@ def _draw_faults(rng: random.Random, config: ProtocolConfig, tolerance: int, hor
     for _ in range(rng.choice((0, 1, 2))):
         faults.append(Fault("pause", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * timeout_ms / 10))
     if tolerance and rng.random() < 0.25:  # so long that it is taken for dead, and comes back a ghost
-        faults.append(
-            Fault("stall", at_ms=rng.random() * horizon_ms, lasts_ms=timeout_ms * (1.5 + 2 * rng.random()))
-        )
+        faults.append(Fault("stall", at_ms=rng.random() * horizon_ms, lasts_ms=timeout_ms * (1.5 + 2 * rng.random())))
     return faults
 
 
 def draw(seed: int) -> Plan:
     """The plan of a seed. Does not look at anything but the seed."""
     rng = random.Random(seed)
-    n = rng.choice((2, 3, 3, 4, 4, 5, 5, 6, 7))
+    storm = rng.random() < 0.6
+    n = rng.choice((3, 4, 4, 5, 5, 6) if storm else (2, 3, 3, 4, 4, 5, 5, 6, 7))
     groups = 2 if n <= 4 and rng.random() < 0.12 else 1
-    tables = _draw_tables(rng, n)
-    if rng.random() < 0.03:
+    tables = _draw_tables(rng, n, storm)
+    if not storm and rng.random() < 0.03:
         tables = tuple(replace_code(table, CodeSpec(table.code.k, 0)) for table in tables)
     placement = Placement(n)
     for table in tables:
         placement.add(table.code)
-    config = _draw_config(rng)
-    mode = rng.choice((SINGLE, SINGLE, ASYNC, ASYNC, BARRIER))
+    config = _draw_config(rng, storm)
+    mode = rng.choice((SINGLE, ASYNC, ASYNC, BARRIER) if storm else (SINGLE, SINGLE, ASYNC, ASYNC, BARRIER))
     workers = 1 if mode == SINGLE else rng.randint(2, 3)
-    think_ms = rng.choice((0.5, 5.0, 30.0))
-    network = _draw_network(rng, config)
-    count = max(4, rng.randint(30, 100) // (n * groups * workers))
+    # In a storm the workers go on pushing while shards recover, instead of having it all in flight before.
+    think_ms = rng.choice((10.0, 30.0, 80.0) if storm else (0.5, 5.0, 30.0))
+    network = _draw_network(rng, config, storm)
+    count = max(4, rng.randint(*((60, 180) if storm else (30, 100))) // (n * groups * workers))
     if mode == BARRIER:  # the kinds must agree: a barrier takes one push of every worker
         kinds = _draw_operations(rng, tables, count, True, think_ms)
         operations = tuple(
@@ -292,7 +329,9 @@ def draw(seed: int) -> Plan:
         operations = tuple(_draw_operations(rng, tables, count, mode == SINGLE, think_ms) for _ in range(workers))
     tolerance = min(table.code.r for table in tables)
     horizon_ms = 100.0 + count * (think_ms + 4 * network.delay_max_ms) * 1.5
-    faults = _draw_faults(rng, config, tolerance, horizon_ms)
+    faults = _draw_storm(rng, tolerance, horizon_ms) if storm and rng.random() < 0.8 else []
+    if not faults or rng.random() < 0.3:
+        faults += _draw_faults(rng, config, tolerance, horizon_ms)
     too_many = rng.random() < 0.04
     if too_many:
         faults.append(Fault("massacre", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 100.0))

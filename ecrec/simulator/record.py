@@ -216,6 +216,9 @@ class Record:
     def announced(self, group: int, view: m.View) -> list[m.View]:
         """A view was sent; returns it if it is new. One number means one view, whoever is told and however often."""
         if isinstance(view, m.Start):
+            if view.lost and not self.lost:
+                self.lost = view.lost
+                return [m.DataLost(view.number, view.lost)]
             if view.shard < 0:
                 return []
             shard = group * self.plan.n + view.shard

@@ -81,9 +81,7 @@ class Story:
         self._hash = hashlib.blake2b(digest_size=12)
         self._echo = echo
 
-    def add(
-        self, at_ms: float, kind: str, source: str, to: str, what: Any, frames: Any = (), raw: bytes = b""
-    ) -> None:
+    def add(self, at_ms: float, kind: str, source: str, to: str, what: Any, frames: Any = (), raw: bytes = b"") -> None:
         """``raw`` is what the hash takes of a message; of a text it takes the text."""
         happening = Happening(at_ms, kind, source, to, what, frames)
         self.happenings.append(happening)

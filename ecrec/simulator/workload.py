@@ -34,9 +34,7 @@ class Oracle:
 
     def store(self, shard: int) -> Any:
         if shard not in self.stores:
-            self.stores[shard] = _native.Store(
-                shard % self.plan.n, self.plan.n, shard // self.plan.n, self.plan.groups
-            )
+            self.stores[shard] = _native.Store(shard % self.plan.n, self.plan.n, shard // self.plan.n, self.plan.groups)
             for table in self.plan.tables:
                 add_table(self.stores[shard], table)
         return self.stores[shard]

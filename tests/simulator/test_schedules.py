@@ -1,0 +1,15 @@
+"""Whole clusters of the shipped machines under a thousand drawn schedules of faults."""
+
+import pytest
+
+from ecrec.simulator.run import run_seed
+
+SEEDS = 1000
+CHUNK = 25
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_no_schedule_breaks_a_promise(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        outcome = run_seed(seed)
+        assert outcome.code == 0, outcome.report()
