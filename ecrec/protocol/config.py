@@ -18,6 +18,10 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_timeout_ms: int = 800
     """A shard that was silent for so long is down. Below 1 s, above what a busy core makes a process wait."""
 
+    heartbeat_timeout_many_ms: int = 5000
+    """The same while more shards are silent, or not whole, than the code stands: to declare so many dead is to declare
+    data lost, and a machine without time for its processes looks just like that."""
+
     reconnect_grace_ms: int = 150
     """A closed connection that does not come back within this time means death, before the heartbeat does."""
 

@@ -10,12 +10,14 @@ ZeroMQ's question whether a key is allowed (ZAP) in `Links.poll`, like any other
 nothing from a connection.
 
 Copies of a payload frame on its way (without keys): none in user space. ZeroMQ sends out of the sender's memory
-(`copy=False`; only frames below 64 KiB are copied, which is cheaper than to track them), the kernel copies into and out of its socket
-buffers, and ZeroMQ reads a large frame straight into the memory that `Arrived.parts` gives out (but for the first
-8 KiB, which pass through its read buffer). Small frames are copied once more, to give them aligned memory.
+(`copy=False`; only frames below 64 KiB are copied, which is cheaper than to track them), the kernel copies into and
+out of its socket buffers, and ZeroMQ reads a large frame straight into the memory that `Arrived.parts` gives out (but
+for the first 8 KiB, which pass through its read buffer). Small frames are copied once more, to give them aligned
+memory.
 """
 
 import errno
+import math
 import ipaddress
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -228,14 +230,23 @@ class Links:
         if old is not None and old.endpoint == endpoint:
             return False
         check_endpoint(endpoint)
+        self._open(address, endpoint, watched, again=False)
+        return True
+
+    def _open(self, address: Address, endpoint: str, watched: bool, again: bool) -> None:
+        """Open a connection, in place of the one there is.
+
+        ``again``: ZeroMQ gave the old one up, as it does when a handshake fails (no ZeroMQ there, or not with these
+        keys), and would block the next message for ever.
+        """
         self.disconnect(address)
         link = self._links[address] = _Link(self._context, endpoint, watched, self._keys)
+        link.links = int(again)
         self._by_socket[link.socket] = address
         self._poller.register(link.socket, zmq.POLLIN)
         if link.monitor is not None:
             self._by_monitor[link.monitor] = address
             self._poller.register(link.monitor, zmq.POLLIN)
-        return True
 
     def is_connected(self, address: Address) -> bool:
         """Whether `connect` was called for the incarnation, and `disconnect` was not since."""
@@ -267,7 +278,11 @@ class Links:
         """Send to an incarnation: by its connection, else to where it was heard. False: there is no way to it."""
         link = self._links.get(to)
         if link is not None:
-            link.socket.send_multipart(parts, copy=False)
+            try:
+                link.socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                self._open(to, link.endpoint, link.monitor is not None, again=True)
+                return False
             return True
         route = self._routes.get(to)
         if route is not None and self.answer(route, parts):
@@ -290,7 +305,7 @@ class Links:
     def poll(self, timeout_ms: float) -> list[Happening]:
         """Wait for something to happen, at most ``timeout_ms``; return some of it."""
         happenings: list[Happening] = []
-        for socket, _ in self._poller.poll(max(0, int(timeout_ms))):
+        for socket, _ in self._poller.poll(max(0, math.ceil(timeout_ms))):
             watched = self._by_monitor.get(socket)
             if socket is self._zap:
                 happenings += self._admit(socket)

@@ -39,18 +39,4 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
     return *this;
 }
 
-void Mapping::allow_huge_pages() const {
-#ifdef MADV_HUGEPAGE
-    if (data_ != nullptr) madvise(data_, bytes_, MADV_HUGEPAGE);
-#endif
-}
-
-std::size_t physical_memory_bytes() {
-    const long pages = sysconf(_SC_PHYS_PAGES);
-    const long page_bytes = sysconf(_SC_PAGESIZE);
-    return pages > 0 && page_bytes > 0
-               ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page_bytes)
-               : 0;
-}
-
 }  // namespace ecrec

@@ -19,14 +19,10 @@ public:
 
     std::uint8_t* data() const { return data_; }
     std::size_t size() const { return bytes_; }
-    void allow_huge_pages() const;
 
 private:
     std::uint8_t* data_ = nullptr;
     std::size_t bytes_ = 0;
 };
-
-// Physical memory of this machine in bytes, 0 if unknown.
-std::size_t physical_memory_bytes();
 
 }  // namespace ecrec

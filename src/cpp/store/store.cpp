@@ -13,7 +13,6 @@ namespace {
 constexpr double table_bytes_max = 70368744177664.0;  // 2^46
 constexpr std::int64_t dim_max = 1 << 24;
 constexpr std::size_t tables_max = (std::size_t{1} << (64 - stripe_bits)) - 1;
-constexpr std::size_t huge_pages_min_bytes = std::size_t{4} << 20;
 
 float checked_float(const char* what, double value) {
     const float narrow = static_cast<float>(value);
@@ -105,14 +104,6 @@ int Store::add_table(const TableOptions& options) {
     const std::uint64_t offset = added ? 0 : codes_[code].positions;
     Table table(shape, place_, static_cast<int>(code), offset, options.recovered);
     if (added) codes_.push_back({Code(shape.k, shape.r, *generator)});
-    // Huge pages save address translations but make 2 MiB resident for one touched row: only for as much as
-    // could be resident as a whole without hurting.
-    for (const Mapping* memory : {&table.data_memory(), &table.parity_memory()}) {
-        if (memory->size() < huge_pages_min_bytes) continue;
-        if (huge_page_bytes_ + memory->size() > physical_memory_bytes() / 32) continue;
-        huge_page_bytes_ += memory->size();
-        memory->allow_huge_pages();
-    }
     codes_[code].tables.push_back(tables_.size());
     codes_[code].positions += table.quotients();
     tables_.push_back(std::move(table));

@@ -163,7 +163,6 @@ private:
     ShardPlace place_;
     std::vector<Table> tables_;
     std::vector<StoreCode> codes_;
-    std::size_t huge_page_bytes_ = 0;
     // Kept between calls for their memory only.
     mutable std::vector<RowPlace> places_;
     mutable std::vector<float> scratch_;

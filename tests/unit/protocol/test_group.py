@@ -242,3 +242,18 @@ def test_an_answer_too_large_for_a_message_is_refused() -> None:
     cluster.pull(spec, range(spec.rows))
     cluster.settle_down(lambda: bool(cluster.failed))
     assert "100 can be sent" in cluster.failed[0]
+
+
+def test_many_silent_shards_are_given_more_time() -> None:
+    cluster, spec = Cluster(5), table()
+    cluster.create(spec)
+    muted = [cluster.shards[i] for i in (1, 2, 3)]
+    cluster.blocked |= {(name, "scheduler") for name in muted}
+    while cluster.now_ms < cluster.config.heartbeat_timeout_many_ms - 500:
+        cluster.tick()
+        cluster.run()
+    assert [p.epoch for p in cluster.scheduler.state.groups[0].places] == [1] * 5
+    assert all(p.state == UP for p in cluster.scheduler.state.groups[0].places)
+    cluster.blocked.clear()
+    cluster.blocked.add((muted[0], "scheduler"))
+    cluster.settle_down(lambda: cluster.scheduler.state.groups[0].places[1].state != UP)
