@@ -1,51 +1,24 @@
 // Every operation of every kernel that this machine can run against the scalar kernel, bit for bit: at all
-// small sizes, unaligned, and between pages that fault. The parts of the scalar kernel itself that Python
-// cannot reach are checked against their definitions.
+// small sizes, and between pages that fault. The parts of the scalar kernel itself that Python cannot reach are
+// checked against their definitions. Other offsets and large buffers: test_kernel_offsets.cpp.
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "gf/coefficient.hpp"
-#include "kernels/registry.hpp"
+#include "kernel_checks.hpp"
 
 namespace {
 
+using namespace ecrec_tests;
 using ecrec::Coefficient;
-using ecrec::Operations;
-
-int failures = 0;
-
-void check(bool good, const Operations& kernel, const char* what, std::size_t size) {
-    if (good) return;
-    std::printf("FAILED: kernel %s, %s, size %zu\n", kernel.name, what, size);
-    if (++failures > 20) std::exit(1);
-}
-
-const Operations& kernel_named(const char* name) {
-    if (ecrec::use_kernel(name) != ecrec::KernelChoice::chosen) std::abort();
-    return ecrec::operations();
-}
-
-std::mt19937_64 engine(20240607);
-
-void fill_bytes(std::span<std::uint8_t> bytes) {
-    for (auto& byte : bytes) byte = static_cast<std::uint8_t>(engine());
-}
-
-void fill_floats(std::span<float> values, float low, float high) {
-    std::uniform_real_distribution<float> distribution(low, high);
-    for (auto& value : values) value = distribution(engine);
-}
 
 // Pages between two that fault on any access.
 class GuardedPages {
@@ -349,20 +322,12 @@ int main() {
     const Operations& oracle = kernel_named("scalar");
     check_formulas(oracle);
     check_initial_statistics(oracle);
-    for (const char* name : ecrec::compiled_kernels()) {
-        if (ecrec::use_kernel(name) != ecrec::KernelChoice::chosen) {
-            std::printf("SKIPPED: kernel %s cannot run on this machine\n", name);
-            continue;
-        }
-        const Operations& kernel = ecrec::operations();
-        if (std::string(kernel.name) != name) std::abort();
+    return for_each_kernel([&](const Operations& kernel) {
         for (const bool at_end : {false, true}) {
             for (std::size_t size = 0; size <= 300; ++size) check_bytes(kernel, oracle, size, at_end);
             for (std::size_t dim = 0; dim <= 100; ++dim) check_floats(kernel, oracle, dim, at_end);
             for (const std::size_t dim : {127u, 128u, 256u, 300u}) check_floats(kernel, oracle, dim, at_end);
         }
         check_fold_rows(kernel, oracle);
-        std::printf("checked: kernel %s\n", name);
-    }
-    return failures == 0 ? 0 : 1;
+    });
 }

@@ -1,0 +1,63 @@
+// What the tests of kernels share: a failure with its kernel, random buffers, and each kernel in turn.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <span>
+#include <string>
+
+#include "kernels/registry.hpp"
+
+namespace ecrec_tests {
+
+using ecrec::Operations;
+
+inline int failures = 0;
+
+inline void check(bool good, const Operations& kernel, const char* what, std::size_t size) {
+    if (good) return;
+    std::printf("FAILED: kernel %s, %s, size %zu\n", kernel.name, what, size);
+    if (++failures > 20) std::exit(1);
+}
+
+inline const Operations& kernel_named(const char* name) {
+    if (ecrec::use_kernel(name) != ecrec::KernelChoice::chosen) std::abort();
+    return ecrec::operations();
+}
+
+inline std::mt19937_64 engine(20240607);
+
+inline void fill_bytes(std::span<std::uint8_t> bytes) {
+    for (std::size_t i = 0; i < bytes.size(); i += 8) {
+        const std::uint64_t word = engine();
+        std::memcpy(bytes.data() + i, &word, std::min<std::size_t>(8, bytes.size() - i));
+    }
+}
+
+inline void fill_floats(std::span<float> values, float low, float high) {
+    std::uniform_real_distribution<float> distribution(low, high);
+    for (auto& value : values) value = distribution(engine);
+}
+
+// run(kernel) for each kernel of the build, forced and proven to be the one in use; the exit status.
+template <class Run>
+int for_each_kernel(Run run) {
+    for (const char* name : ecrec::compiled_kernels()) {
+        if (ecrec::use_kernel(name) != ecrec::KernelChoice::chosen) {
+            std::printf("SKIPPED: kernel %s cannot run on this machine\n", name);
+            continue;
+        }
+        const Operations& kernel = ecrec::operations();
+        check(std::string(kernel.name) == name, kernel, "the kernel in use is the one forced", 0);
+        run(kernel);
+        check(&ecrec::operations() == &kernel, kernel, "it stayed in use", 0);
+        std::printf("checked: kernel %s\n", name);
+    }
+    return failures == 0 ? 0 : 1;
+}
+
+}  // namespace ecrec_tests
