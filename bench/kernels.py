@@ -47,7 +47,7 @@ ROWS = 65536
 ROUND_SECONDS_MIN = 0.003
 
 
-class PeerMissing(Exception):
+class PeerMissingError(Exception):
     """What is needed to run the peer is not installed; the text says what."""
 
 
@@ -68,7 +68,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Case:
-    """``ours(calls)`` and ``peer(calls)`` return seconds; ``work`` is in units a call; ``result`` is what they wrote."""
+    """``ours(calls)`` and ``peer(calls)`` return seconds; ``work`` is in units a call; ``result``: what they wrote."""
 
     name: str
     unit: str
@@ -107,10 +107,10 @@ def isal_path() -> Path:
     """The library in pyeclib's wheel."""
     spec = importlib.util.find_spec("pyeclib")
     if spec is None or spec.origin is None:
-        raise PeerMissing("pyeclib is not installed")
+        raise PeerMissingError("pyeclib is not installed")
     found = sorted((Path(spec.origin).parent.parent / "pyeclib.libs").glob("libisal*.so*"))
     if not found:
-        raise PeerMissing("this pyeclib has no ISA-L in its wheel")
+        raise PeerMissingError("this pyeclib has no ISA-L in its wheel")
     return found[0]
 
 
@@ -118,7 +118,7 @@ def compile_loops(scratch: Path) -> Path:
     """``native_calls.c`` as a shared library."""
     compiler = shutil.which("cc")
     if compiler is None:
-        raise PeerMissing("no C compiler (cc) to compile bench/native_calls.c")
+        raise PeerMissingError("no C compiler (cc) to compile bench/native_calls.c")
     library = scratch / "native_calls.so"
     source = Path(__file__).with_name("native_calls.c")
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
@@ -218,22 +218,24 @@ def fold_rows_case(isal: Isal, name: str, row_bytes: int, r: int, memory: U8) ->
         return batches[turn[side] % len(batches)][1]
 
     def run_ours(calls: int) -> float:
-        return sum(
+        seconds: float = sum(
             isal.loops.time_ours_fold_rows(
                 ours, r, ctypes.c_size_t(ROWS), ctypes.c_size_t(row_bytes), pointer(prepared),
                 ctypes.c_size_t(prepared.shape[1]), pointer(source), next_targets("ours"),
             )
             for _ in range(calls)
         )  # fmt: skip
+        return seconds
 
     def run_peer(calls: int) -> float:
-        return sum(
+        seconds: float = sum(
             isal.loops.time_isal_fold_rows(
                 peer, r, ctypes.c_size_t(ROWS), ctypes.c_size_t(row_bytes), pointer(tables),
                 ctypes.c_size_t(32), pointer(source), next_targets("peer"),
             )
             for _ in range(calls)
         )  # fmt: skip
+        return seconds
 
     def result() -> list[U8]:
         """The rows that the first call of a side wrote."""
@@ -272,7 +274,7 @@ def cases(isal: Isal, wanted: str) -> Iterator[Case]:
 
 
 def digest_of(arrays: list[U8]) -> str:
-    return hashlib.sha256(b"".join(hashlib.sha256(array).digest() for array in arrays)).hexdigest()[:16]
+    return hashlib.sha256(b"".join(hashlib.sha256(array.data).digest() for array in arrays)).hexdigest()[:16]
 
 
 def digest_after(case: Case, run: Callable[[int], float]) -> str:
@@ -320,7 +322,7 @@ def cpu_name() -> str:
 def run(wanted: str = "", rounds: int = 9) -> dict[str, object]:
     """Measure all cases whose name contains ``wanted``; print each as it is done.
 
-    Returns what ``--json`` writes. Raises `PeerMissing`.
+    Returns what ``--json`` writes. Raises `PeerMissingError`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         isal = Isal(Path(scratch))
@@ -354,7 +356,7 @@ def main() -> None:
         _native.use_kernel(options.kernel)
     try:
         report = run(options.case, options.rounds)
-    except PeerMissing as reason:
+    except PeerMissingError as reason:
         print(f"SKIPPED: {reason}")
         return
     if options.json is not None:

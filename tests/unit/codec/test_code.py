@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecrec import codec
+from ecrec import _native, codec
 from ecrec.codec import Code, reference
 from ecrec.codec.reference import U8
 
@@ -200,9 +200,7 @@ def pages() -> Iterator[list[GuardedPages]]:
 
 
 @pytest.mark.parametrize("end", ["last", "first"])
-def test_no_kernel_reads_or_writes_outside_of_its_buffers(
-    kernel: str, pages: list[GuardedPages], end: str
-) -> None:
+def test_no_kernel_reads_or_writes_outside_of_its_buffers(kernel: str, pages: list[GuardedPages], end: str) -> None:
     """A byte too far is a segmentation fault."""
     code = Code(3, 2)
     rng = np.random.default_rng(5)
@@ -219,3 +217,29 @@ def test_no_kernel_reads_or_writes_outside_of_its_buffers(
         assert np.array_equal(np.stack(blocks[3:]), expected), length
         code.reconstruct([4, 1, 2], [blocks[4], blocks[1], blocks[2]], [3], [blocks[0]])
         assert np.array_equal(blocks[0], expected[0]), length
+
+
+def test_a_forced_kernel_is_the_code_that_runs() -> None:
+    """Each kernel has functions of its own, and forcing one changes which of them a call goes to."""
+    before = codec.kernel()
+    addresses: dict[str, dict[str, int]] = {}
+    for name in codec.kernels():
+        codec.use_kernel(name)
+        assert codec.kernel() == name
+        addresses[name] = _native.kernel_functions()
+    codec.use_kernel(before)
+    for function in ("encode", "fold", "fold_rows"):
+        assert len({of[function] for of in addresses.values()}) == len(addresses), function
+
+
+def test_prepared_coefficients_are_what_a_native_fold_takes(kernel: str) -> None:
+    function = ctypes.CFUNCTYPE(None, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    fold = function(_native.kernel_functions()["fold"])
+    values = np.array([1, 2, 0x53, 0xFF], dtype=np.uint8)
+    prepared = _native.prepare_coefficients(values)
+    assert prepared.shape[0] == values.size
+    x = np.arange(300, dtype=np.uint8)
+    for value, coefficient in zip(values, prepared, strict=True):
+        target = np.zeros(300, dtype=np.uint8)
+        fold(300, coefficient.ctypes.data, x.ctypes.data, target.ctypes.data)
+        assert np.array_equal(target, reference.PRODUCTS[value, x])
