@@ -97,7 +97,7 @@ class Cluster:
         for shard in range(self.plan.n * self.plan.groups + self.plan.spares):
             self.start_shard(shard if self.plan.named else -1)
         for number in range(self.plan.workers):
-            self._start_worker(number)
+            self.start_worker(number)
         self.post(LOOK_MS, self._look)
         while not self.ended:
             at_ms, _, what, arguments = heapq.heappop(self._queue)
@@ -232,10 +232,17 @@ class Cluster:
         self.endpoints[machine.endpoint] = self._add(name, SHARD, machine)
         self.note(f"starts, wants shard {wanted}", name)
 
-    def _start_worker(self, number: int) -> None:
-        machine = ClientMachine(number, f"w{number}")
-        self._add(f"w{number}", WORKER, machine)
-        self.workers.append(Worker(self.plan, number, machine, self.record, self.oracle))
+    def start_worker(self, number: int) -> None:
+        """A worker's process; where there was one before, it goes on with the operations that are left."""
+        self._made += 1
+        name = f"w{number}.{self._made}"
+        machine = ClientMachine(number, name)
+        self._add(name, WORKER, machine)
+        if number == len(self.workers):
+            self.workers.append(Worker(self.plan, number, machine, self.record, self.oracle))
+        else:
+            self.workers[number].restart(machine)
+            self.note(f"is worker {number} again", name)
 
     def kill(self, process: Process, why: str) -> None:
         """The process is gone. Of what it sent, each link loses everything from some point on."""
@@ -251,8 +258,10 @@ class Cluster:
         if process is self.scheduler:
             self.scheduler = None
 
-    def worker_process(self, number: int) -> Process:
-        return self.processes[f"w{number}"]
+    def worker_process(self, number: int) -> Process | None:
+        """The living process of a worker."""
+        machine = self.workers[number].machine
+        return next((p for p in self.processes.values() if p.machine is machine and p.alive), None)
 
     # ------------------------------------------------------------------ machines
     def _tick(self, process: Process) -> None:

@@ -252,6 +252,16 @@ class Faults:
         self.cluster.note(f"slow link to {b.label}: {link.slow_ms:.1f} ms for {fault.lasts_ms:.1f} ms", a.label)
         return True
 
+    def _strike_worker(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A worker dies, with the pushes that it had in flight, and comes back as another process."""
+        number = self.rng.randrange(self.plan.workers)
+        process = self.cluster.worker_process(number)
+        if process is None or self.cluster.workers[number].finished or process.machine.failed:
+            return True
+        self.cluster.kill(process, "crash of a worker")
+        self.cluster.post(self.cluster.now_ms + 0.1 + fault.lasts_ms, self.cluster.start_worker, number)
+        return True
+
     def _strike_scheduler(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         if self.cluster.scheduler is None:
             return False

@@ -46,7 +46,7 @@ class Fault:
     """
 
     kind: str
-    """crash, massacre, pause, stall, slow-pair, scheduler"""
+    """crash, massacre, pause, stall, slow-pair, scheduler, worker"""
     at_ms: float = 0.0
     message: str = ""
     count: int = 0
@@ -335,6 +335,8 @@ def draw(seed: int) -> Plan:
     too_many = rng.random() < 0.04
     if too_many:
         faults.append(Fault("massacre", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 100.0))
+    if mode == ASYNC and rng.random() < 0.2:  # only there, because the pushes it had in flight die with it
+        faults.append(Fault("worker", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 100.0))
     spares = rng.choice((0, 0, 1, 2))
     return Plan(
         seed=seed,

@@ -79,6 +79,11 @@ class Worker:
         self.pulls_done = 0
         self.finished = False
 
+    def restart(self, machine: ClientMachine) -> None:
+        """Another process does what is left. Operations that the old one had begun are done or lost."""
+        self.machine = machine
+        self.open_pulls.clear()
+
     def waits_for(self) -> str:
         """For people: what this worker lacks."""
         machine = self.machine
