@@ -40,7 +40,7 @@ app = typer.Typer(
 DEFAULTS = TrainOptions()
 
 SchedulerOption = Annotated[
-    str, typer.Option(help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH.")
+    str, typer.Option(help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH, or zk://HOST:PORT/PATH.")
 ]
 
 CurveDirOption = Annotated[str | None, typer.Option(help=f"{CURVE_DIR_HELP} Default: ECREC_CURVE_DIR.")]

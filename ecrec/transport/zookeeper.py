@@ -49,6 +49,8 @@ from ecrec.transport.coordinator import DeposedError, Location
 from ecrec.transport.links import check_endpoint
 
 log = logging.getLogger(__name__)
+_kazoo_log = logging.getLogger(f"{__name__}.kazoo")
+_kazoo_log.setLevel(logging.ERROR)  # it warns at each attempt; what matters is said below
 
 PIECE_BYTES = 512 << 10
 """Half of what ZooKeeper takes in a node, or in a request, by default (jute.maxbuffer)."""
@@ -112,7 +114,13 @@ def unpack_state(head: Head, pieces: list[bytes]) -> bytes | None:
 
 def _client(location: Location, session_s: float) -> Any:
     retry = {"max_tries": -1, "delay": RETRY_S, "max_delay": RECONNECT_S}
-    return KazooClient(location.hosts, timeout=session_s, handler=SequentialThreadingHandler(), connection_retry=retry)
+    return KazooClient(
+        location.hosts,
+        timeout=session_s,
+        handler=SequentialThreadingHandler(),
+        connection_retry=retry,
+        logger=_kazoo_log,
+    )
 
 
 def _close(client: Any) -> None:
@@ -148,7 +156,9 @@ class ZooKeeperWatch:
 
     def _on_state(self, state: str) -> None:
         # kazoo calls this in the thread that would have to bring the answer.
-        if state == "CONNECTED":
+        if state == "SUSPENDED":
+            log.warning("the connection to ZooKeeper is broken; going on with the scheduler at %s", self.endpoint)
+        elif state == "CONNECTED":
             self._client.handler.spawn(self._look)
 
     def _on_change(self, event: object) -> None:
@@ -190,6 +200,7 @@ class Candidate:
         """``client``: a started or unstarted KazooClient, for tests."""
         self.path = location.path
         self.term = 0
+        self._hosts = location.hosts
         self._session_s = session_timeout_ms / 1000.0
         self._client = client or _client(location, self._session_s)
         self._name = secrets.token_hex(8)
@@ -208,7 +219,8 @@ class Candidate:
         self._thread = threading.Thread(target=self._campaign, name="ecrec-election", daemon=True)
 
     def start(self) -> None:
-        """Join the election."""
+        """Join the election, as soon as ZooKeeper is there."""
+        log.info("stands by in the election at %s%s", self._hosts, self.path)
         self._client.add_listener(self._on_state)
         self._client.start_async()
         self._thread.start()
@@ -251,8 +263,12 @@ class Candidate:
 
     # ------------------------------------------------------------------ the election, in its own thread
     def _on_state(self, state: str) -> None:
-        if state == "LOST" and self._place and not self._closing:
-            self._depose("its session with ZooKeeper is over")
+        if not self._closing:
+            log.log(
+                logging.INFO if state == "CONNECTED" else logging.WARNING, "ZooKeeper at %s: %s", self._hosts, state
+            )
+            if state == "LOST" and self._place:
+                self._depose("its session with ZooKeeper is over")
         self._wake.set()
 
     def _on_change(self, event: object) -> None:
