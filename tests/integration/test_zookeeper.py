@@ -38,15 +38,19 @@ pytestmark = pytest.mark.skipif(
 
 
 class ZooKeeper:
-    """A server of its own on a free port, which can be killed and started again with what it stored."""
+    """A server of its own on a free port, which can be killed and started again with what it stored.
 
-    def __init__(self, directory: Path) -> None:
+    ``ensemble``: lines of the configuration for one of several servers, this one with number ``id``.
+    """
+
+    def __init__(self, directory: Path, ensemble: str = "", id: int = 0) -> None:
         self.directory = directory
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            self.port: int = taken.getsockname()[1]
+        self.port = free_port()
+        (directory / "data").mkdir()
+        (directory / "data" / "myid").write_text(str(id))
         (directory / "zoo.cfg").write_text(
             f"tickTime={TICK_MS}\ndataDir={directory}/data\nclientPort={self.port}\nclientPortAddress=127.0.0.1\n"
-            "admin.enableServer=false\nmaxClientCnxns=0\n"
+            f"admin.enableServer=false\nmaxClientCnxns=0\n{ensemble}"
         )
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -70,6 +74,12 @@ class ZooKeeper:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,14 @@ class Several(Processes):
         leader = self.leader()
         leader.kill()
         leader.wait()
+
+    def replace_ended(self) -> None:
+        """What whoever watches over the processes would do."""
+        for endpoint, process in list(self.schedulers.items()):
+            if process.poll() is not None:
+                assert process.returncode == 3, self.logs()
+                del self.schedulers[endpoint]
+                self.scheduler()
 
     def scrub_is_clean(self) -> None:
         self.wait(lambda state: all(shard.state == UP for shard in state.shards))
@@ -265,8 +283,7 @@ def test_a_zookeeper_that_is_killed_and_comes_back(tmp_path: Path) -> None:
                 worker.push()
             worker.until(lambda: worker.machine.durable)
             server.start()
-            if not [process for process in several.schedulers.values() if process.poll() is None]:
-                several.scheduler()
+            several.replace_ended()
             shards[2].kill()
             several.shard("--shard", "2")
             worker.push()
@@ -278,6 +295,45 @@ def test_a_zookeeper_that_is_killed_and_comes_back(tmp_path: Path) -> None:
     finally:
         several.close()
         server.kill()
+
+
+def test_an_ensemble_whose_servers_are_killed_in_turn(tmp_path: Path) -> None:
+    ensemble = "initLimit=20\nsyncLimit=10\n"
+    for id in (1, 2, 3):
+        ensemble += f"server.{id}=127.0.0.1:{free_port()}:{free_port()}\n"
+    servers = []
+    for id in (1, 2, 3):
+        (tmp_path / str(id)).mkdir()
+        servers.append(ZooKeeper(tmp_path / str(id), ensemble, id))
+    for server in servers:
+        server.start()
+    hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+    several = Several(tmp_path, f"zk://{hosts}/ecrec")
+    try:
+        for _ in range(2):
+            several.scheduler()
+        shards = several.all_shards()
+        worker = Worker(several.endpoint)
+        try:
+            worker.start()
+            for turn, server in enumerate(servers):  # each is the leader's once, and one of them leads the others
+                server.kill()
+                worker.push()
+                shards[turn].kill()
+                several.shard("--shard", str(turn))
+                several.wait(lambda state, turn=turn: state.shards[turn].state == UP and state.shards[turn].epoch == 2)
+                worker.push()
+                worker.until(lambda: worker.machine.durable)
+                server.start()
+                several.replace_ended()
+            assert np.array_equal(worker.pull(), worker.expected)
+        finally:
+            worker.node.close()
+        several.scrub_is_clean()
+    finally:
+        several.close()
+        for server in servers:
+            server.kill()
 
 
 # ------------------------------------------------------------------ one scheduler's state
