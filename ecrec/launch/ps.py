@@ -14,6 +14,7 @@ from ecrec.transport.node import Node
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+
 @app.command(help="One parameter server: holds the rows of a shard, or waits as a spare. " + EXIT_CODES_HELP)
 def ps(
     scheduler: Annotated[str, typer.Option(help=SCHEDULER_HELP)],
