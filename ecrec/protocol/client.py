@@ -53,10 +53,13 @@ from ecrec.protocol.messages import (
     Welcome,
     WorkerStatus,
 )
-from ecrec.protocol.placement import TableSpec
+from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX, TableSpec
 
 RESEND_BACKOFF_MAX = 8
 """A shard that stays silent is sent things again ever more slowly, down to once in resend_ms times this."""
+
+GROUPS_MAX = 1 << 16
+"""More coding groups than there are workers for; bounds what a damaged view can cost."""
 
 _SCHEDULER = Address(SCHEDULER, 0, 0)
 
@@ -313,6 +316,7 @@ class ClientMachine:
     # ------------------------------------------------------------------ from the scheduler
     def _on_scheduler(self, message: Message) -> list[Effect]:
         if isinstance(message, Views):
+            self._check_views(message)
             effects: list[Effect] = []
             for view in message.views:
                 effects += self._on_view(message.group, view)
@@ -329,6 +333,21 @@ class ClientMachine:
         if isinstance(message, Fenced):
             return self._fail("fenced", f"worker {self.worker} was fenced by the scheduler: {message.reason}")
         return []
+
+    def _check_views(self, message: Views) -> None:
+        """Raise ValueError for views that cannot be."""
+        n, groups = self.n, self.groups
+        for view in message.views:
+            if isinstance(view, Start):
+                if not self._started:
+                    n, groups = view.n, view.groups
+                members = sorted(member.shard for member in view.members)
+                if (view.n, view.groups) != (n, groups) or not 1 <= n <= SHARDS_IN_GROUP_MAX or members != [*range(n)]:
+                    raise ValueError(f"Start: {len(members)} members in {view.groups} group(s) of {view.n}")
+            elif isinstance(view, ShardDown | ShardUp) and n and not 0 <= view.shard < n:
+                raise ValueError(f"{type(view).__name__} of shard {view.shard}, in a group of {n}")
+        if groups > GROUPS_MAX or (groups and not 0 <= message.group < groups):
+            raise ValueError(f"views of group {message.group}, there are {groups}")
 
     def _on_table_ready(self, message: TableReady) -> list[Effect]:
         for name, (request, spec) in list(self._creating.items()):

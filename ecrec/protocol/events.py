@@ -4,6 +4,10 @@ from typing import NamedTuple, TypeAlias
 
 from ecrec.protocol.messages import Address, Frames, Message
 
+BAD_CONTENT = (ValueError, IndexError, OverflowError, TypeError)
+"""What a machine's ``handle`` raises for a message that does not fit; it has done nothing of it then. It is what the
+native store and the conversion to arrays raise."""
+
 
 class Received(NamedTuple):
     """A message arrived. From a shard it arrives in order, without gaps, once."""

@@ -1,19 +1,29 @@
 """Views: what a shard does when members die, are settled, come back and become whole (DESIGN.md, section 5)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ecrec._native import Store
 from ecrec._native import Window as WindowBuffers
 from ecrec.protocol import messages as m
-from ecrec.protocol.events import Connect, Disconnect, Stop
+from ecrec.protocol.events import BAD_CONTENT, Connect, Disconnect, Stop
 from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, UP, Address
 from ecrec.protocol.peer import Peer
-from ecrec.protocol.placement import CLASSES_MAX, Placement
+from ecrec.protocol.placement import CLASSES_MAX, Placement, TableSpec
 
 if TYPE_CHECKING:
     from ecrec.protocol.shard import ShardMachine
 
 UNLIMITED = 2**64 - 1
+
+
+def add_table(store: Store, table: TableSpec, recovered: bool) -> None:
+    """Raises one of BAD_CONTENT for a table that cannot be, RuntimeError for one that does not fit into memory."""
+    optimizer = table.optimizer
+    store.add_table(
+        table.rows, table.dim, table.code.k, table.code.r, table.code.generator, optimizer.name,
+        list(optimizer.hyper), table.init, table.init_seed, table.init_scale, table.init_state, recovered,
+    )  # fmt: skip
 
 
 class Membership:
@@ -32,8 +42,12 @@ class Membership:
         }
 
     def on_views(self, message: m.Views) -> None:
-        """Take the views in order; one that is known is skipped, what follows a gap waits for a resend."""
+        """Take the views in order; one that is known is skipped, what follows a gap waits for a resend.
+
+        Raises ValueError for views that cannot be; none of them is taken then.
+        """
         machine = self.machine
+        self._check(message.views)
         for view in message.views:
             if isinstance(view, m.Start):
                 if not machine.state:
@@ -49,23 +63,53 @@ class Membership:
             machine.repairs.forget_all()
             self._apply[type(view)](view)
             machine.release_held()
+            if any(isinstance(effect, Stop) for effect in machine.effects):
+                return
+
+    def _check(self, views: Sequence[m.AnyView]) -> None:
+        placement = self.machine.placement
+        n = placement.n if placement else 0
+        for view in views:
+            if isinstance(view, m.Start):
+                if self.machine.state:
+                    continue
+                n = view.n
+                shards = [view.shard, *(member.shard for member in view.unsettled)]
+                if sorted(member.shard for member in view.members) != list(range(n)) or view.window < 0:
+                    raise ValueError(f"Start: {len(view.members)} members, window {view.window}, in a group of {n}")
+            elif isinstance(view, m.TableAdded | m.DataLost):
+                continue
+            else:
+                shards = [view.shard]
+            for shard in shards:
+                if n and not 0 <= shard < n:
+                    raise ValueError(f"{type(view).__name__} of shard {shard}, in a group of {n}")
 
     # ------------------------------------------------------------------ the first view
     def _place(self, start: m.Start) -> None:
         """Become an incarnation: a fresh one, or the replacement of a dead one."""
         machine = self.machine
+        placement = Placement(start.n)
+        store = Store(start.shard, start.n, start.group, start.groups)
+        try:
+            for table in start.tables:
+                placement.add(table.code)
+                add_table(store, table, recovered=not start.recovering)
+        except (RuntimeError, MemoryError) as error:
+            machine.effects.append(
+                Stop(f"cannot hold the tables of shard {start.group * start.n + start.shard}: {error}")
+            )
+            return
         machine.config = start.config
         machine.group, machine.shard, machine.epoch, machine.view = start.group, start.shard, start.epoch, start.number
         machine.base = start.group * start.n
         machine.address = Address(SHARD, machine.base + start.shard, start.epoch)
-        machine.placement = Placement(start.n)
-        machine.store = Store(start.shard, start.n, start.group, start.groups)
+        machine.placement, machine.store = placement, store
+        machine.dims = [table.dim for table in start.tables]
         machine.buffers = WindowBuffers(machine.store)
         machine.state = RECOVERING if start.recovering else UP
         machine.marks, machine.durable = dict(start.marks), dict(start.marks)
         machine.window_number, machine.stable = start.window + 1, start.window
-        for table in start.tables:
-            machine.add_table(table, recovered=not start.recovering)
         for member in start.members:
             peer = Peer(member.shard, member.epoch, member.state, member.endpoint)
             machine.peers[member.shard] = peer
@@ -160,6 +204,9 @@ class Membership:
 
     def _on_up(self, view: m.ShardUp) -> None:
         machine = self.machine
+        if view.shard == machine.shard:
+            machine.effects.append(Stop(f"another process is shard {machine.base + machine.shard}, epoch {view.epoch}"))
+            return
         peer = Peer(view.shard, view.epoch, RECOVERING, view.endpoint)
         peer.held = machine.peers[view.shard].held
         machine.peers[view.shard] = peer
@@ -175,8 +222,16 @@ class Membership:
         machine.seeding.whole(peer.shard)
 
     def _on_table(self, view: m.TableAdded) -> None:
-        self.machine.add_table(view.table, recovered=True)
-        self.machine.seeding.table_added()
+        machine = self.machine
+        try:
+            add_table(machine.store, view.table, recovered=True)
+        except (*BAD_CONTENT, RuntimeError, MemoryError) as error:
+            # The scheduler checks what can be checked; without the table every later one would have another number.
+            machine.effects.append(Stop(f"cannot hold table {view.table.name!r}: {error}"))
+            return
+        machine.placement.add(view.table.code)
+        machine.dims.append(view.table.dim)
+        machine.seeding.table_added()
 
     def _on_lost(self, view: m.DataLost) -> None:
         self.machine.note("error", view.reason)

@@ -19,6 +19,10 @@ SHARD, WORKER, SCHEDULER, TOOL = 0, 1, 2, 3
 ROLE_NAMES = ("shard", "worker", "scheduler", "tool")
 
 
+WORKERS_MAX = 1 << 16
+"""Workers are numbered below this; bounds what invented ones can cost."""
+
+
 class Address(NamedTuple):
     """One life of a member. Shards are numbered over all groups: group * n + number in the group."""
 

@@ -15,6 +15,7 @@ from ecrec._native import Capture, Code, RowBuffer, gf_invert_matrix
 from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
 from ecrec.protocol.arrays import NO_KEYS, NO_RECORDS
+from ecrec.protocol.events import BAD_CONTENT
 from ecrec.protocol.messages import RECOVERING, UP, Address, Stripes
 from ecrec.protocol.peer import Peer
 
@@ -135,19 +136,36 @@ class Repairs:
 
     def on_repaired(self, peer: Peer, message: m.Repaired, frames: m.Frames) -> None:
         store = self.machine.store
+        self._check(message.stripes, arrays.keys(frames[0]), as_data=True)
         # late answers count too: a lost row's value does not change within a view
-        self.asked.pop(message.request, None)
-        self._timeout_factor = 1
         asked, keys, records = arrays.keys(frames[0]), arrays.keys(frames[1]), arrays.records(frames[2])
         stripes = message.stripes
         if keys.size:
             store.restore(keys, records)
+        self.asked.pop(message.request, None)
+        self._timeout_factor = 1
         if stripes.last:
             store.mark_recovered(stripes.class_id, stripes.first, stripes.last)
         else:
             store.mark_recovered_keys(asked)
         if store.next_missing(stripes.class_id, 0) < 0:
             self.incomplete.discard(stripes.class_id)
+
+    def _check(self, stripes: Stripes, keys: Any, as_data: bool) -> None:
+        """Raise ValueError or IndexError for stripes of which I hold no data (or no parity), or that there are not."""
+        machine, class_id = self.machine, stripes.class_id
+        classes = machine.placement.classes
+        if not 0 <= class_id < len(classes):
+            raise ValueError(f"there is no class {class_id}")
+        members = classes[class_id].data if as_data else classes[class_id].parity
+        if machine.shard not in members:
+            raise ValueError(f"class {class_id} is not on shard {machine.shard}")
+        if stripes.last:
+            size = machine.store.class_size(class_id)
+            if not 0 <= stripes.first < stripes.last <= size:
+                raise ValueError(f"class {class_id} has stripes 0 to {size}, not {stripes.first} to {stripes.last}")
+        elif keys.size and (machine.store.classes(keys) != class_id).any():
+            raise ValueError(f"the keys of stripes are not all of class {class_id}")
 
     # ------------------------------------------------------------------ requests come to an end
     def forget_all(self) -> None:
@@ -195,9 +213,9 @@ class Repairs:
         """I am the assembler: capture, ask the members to mark, and the other holders I need for their captures."""
         machine = self.machine
         stripes, keys = message.stripes, arrays.keys(frames[0])
-        if not 0 <= stripes.class_id < len(machine.placement.classes):
-            machine.note("warning", f"shard {peer.shard} asks to repair class {stripes.class_id}, which is none")
-            return
+        self._check(stripes, keys, as_data=False)
+        if peer.shard not in machine.placement.classes[stripes.class_id].data:
+            raise ValueError(f"shard {peer.shard} asks to repair class {stripes.class_id}, of which it holds no data")
         code = machine.placement.code_of(stripes.class_id)
         # trap: a member that is itself recovering must mark too, its new deltas are in flight
         members = [p for p in self._members(stripes.class_id) if p.running and p.shard != peer.shard]
@@ -229,7 +247,9 @@ class Repairs:
         return [self.machine.peers[s] for s in self.machine.placement.classes[class_id].data]
 
     def on_capture_parity(self, peer: Peer, message: m.CaptureParity, frames: m.Frames) -> None:
-        assembly = self._assembly(message.request, message.stripes, arrays.keys(frames[0]))
+        keys = arrays.keys(frames[0])
+        self._check(message.stripes, keys, as_data=False)
+        assembly = self._assembly(message.request, message.stripes, keys)
         assembly.members = set(message.members)
 
         def finish(assembly: Assembly) -> None:
@@ -240,9 +260,12 @@ class Repairs:
         self._try(message.request)
 
     def on_mark(self, peer: Peer, message: m.Mark, frames: m.Frames) -> None:
-        assembly = self._assembly(message.request, message.stripes, arrays.keys(frames[0]))
+        keys = arrays.keys(frames[0])
+        self._check(message.stripes, keys, as_data=False)
+        rows = arrays.keys(frames[1]), arrays.records(frames[2])
+        assembly = self._assembly(message.request, message.stripes, keys)
         assembly.marked.add(peer.shard)
-        assembly.rows[peer.shard] = arrays.keys(frames[1]), arrays.records(frames[2])
+        assembly.rows[peer.shard] = rows
         self._try(message.request)
 
     def on_captured(self, peer: Peer, message: m.Captured, frames: m.Frames) -> None:
@@ -259,7 +282,11 @@ class Repairs:
         if any(p not in assembly.captures for p in assembly.used if p != self.machine.shard):
             return
         del self.assemblies[request]
-        assembly.finish(assembly)
+        try:
+            assembly.finish(assembly)
+        except BAD_CONTENT as error:
+            # Of the members' rows one does not fit; whoever asked asks again.
+            self.machine.note("error", f"gave up a repair of class {assembly.stripes.class_id}: {error}")
 
     def _remainder(self, assembly: Assembly, holder: int, code: Code) -> RowBuffer:
         """The holder's capture less the rows of the full members: what the lost rows contribute."""
@@ -299,6 +326,10 @@ class Repairs:
         """Put my MARK in the streams right behind the deltas that the coded rows contain."""
         machine = self.machine
         keys, stripes = arrays.keys(frames[0]), message.stripes
+        self._check(stripes, keys, as_data=True)
+        for shard in message.holders:
+            if shard not in machine.peers or shard == machine.shard:
+                raise ValueError(f"shard {shard} cannot get a MARK from shard {machine.shard}")
         machine.close_window()
         rows: tuple[Any, Any] = NO_KEYS, NO_RECORDS
         if message.with_rows and stripes.last:

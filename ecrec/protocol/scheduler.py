@@ -22,6 +22,13 @@ from ecrec.protocol.placement import Placement, TableSpec
 VIEWS_KEPT_MAX = 10_000
 """Views kept for members that are behind; one that is farther behind is told to stop."""
 HISTORY_MAX = 1_000
+TABLE_BYTES_MAX = 1 << 46
+"""Of one table, and of all on a shard: half of a process's address space. The native store has the same limit."""
+FLOAT32_MAX = 3.4028234663852886e38
+CANDIDATES_MAX = 4096
+"""Processes that wait for a place; bounds what invented ones can cost until they are forgotten."""
+CLIENTS_MAX = 1 << 17
+"""Workers and tools that were heard of lately."""
 TABLES_MAX = 65_535
 """Keys have 16 bits for the table."""
 
@@ -110,6 +117,26 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(State).decode
 
 
+def read_state(data: bytes) -> State:
+    """A state that was persisted. ConfigurationError for bytes that are none, or that contradict themselves."""
+    try:
+        state = _decode(data)
+        placement = Placement(state.n)
+        for table in state.tables:
+            placement.add(table.code)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ConfigurationError) as error:
+        raise ConfigurationError(f"scheduler state: not written by this version of ecrec: {error}") from error
+    for number, group in enumerate(state.groups):
+        tables = len(group.table_views) == len(state.tables) or not group.view
+        settlements = all(0 <= shard < state.n for shard in group.settlements)
+        if len(group.places) != state.n or not tables or not settlements or group.view < 0:
+            raise ConfigurationError(
+                f"scheduler state: group {number} has {len(group.places)} places, {len(group.table_views)} table views "
+                f"and settlements of {sorted(group.settlements)}; expected {state.n}, {len(state.tables)} and shards"
+            )
+    return state
+
+
 class SchedulerMachine:
     """Membership of all groups. ``state`` is the newest one given to `Persist`, or None for a new cluster."""
 
@@ -119,7 +146,7 @@ class SchedulerMachine:
         if state is None:
             self.state = State(n, [Group(places=[Place() for _ in range(n)]) for _ in range(groups)])
         else:
-            self.state = _decode(state)
+            self.state = read_state(state)
             if (self.state.n, len(self.state.groups)) != (n, groups):
                 raise ConfigurationError(
                     f"the stored cluster has {len(self.state.groups)} group(s) of {self.state.n} shards, "
@@ -286,6 +313,9 @@ class SchedulerMachine:
                     return  # placed, and its Start is on its way again
                 if place.endpoint == message.endpoint and place.state != DOWN:
                     self._down(number, shard, f"another process listens at {message.endpoint}")
+        if message.process not in self.candidates and len(self.candidates) >= CANDIDATES_MAX:
+            self.effects.append(Note("warning", f"{CANDIDATES_MAX} processes wait for a place: ignored one more"))
+            return
         self.candidates[message.process] = Candidate(message.endpoint, message.shard, self.now_ms)
 
     def _candidate(self, shard: int) -> str | None:
@@ -363,10 +393,14 @@ class SchedulerMachine:
         self._remember("down", number, shard, place.epoch)
         self._check_lost(number, group)
 
+    def _tolerance(self) -> int:
+        """How many members of a group may be lost at a time; before there are tables, all."""
+        return self.placement.tolerance() if self.state.tables else self.state.n
+
     def _check_lost(self, number: int, group: Group) -> None:
         """More members gone or not yet whole than the code can stand: say so, and replace nobody."""
         gone = [s for s, place in enumerate(group.places) if place.state != UP]
-        tolerance = self.placement.tolerance() if self.state.tables else self.state.n
+        tolerance = self._tolerance()
         if group.lost or len(gone) <= tolerance:
             return
         names = ", ".join(f"{number * self.state.n + s} ({group.places[s].state})" for s in gone)
@@ -439,8 +473,10 @@ class SchedulerMachine:
             )
             return
         contact = self.contacts.setdefault((number, shard), Contact(self.now_ms))
-        contact.heard_ms, contact.view, contact.status = self.now_ms, max(contact.view, status.view), status
         group = self.state.groups[number]
+        # A view that was never decided confirms nothing.
+        contact.view = max(contact.view, min(status.view, group.view))
+        contact.heard_ms, contact.status = self.now_ms, status
         for report in status.reports:
             settlement = group.settlements.get(report.shard)
             key = f"{shard}:{place.epoch}"
@@ -459,6 +495,12 @@ class SchedulerMachine:
 
     def _on_worker_status(self, source: Address, status: m.WorkerStatus) -> None:
         epoch = 1
+        if source.role == WORKER and not 0 <= source.id < m.WORKERS_MAX:
+            reason = f"there is no worker {source.id}: they are 0 to {m.WORKERS_MAX - 1}"
+            self.effects.append(Send(source, m.Fenced(reason)))
+            return
+        if len(self.clients) >= CLIENTS_MAX and (source.role, source.id) not in self.clients:
+            return
         if source.role == WORKER:
             known, process = self.state.workers.get(source.id, (0, ""))
             if process != status.process:
@@ -488,10 +530,19 @@ class SchedulerMachine:
             # it was I, or the whole machine, that stood still: what was silent meanwhile says nothing
             for contact in self.contacts.values():
                 contact.heard_ms += pause_ms
-        for (number, shard), contact in list(self.contacts.items()):
-            silent_ms = self.now_ms - contact.heard_ms
-            if silent_ms > timeout_ms:
-                self._down(number, shard, f"silent for {silent_ms:.0f} ms, {timeout_ms} are allowed")
+        for number, group in enumerate(self.state.groups):
+            silent = {
+                shard: self.now_ms - contact.heard_ms
+                for shard in range(self.state.n)
+                if (contact := self.contacts.get((number, shard))) and self.now_ms - contact.heard_ms > timeout_ms
+            }
+            weak = {shard for shard, place in enumerate(group.places) if place.state != UP} if group.view else set()
+            patience_ms = timeout_ms
+            if len(weak | silent.keys()) > self._tolerance():
+                patience_ms = max(timeout_ms, self.config.heartbeat_timeout_many_ms)
+            for shard, silent_ms in silent.items():
+                if silent_ms > patience_ms:
+                    self._down(number, shard, f"silent for {silent_ms:.0f} ms, {patience_ms} are allowed")
         for process, candidate in list(self.candidates.items()):
             if self.now_ms - candidate.heard_ms > timeout_ms:
                 del self.candidates[process]
@@ -540,6 +591,19 @@ class SchedulerMachine:
             raise ConfigurationError(f"table {spec.name!r}: {spec.rows} rows; expected 1 to 2**47")
         if not 1 <= spec.dim <= 65_536:
             raise ConfigurationError(f"table {spec.name!r}: dimension {spec.dim}; expected 1 to 65536")
+        # A shard reserves address space for at most all rows of its group, state and parity included.
+        largest = max(spec_bytes(spec), sum(map(spec_bytes, [*self.state.tables, spec])) / len(self.state.groups))
+        if largest > TABLE_BYTES_MAX:
+            raise ConfigurationError(
+                f"table {spec.name!r}: with it a shard could need {largest:.3g} bytes of address space, "
+                f"{TABLE_BYTES_MAX} are possible"
+            )
+        numbers = [*spec.optimizer.hyper, spec.init_scale, spec.init_state]
+        if any(not abs(number) <= FLOAT32_MAX for number in numbers) or not 0 <= spec.init_seed < 2**64:
+            raise ConfigurationError(
+                f"table {spec.name!r}: hyper-parameters, scale and state {numbers}, seed {spec.init_seed}; expected "
+                "finite float32 numbers and a seed from 0 to 2**64 - 1"
+            )
         if spec.code.generator not in ("cauchy", "isal-cauchy"):
             raise ConfigurationError(f"table {spec.name!r}: generator {spec.code.generator!r} is unknown")
         if spec.init not in ("zeros", "uniform"):
@@ -588,6 +652,11 @@ class SchedulerMachine:
             self.state.tables, self.state.history, len(self.candidates), "; ".join(_nonempty(self.state.groups)),
         )  # fmt: skip
         self.effects.append(Send(source, state))
+
+
+def spec_bytes(spec: TableSpec) -> float:
+    """Most bytes that all rows of a table can have, optimizer state and padding included."""
+    return spec.rows * (8.0 * spec.dim + 16)
 
 
 def _nonempty(groups: Iterable[Group]) -> list[str]:

@@ -71,13 +71,13 @@ class Seeding:
         data_of = self.machine.placement.classes
         return {c: self.rounds[c] for c, done in self.done.items() if shard in data_of[c].data and shard not in done}
 
-    def accepted(self, peer: Peer) -> int:
-        """Bits of the classes whose deltas and seeds from this peer count."""
+    def accepted(self, shard: int, rounds: dict[int, int]) -> int:
+        """Bits of the classes whose deltas and seeds from a peer count, by the rounds that it announced."""
         if self.machine.state != RECOVERING:
             return ALL_CLASSES
         mask = ALL_CLASSES
         for class_id, done in self.done.items():
-            if peer.shard not in done and peer.rounds.get(class_id) != self.rounds[class_id]:
+            if shard not in done and rounds.get(class_id) != self.rounds[class_id]:
                 mask &= ~(1 << class_id)
         return mask
 

@@ -16,17 +16,17 @@ from ecrec._native import Window as WindowBuffers
 from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import Effect, Event, Note, Received, Send, Stop, Tick
+from ecrec.protocol.events import BAD_CONTENT, Effect, Event, Note, Received, Send, Stop, Tick
 from ecrec.protocol.membership import Membership
 from ecrec.protocol.messages import RECOVERING, SCHEDULER, SHARD, UP, WORKER, Address
 from ecrec.protocol.peer import Peer, Undo
-from ecrec.protocol.placement import Placement, TableSpec
+from ecrec.protocol.placement import CLASSES_MAX, Placement
 from ecrec.protocol.repair import Repairs
 from ecrec.protocol.seeding import Seeding
 
 SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
-BAD_CONTENT = (ValueError, IndexError, OverflowError, TypeError)
-"""What the native store and the conversion to arrays raise for a message that does not fit."""
+PULLS_WAITING_MAX = 1024
+"""Pulls of one worker that wait for a push or for lost rows; a session has a few."""
 FIGURES_MS = 500.0
 """How often the figures for people are counted anew; counting scans bitmaps."""
 
@@ -142,7 +142,11 @@ class ShardMachine:
 
     # ------------------------------------------------------------------ the one way in
     def handle(self, event: Event, now_ms: float) -> list[Effect]:
-        """Take one event; return what is to be done, in order."""
+        """Take one event; return what is to be done, in order.
+
+        Raises one of BAD_CONTENT for a message of a server that does not fit; nothing of it is done then. Workers and
+        tools are answered with a refusal.
+        """
         self.now_ms = now_ms
         self.effects = []
         if isinstance(event, Tick):
@@ -184,7 +188,7 @@ class ShardMachine:
             return
         peer = self.peers.get(source.id - self.base)
         handler = self._from_shards.get(type(event.message))
-        if peer is None or handler is None:
+        if peer is None or handler is None or peer.shard == self.shard:
             kind = type(event.message).__name__
             self.note("warning", f"{source}: dropped a {kind}, which is not a peer's or not from a member")
             return
@@ -207,10 +211,17 @@ class ShardMachine:
         for peer in self.peers.values():
             held, peer.held = peer.held, []
             for event in held:
-                self._on_shard(event)
+                self._take_late(event)
         early, self.early = self.early, []
         for event in early:
+            self._take_late(event)
+
+    def _take_late(self, event: Received) -> None:
+        """Take what waited; one that does not fit keeps nothing that came behind it from being taken."""
+        try:
             self._on_shard(event)
+        except BAD_CONTENT as error:
+            self.note("error", f"{event.source}: dropped a {type(event.message).__name__}: {error}")
 
     # ------------------------------------------------------------------ helpers for the parts
     def note(self, level: str, text: str) -> None:
@@ -230,15 +241,6 @@ class ShardMachine:
     def settled(self) -> bool:
         return not any(p.unsettled for p in self.peers.values())
 
-    def add_table(self, table: TableSpec, recovered: bool) -> None:
-        self.placement.add(table.code)
-        self.dims.append(table.dim)
-        optimizer = table.optimizer
-        self.store.add_table(
-            table.rows, table.dim, table.code.k, table.code.r, table.code.generator, optimizer.name,
-            list(optimizer.hyper), table.init, table.init_seed, table.init_scale, table.init_state, recovered,
-        )  # fmt: skip
-
     # ------------------------------------------------------------------ workers: pushes
     def _on_hello(self, source: Address, message: m.Hello, frames: m.Frames) -> None:
         if source.role == WORKER and self._worker(source) is not None:
@@ -249,6 +251,9 @@ class ShardMachine:
         """The worker's state; None (and a refusal) for a process that a newer one has replaced."""
         worker = self.workers.get(source.id)
         if worker is None:
+            if not 0 <= source.id < m.WORKERS_MAX:
+                self.reply(source, m.Fenced(f"there is no worker {source.id}: they are 0 to {m.WORKERS_MAX - 1}"))
+                return None
             worker = self.workers[source.id] = WorkerState(source)
         elif source.epoch < worker.address.epoch:
             self.reply(source, m.Fenced(f"worker {source.id} has been started again (epoch {worker.address.epoch})"))
@@ -267,7 +272,8 @@ class ShardMachine:
             self.reply(source, m.PushAck(self.durable.get(source.id, 0)))
             return
         last = worker.queue[-1].number if worker.queue else mark
-        if push.number == last + 1:
+        # A worker never has more on the way; what it would lose here it sends again.
+        if push.number == last + 1 and len(worker.queue) < self.config.pushes_in_flight_max:
             worker.queue.append(QueuedPush(source.id, push.number, push, frames, source))
 
     def _apply_queued(self) -> bool:
@@ -347,8 +353,10 @@ class ShardMachine:
         except BAD_CONTENT as error:
             self.reply(source, m.PullRefused(pull.request, str(error)))
             return
-        same = [q for q in self.pulls if q.source == source and q.pull.request == pull.request]
-        if not same:
+        waiting = [q.pull.request for q in self.pulls if q.source == source]
+        if len(waiting) >= PULLS_WAITING_MAX:
+            self.reply(source, m.PullRefused(pull.request, f"{len(waiting)} pulls of this worker wait already"))
+        elif pull.request not in waiting:
             self.pulls.append(QueuedPull(source, pull, sections))
 
     def _answer_pulls(self) -> None:
@@ -451,12 +459,14 @@ class ShardMachine:
             self.note("error", text)
             return
         keys, records = arrays.keys(frames[0]), arrays.records(frames[1])
-        peer.rounds.update(window.begins)
-        mask = self.seeding.accepted(peer)
+        if any(not 0 <= class_id < CLASSES_MAX for class_id in window.begins):
+            raise ValueError(f"window {window.number} begins classes {sorted(window.begins)}")
+        rounds = {**peer.rounds, **window.begins}
+        mask = self.seeding.accepted(peer.shard, rounds)
         if keys.size:
             self.store.fold(peer.shard, mask, keys, records)
             self.repairs.fold_captures(peer, mask, keys, records)
-        peer.received = window.number
+        peer.received, peer.rounds = window.number, rounds
         ends = self.seeding.accepted_ends(peer, window.ends)
         peer.undo.append(Undo(window.number, mask, keys, records, window.marks, ends))
         self.send(peer, m.WindowAck(window.number))
