@@ -141,9 +141,7 @@ def generate(directory: Path, name: str, join: Path | None = None) -> list[Path]
     else:
         servers = sorted((join / SERVERS).glob("*.key"))
         if not servers:
-            raise ConfigurationError(
-                f"{join / SERVERS}: no public key; expected the directory of servers"
-            )
+            raise ConfigurationError(f"{join / SERVERS}: no public key; expected the directory of servers")
         wanted += [(directory / SERVERS / path.name, _text(path), 0o644) for path in servers]
         wanted += [(join / ALLOWED / f"{name}.key", certificate, 0o644)]
     secret_text = _HEADER.format(what="SECRET KEY", name=name) + own + _SECRET_LINE.format(secret=secret)

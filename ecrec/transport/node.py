@@ -323,6 +323,7 @@ class Node:
         to = effect.to
         try:
             packed = wire.pack(effect.message, effect.frames)
+            wire.seal(wire.ACK_ONLY, self._address, to)
         except WireError as error:
             log.error("not sent to %s: %s", to, error)
             return

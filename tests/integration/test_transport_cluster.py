@@ -20,6 +20,7 @@ from ecrec.protocol.events import Failed, PullDone
 from ecrec.protocol.messages import DOWN, UP, ClusterQuery, ClusterState, Section
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 from ecrec.transport.client_node import ClientNode, query
+from ecrec.transport.curve import CurveKeys
 
 DEADLINE_S = 30.0
 SHARDS = 5
@@ -34,6 +35,8 @@ class Processes:
         self.running: list[subprocess.Popen[str]] = []
         self.scheduler_process: subprocess.Popen[str] | None = None
         self.endpoint = ""
+        self.keys: CurveKeys | None = None
+        """For the questions to the scheduler."""
 
     def program(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         with (self.directory / f"{len(self.running)}.log").open("w") as log:
@@ -72,7 +75,7 @@ class Processes:
         """Ask the scheduler until the condition holds."""
         end = time.monotonic() + deadline_s
         while True:
-            state = query(self.endpoint, ClusterQuery(secrets.randbelow(1 << 31)), 1000 * deadline_s)
+            state = query(self.endpoint, ClusterQuery(secrets.randbelow(1 << 31)), 1000 * deadline_s, self.keys)
             assert isinstance(state, ClusterState)
             if until(state):
                 return state
@@ -171,17 +174,17 @@ def test_sigterm_ends_all_programs_with_0(tcp: Processes) -> None:
 class Worker:
     """A worker that adds to all rows of one table and keeps its own copy."""
 
-    def __init__(self, endpoint: str, rows: int = 1000, dim: int = 8) -> None:
+    def __init__(self, endpoint: str, rows: int = 1000, dim: int = 8, keys: CurveKeys | None = None) -> None:
         self.machine = ClientMachine(0, secrets.token_hex(8))
-        self.node = ClientNode(endpoint, self.machine)
+        self.node = ClientNode(endpoint, self.machine, keys)
         self.spec = TableSpec("t", rows, dim, CodeSpec(4, 1), OptimizerSpec("sgd", (1.0,), 0), "zeros")
         stripes, slots = np.divmod(np.arange(rows), 4)
         self.places = (stripes + slots) % SHARDS
         self.expected = np.zeros((rows, dim), np.float32)
         self.rng = np.random.default_rng(7)
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + DEADLINE_S
+    def until(self, condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
+        end = time.monotonic() + deadline_s
         while not condition():
             for effect in self.node.pump(20):
                 assert not isinstance(effect, Failed), effect
@@ -274,7 +277,12 @@ SCHEDULER = "tcp://127.0.0.1:1"
         (["--scheduler", "nonsense"], "endpoint 'nonsense': expected tcp://HOST:PORT"),
         (["--scheduler", SCHEDULER, "--bind", "tcp://127.0.0.1:70000"], "with a port from 0 to 65535"),
         (["--scheduler", SCHEDULER, "--bind", "ipc:///no/such/dir/x"], "cannot listen at 'ipc:///no/such/dir/x'"),
-        (["--scheduler", SCHEDULER, "--bind", "tcp://0.0.0.0:0"], "name one by --advertise HOST"),
+        (["--scheduler", SCHEDULER, "--bind", "tcp://0.0.0.0:0"], "--allow-plain-network"),
+        (
+            ["--scheduler", SCHEDULER, "--bind", "tcp://0.0.0.0:0", "--allow-plain-network"],
+            "name one by --advertise HOST",
+        ),
+        (["--scheduler", SCHEDULER, "--curve-dir", "/no/such/dir"], "make a directory of keys by `ecrec keygen DIR`"),
         (["--scheduler", SCHEDULER, "--shard", "1", "--spare"], "give --shard or --spare, not both"),
         ([], "Missing option '--scheduler'"),
     ],

@@ -181,9 +181,7 @@ def test_a_secret_key_that_others_can_read_is_refused(servers) -> None:
 
 
 def test_a_directory_without_a_key_is_refused(tmp_path) -> None:
-    with pytest.raises(
-        ConfigurationError, match="No such file or directory; make a directory of keys by"
-    ):
+    with pytest.raises(ConfigurationError, match="No such file or directory; make a directory of keys by"):
         CurveKeys.load(tmp_path / "nowhere")
 
 

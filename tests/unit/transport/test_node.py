@@ -18,7 +18,7 @@ from ecrec.protocol.events import Connect, Disconnect, Disconnected, Failed, Not
 from ecrec.transport import links as links_module
 from ecrec.transport import offenders as offenders_module
 from ecrec.transport.links import Arrived, Links
-from ecrec.transport.offenders import Complaints
+from ecrec.transport.offenders import OFFENCES_MAX, Complaints
 from ecrec.transport.persistence import StateFile
 
 SCHEDULER = m.Address(m.SCHEDULER, 0, 0)
@@ -440,6 +440,75 @@ def test_a_message_that_cannot_be_sent_kills_nobody(node, caplog) -> None:
     pump([a, b], lambda: machine.events)
     assert numbers(machine) == [1]
     assert "not sent to shard 1 (epoch 1): Captured has 2 frames, not 1" in caplog.text
+
+
+def test_an_address_that_cannot_be_kills_nobody(node, caplog) -> None:
+    shard, _ = node(A)
+    shard.perform([Send(m.Address(m.SHARD, 1, 2**63), m.WindowAck(1))])
+    assert "not sent to shard 1" in caplog.text
+
+
+def test_what_speaks_no_zeromq_blocks_nobody(node, raw) -> None:
+    """ZeroMQ gives such a connection up, and would wait for ever with the next message to it."""
+    shard, machine = node(A)
+    with socket.create_server(("127.0.0.1", 0)) as web:
+        endpoint = f"tcp://127.0.0.1:{web.getsockname()[1]}"
+        shard.perform([Connect(B, endpoint), Send(B, m.WindowAck(1))])
+        connection, _ = web.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
+            raw.connect(shard.links.endpoint)
+            for _ in range(5):
+                shard.perform([Send(B, m.WindowAck(2))])
+                serves(shard, machine, raw)
+
+
+def test_a_peer_that_speaks_again_gets_everything(node) -> None:
+    """What was sent while it did not is sent again, in order."""
+    (a, _), (b, machine) = node(A), node(B)
+    a.perform([Connect(B, b.links.endpoint), Send(B, m.WindowAck(1))])
+    a.links._open(B, b.links.endpoint, True, again=True)
+    a.perform([Send(B, m.WindowAck(2))])
+    pump([a, b], lambda: len(machine.events) == 2)
+    assert numbers(machine) == [1, 2]
+
+
+def test_a_connection_that_keeps_sending_bad_messages_is_ignored_for_a_while(node, raw, caplog) -> None:
+    shard, machine = node(A)
+    raw.connect(shard.links.endpoint)
+    for _ in range(OFFENCES_MAX):
+        raw.send_multipart([b"GET / HTTP/1.1"])
+    raw.send_multipart(wire.encode(m.Hello(1), (), WORKER, A))
+    pump([shard], lambda: "is ignored for 30 s after 16 bad messages, the last: not an ecrec message" in caplog.text)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as other:
+        other.setsockopt(zmq.LINGER, 0)
+        other.connect(shard.links.endpoint)
+        serves(shard, machine, other)
+    assert len(machine.events) == 1
+
+
+def test_bad_messages_now_and_then_are_borne() -> None:
+    offenders = offenders_module.Offenders()
+    spread_ms = offenders_module.OFFENCE_SPAN_MS / (OFFENCES_MAX - 2)
+    assert not any(offenders.add(b"r", i * spread_ms) for i in range(100))
+    assert not offenders.ignores(b"r", 1e9)
+
+
+def test_an_ignored_connection_is_heard_again_and_others_all_the_time() -> None:
+    offenders = offenders_module.Offenders()
+    assert [offenders.add(b"r", 5.0) for _ in range(OFFENCES_MAX)] == [False] * (OFFENCES_MAX - 1) + [True]
+    assert offenders.ignores(b"r", 6.0)
+    assert not offenders.ignores(b"other", 6.0)
+    assert not offenders.ignores(b"r", 5.0 + offenders_module.IGNORE_MS)
+
+
+def test_offenders_are_forgotten_before_they_fill_the_memory() -> None:
+    offenders = offenders_module.Offenders()
+    for i in range(3 * offenders_module.OFFENDERS_MAX):
+        for _ in range(1 + i % 2 * OFFENCES_MAX):
+            offenders.add(b"%d" % i, 0.0)
+    assert len(offenders._offences) <= offenders_module.OFFENDERS_MAX
+    assert len(offenders._ignored) <= offenders_module.OFFENDERS_MAX
 
 
 def test_a_connect_to_what_is_no_endpoint_kills_nobody(node, caplog) -> None:
