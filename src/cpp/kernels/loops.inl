@@ -67,14 +67,20 @@ void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const 
     }
 }
 
+// Memory to memory. `ahead`: ask for the bytes to come; a prefetch beyond the end does not fault.
+template <bool ahead>
 struct Streamed {
-    Bytes load(const std::uint8_t* at) const { return Whole().load(at); }
+    Bytes load(const std::uint8_t* at) const {
+        constexpr std::uintptr_t distance = 1024;
+        if (ahead) __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at) + distance));
+        return Whole().load(at);
+    }
     void store(std::uint8_t* at, Bytes x) const { stream(at, x); }
 };
 
 // Blocks at..at + width of R parities. constants: R for each of k data blocks.
 template <int R, int width, class Access>
-void encode_blocks(Access access, std::size_t at, int k, const Constant* constants,
+[[gnu::always_inline]] inline void encode_blocks(Access access, std::size_t at, int k, const Constant* constants,
                    const std::uint8_t* const* data, std::uint8_t* const* parity) {
     Bytes sum[R][width];
     const auto take = [&](int j, auto put) __attribute__((always_inline)) {
@@ -122,13 +128,15 @@ template <int R>
 void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, const std::uint8_t* const* data,
                  std::uint8_t* const* parity, std::size_t bytes_of_all) {
     // Measured on Zen 5. In the first-level cache the products are the limit, and four blocks of each source share
-    // one load of a constant; from the second level on, longer bursts from one source only disturb the prefetchers.
+    // one load of a constant; further away, longer bursts from one source only disturb the CPU's own prefetching.
     constexpr std::size_t near_bytes_max = 32 << 10;
-    // What does not fit into the last-level cache is not written there: that would first read it from memory.
-    constexpr std::size_t stream_bytes_min = 32 << 20;
     constexpr int near_width = fitting_width(R, 4);
-    constexpr int far_width = fitting_width(R, 2);
-    constexpr int stream_width = fitting_width(R, R == 1 ? 2 : 4);
+    constexpr int far_width = fitting_width(R, R <= 2 ? 1 : 2);
+    // What does not fit into the last-level cache is not written there: that would first read it from memory. The
+    // CPU's own prefetching is better with few sources, and lets go of many that lie at the same place in their pages.
+    constexpr std::size_t stream_bytes_min = 32 << 20;
+    constexpr int stream_width = fitting_width(R, 2);
+    constexpr int followed_sources_max = 3;
 
     Constant constants[R * coefficients_max];
     for (int j = 0; j < k; ++j) {
@@ -145,7 +153,11 @@ void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, cons
     } else if (const std::size_t head = bytes_to_boundary<R>(parity);
                has_stream && bytes_of_all >= stream_bytes_min && head != block) {
         encode_blocks<R, 1>(whole, 0, k, constants, data, parity);
-        at = encode_run<R, stream_width>(Streamed(), head, bytes, k, constants, data, parity);
+        if (k <= followed_sources_max) {
+            at = encode_run<R, stream_width>(Streamed<false>(), head, bytes, k, constants, data, parity);
+        } else {
+            at = encode_run<R, stream_width>(Streamed<true>(), head, bytes, k, constants, data, parity);
+        }
         fence();
     } else {
         at = encode_run<R, far_width>(whole, at, bytes, k, constants, data, parity);
