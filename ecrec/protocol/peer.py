@@ -49,6 +49,8 @@ class Peer:
     held: list[Received] = field(default_factory=list)
     """Messages that wait for a view, in order."""
 
+    seeding: dict[int, int] = field(default_factory=dict)
+    """Class -> newest round in which it asked me for my rows."""
     begins: dict[int, int] = field(default_factory=dict)
     """For my open window to it: classes whose seeding begins -> round."""
     ends: list[int] = field(default_factory=list)

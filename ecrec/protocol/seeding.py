@@ -132,6 +132,10 @@ class Seeding:
         if not known or machine.shard not in classes[class_id].data or peer.shard not in classes[class_id].parity:
             machine.note("warning", f"shard {peer.shard} asks to seed class {class_id}, which is not for us two")
             return
+        # A round can be heard of twice, by Reseed and by Joined; rows that are sent twice cancel each other.
+        if message.round <= peer.seeding.get(class_id, -1):
+            return
+        peer.seeding[class_id] = message.round
         self.tasks[peer.shard, class_id] = True
         machine.buffers.set_limit(peer.shard, class_id, 0)
         machine.buffers.buffer(peer.shard).remove_class(class_id)
