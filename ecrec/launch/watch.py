@@ -5,6 +5,7 @@ import threading
 from types import TracebackType
 from typing import NamedTuple
 
+from ecrec.launch.environment import curve_keys
 from ecrec.launch.kills import Standing
 from ecrec.protocol.events import Effect, Event, Received, Send, Tick
 from ecrec.protocol.messages import SCHEDULER, TOOL, UP, Address, ClusterQuery, ClusterState
@@ -80,7 +81,7 @@ class ClusterWatch:
         return "" if seen is None else seen.state.lost
 
     def _run(self) -> None:
-        with ClientNode(self._endpoint, self._machine) as node:
+        with ClientNode(self._endpoint, self._machine, curve_keys()) as node:
             while not self._ending.is_set():
                 node.pump(_PUMP_MS)
 
