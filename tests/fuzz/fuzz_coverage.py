@@ -1,0 +1,64 @@
+"""Coverage-guided fuzzing with atheris (libFuzzer); for minutes and more. Needs ``pip install atheris``.
+
+    python tests/fuzz/fuzz_coverage.py TARGET [--seconds 60] [--corpus DIR]
+
+Starts from the corpus in the repository and from ``seeds.py``, mutates messages as such, and keeps what reaches new
+code in DIR (a temporary one by default). An input that breaks a promise is written to the working directory, and
+the program ends with 77.
+"""
+
+import argparse
+import random
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit" / "protocol")]
+
+import atheris  # noqa: E402
+
+with atheris.instrument_imports(include=["ecrec"]):
+    import seeds
+    import targets
+
+from fuzz_random import DATA_BYTES  # noqa: E402
+
+SECONDS_MAX = 10
+"""For one input; more is a hang."""
+CASE_BYTES_MAX = 1 << 17
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("target", choices=list(targets.TARGETS))
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--corpus", type=Path)
+    args = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = args.corpus or Path(scratch)
+        corpus.mkdir(parents=True, exist_ok=True)
+        for i, data in enumerate(seeds.seeds(args.target)):
+            (corpus / f"seed-{i}").write_bytes(data)
+
+        def mutate(data: bytes, size_max: int, seed: int) -> bytes:
+            rng = random.Random(seed)
+            if rng.random() < 0.3:
+                return bytes(atheris.Mutate(data, size_max))
+            return seeds.mutated(args.target, data, rng)[:size_max]
+
+        options: dict[str, Any] = {} if args.target == "criteo" else {"custom_mutator": mutate}
+        kept = Path(__file__).parent / "corpus" / args.target
+        limits = [f"-max_total_time={args.seconds}", f"-timeout={SECONDS_MAX}", f"-max_len={CASE_BYTES_MAX}"]
+        atheris.Setup(
+            [sys.argv[0], *limits, "-rss_limit_mb=4096", str(corpus), str(kept)],
+            targets.TARGETS[args.target],
+            **options,
+        )
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

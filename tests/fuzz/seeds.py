@@ -1,0 +1,94 @@
+"""Valid inputs to start from: the messages of a real run, one of each type, a state, some rows."""
+
+import io
+import random
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, get_args
+
+import numpy as np
+from cases import MESSAGES_MAX, Case, Sent, mutate_bytes, mutate_case, read_case, sent_of, write_case
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from scenes import MOMENTS, SOURCES, scenes
+from targets import TO, join_parts, split_parts
+from test_wire import frames_of, values
+
+from ecrec.data.criteo import write_rows
+from ecrec.data.criteo_format import MISSING_TOKEN, RawRows
+from ecrec.protocol import messages as m
+from ecrec.protocol import wire
+from ecrec.protocol.events import Received
+
+MACHINES = ("survivor", "replacement", "scheduler", "client")
+
+
+@cache
+def messages(name: str) -> tuple[Sent, ...]:
+    """What the scene's machine was told, and a made-up message of each type from a source that sends it."""
+    told = [sent_of(event, _source(event.source)) for event in scenes()[name].told]
+    return tuple(told + [_made_up(kind) for kind in get_args(m.AnyMessage)])
+
+
+def _source(address: m.Address) -> int:
+    return SOURCES.index(address) if address in SOURCES else 0
+
+
+@cache
+def _made_up(kind: type[m.Message]) -> Sent:
+    found: list[Any] = []
+
+    @seed(7)
+    @settings(max_examples=6, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(values(kind))
+    def take(message: m.Message) -> None:
+        found.append(message)
+
+    take()
+    message = max(found, key=lambda each: len(wire.pack(each, frames_of(each)).body))
+    return sent_of(Received(TO, message, tuple(frames_of(message))), len(found) % len(SOURCES))
+
+
+@cache
+def seeds(name: str) -> tuple[bytes, ...]:
+    """Valid inputs of a target."""
+    if name in MACHINES:
+        told = messages(name)[: len(scenes()[name].told)]
+        singles = [Case(moment, [each]) for i, each in enumerate(told) for moment in (i % (MOMENTS + 1), MOMENTS)]
+        runs = [Case(1, list(told[i : i + MESSAGES_MAX])) for i in range(0, len(told), MESSAGES_MAX)]
+        return tuple(write_case(case) for case in singles + runs)
+    if name == "wire":
+        told = [event for scene in scenes().values() for event in scene.told]
+        encoded = [wire.encode(e.message, e.frames, e.source, TO, 3, 2) for e in told]
+        return tuple(join_parts([bytes(part) for part in parts]) for parts in encoded)
+    if name == "state":
+        from targets import SchedulerMachine
+
+        states = [scenes()["scheduler"].moments[i]() for i in range(1, MOMENTS + 1)]
+        assert all(isinstance(state, SchedulerMachine) for state in states)
+        from ecrec.protocol.scheduler import _encode
+
+        return tuple(_encode(state.state) for state in states)
+    assert name == "criteo"
+    rng = np.random.default_rng(7)
+    tokens = rng.integers(0, 2**32, (26, 3))
+    tokens[rng.random((26, 3)) < 0.2] = MISSING_TOKEN
+    missing = rng.random((3, 13)) < 0.2
+    integers = np.where(missing, 0, rng.integers(-3, 10**9, (3, 13)))
+    stream = io.BytesIO()
+    write_rows(stream, RawRows(np.array([0, 1, 0], np.float32), integers, missing, tokens))
+    return (stream.getvalue(), stream.getvalue().replace(b"\n", b"\r\n"), b"1" + b"\t" * 39 + b"\n")
+
+
+def mutated(name: str, start: bytes, rng: random.Random) -> bytes:
+    """A neighbour of an input: of its messages where it has some, of its bytes now and then."""
+    if name in MACHINES and rng.random() < 0.95:
+        case = read_case(start)
+        for _ in range(rng.choice([1, 1, 2, 3])):
+            case = mutate_case(case, rng, messages(name), MOMENTS + 1)
+        return write_case(case)
+    if name == "wire" and rng.random() < 0.7:
+        parts: Sequence[bytes] = split_parts(start) or [b""]
+        which = rng.randrange(len(parts))
+        changed = mutate_bytes(parts[which], rng)
+        return join_parts([*parts[:which], changed, *parts[which + 1 :]])
+    return mutate_bytes(start, rng)

@@ -1,0 +1,211 @@
+"""What is fuzzed, and what must hold. Each target takes any bytes and raises only when a promise is broken.
+
+The promises: nothing but the documented exceptions; what was refused changed nothing; no allocation out of
+proportion to the input; what a machine wants to send can be sent.
+"""
+
+import contextlib
+import gzip
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+from cases import Case, read_case
+from scenes import SOURCES, scenes
+
+from ecrec._native import Capture
+from ecrec.data.criteo import read_raw
+from ecrec.data.criteo_format import parse_block
+from ecrec.errors import ConfigurationError, DataError, WireError
+from ecrec.protocol import messages as m
+from ecrec.protocol import wire
+from ecrec.protocol.client import ClientMachine
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.events import BAD_CONTENT, Received, Send, Stop, Tick
+from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.shard import ShardMachine
+
+NOW_MS = 1e6
+TO = m.Address(m.SHARD, 1, 1)
+
+BYTES_FREE = 4 << 20
+"""Allocated whatever the input: an open window, a heartbeat, a small table's answer."""
+BYTES_FOR_ONE = 256
+"""Allocated for a byte of input: objects of Python are that much larger than msgpack."""
+
+_DECODER = msgspec.msgpack.Decoder(m.AnyMessage)
+
+
+@contextlib.contextmanager
+def bounded(size: int) -> Iterator[None]:
+    """Assert that no more is allocated than an input of this size may ask for (while tracemalloc is on)."""
+    if not tracemalloc.is_tracing():
+        yield
+        return
+    before, _ = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    yield
+    _, peak = tracemalloc.get_traced_memory()
+    assert peak - before <= BYTES_FREE + BYTES_FOR_ONE * size, f"{peak - before} bytes for an input of {size}"
+
+
+# ------------------------------------------------------------------ decoders
+def fuzz_wire(data: bytes) -> None:
+    """Frames of a message, with a length of two bytes before each but the first."""
+    parts = split_parts(data)
+    with bounded(len(data)):
+        try:
+            envelope = wire.decode(parts)
+        except WireError:
+            return
+    if envelope.message is not None:
+        again = wire.encode(envelope.message, envelope.frames, *envelope[:4])
+        # Compared as text: a figure that is not a number is not equal to itself.
+        assert str(wire.decode(again)) == str(envelope)
+
+
+def split_parts(data: bytes) -> list[bytes]:
+    """Length and bytes of each frame; the last takes what is left."""
+    parts = []
+    while data:
+        size = int.from_bytes(data[:2], "little")
+        parts.append(data[2 : 2 + size])
+        data = data[2 + size :]
+    return parts
+
+
+def join_parts(parts: list[bytes]) -> bytes:
+    """`split_parts` of the result are the parts."""
+    return b"".join(len(part).to_bytes(2, "little") + part for part in parts)
+
+
+def fuzz_state(data: bytes) -> None:
+    """A scheduler's stored state: read, or refused as what it is; what was read can be gone on with."""
+    with bounded(len(data)):
+        try:
+            machine = SchedulerMachine(5, 1, ProtocolConfig(), data)
+        except (msgspec.MsgspecError, ConfigurationError):
+            return
+    check_effects(machine.handle(Tick(), NOW_MS))
+    check_effects(machine.handle(Received(SOURCES[2], m.ClusterQuery(1)), NOW_MS))
+
+
+def fuzz_criteo(data: bytes) -> None:
+    """A block of lines, and the same as a file, plain or zipped by who knows whom."""
+    block = data if data.endswith(b"\n") else data + b"\n"
+    with bounded(len(block)), contextlib.suppress(DataError):
+        rows = parse_block(block, "f", 1)
+        assert len(rows) == block.count(b"\n")
+    with tempfile.NamedTemporaryFile() as file:
+        for content in (data, gzip.compress(data)[: len(data) + 12]):
+            file.seek(0)
+            file.truncate()
+            file.write(content)
+            file.flush()
+            with contextlib.suppress(DataError):
+                for _ in read_raw([file.name]):
+                    pass
+
+
+# ------------------------------------------------------------------ machines
+def fuzz_survivor(data: bytes) -> None:
+    """A shard whose peer dies and comes back."""
+    run_case("survivor", read_case(data), len(data))
+
+
+def fuzz_replacement(data: bytes) -> None:
+    """A shard that starts, is repaired and seeded."""
+    run_case("replacement", read_case(data), len(data))
+
+
+def fuzz_scheduler(data: bytes) -> None:
+    run_case("scheduler", read_case(data), len(data))
+
+
+def fuzz_client(data: bytes) -> None:
+    run_case("client", read_case(data), len(data))
+
+
+def run_case(name: str, case: Case, size: int) -> None:
+    """Give the scene's machine the case's messages; check the promises after each."""
+    moments = scenes()[name].moments
+    machine = moments[case.moment % len(moments)]()
+    for sent in case.sent:
+        source = SOURCES[sent.source % len(SOURCES)]
+        try:
+            parts = wire.encode(_DECODER.decode(sent.body), sent.frames, source, TO)
+            message = wire.decode(parts).message
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, WireError):
+            continue
+        assert message is not None
+        before = fingerprint(machine)
+        try:
+            with bounded(size):
+                effects = machine.handle(Received(source, message, tuple(sent.frames)), NOW_MS)
+        except BAD_CONTENT:
+            assert fingerprint(machine) == before, "what was refused changed something"
+            continue
+        check_effects(effects)
+        if source.role in (m.WORKER, m.TOOL) and not isinstance(machine, ClientMachine):
+            assert not any(isinstance(effect, Stop) for effect in effects)
+        if any(isinstance(e, Send) and isinstance(e.message, m.PushRefused) for e in effects):
+            assert fingerprint(machine) == before, "a refused push changed something"
+        check_effects(machine.handle(Tick(), NOW_MS))
+
+
+def check_effects(effects: Any) -> None:
+    for effect in effects:
+        if isinstance(effect, Send):
+            packed = wire.pack(effect.message, effect.frames)
+            with contextlib.suppress(WireError):  # an epoch that no address has: the transport logs and drops it
+                wire.seal(packed, TO, effect.to)
+
+
+def fingerprint(machine: Any) -> Any:
+    """All that a refused message must leave as it was."""
+    if isinstance(machine, ShardMachine):
+        return _shard_fingerprint(machine)
+    if isinstance(machine, SchedulerMachine):
+        contacts = {key: (c.view, c.status) for key, c in machine.contacts.items()}
+        return msgspec.msgpack.encode(machine.state), set(machine.candidates), contacts, set(machine.clients)
+    assert isinstance(machine, ClientMachine)
+    shards = {n: (s.epoch, s.connected, s.greeted, s.pushed, s.acked) for n, s in machine._shards.items()}
+    return machine.epoch, machine.failed, list(machine._views), dict(machine.tables), shards, set(machine._tickets)
+
+
+def _shard_fingerprint(machine: ShardMachine) -> Any:
+    placed = (machine.address, machine.state, machine.view, machine.wanted)
+    if not machine.state:
+        return placed, machine.store is None, machine.placement is None
+    numbers = machine.window_number, machine.stable, dict(machine.marks), dict(machine.durable)
+    windows = dict(machine.open_marks), sorted(machine.unstable), machine.buffers.rows()
+    peers = {
+        n: (p.epoch, p.state, p.joined, p.received, p.marks_received(), [u.number for u in p.undo], dict(p.rounds))
+        for n, p in machine.peers.items()
+    }
+    store, placement = machine.store, machine.placement
+    rows: list[bytes] = []
+    for stripe in placement.classes:
+        size = store.class_size(stripe.class_id)
+        if machine.shard in stripe.data:
+            rows += [array.tobytes() for array in store.coded_rows(stripe.class_id, 0, size)]
+            rows.append(str(store.next_missing(stripe.class_id, 0)).encode())
+        if machine.shard in stripe.parity and size:
+            rows += [np.asarray(array).tobytes() for array in Capture(store, stripe.class_id, 0, size).take()]
+    asked = set(machine.repairs.asked), set(machine.repairs.assemblies), dict(machine.seeding.rounds)
+    return placed, numbers, windows, peers, store.tables, rows, asked, dict(machine.seeding.tasks)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "wire": fuzz_wire,
+    "state": fuzz_state,
+    "criteo": fuzz_criteo,
+    "survivor": fuzz_survivor,
+    "replacement": fuzz_replacement,
+    "scheduler": fuzz_scheduler,
+    "client": fuzz_client,
+}
+"""By name; the corpus has a folder of each."""
