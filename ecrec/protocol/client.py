@@ -346,7 +346,8 @@ class ClientMachine:
                     raise ValueError(f"Start: {len(members)} members in {view.groups} group(s) of {view.n}")
             elif isinstance(view, ShardDown | ShardUp) and n and not 0 <= view.shard < n:
                 raise ValueError(f"{type(view).__name__} of shard {view.shard}, in a group of {n}")
-        if groups > GROUPS_MAX or (groups and not 0 <= message.group < groups):
+        known = self._started or any(isinstance(view, Start) for view in message.views)
+        if known and not 0 <= message.group < groups <= GROUPS_MAX:
             raise ValueError(f"views of group {message.group}, there are {groups}")
 
     def _on_table_ready(self, message: TableReady) -> list[Effect]:
