@@ -50,9 +50,13 @@ class Window(Message, frozen=True, gc=False):
     """Classes whose seeding begins before the rows of this window: class -> round."""
     ends: list[int]
     """Classes whose seeding ends with this window."""
+    ack: int = 0
+    """Acknowledges the receiver's windows up to this one."""
 
 
 class WindowAck(Message, frozen=True, gc=False):
+    """Acknowledges windows up to ``number`` where no window goes the other way soon."""
+
     number: int
 
 

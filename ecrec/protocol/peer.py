@@ -41,6 +41,8 @@ class Peer:
 
     received: int | None = None
     """Number of its last window that I have; None while its stream has not begun."""
+    ack_due: bool = False
+    """Its last window is not acknowledged."""
     marks: dict[int, int] = field(default_factory=dict)
     """Its watermarks at the last window that left the undo records."""
     undo: deque[Undo] = field(default_factory=deque)

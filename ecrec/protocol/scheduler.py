@@ -533,8 +533,8 @@ class SchedulerMachine:
         for number, group in enumerate(self.state.groups):
             silent = {
                 shard: self.now_ms - contact.heard_ms
-                for shard in range(self.state.n)
-                if (contact := self.contacts.get((number, shard))) and self.now_ms - contact.heard_ms > timeout_ms
+                for (place_group, shard), contact in self.contacts.items()
+                if place_group == number and self.now_ms - contact.heard_ms > timeout_ms
             }
             weak = {shard for shard, place in enumerate(group.places) if place.state != UP} if group.view else set()
             patience_ms = timeout_ms

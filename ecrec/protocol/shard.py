@@ -27,6 +27,7 @@ from ecrec.protocol.seeding import Seeding
 SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
 PULLS_WAITING_MAX = 1024
 """Pulls of one worker that wait for a push or for lost rows; a session has a few."""
+NEVER_MS = float("inf")
 FIGURES_MS = 500.0
 """How often the figures for people are counted anew; counting scans bitmaps."""
 
@@ -113,6 +114,7 @@ class ShardMachine:
         self.unstable: dict[int, Unstable] = {}
         self.effects: list[Effect] = []
         self.status_due = True
+        self._acks_at_ms = NEVER_MS
         self._status_at_ms = -1e18
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
@@ -419,7 +421,8 @@ class ShardMachine:
         targets = [p for p in self.others() if p.joined] if self._coded() else []
         for peer in targets:
             keys, records = self.buffers.buffer(peer.shard).take()
-            window = m.Window(self.window_number, self.stable, marks, peer.begins, peer.ends)
+            window = m.Window(self.window_number, self.stable, marks, peer.begins, peer.ends, peer.received or 0)
+            peer.ack_due = False
             self.send(peer, window, (keys, records))
             peer.begins, peer.ends = {}, []
         self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks)
@@ -447,10 +450,27 @@ class ShardMachine:
                 self.send(peer, m.Stable(stable))
 
     def _on_window_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
-        unstable = self.unstable.get(message.number)
-        if unstable is not None:
-            unstable.waiting.discard(peer.shard)
+        self._acknowledged(peer, message.number)
+
+    def _acknowledged(self, peer: Peer, number: int) -> None:
+        """The peer has my windows up to this one."""
+        done = False
+        for window, unstable in self.unstable.items():
+            if window <= number and peer.shard in unstable.waiting:
+                unstable.waiting.discard(peer.shard)
+                done = True
+        if done:
             self.settle_windows()
+
+    def _acknowledge(self, peer: Peer) -> None:
+        if peer.ack_due and peer.received is not None:
+            self.send(peer, m.WindowAck(peer.received))
+        peer.ack_due = False
+
+    @property
+    def deadline_ms(self) -> float:
+        """When a Tick is wanted, if none comes before."""
+        return self._acks_at_ms
 
     # ------------------------------------------------------------------ windows, receiving
     def _on_window(self, peer: Peer, window: m.Window, frames: m.Frames) -> None:
@@ -469,7 +489,12 @@ class ShardMachine:
         peer.received, peer.rounds = window.number, rounds
         ends = self.seeding.accepted_ends(peer, window.ends)
         peer.undo.append(Undo(window.number, mask, keys, records, window.marks, ends))
-        self.send(peer, m.WindowAck(window.number))
+        if peer.ack_due:
+            self._acknowledge(peer)
+        else:
+            peer.ack_due = True
+            self._acks_at_ms = min(self._acks_at_ms, self.now_ms + self.config.ack_delay_ms)
+        self._acknowledged(peer, window.ack)
         self.commit_undo(peer, window.stable)
 
     def _on_stable(self, peer: Peer, message: m.Stable, frames: m.Frames) -> None:
@@ -500,6 +525,10 @@ class ShardMachine:
                 self.effects.append(Send(SCHEDULER_ADDRESS, register))
             return
         self.repairs.on_tick()
+        if self.now_ms >= self._acks_at_ms:
+            self._acks_at_ms = NEVER_MS
+            for peer in self.others():
+                self._acknowledge(peer)
         if self.now_ms - self._status_at_ms >= self.config.heartbeat_ms:
             self.status_due = True
 

@@ -1,6 +1,7 @@
 """Runs one machine on real sockets: the loop, the streams, and the carrying out of effects."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -37,6 +38,9 @@ TICK_MS = 20.0
 TICK_PATIENCE_MS = 100.0
 """A tick that is due lets waiting messages pass for so long. A scheduler that was stopped for a while must read the
 heartbeats that piled up before it counts silences; a shard in a flood of pushes must still send its own."""
+
+ACKS_MS = 100.0
+"""How often streams are acknowledged to peers that nothing else was sent to; a fifth of what makes them send again."""
 
 HELD_MS = 2000.0
 """A process without a place keeps messages to a shard for so long: the one that places it may come a little later."""
@@ -88,6 +92,7 @@ class Node:
         self._grace_ms = grace_ms
         self._tick_ms = tick_ms
         self._next_tick_ms = 0.0
+        self._next_acks_ms = 0.0
         self._due_since_ms: float | None = None
         """When the loop saw that a tick is due; None when it is not."""
         self._address = self._own_address()
@@ -135,7 +140,8 @@ class Node:
         """
         self._follow_leader()
         now_ms = _now_ms()
-        wait_ms = 0.0 if self._results else max(0.0, min(timeout_ms, self._next_tick_ms - now_ms))
+        due_ms = min(self._next_tick_ms, self._deadline_ms())
+        wait_ms = 0.0 if self._results else max(0.0, min(timeout_ms, due_ms - now_ms))
         happenings = self.links.poll(wait_ms)
         for happening in happenings:
             if self.stopped or not self._may_act():
@@ -188,9 +194,16 @@ class Node:
             log.error("cannot follow the scheduler that leads: %s", error)
 
     # ------------------------------------------------------------------ what happens
+    def _deadline_ms(self) -> float:
+        """When the machine wants a Tick before the next regular one."""
+        return getattr(self.machine, "deadline_ms", math.inf)
+
     def _tick_if_due(self, idle: bool) -> None:
         now_ms = _now_ms()
-        if now_ms < self._next_tick_ms or self.stopped or not self._may_act():
+        if self.stopped or now_ms < min(self._next_tick_ms, self._deadline_ms()) or not self._may_act():
+            return
+        if now_ms < self._next_tick_ms:
+            self._handle(Tick(), now_ms)
             return
         if self._due_since_ms is None:
             self._due_since_ms = now_ms
@@ -211,6 +224,9 @@ class Node:
         for peer, numbered in self._streams.resends_due(now_ms):
             log.info("%s acknowledged nothing for long: sending %d messages again", peer, len(numbered))
             self._resend(peer, numbered)
+        if now_ms < self._next_acks_ms:
+            return
+        self._next_acks_ms = now_ms + ACKS_MS
         for peer in self._streams.acks_due():
             ack = self._streams.ack_for(peer)
             self.links.send(peer, wire.seal(wire.ACK_ONLY, self._address, peer, 0, ack))
@@ -320,16 +336,18 @@ class Node:
 
     # ------------------------------------------------------------------ effects
     def _send(self, effect: Send, now_ms: float) -> None:
-        to = effect.to
         try:
-            packed = wire.pack(effect.message, effect.frames)
-            wire.seal(wire.ACK_ONLY, self._address, to)
+            self._send_packed(effect, wire.pack(effect.message, effect.frames), now_ms)
         except WireError as error:
-            log.error("not sent to %s: %s", to, error)
-            return
+            log.error("not sent to %s: %s", effect.to, error)
+
+    def _send_packed(self, effect: Send, packed: wire.Packed, now_ms: float) -> None:
+        to = effect.to
         if to.role == SHARD and self._address.role == SHARD:
             if self._streams.is_old(to):
                 return
+            # Sealed before it is numbered: an address that cannot be must leave no gap.
+            wire.seal(wire.ACK_ONLY, self._address, to)
             sequence = self._streams.out(to).append(packed, now_ms)
             # Without a connection it waits for Connect: on the way back through the inbox it could overtake others.
             if self.links.is_connected(to):
