@@ -77,7 +77,9 @@ class Code:
     def coefficients(self) -> U8:
         """uint8[r, k], a copy."""
     def encode(self, data: Sequence[U8], parity: Sequence[U8]) -> None:
-        """parity[i] = sum_j coefficients[i, j] * data[j]; k and r arrays of one length. Overlap of a parity with anything else is refused."""
+        """parity[i] = sum_j coefficients[i, j] * data[j]; k and r arrays of one length. Overlap of a parity with
+        anything else is refused.
+        """
     def fold(self, parity_index: int, data_index: int, x: U8, parity: U8) -> None:
         """parity ^= coefficients[parity_index, data_index] * x, in place."""
     def fold_rows(self, parity_index: int, data_index: int, x: U8, indices: I64, parity: U8) -> None:
@@ -110,6 +112,7 @@ class Window:
     ``limit(peer, class_id)``: `Store.apply` writes the delta of a stripe to a peer only if the stripe's position is
     below the limit. A new Window has limit 0 everywhere; ``UNLIMITED`` is 2**64 - 1.
     """
+
     UNLIMITED: Final[int]
     def __init__(self, store: Store) -> None: ...
     def limit(self, peer: int, class_id: int) -> int: ...
@@ -122,9 +125,10 @@ class Window:
     def nbytes(self) -> int: ...
 
 class Capture:
-    """A copy of this shard's parity rows of some stripes of one class at one cut (DESIGN.md section 5).
+    """A copy of this shard's parity rows of some stripes of one class at one cut (docs/protocol.md).
 
-    Holds either all positions first <= p < last of the class, of which only touched parity rows are stored, or given keys.
+    Holds either all positions first <= p < last of the class, of which only touched parity rows are stored, or given
+    keys.
     """
     def __init__(self, store: Store, class_id: int, first: int, last: int) -> None:
         """Range capture: copies the touched parity rows of the range."""
@@ -142,11 +146,22 @@ class Store:
     Memory is reserved, not touched: an untouched row's record is its initial record, computed when asked for.
     """
     def __init__(self, shard: int, shards: int, group: int = 0, groups: int = 1) -> None:
-        """Shard ``shard`` (0..n-1 in its group) of ``shards`` = n <= 16; stripe s of a table is stripe s // groups of group s % groups."""
+        """Shard ``shard`` (0..n-1 in its group) of ``shards`` = n <= 16; stripe s of a table is stripe s // groups of
+        group s % groups.
+        """
     def add_table(
-        self, rows: int, dim: int, k: int, r: int, generator: str,
-        optimizer: str, hyper: Sequence[float],
-        init: str, init_seed: int, init_scale: float, init_state: float,
+        self,
+        rows: int,
+        dim: int,
+        k: int,
+        r: int,
+        generator: str,
+        optimizer: str,
+        hyper: Sequence[float],
+        init: str,
+        init_seed: int,
+        init_scale: float,
+        init_state: float,
         recovered: bool = True,
     ) -> int:
         """Add a table, return its index (0, 1, ...).
@@ -164,13 +179,16 @@ class Store:
     def codes(self) -> list[tuple[int, int, str]]:
         """(k, r, generator) by code index."""
     def memory(self) -> dict[str, int]:
-        """``data_rows_touched``, ``parity_rows_touched``, ``data_bytes_reserved``, ``parity_bytes_reserved``, ``data_bytes_touched``, ``parity_bytes_touched``."""
+        """``data_rows_touched``, ``parity_rows_touched``, ``data_bytes_reserved``, ``parity_bytes_reserved``,
+        ``data_bytes_touched``, ``parity_bytes_touched``.
+        """
 
     # -- rows for workers
     def gather(self, tables: I32, counts: I64, rows: I64, out: U8, records: bool = False) -> None:
         """Write the rows' weights (or whole records) to ``out``, section after section. Does not touch them.
 
-        Raises ``IndexError`` for an id out of the table's range or not on this shard, ``RuntimeError`` for a row not recovered.
+        Raises ``IndexError`` for an id out of the table's range or not on this shard, ``RuntimeError`` for a row not
+        recovered.
         """
     def gather_bytes(self, tables: I32, counts: I64, records: bool = False) -> int:
         """Bytes that `gather` needs for such sections."""
@@ -189,33 +207,43 @@ class Store:
 
     # -- parity
     def fold(self, source: int, class_mask: int, keys: U64, records: U8) -> None:
-        """parity ^= coefficient(source) * record for each key whose class bit is set in class_mask; other keys are skipped.
+        """parity ^= coefficient(source) * record for each key whose class bit is set in class_mask; other keys are
+        skipped.
 
-        Everything is validated first, skipped keys too: this shard holds a parity of the stripe, ``source`` a data row of it.
+        Everything is validated first, skipped keys too: this shard holds a parity of the stripe, ``source`` a data
+        row of it.
         """
     def wipe_parity(self, class_id: int) -> None:
         """All parity rows of the class back to zero, untouched."""
 
     # -- recovery
     def coded_rows(self, class_id: int, first: int, last: int) -> tuple[U64, U8]:
-        """Coded values (record XOR initial record) of this shard's touched data rows in first <= position < last, in order of position."""
+        """Coded values (record XOR initial record) of this shard's touched data rows in first <= position < last, in
+        order of position.
+        """
     def coded_rows_of(self, keys: U64) -> tuple[U64, U8]:
         """The same of those of the given keys that are touched."""
     def seed(self, window: Window, peer: int, class_id: int, rows_max: int) -> tuple[bool, U64]:
-        """Go on from ``window.limit(peer, class_id)``: write up to rows_max touched coded rows to the peer's buffer and advance the limit.
+        """Go on from ``window.limit(peer, class_id)``: write up to rows_max touched coded rows to the peer's buffer
+        and advance the limit.
 
-        Returns (finished, blocked): finished means that the limit was set to UNLIMITED; blocked are keys of not yet recovered
+        Returns (finished, blocked): finished means that the limit was set to UNLIMITED; blocked are keys of not yet
+        recovered
         rows that stop it (up to rows_max of them; the limit then stands before the first).
         """
     def restore(self, keys: U64, coded: U8) -> None:
-        """Set data rows to initial record XOR coded value and mark them recovered; a row already recovered is left alone."""
+        """Set data rows to initial record XOR coded value and mark them recovered; a row already recovered is left
+        alone.
+        """
     def mark_recovered(self, class_id: int, first: int, last: int) -> None:
         """Rows of the range that are not yet recovered are at their initial value: mark them."""
     def mark_recovered_keys(self, keys: U64) -> None: ...
     def next_missing(self, class_id: int, first: int) -> int:
         """Smallest position >= first of a data row of mine not yet recovered; -1 if none."""
     def span(self, class_id: int, first: int, last: int, rows_max: int) -> int:
-        """Largest end <= last such that first..end has at most rows_max touched parity rows of mine (at least first + 1)."""
+        """Largest end <= last such that first..end has at most rows_max touched parity rows of mine (at least first +
+        1).
+        """
     def positions(self, keys: U64) -> U64:
         """Position of each key in its class."""
     def classes(self, keys: U64) -> U8:
@@ -230,13 +258,22 @@ def plan_batch(
     """Distinct rows of a batch and where they live.
 
     ids[starts[f]:starts[f + 1]] are the row ids of feature f, in table tables[f] (index into table_rows and table_k).
-    Returns (rows int64[U], counts int64[groups * shards, T], inverse int32[N]): the distinct (table, row) pairs, ordered by
-    shard (group * shards + shard in group), then table, then first occurrence; how many each (shard, table) has; and for
+    Returns (rows int64[U], counts int64[groups * shards, T], inverse int32[N]): the distinct (table, row) pairs,
+    ordered by
+    shard (group * shards + shard in group), then table, then first occurrence; how many each (shard, table) has; and
+    for
     each id its place among rows. IndexError names feature, position, id and the table's rows.
     """
 
 def pool_forward(
-    values: F32, value_offsets: I64, inverse: I32, bag_offsets: I64, dims: I32, batch: int, mean: NDArray[np.bool_], out: F32
+    values: F32,
+    value_offsets: I64,
+    inverse: I32,
+    bag_offsets: I64,
+    dims: I32,
+    batch: int,
+    mean: NDArray[np.bool_],
+    out: F32,
 ) -> None:
     """out float32[batch, sum(dims)]: for feature f and sample b the sum (or mean) of the rows of its bag.
 
@@ -245,16 +282,24 @@ def pool_forward(
     """
 
 def pool_backward(
-    grad_out: F32, value_offsets: I64, inverse: I32, bag_offsets: I64, dims: I32, batch: int, mean: NDArray[np.bool_], gradients: F32
+    grad_out: F32,
+    value_offsets: I64,
+    inverse: I32,
+    bag_offsets: I64,
+    dims: I32,
+    batch: int,
+    mean: NDArray[np.bool_],
+    gradients: F32,
 ) -> None:
-    """gradients (same shape as ``values`` above) = sum over each row's occurrences, added in the order of the ids. Overwrites."""
+    """gradients (same shape as ``values`` above) = sum over each row's occurrences, added in the order of the ids.
+    Overwrites.
+    """
 
-def sum_sections(
-    sections: Sequence[tuple[I32, I64, I64, F32]], dims: I32
-) -> tuple[I32, I64, I64, F32]:
+def sum_sections(sections: Sequence[tuple[I32, I64, I64, F32]], dims: I32) -> tuple[I32, I64, I64, F32]:
     """Sum several pushes into one: (tables, counts, rows, gradients) each, dims by table index.
 
-    Rows of the result are distinct per table, ordered by table, then first occurrence; each row's gradients are added in the order given.
+    Rows of the result are distinct per table, ordered by table, then first occurrence; each row's gradients are added
+    in the order given.
     """
 
 def segment_sum(values: F32, inverse: I64, segments: int) -> F32:

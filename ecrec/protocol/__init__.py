@@ -1,1 +1,1 @@
-"""The protocol of a coding group as sans-I/O machines: events in, effects out (DESIGN.md, section 5)."""
+"""The protocol of a coding group as sans-I/O machines: events in, effects out (docs/protocol.md)."""

@@ -2,7 +2,7 @@
 
 A worker holds nothing that cannot be lost. What it does hold is every push that is not yet durable and
 every pull that is not yet answered, per shard and in the order in which they were made; whenever a shard
-may not have them (a new incarnation, a silence), they are sent again in that order (DESIGN.md, section 5).
+may not have them (a new incarnation, a silence), they are sent again in that order (docs/protocol.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -253,7 +253,7 @@ class ClientMachine:
         """Ask shards for rows; answered with PullDone(ticket, frames by shard).
 
         Frames of a shard: rows int64 of each section. An exact pull sees all pushes made so far and no later
-        one of this worker. **trap** (DESIGN.md, section 6): asked again after a death it would see pushes
+        one of this worker. **trap** (docs/protocol.md): asked again after a death it would see pushes
         made since, so no push is let out before it is answered. Others see whatever is there.
         Raises RuntimeError before `ready`.
         """

@@ -1,4 +1,4 @@
-"""Views: what a shard does when members die, are settled, come back and become whole (DESIGN.md, section 5)."""
+"""Views: what a shard does when members die, are settled, come back and become whole (docs/protocol.md)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

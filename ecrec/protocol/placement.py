@@ -1,4 +1,4 @@
-"""Where rows, parities and replicas live: arithmetic only, no directory (DESIGN.md, section 1)."""
+"""Where rows, parities and replicas live: arithmetic only, no directory (docs/protocol.md)."""
 
 from typing import NamedTuple
 

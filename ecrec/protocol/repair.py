@@ -1,4 +1,4 @@
-"""Repair of the data rows of a replacement, and the scrub, which is a repair that compares (DESIGN.md, section 5).
+"""Repair of the data rows of a replacement, and the scrub, which is a repair that compares (docs/protocol.md).
 
 A *capture* is a copy of parity rows at one consistent cut: taken at the first sign of a request, it follows later
 deltas of each data member until that member's MARK. The first surviving parity holder (the assembler) takes the known

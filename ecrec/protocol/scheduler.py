@@ -1,4 +1,4 @@
-"""The machine of the scheduler: who is a member, which tables there are (DESIGN.md, section 5).
+"""The machine of the scheduler: who is a member, which tables there are (docs/protocol.md).
 
 The scheduler decides; nothing that it says or hears is needed for a push or a pull, so training goes on while it is
 down. Everything between it and the others may be lost and is said again: members repeat what they know in each

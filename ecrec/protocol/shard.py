@@ -1,4 +1,4 @@
-"""The machine of one shard: pushes and pulls, windows and acknowledgements (DESIGN.md, section 5).
+"""The machine of one shard: pushes and pulls, windows and acknowledgements (docs/protocol.md).
 
 `ShardMachine` owns the state and dispatches; what happens when shards die and come back stands in ``membership.py``,
 the repair of data rows (and the scrub) in ``repair.py``, the seeding of parity rows in ``seeding.py``.

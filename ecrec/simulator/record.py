@@ -113,7 +113,7 @@ def gather(store: Any, sections: Sequence[RowsOf], records: bool) -> list[bytes]
 
 
 class Layout:
-    """Which rows lie where: the arithmetic of DESIGN.md, section 1, written once more."""
+    """Which rows lie where: the arithmetic of docs/protocol.md, written once more."""
 
     def __init__(self, n: int, groups: int) -> None:
         self.n = n

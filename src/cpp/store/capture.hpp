@@ -1,4 +1,4 @@
-// A copy of this shard's parity rows of some stripes of one class, at one cut (DESIGN.md section 5).
+// A copy of this shard's parity rows of some stripes of one class, at one cut (docs/protocol.md).
 #pragma once
 
 #include <cstdint>
