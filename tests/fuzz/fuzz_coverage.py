@@ -8,6 +8,7 @@ the program ends with 77.
 """
 
 import argparse
+import logging
 import random
 import resource
 import sys
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--corpus", type=Path)
     args = parser.parse_args()
+    logging.disable()
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
     with tempfile.TemporaryDirectory() as scratch:
         corpus = args.corpus or Path(scratch)

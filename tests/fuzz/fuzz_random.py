@@ -4,6 +4,7 @@ python tests/fuzz/fuzz_random.py [TARGET ...] [--seconds 60] [--seed 0]
 """
 
 import argparse
+import logging
 import random
 import resource
 import sys
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="for each target")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    logging.disable()
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
     broken = 0
     for name in args.targets:

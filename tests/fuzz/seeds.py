@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, get_args
 
 import numpy as np
-from cases import MESSAGES_MAX, Case, Sent, mutate_bytes, mutate_case, read_case, sent_of, write_case
+from cases import MESSAGES_MAX, Case, Sent, mutate_body, mutate_bytes, mutate_case, read_case, sent_of, write_case
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from scenes import MOMENTS, SOURCES, scenes
 from targets import TO, join_parts, split_parts
@@ -56,7 +56,7 @@ def seeds(name: str) -> tuple[bytes, ...]:
         singles = [Case(moment, [each]) for i, each in enumerate(told) for moment in (i % (MOMENTS + 1), MOMENTS)]
         runs = [Case(1, list(told[i : i + MESSAGES_MAX])) for i in range(0, len(told), MESSAGES_MAX)]
         return tuple(write_case(case) for case in singles + runs)
-    if name == "wire":
+    if name in ("wire", "node"):
         told = [event for scene in scenes().values() for event in scene.told]
         encoded = [wire.encode(e.message, e.frames, e.source, TO, 3, 2) for e in told]
         return tuple(join_parts([bytes(part) for part in parts]) for parts in encoded)
@@ -86,9 +86,11 @@ def mutated(name: str, start: bytes, rng: random.Random) -> bytes:
         for _ in range(rng.choice([1, 1, 2, 3])):
             case = mutate_case(case, rng, messages(name), MOMENTS + 1)
         return write_case(case)
-    if name == "wire" and rng.random() < 0.7:
+    if name in ("wire", "node") and rng.random() < 0.9:
         parts: Sequence[bytes] = split_parts(start) or [b""]
         which = rng.randrange(len(parts))
-        changed = mutate_bytes(parts[which], rng)
-        return join_parts([*parts[:which], changed, *parts[which + 1 :]])
+        head = 48 + 8 * (len(parts) - 1)
+        body = which == 0 and len(parts[0]) > head and rng.random() < 0.5
+        changed = parts[0][:head] + mutate_body(parts[0][head:], rng) if body else mutate_bytes(parts[which], rng)
+        return join_parts([*parts[:which], changed[: 2**16 - 1], *parts[which + 1 :]])
     return mutate_bytes(start, rng)

@@ -27,6 +27,8 @@ from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import BAD_CONTENT, Received, Send, Stop, Tick
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
+from ecrec.transport.links import Arrived, Links
+from ecrec.transport.node import Node
 
 NOW_MS = 1e6
 TO = m.Address(m.SHARD, 1, 1)
@@ -156,6 +158,19 @@ def run_case(name: str, case: Case, size: int) -> None:
         check_effects(machine.handle(Tick(), NOW_MS))
 
 
+def fuzz_node(data: bytes) -> None:
+    """Frames as `fuzz_wire` takes them, to a whole server but for its sockets: nothing that arrives ends it."""
+    moments = scenes()["survivor"].moments
+    node = Node(moments[len(data) % len(moments)](), Links())
+    try:
+        for route in (b"route", b""):
+            node._on_arrived(Arrived(route, split_parts(data)), NOW_MS)
+            assert not node.stopped or wire.decode(split_parts(data)).source.role == m.SCHEDULER
+            node._on_tick(NOW_MS)
+    finally:
+        node.close()
+
+
 def check_effects(effects: Any) -> None:
     for effect in effects:
         if isinstance(effect, Send):
@@ -207,5 +222,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "replacement": fuzz_replacement,
     "scheduler": fuzz_scheduler,
     "client": fuzz_client,
+    "node": fuzz_node,
 }
 """By name; the corpus has a folder of each."""
