@@ -9,7 +9,7 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.events import BAD_CONTENT, Connect, Disconnect, Stop
 from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, UP, Address
 from ecrec.protocol.peer import Peer
-from ecrec.protocol.placement import CLASSES_MAX, Placement, TableSpec
+from ecrec.protocol.placement import CLASSES_MAX, SHARDS_IN_GROUP_MAX, Placement, TableSpec
 
 if TYPE_CHECKING:
     from ecrec.protocol.shard import ShardMachine
@@ -75,7 +75,8 @@ class Membership:
                     continue
                 n = view.n
                 shards = [view.shard, *(member.shard for member in view.unsettled)]
-                if sorted(member.shard for member in view.members) != list(range(n)) or view.window < 0:
+                listed = sorted(member.shard for member in view.members)
+                if not 1 <= n <= SHARDS_IN_GROUP_MAX or listed != list(range(n)) or view.window < 0:
                     raise ValueError(f"Start: {len(view.members)} members, window {view.window}, in a group of {n}")
             elif isinstance(view, m.TableAdded | m.DataLost):
                 continue

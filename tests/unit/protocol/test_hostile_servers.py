@@ -143,6 +143,7 @@ def test_a_start_that_cannot_be_leaves_the_process_without_a_place() -> None:
     machine = ShardMachine("p", "tcp://x:2", 2)
     for bad in (
         replace(good, n=17),
+        replace(good, n=2**62),
         replace(good, shard=5),
         replace(good, members=members[1:]),
         replace(good, window=-1),
