@@ -1,6 +1,7 @@
 """Fixtures that several test packages share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,3 +27,16 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     yield name
     assert _native.kernel() == name, "the test ran partly on another kernel"
     _native.use_kernel(before)
+
+FAST_FIRST = ("tidy", "unit", "property", "fuzz", "training", "simulator", "integration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What fails fast runs first."""
+    root = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        parts = item.path.relative_to(root).parts
+        return FAST_FIRST.index(parts[0]) if parts[0] in FAST_FIRST else len(FAST_FIRST)
+
+    items.sort(key=rank)
