@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     own, extra = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     args = _parser().parse_args(own)
     entries = [entry for entry in MATRIX if args.only is None or args.only in entry.name]
-    common = [*(word for file in args.data for word in ("--data", file)), *COMMON, *extra]
+    common = [*(word for file in args.data for word in ("--data", str(Path(file).absolute()))), *COMMON, *extra]
     auc_min = None if "--steps" in extra else AUC_MIN
     header = f"{'entry':26} {'auc':>7} {'logloss':>7} {'digest':8} {'parity':6} {'lost':>4} "
     print(header + f"{'detect':>6} {'first':>6} {'whole':>6} {'pause':>6} {'before':>6} {'during':>6} {'after':>6}")
@@ -103,7 +103,8 @@ def run(words: Sequence[str]) -> dict[str, Any]:
         report = Path(directory) / "report.json"
         command = [sys.executable, "-m", "ecrec.launch.cli", "train", "--quiet", "--report", str(report), *words]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+            # Elsewhere, so that Python finds the ecrec that is installed and not a checkout around us.
+            done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, cwd=directory)
         except subprocess.TimeoutExpired as error:
             raise RunFailedError(f"{' '.join(words)}: not done after {error.timeout:.0f} s") from error
         # A run that found bad parity ends with an error and has a report: the checks say what is wrong.

@@ -1,5 +1,6 @@
 """Fixtures that several test packages share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,15 @@ settings.register_profile(
 settings.load_profile("ecrec")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run in an empty directory: programs that tests start must find the ecrec that is installed, not the checkout."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture(params=_native.compiled_kernels())
 def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test once on each kernel of the build; one that this machine cannot run is a visible skip."""
@@ -27,6 +37,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     yield name
     assert _native.kernel() == name, "the test ran partly on another kernel"
     _native.use_kernel(before)
+
 
 FAST_FIRST = ("tidy", "unit", "property", "fuzz", "training", "simulator", "integration")
 

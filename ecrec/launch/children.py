@@ -24,8 +24,11 @@ _ENDING_POLL_S = 0.005
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """The command line that runs a module with this Python, tied to the life of this process."""
-    return [sys.executable, "-m", "ecrec.launch.tether", str(os.getpid()), module, *arguments]
+    """The command line that runs a module with this Python, tied to the life of this process.
+
+    By its path, because ``-m`` would look for ecrec in the current directory first: a checkout that was not built there.
+    """
+    return [sys.executable, str(Path(__file__).with_name("tether.py")), str(os.getpid()), module, *arguments]
 
 
 class Child:

@@ -56,13 +56,9 @@ def train(
         list[str] | None, typer.Option(help="Criteo files (TSV, .gz too); repeatable. None: generated data.")
     ] = None,
     shards: Annotated[int, typer.Option(help="Parameter servers.")] = DEFAULTS.shards,
-    code: Annotated[
-        str, typer.Option(help="K+R: R parity rows for K data rows; 1+R replicates.")
-    ] = DEFAULTS.code,
+    code: Annotated[str, typer.Option(help="K+R: R parity rows for K data rows; 1+R replicates.")] = DEFAULTS.code,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = DEFAULTS.workers,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of each worker; as many as the data gives.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of each worker; as many as the data gives.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = DEFAULTS.epochs,
     batch: Annotated[int, typer.Option(help="Examples in a step, over all workers.")] = DEFAULTS.batch,
     dim: Annotated[int, typer.Option(help="Floats in an embedding vector.")] = DEFAULTS.dim,
@@ -78,9 +74,7 @@ def train(
     bottom_mlp: Annotated[str, typer.Option(help="Its hidden layers below.")] = _sizes(DEFAULTS.bottom_mlp),
     top_mlp: Annotated[str, typer.Option(help="Its hidden layers above.")] = _sizes(DEFAULTS.top_mlp),
     seed: Annotated[int, typer.Option(help="Of initial values and generated data.")] = DEFAULTS.seed,
-    sync: Annotated[
-        bool, typer.Option("--sync", help="Sum the gradients of all workers in each step.")
-    ] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Sum the gradients of all workers in each step.")] = False,
     prefetch: Annotated[int, typer.Option(help="Batches whose rows are fetched ahead.")] = DEFAULTS.prefetch,
     kill: Annotated[
         list[str] | None, typer.Option(help="ps:SHARD@STEP: SIGKILL to a server at a step; repeatable.")
@@ -90,9 +84,7 @@ def train(
         int | None, typer.Option(help="Idle servers that take a dead one's place; R of the code.")
     ] = None,
     transport: Annotated[str, typer.Option(help=" or ".join(TRANSPORTS) + ".")] = DEFAULTS.transport,
-    run_dir: Annotated[
-        str | None, typer.Option(help="Directory for logs and state; a temporary one.")
-    ] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Directory for logs and state; a temporary one.")] = None,
     heartbeat_timeout_ms: Annotated[
         int, typer.Option(help="A server that was silent for so long is down.")
     ] = DEFAULTS.heartbeat_timeout_ms,
@@ -174,9 +166,7 @@ def status(
 @app.command(help="Compare all parity with all data of a running cluster. " + EXIT_CODES_HELP)
 def verify(
     scheduler: SchedulerOption,
-    timeout: Annotated[
-        float, typer.Option(min=1.0, help="Seconds without progress until it is given up.")
-    ] = 30.0,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds without progress until it is given up.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     curve_dir: CurveDirOption = None,
 ) -> None:

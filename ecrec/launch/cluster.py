@@ -140,9 +140,7 @@ class LocalCluster:
         self._asked.add(child)
         return self.children.kill(child)
 
-    def start_worker(
-        self, rank: int, world_size: int, arguments: list[str], environment: Mapping[str, str]
-    ) -> Child:
+    def start_worker(self, rank: int, world_size: int, arguments: list[str], environment: Mapping[str, str]) -> Child:
         """Start ``ecrec-worker ARGUMENTS`` as worker ``rank``; its events come out of ``pump``."""
         given = {
             **os.environ,

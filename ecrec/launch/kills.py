@@ -42,9 +42,7 @@ def check_kills(kills: Sequence[Kill], shards: int, tolerance: int, steps: int |
     """Warnings about kills that lose data. Raises ConfigurationError for those that cannot be done."""
     for kill in kills:
         if kill.shard >= shards:
-            raise ConfigurationError(
-                f"--kill {kill}: there is no shard {kill.shard}; shards are 0 to {shards - 1}"
-            )
+            raise ConfigurationError(f"--kill {kill}: there is no shard {kill.shard}; shards are 0 to {shards - 1}")
         if kill.step < 1:
             raise ConfigurationError(f"--kill {kill}: steps are counted from 1")
         if steps is not None and kill.step > steps:

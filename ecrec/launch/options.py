@@ -115,9 +115,7 @@ def check_options(options: TrainOptions) -> list[str]:
     if not 0 <= options.seed < 1 << 63:
         raise ConfigurationError(f"--seed {options.seed}: must be from 0 to 2**63 - 1")
     if not 0 <= options.test_fraction < 1:
-        raise ConfigurationError(
-            f"--test-fraction {options.test_fraction}: must be at least 0 and less than 1"
-        )
+        raise ConfigurationError(f"--test-fraction {options.test_fraction}: must be at least 0 and less than 1")
     _check_choice("--optimizer", options.optimizer, tuple(LEARNING_RATES))
     _check_choice("--dense-optimizer", options.dense_optimizer, tuple(DENSE_LEARNING_RATES))
     _check_choice("--transport", options.transport, TRANSPORTS)
@@ -126,8 +124,7 @@ def check_options(options: TrainOptions) -> list[str]:
             raise ConfigurationError(f"{name} {rate}: must be a positive number")
     if options.heartbeat_timeout_ms < 2 * HEARTBEATS_IN_TIMEOUT:
         raise ConfigurationError(
-            f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: "
-            f"must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
+            f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
         )
     code = options.code_spec
     try:

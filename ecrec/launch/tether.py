@@ -1,6 +1,6 @@
 """Run a module as a program that the kernel kills when the process that started it dies.
 
-``python -m ecrec.launch.tether PARENT_PID MODULE [ARGS]``. The request (PR_SET_PDEATHSIG) is made by the
+``python .../ecrec/launch/tether.py PARENT_PID MODULE [ARGS]``. The request (PR_SET_PDEATHSIG) is made by the
 child itself: Python code between fork and exec can deadlock in a parent that has threads.
 """
 
@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,6 +26,8 @@ def main() -> None:
     parent_pid, module = int(sys.argv[1]), sys.argv[2]
     die_with_parent(parent_pid)
     sys.argv[:] = sys.argv[2:]
+    # Modules come from where this ecrec is, and never from this file's directory.
+    sys.path[0] = str(Path(__file__).parents[2])
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

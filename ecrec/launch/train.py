@@ -198,10 +198,7 @@ class TrainingRun:
         return outcome
 
     def _report(self, state: ClusterState, outcome: ScrubOutcome) -> dict[str, Any]:
-        acked = {
-            rank: {int(shard): push for shard, push in done["acked"].items()}
-            for rank, done in self._done.items()
-        }
+        acked = {rank: {int(shard): push for shard, push in done["acked"].items()} for rank, done in self._done.items()}
         first = self._done[0]
         seconds = max(done["seconds"] for done in self._done.values())
         examples = sum(done["examples"] for done in self._done.values())

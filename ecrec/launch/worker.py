@@ -73,9 +73,10 @@ def _settle(scheduler: str | None, count: int, rank: int | None, world_size: int
 def _run(module: bool, script: str, arguments: Sequence[str]) -> None:
     sys.argv[:] = [script, *arguments]
     if module:
+        sys.path.insert(0, os.getcwd())
         runpy.run_module(script, run_name="__main__", alter_sys=True)
         return
-    sys.path[0] = str(Path(script).resolve().parent)
+    sys.path.insert(0, str(Path(script).resolve().parent))
     runpy.run_path(script, run_name="__main__")
 
 

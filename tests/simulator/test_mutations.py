@@ -1,4 +1,4 @@
-"""The simulator finds bugs: each trap of DESIGN.md, section 5, put back into the shipped machines, is caught.
+"""The simulator finds bugs: each trap of docs/protocol.md, put back into the shipped machines, is caught.
 
 Most are caught within a few tens of seeds, some only by schedules with several deaths in the middle of recoveries.
 ``python -m tests.simulator.test_mutations NAME`` prints all seeds that catch a mutation.

@@ -115,7 +115,7 @@ def test_children_die_with_the_process_that_started_them(tmp_path, fakes):
 
 def test_a_child_whose_parent_is_already_gone_does_not_start():
     command = module_command("fake_server")
-    command[3] = "1"
+    command[2] = "1"
     result = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert result.returncode == 1
     assert "parent process 1 is gone" in result.stderr
