@@ -94,9 +94,7 @@ def encode(k: int, r: int, generator: str, data: U8) -> U8:
     return matrix_product(parity_matrix(k, r, generator), data)
 
 
-def reconstruct(
-    k: int, r: int, generator: str, present: Sequence[int], blocks: U8, lost: Sequence[int]
-) -> U8:
+def reconstruct(k: int, r: int, generator: str, present: Sequence[int], blocks: U8, lost: Sequence[int]) -> U8:
     """uint8[len(lost), length]: the lost slots, from the blocks of at least k present ones."""
     slots = slot_matrix(k, r, generator)
     data = matrix_product(matrix_inverse(slots[list(present[:k])]), blocks[:k])

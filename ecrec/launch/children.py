@@ -26,7 +26,7 @@ _ENDING_POLL_S = 0.005
 def module_command(module: str, *arguments: str) -> list[str]:
     """The command line that runs a module with this Python, tied to the life of this process.
 
-    By its path, because ``-m`` would look for ecrec in the current directory first: a checkout that was not built there.
+    By its path, because ``-m`` would look for ecrec in the current directory first, maybe a checkout without the core.
     """
     return [sys.executable, str(Path(__file__).with_name("tether.py")), str(os.getpid()), module, *arguments]
 

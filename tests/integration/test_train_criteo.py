@@ -29,9 +29,7 @@ MATRIX = [
 def entries():
     everything = os.environ.get("ECREC_ACCEPTANCE") == "1"
     skipped = pytest.mark.skipif(not everything, reason="set ECREC_ACCEPTANCE=1 for the whole matrix")
-    return [
-        pytest.param(*entry[1:], id=entry[0], marks=[skipped] if i else []) for i, entry in enumerate(MATRIX)
-    ]
+    return [pytest.param(*entry[1:], id=entry[0], marks=[skipped] if i else []) for i, entry in enumerate(MATRIX)]
 
 
 @pytest.mark.parametrize(("options", "kills"), entries())

@@ -67,9 +67,7 @@ def test_plan_batch_finds_the_distinct_rows_and_their_shards(
             expected += [(index, row) for row in mine]
     assert rows.tolist() == [row for _, row in expected]
     table_of_id = np.repeat(np.array(features, dtype=np.int64), [len(part) for part in ids])
-    assert [expected[place] for place in inverse] == list(
-        zip(table_of_id.tolist(), flat.tolist(), strict=True)
-    )
+    assert [expected[place] for place in inverse] == list(zip(table_of_id.tolist(), flat.tolist(), strict=True))
 
 
 @given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(0, 20), max_size=200))
@@ -89,8 +87,7 @@ def bags(draw: st.DrawFn) -> BagCase:
     mean = [draw(st.booleans()) for _ in range(features)]
     sizes = st.sampled_from([0, 1, 1, 1, 2, 5, 20])
     content = [
-        [[draw(st.integers(0, rows - 1)) for _ in range(draw(sizes))] for _ in range(batch)]
-        for _ in range(features)
+        [[draw(st.integers(0, rows - 1)) for _ in range(draw(sizes))] for _ in range(batch)] for _ in range(features)
     ]
     return content, dims, mean, rows, batch, draw(st.integers(0, 1 << 32))
 

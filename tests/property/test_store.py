@@ -45,9 +45,7 @@ def test_a_row_buffer_is_a_dictionary_merged_by_xor(script: list[object], seed: 
         else:
             keys, records_taken = buffer.take()
             assert keys.tolist() == list(expected)
-            assert split_blob(store, keys, records_taken) == {
-                each: row.tobytes() for each, row in expected.items()
-            }
+            assert split_blob(store, keys, records_taken) == {each: row.tobytes() for each, row in expected.items()}
             expected = {}
         assert len(buffer) == len(expected)
         assert buffer.nbytes == sum(len(row) for row in expected.values())

@@ -89,9 +89,7 @@ POOL: dict[str, Any] = {
         ({"batch": -1}, ValueError, "batch is -1"),
     ],
 )
-def test_pooling_refuses_before_it_writes(
-    change: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_pooling_refuses_before_it_writes(change: dict[str, Any], error: type[Exception], message: str) -> None:
     floats, pooled = np.ones(6, dtype=np.float32), np.ones((2, 4), dtype=np.float32)
     with pytest.raises(error, match=message):
         _native.pool_forward(values=floats, out=pooled, **POOL | change)

@@ -36,9 +36,7 @@ def ended(seen):
 
 
 def test_lines_come_before_the_end_and_other_output_goes_to_the_log(children, tmp_path):
-    program = (
-        "import sys; print('{\"a\": 1}'); print('plain'); print('[2]'); sys.stderr.write('oops'); sys.exit(3)"
-    )
+    program = "import sys; print('{\"a\": 1}'); print('plain'); print('[2]'); sys.stderr.write('oops'); sys.exit(3)"
     child = children.start("it", python(program), tmp_path / "it.log", os.environ)
     seen = collect(children, ended)
     assert seen == [Line(child, {"a": 1}), Ended(child, 3)]
@@ -49,9 +47,7 @@ def test_lines_come_before_the_end_and_other_output_goes_to_the_log(children, tm
 
 
 def test_a_worker_writes_its_events_to_a_pipe_of_its_own(children, tmp_path):
-    program = (
-        "import os; print('hello'); os.write(int(os.environ['ECREC_EVENTS_FD']), b'{\"event\": \"done\"}\\n')"
-    )
+    program = "import os; print('hello'); os.write(int(os.environ['ECREC_EVENTS_FD']), b'{\"event\": \"done\"}\\n')"
     child = children.start("w", python(program), tmp_path / "w.log", os.environ, events=True)
     assert collect(children, ended) == [Line(child, {"event": "done"}), Ended(child, 0)]
     assert child.log.read_text() == "hello\n"

@@ -101,9 +101,7 @@ def test_what_does_not_fit_is_named():
     run(machine, shards, state)
     assert machine.outcome.ok is False
     assert machine.outcome.bad == [BadStripe("T1", 8, 3)]
-    assert list(describe_bad(machine.outcome.bad)) == [
-        "table T1, stripe 8: the parity on shard 3 does not fit"
-    ]
+    assert list(describe_bad(machine.outcome.bad)) == ["table T1, stripe 8: the parity on shard 3 does not fit"]
     assert list(describe_bad(machine.outcome.bad * 12))[-1] == "and 2 more"
 
 

@@ -26,11 +26,7 @@ def script(tmp_path):
 
 
 def worker(*arguments, **environment):
-    clean = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ECREC_SCHEDULER")
-    }
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ECREC_SCHEDULER")}
     return subprocess.run(
         [sys.executable, "-m", "ecrec.launch.worker", *arguments],
         env={**clean, **environment}, capture_output=True, text=True, timeout=60,
@@ -56,9 +52,7 @@ def test_a_module_and_the_environment_of_a_launcher(script, tmp_path):
 
 
 def test_several_workers_of_one_machine(script):
-    result = worker(
-        "--scheduler", "tcp://s:1", "--nproc-per-node", "2", "--rank", "2", "--world-size", "4", script
-    )
+    result = worker("--scheduler", "tcp://s:1", "--nproc-per-node", "2", "--rank", "2", "--world-size", "4", script)
     assert result.returncode == 0, result.stderr
     seen = [json.loads(line)[1] for line in result.stdout.splitlines()]
     assert sorted((e["RANK"], e["LOCAL_RANK"], e["WORLD_SIZE"]) for e in seen) == [

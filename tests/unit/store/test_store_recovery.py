@@ -64,9 +64,7 @@ def recover(group: Group, lost: list[int], in_ranges: bool) -> list[Store]:
     ("n", "k", "r", "lost"), [(5, 4, 1, 1), (5, 3, 2, 2), (3, 1, 2, 2), (4, 1, 1, 1), (7, 2, 3, 3)]
 )
 @pytest.mark.parametrize("in_ranges", [False, True])
-def test_lost_shards_come_back_byte_for_byte(
-    kernel: str, n: int, k: int, r: int, lost: int, in_ranges: bool
-) -> None:
+def test_lost_shards_come_back_byte_for_byte(kernel: str, n: int, k: int, r: int, lost: int, in_ranges: bool) -> None:
     tables = [table_of(97, k, r, n), table_of(61, 1, r, n, dim=4), table_of(30, k, r, n, dim=1)]
     group = filled(tables, n, seed=n * k + r)
     group.check_parity()

@@ -122,9 +122,7 @@ def test_gather_needs_exactly_the_bytes(group: Group) -> None:
         ),
     ],
 )
-def test_arrays_of_another_kind_are_type_errors(
-    group: Group, argument: int, value: Any, message: str
-) -> None:
+def test_arrays_of_another_kind_are_type_errors(group: Group, argument: int, value: Any, message: str) -> None:
     arguments: list[Any] = [*sections((0, [MINE])), ONES, None]
     arguments[argument] = value
     with pytest.raises(TypeError, match=message):
@@ -176,13 +174,9 @@ def test_a_row_that_the_short_last_stripe_lacks_is_never_written(group: Group) -
         group.stores[1].fold(0, ALL_CLASSES, short, np.ones(32, dtype=np.uint8))
     replacement = group.new_store(0, recovered=False)
     two = keys_of((0, 0), (0, 13))
-    with pytest.raises(
-        ValueError, match="no data row in stripe 13 of table 0, but its coded value is not zero"
-    ):
+    with pytest.raises(ValueError, match="no data row in stripe 13 of table 0, but its coded value is not zero"):
         replacement.restore(two, np.ones(64, dtype=np.uint8))
-    with pytest.raises(
-        ValueError, match="mark_recovered_keys: shard 0 has no data row in stripe 13 of table 0"
-    ):
+    with pytest.raises(ValueError, match="mark_recovered_keys: shard 0 has no data row in stripe 13 of table 0"):
         replacement.mark_recovered_keys(two)
     assert replacement.next_missing(0, 0) == 0
     # Decoding gives zeros there, which are nothing to restore.

@@ -71,9 +71,7 @@ def test_gather_gives_weights_without_padding_and_touches_nothing() -> None:
     listed = sections(*parts)
     out = np.empty(store.gather_bytes(*listed[:2]), dtype=np.uint8)
     store.gather(*listed, out)
-    expected = b"".join(
-        group.reference.weights(table, row).tobytes() for table, rows in parts for row in rows
-    )
+    expected = b"".join(group.reference.weights(table, row).tobytes() for table, rows in parts for row in rows)
     assert out.tobytes() == expected
     assert store.memory()["data_rows_touched"] == 0
 
