@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from ecrec.errors import ClusterError, ConfigurationError
+from ecrec.launch.environment import keep_freed_memory
 from ecrec.transport.coordinator import DeposedError
 from ecrec.transport.links import Links
 
@@ -81,6 +82,7 @@ def run_server(make: Callable[[], Server], ready: dict[str, Any]) -> int:
 
     ``ready`` gets the endpoint added.
     """
+    keep_freed_memory()
     try:
         node = make()
     except ConfigurationError as error:

@@ -17,7 +17,7 @@ import typer
 from ecrec.errors import ConfigurationError
 from ecrec.launch.children import module_command
 from ecrec.launch.connect import LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE
-from ecrec.launch.environment import CURVE_DIR, CURVE_DIR_HELP, curve_keys
+from ecrec.launch.environment import CURVE_DIR, CURVE_DIR_HELP, curve_keys, keep_freed_memory
 from ecrec.launch.threads import cores, thread_environment, worker_threads
 
 EXIT_OPTIONS = 2
@@ -71,6 +71,7 @@ def _settle(scheduler: str | None, count: int, rank: int | None, world_size: int
 
 
 def _run(module: bool, script: str, arguments: Sequence[str]) -> None:
+    keep_freed_memory()
     sys.argv[:] = [script, *arguments]
     if module:
         sys.path.insert(0, os.getcwd())

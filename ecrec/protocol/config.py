@@ -12,9 +12,9 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     window_bytes_max: int = 64 << 20
     """An open window closes at this size whatever is in flight, so that no message grows without bound."""
 
-    ack_delay_ms: float = 2.0
-    """An acknowledgement waits so long for a window that goes the same way and takes it along; a second window that
-    comes meanwhile is acknowledged at once."""
+    ack_delay_ms: float = 20.0
+    """An acknowledgement waits so long for a window that goes the same way and takes it along. Nobody waits for it but
+    the limit of pushes in flight; a second window that comes meanwhile is acknowledged at once."""
 
     heartbeat_ms: int = 100
     """How often a shard or worker reports to the scheduler."""

@@ -140,6 +140,7 @@ class Seeding:
         machine.buffers.set_limit(peer.shard, class_id, 0)
         machine.buffers.buffer(peer.shard).remove_class(class_id)
         peer.begins[class_id] = message.round
+        machine.announces = True
         peer.ends = [c for c in peer.ends if c != class_id]
 
     def forget(self, shard: int) -> None:
@@ -172,4 +173,5 @@ class Seeding:
             if finished:
                 del self.tasks[shard, class_id]
                 peer.ends.append(class_id)
+                machine.announces = True
             served.add(shard)

@@ -111,6 +111,8 @@ class ShardMachine:
         self.window_number = 1
         self.stable = 0
         self.open_marks: dict[int, int] = {}
+        self.announces = False
+        """The open window says to some peer that the seeding of a class begins or ends."""
         self.unstable: dict[int, Unstable] = {}
         self.effects: list[Effect] = []
         self.status_due = True
@@ -280,10 +282,11 @@ class ShardMachine:
 
     def _apply_queued(self) -> bool:
         """Apply what waits, in each worker's order, as far as its rows are here. True if anything was applied."""
-        if any(p.awaits_joined for p in self.peers.values()):
+        waiting = [worker for worker in self.workers.values() if worker.queue]
+        if not waiting or any(p.awaits_joined for p in self.peers.values()):
             return False
         done = False
-        for worker in list(self.workers.values()):
+        for worker in waiting:
             while worker.queue:
                 batch = self._batch(worker.queue[0])
                 if batch is None or not self._apply(batch):
@@ -398,18 +401,23 @@ class ShardMachine:
     # ------------------------------------------------------------------ windows, sending
     def advance(self) -> None:
         """Do what has become possible: answer, apply, seed, close the window."""
-        self._answer_pulls()
-        while self._apply_queued():
+        if self.pulls:
             self._answer_pulls()
+        while self._apply_queued():
+            if self.pulls:
+                self._answer_pulls()
             self.close_window_if_due()
-        self.seeding.advance()
-        self.repairs.sweep()
-        self.close_window_if_due()
-        self.check_whole()
+        if self.seeding.tasks:
+            self.seeding.advance()
+        if self.state == RECOVERING:
+            self.repairs.sweep()
+            self.close_window_if_due()
+            self.check_whole()
+        else:
+            self.close_window_if_due()
 
     def close_window_if_due(self) -> None:
-        peers = self.peers.values()
-        if not (self.open_marks or self.buffers.rows() or any(p.begins or p.ends for p in peers)):
+        if not (self.open_marks or self.announces or self.buffers.rows()):
             return
         config = self.config
         if len(self.unstable) < config.windows_in_flight_max or self.buffers.nbytes() >= config.window_bytes_max:
@@ -425,6 +433,7 @@ class ShardMachine:
             peer.ack_due = False
             self.send(peer, window, (keys, records))
             peer.begins, peer.ends = {}, []
+        self.announces = False
         self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks)
         self.window_number += 1
         self.settle_windows()

@@ -279,7 +279,7 @@ class Links:
         link = self._links.get(to)
         if link is not None:
             try:
-                _send(link.socket, parts, zmq.NOBLOCK)
+                _send(link.socket, parts, _NOBLOCK)
             except zmq.Again:
                 self._open(to, link.endpoint, link.monitor is not None, again=True)
                 return False
@@ -355,7 +355,7 @@ class Links:
     def _drain(self, socket: Any) -> list[Happening]:
         arrived: list[Happening] = []
         for _ in range(DRAIN_MAX):
-            if not socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not socket.getsockopt(zmq.EVENTS) & _POLLIN:
                 break
             frames = _receive(socket)
             route = bytes(frames.pop(0).buffer) if socket is self._inbox else b""
@@ -394,16 +394,18 @@ def _property(frame: "zmq.Frame | None", name: str) -> str:
 
 # What send_multipart and recv_multipart do, at half of their price: a shard spends most of its time on messages.
 _send_frame = zmq.backend.Socket.send
+_POLLIN, _SNDMORE, _NOBLOCK = int(zmq.POLLIN), int(zmq.SNDMORE), int(zmq.NOBLOCK)
 
 
 def _send(socket: "zmq.Socket[bytes]", parts: Sequence[Any], flags: int) -> None:
-    last = len(parts) - 1
-    for i, part in enumerate(parts):
-        _send_frame(socket, part, flags | zmq.SNDMORE.value if i < last else flags, False)
+    more = flags | _SNDMORE
+    for part in parts[:-1]:
+        _send_frame(socket, part, more, False)
+    _send_frame(socket, parts[-1], flags, False)
 
 
 def _receive(socket: "zmq.Socket[bytes]") -> list[Any]:
-    frame = socket.recv(zmq.NOBLOCK, copy=False)
+    frame = socket.recv(_NOBLOCK, copy=False)
     frames = [frame]
     while frame.more:
         frame = socket.recv(0, copy=False)
