@@ -166,8 +166,13 @@ class Store:
     ) -> int:
         """Add a table, return its index (0, 1, ...).
 
-        optimizer and hyper: ``"sgd"`` [lr], ``"adagrad"`` [lr, eps], ``"rowwise-adagrad"`` [lr, eps].
-        init: ``"zeros"`` or ``"uniform"`` in [-init_scale, init_scale); optimizer state starts at init_state.
+        optimizer, hyper, and state in the order of the record (float32 but for the last two of Adam):
+        ``"sgd"`` [lr]; ``"momentum"``, ``"nesterov"`` [lr, momentum]: buffer[dim]; ``"adagrad"`` [lr, eps]: sum[dim];
+        ``"rowwise-adagrad"`` [lr, eps]: one sum; ``"adam"`` [lr, beta1, beta2, eps]: m[dim], v[dim], and 1 - beta1^t,
+        1 - beta2^t in float64, where t counts the steps of this row; ``"ftrl"`` [lr, beta, l1, l2]: n[dim], z[dim].
+        Each is rounded to float32 (of Adam 1 - beta is), and only has to be finite.
+        init: ``"zeros"`` or ``"uniform"`` in [-init_scale, init_scale). init_state: where Adagrad's sums and FTRL's n
+        start; all other state starts at zero.
         recovered=False: every data row of it counts as lost until restored (a replacement's store).
         """
     @property

@@ -15,6 +15,17 @@ Sections = tuple[I32, I64, I64]
 
 ALL_CLASSES = (1 << 64) - 1
 
+OPTIMIZERS = {
+    "sgd": (0.1,),
+    "momentum": (0.1, 0.9),
+    "nesterov": (0.1, 0.9),
+    "adagrad": (0.1, 1e-8),
+    "rowwise-adagrad": (0.1, 1e-8),
+    "adam": (0.1, 0.9, 0.999, 1e-8),
+    "ftrl": (0.1, 1.0, 0.5, 0.1),
+}
+"""Of each optimizer hyper-parameters; l1 is such that some weights of random gradients are zero."""
+
 
 def sections(*parts: tuple[int, Sequence[int]]) -> Sections:
     """Section list of (table, rows) parts."""
@@ -154,7 +165,7 @@ def random_tables(rng: np.random.Generator, n: int, groups: int, count: int, row
     tables = []
     for _ in range(count):
         k, r, generator = codes[int(rng.integers(len(codes)))]
-        optimizer = str(rng.choice(["sgd", "adagrad", "rowwise-adagrad"]))
+        optimizer = str(rng.choice(list(OPTIMIZERS)))
         tables.append(
             Table(
                 rows=int(rng.integers(1, rows_max)),
@@ -163,7 +174,7 @@ def random_tables(rng: np.random.Generator, n: int, groups: int, count: int, row
                 r=r,
                 generator=generator,
                 optimizer=optimizer,
-                hyper=(0.1,) if optimizer == "sgd" else (0.1, 1e-8),
+                hyper=OPTIMIZERS[optimizer],
                 init=str(rng.choice(["zeros", "uniform"])),
                 init_seed=int(rng.integers(1 << 62)),
                 init_scale=0.05,

@@ -11,12 +11,21 @@ from ecrec.launch.kills import Kill, check_kills, parse_kill
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec, Placement
 
-LEARNING_RATES = {"sgd": 20.0, "adagrad": 0.02, "rowwise-adagrad": 0.02}
-"""Default learning rate of the embedding tables, by optimizer. These and the other defaults of training were found on
-the Criteo sample (one epoch, rows and dense tensors one step behind); `bench/compare_torch.py` trains with them."""
+LEARNING_RATES = {
+    "sgd": 20.0,
+    "momentum": 2.0,
+    "nesterov": 2.0,
+    "adagrad": 0.02,
+    "rowwise-adagrad": 0.02,
+    "adam": 0.003,
+    "ftrl": 20.0,
+}
+"""Default learning rate of the embedding tables, by optimizer. Those of SGD and the Adagrads, and the other defaults of
+training, were found on the Criteo sample (one epoch, rows and dense tensors one step behind); `bench/compare_torch.py`
+trains with them. The others were tried on generated data alone."""
 
-DENSE_LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.005}
-"""The same for the dense part."""
+DENSE_LEARNING_RATES = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adagrad": 0.005, "adam": 0.0003}
+"""The same for the dense part. Row-wise Adagrad does not go with it, and FTRL would forget the first values."""
 
 TRANSPORTS = ("tcp", "ipc")
 HEARTBEATS_IN_TIMEOUT = 8

@@ -1,6 +1,6 @@
 """Where rows, parities and replicas live: arithmetic only, no directory (docs/protocol.md)."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -30,13 +30,46 @@ class CodeSpec(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.k}+{self.r}"
 
 
+class OptimizerKind(NamedTuple):
+    """What a fused optimizer is told, in this order, and the float32 numbers of state that a record holds for it."""
+
+    hyper: tuple[str, ...]
+    state_per_weight: int = 0
+    state_per_row: int = 0
+
+
+OPTIMIZERS: Final = {
+    "sgd": OptimizerKind(("lr",)),
+    "momentum": OptimizerKind(("lr", "momentum"), state_per_weight=1),
+    "nesterov": OptimizerKind(("lr", "momentum"), state_per_weight=1),
+    "adagrad": OptimizerKind(("lr", "eps"), state_per_weight=1),
+    "rowwise-adagrad": OptimizerKind(("lr", "eps"), state_per_row=1),
+    "adam": OptimizerKind(("lr", "beta1", "beta2", "eps"), state_per_weight=2, state_per_row=4),
+    "ftrl": OptimizerKind(("lr", "beta", "l1", "l2"), state_per_weight=2),
+}
+"""The native store's optimizers by name."""
+
+
 class OptimizerSpec(msgspec.Struct, frozen=True, array_like=True):
-    """A fused optimizer: its name in the native store and its hyper-parameters in the store's order."""
+    """A fused optimizer: its name in `OPTIMIZERS` and its hyper-parameters in that order."""
 
     name: str
     hyper: tuple[float, ...]
-    state_floats: int
-    """Floats of state a row; -1 means as many as the row has weights."""
+
+    def check(self) -> None:
+        """Raise ConfigurationError for an unknown name or another number of hyper-parameters; not for their values."""
+        kind = OPTIMIZERS.get(self.name)
+        if kind is None:
+            raise ConfigurationError(f"optimizer {self.name[:300]!r}: expected one of {', '.join(OPTIMIZERS)}")
+        if len(self.hyper) != len(kind.hyper):
+            raise ConfigurationError(
+                f"optimizer {self.name!r} with {len(self.hyper)} hyper-parameters; expected {', '.join(kind.hyper)}"
+            )
+
+    def state_floats(self, dim: int) -> int:
+        """Floats of state in the record of a row of ``dim`` weights."""
+        kind = OPTIMIZERS[self.name]
+        return kind.state_per_weight * dim + kind.state_per_row
 
 
 class TableSpec(msgspec.Struct, frozen=True, array_like=True):

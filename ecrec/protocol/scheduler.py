@@ -591,6 +591,10 @@ class SchedulerMachine:
             raise ConfigurationError(f"table {spec.name!r}: {spec.rows} rows; expected 1 to 2**47")
         if not 1 <= spec.dim <= 65_536:
             raise ConfigurationError(f"table {spec.name!r}: dimension {spec.dim}; expected 1 to 65536")
+        try:
+            spec.optimizer.check()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"table {spec.name!r}: {error}") from error
         # A shard reserves address space for at most all rows of its group, state and parity included.
         largest = max(spec_bytes(spec), sum(map(spec_bytes, [*self.state.tables, spec])) / len(self.state.groups))
         if largest > TABLE_BYTES_MAX:
@@ -608,12 +612,6 @@ class SchedulerMachine:
             raise ConfigurationError(f"table {spec.name!r}: generator {spec.code.generator!r} is unknown")
         if spec.init not in ("zeros", "uniform"):
             raise ConfigurationError(f"table {spec.name!r}: init {spec.init!r}; expected zeros or uniform")
-        hyper_sizes = {"sgd": 1, "adagrad": 2, "rowwise-adagrad": 2}
-        if hyper_sizes.get(spec.optimizer.name) != len(spec.optimizer.hyper):
-            raise ConfigurationError(
-                f"table {spec.name!r}: optimizer {spec.optimizer.name!r} with {len(spec.optimizer.hyper)} "
-                f"hyper-parameters; expected one of {hyper_sizes}"
-            )
         self.placement.check(spec.code)
 
     def _table_ready(self, index: int) -> bool:
@@ -656,7 +654,7 @@ class SchedulerMachine:
 
 def spec_bytes(spec: TableSpec) -> float:
     """Most bytes that all rows of a table can have, optimizer state and padding included."""
-    return spec.rows * (8.0 * spec.dim + 16)
+    return spec.rows * (4.0 * (spec.dim + spec.optimizer.state_floats(spec.dim)) + 16)
 
 
 def _nonempty(groups: Iterable[Group]) -> list[str]:

@@ -51,8 +51,9 @@ REFUSAL = b"ECR!"
 FRAME_BYTES_MAX = (1 << 31) - 1
 """Of any frame. A window may exceed `ProtocolConfig.window_bytes_max` by the deltas of one push."""
 
-REQUEST_BYTES_MAX = 256 << 20
-"""Of a frame from a worker or tool: its deltas, several times as long with optimizer state, must fit a window."""
+REQUEST_BYTES_MAX = 224 << 20
+"""Of a frame from a worker or tool: its deltas, up to eight times as long (rows of one weight, with the state of Adam),
+must fit a window."""
 
 FRAMES_MAX = 4096
 """Payload frames of a message: two for each section of a push."""

@@ -170,9 +170,9 @@ def _draw_table(rng: random.Random, index: int, code: CodeSpec, rows: int) -> Ta
     dim = rng.randint(1, 4)
     optimizer = rng.choice(
         (
-            OptimizerSpec("sgd", (0.125,), 0),
-            OptimizerSpec("adagrad", (0.1, 1e-8), -1),
-            OptimizerSpec("rowwise-adagrad", (0.1, 1e-8), 1),
+            OptimizerSpec("sgd", (0.125,)),
+            OptimizerSpec("adagrad", (0.1, 1e-8)),
+            OptimizerSpec("rowwise-adagrad", (0.1, 1e-8)),
         )
     )
     uniform = rng.random() < 0.7

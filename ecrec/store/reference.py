@@ -84,7 +84,10 @@ class Table:
 
     @property
     def state_floats(self) -> int:
-        return {"sgd": 0, "adagrad": self.dim, "rowwise-adagrad": 1}[self.optimizer]
+        dim = self.dim
+        sizes = {"sgd": 0, "momentum": dim, "nesterov": dim, "adagrad": dim, "rowwise-adagrad": 1}
+        sizes |= {"adam": 2 * dim + 4, "ftrl": 2 * dim}
+        return sizes[self.optimizer]
 
     @property
     def record_bytes(self) -> int:
@@ -116,17 +119,32 @@ class Table:
         record = np.zeros(self.record_bytes // 4, dtype=np.float32)
         if self.init == "uniform":
             record[: self.dim] = initial_uniform(self.dim, self.init_seed, row, self.init_scale)
-        record[self.dim : self.dim + self.state_floats] = self.init_state
+        if self.optimizer in ("adagrad", "rowwise-adagrad"):
+            record[self.dim : self.dim + self.state_floats] = self.init_state
+        elif self.optimizer == "ftrl":
+            record[self.dim : 2 * self.dim] = self.init_state
         return record.view(np.uint8)
 
     def stepped(self, record: U8, gradient: F32) -> U8:
-        """The record after an optimizer step; formulas as torch's (Adagrad) and FBGEMM's (row-wise)."""
+        """The record after an optimizer step.
+
+        Formulas as torch's (SGD, Adagrad, SparseAdam), FBGEMM's (row-wise Adagrad), and McMahan et al. 2013, algorithm
+        1 (FTRL-Proximal).
+        """
         new = record.copy().view(np.float32)
         weights = new[: self.dim]
         state = new[self.dim : self.dim + self.state_floats]
         lr = np.float32(self.hyper[0])
         if self.optimizer == "sgd":
             weights -= lr * gradient
+        elif self.optimizer in ("momentum", "nesterov"):
+            momentum = np.float32(self.hyper[1])
+            state[:] = momentum * state + gradient
+            weights -= lr * (gradient + momentum * state if self.optimizer == "nesterov" else state)
+        elif self.optimizer == "adam":
+            self._adam(weights, state, gradient)
+        elif self.optimizer == "ftrl":
+            self._ftrl(weights, state, gradient)
         elif self.optimizer == "adagrad":
             state += gradient * gradient
             weights -= lr * gradient / (np.sqrt(state) + np.float32(self.hyper[1]))
@@ -135,6 +153,30 @@ class Table:
             weights -= lr / (np.sqrt(state) + np.float32(self.hyper[1])) * gradient
         stepped: U8 = new.view(np.uint8)
         return stepped
+
+    def _adam(self, weights: F32, state: F32, gradient: F32) -> None:
+        """State: m, v, and as two float64 the corrections of their bias, 1 - beta^t for the t steps of this row."""
+        lr, beta1, beta2, eps = self.hyper
+        m, v = state[: self.dim], state[self.dim : 2 * self.dim]
+        m += (gradient - m) * np.float32(1.0 - beta1)
+        v += (gradient * gradient - v) * np.float32(1.0 - beta2)
+        corrections = np.frombuffer(state[2 * self.dim :].tobytes(), dtype=np.float64)
+        corrections = corrections + (1.0 - corrections) * np.array([1.0 - beta1, 1.0 - beta2])
+        state[2 * self.dim :] = np.frombuffer(corrections.tobytes(), dtype=np.float32)
+        step = np.float32(lr * np.sqrt(corrections[1]) / corrections[0])
+        weights -= step * (m / (np.sqrt(v) + np.float32(eps)))
+
+    def _ftrl(self, weights: F32, state: F32, gradient: F32) -> None:
+        """State: n, z."""
+        lr, beta, l1, l2 = (np.float32(number) for number in self.hyper)
+        n, z = state[: self.dim], state[self.dim :]
+        before = np.sqrt(n)
+        n += gradient * gradient
+        root = np.sqrt(n)
+        z += gradient - (root - before) / lr * weights
+        excess = np.abs(z) - l1
+        shrunk = -np.copysign(excess, z) / ((beta + root) / lr + l2)
+        weights[:] = np.where(excess > 0, shrunk, np.float32(0.0))
 
 
 class ReferenceStore:

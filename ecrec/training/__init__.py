@@ -2,13 +2,15 @@
 
 from ecrec.training.embedding import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
-from ecrec.training.optimizers import SGD, Adagrad, Optimizer, RowWiseAdagrad
+from ecrec.training.optimizers import FTRL, SGD, Adagrad, Adam, Optimizer, RowWiseAdagrad
 from ecrec.training.replicated import ReplicatedModule
 from ecrec.training.session import Session, connect
 
 __all__ = [
+    "FTRL",
     "SGD",
     "Adagrad",
+    "Adam",
     "EmbeddingBagCollection",
     "EmbeddingBagConfig",
     "KeyedJaggedTensor",

@@ -43,8 +43,7 @@ def model_digest(session: Session, specs: Sequence[TableSpec]) -> str:
 
 def record_bytes(spec: TableSpec) -> int:
     """Bytes of a record: weights and state in float32, padded to 16 bytes."""
-    state = spec.dim if spec.optimizer.state_floats < 0 else spec.optimizer.state_floats
-    return -(-4 * (spec.dim + state) // _RECORD_ALIGNMENT) * _RECORD_ALIGNMENT
+    return -(-4 * (spec.dim + spec.optimizer.state_floats(spec.dim)) // _RECORD_ALIGNMENT) * _RECORD_ALIGNMENT
 
 
 def _chunks(session: Session, specs: Sequence[TableSpec]) -> Iterator[_Chunk]:

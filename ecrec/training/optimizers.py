@@ -1,10 +1,12 @@
 """Fused optimizers: a shard applies them to the rows whose gradients it is sent.
 
 Names and defaults follow ``torch.optim`` and TorchRec's fused optimizers. The formulas are the native store's
-(``src/cpp/store``); g is the sum of a row's gradients over the batch, s its state.
+(``src/cpp/kernels/operations.hpp``); g is the sum of a row's gradients over the batch. State lies in the row's record,
+so it is coded and recovered with the weights. Only rows that a batch uses advance, momentum included.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ecrec.errors import ConfigurationError
@@ -13,16 +15,28 @@ from ecrec.protocol.placement import OptimizerSpec
 
 @dataclass(frozen=True)
 class SGD:
-    """w -= lr * g. No state. Raises ConfigurationError for an lr that is not positive and finite."""
+    """w -= lr * g; with momentum b = momentum * b + g; w -= lr * b, with nesterov w -= lr * (g + momentum * b).
+
+    As ``torch.optim.SGD`` without dampening, for the rows of the batch: no b moves a row without gradient.
+    No state without momentum. Raises ConfigurationError for an lr that is not positive and finite, a momentum that is
+    not finite or negative, and nesterov without momentum.
+    """
 
     lr: float
+    momentum: float = 0.0
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         _check_positive("SGD", "lr", self.lr)
+        _check_not_negative("SGD", "momentum", self.momentum)
+        if self.nesterov and self.momentum == 0:
+            raise ConfigurationError("SGD: nesterov needs a momentum, and momentum is 0")
 
     @property
     def spec(self) -> OptimizerSpec:
-        return OptimizerSpec("sgd", (float(self.lr),), 0)
+        if self.momentum == 0:
+            return OptimizerSpec("sgd", (float(self.lr),))
+        return OptimizerSpec("nesterov" if self.nesterov else "momentum", (float(self.lr), float(self.momentum)))
 
     @property
     def init_state(self) -> float:
@@ -35,7 +49,7 @@ class SGD:
 
 @dataclass(frozen=True)
 class Adagrad:
-    """s += g * g; w -= lr * g / (sqrt(s) + eps), element by element, as ``torch.optim.Adagrad``.
+    """s += g * g; w -= lr * g / (sqrt(s) + eps), state s, element by element, as ``torch.optim.Adagrad``.
 
     Raises ConfigurationError for an lr or eps that is not positive and finite, or a negative accumulator.
     """
@@ -51,7 +65,7 @@ class Adagrad:
 
     @property
     def spec(self) -> OptimizerSpec:
-        return OptimizerSpec("adagrad", (float(self.lr), float(self.eps)), -1)
+        return OptimizerSpec("adagrad", (float(self.lr), float(self.eps)))
 
     @property
     def init_state(self) -> float:
@@ -80,7 +94,7 @@ class RowWiseAdagrad:
 
     @property
     def spec(self) -> OptimizerSpec:
-        return OptimizerSpec("rowwise-adagrad", (float(self.lr), float(self.eps)), 1)
+        return OptimizerSpec("rowwise-adagrad", (float(self.lr), float(self.eps)))
 
     @property
     def init_state(self) -> float:
@@ -91,20 +105,106 @@ class RowWiseAdagrad:
         return False
 
 
-Optimizer = SGD | Adagrad | RowWiseAdagrad
+@dataclass(frozen=True)
+class Adam:
+    """m += (1 - beta1) * (g - m); v += (1 - beta2) * (g * g - v); w -= step * m / (sqrt(v) + eps), where
+    step = lr * sqrt(1 - beta2^t) / (1 - beta1^t).
 
-_BY_NAME = {"sgd": SGD, "adagrad": Adagrad, "rowwise-adagrad": RowWiseAdagrad}
+    The rule of ``torch.optim.SparseAdam``, but for t: there it counts the steps of the whole parameter, here the steps
+    of the row, and is part of the row's state. They are equal if every row is in every batch. A shard cannot know how
+    often a table was stepped: it sees the batches with rows of its own, of several workers, in no common order, and a
+    count beside the rows would be lost with it. And m and v have taken in as many gradients as their row has had, which
+    is what the correction is for: SparseAdam's first step of a row seen late is (1 - beta1) / sqrt(1 - beta2) * lr,
+    three times lr with the default betas; here every row's first step is lr.
+
+    State: 8 bytes a weight and 16 a row. Raises ConfigurationError for an lr or eps that is not positive and finite,
+    and betas that are not two numbers from 0 to below 1.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_positive("Adam", "lr", self.lr)
+        _check_positive("Adam", "eps", self.eps)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigurationError(f"Adam: betas are {self.betas}, expected two numbers from 0 to below 1")
+
+    @property
+    def spec(self) -> OptimizerSpec:
+        return OptimizerSpec("adam", (float(self.lr), *map(float, self.betas), float(self.eps)))
+
+    @property
+    def init_state(self) -> float:
+        return 0.0
+
+    @property
+    def elementwise(self) -> bool:
+        # State of a row is only a count of its steps, and all rows of a replicated module take every step.
+        return True
+
+
+@dataclass(frozen=True)
+class FTRL:
+    """FTRL-Proximal (McMahan et al., Ad Click Prediction, KDD 2013, algorithm 1), element by element.
+
+    n' = n + g * g; z += g - (sqrt(n') - sqrt(n)) / lr * w; w = 0 if |z| <= l1, else
+    w = -(z - sign(z) * l1) / ((beta + sqrt(n')) / lr + l2); state n and z.
+
+    As TensorFlow's with learning_rate_power = -0.5, whose l2 is half of this one. The weights are a function of n and z
+    alone: initial values count only in the gradients until a row's first step, which comes close to forgetting them.
+    Raises ConfigurationError for an lr that is not positive and finite, and anything else negative or not finite.
+    """
+
+    lr: float
+    beta: float = 1.0
+    l1: float = 0.0
+    l2: float = 0.0
+    initial_accumulator_value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_positive("FTRL", "lr", self.lr)
+        for name in ("beta", "l1", "l2", "initial_accumulator_value"):
+            _check_not_negative("FTRL", name, getattr(self, name))
+
+    @property
+    def spec(self) -> OptimizerSpec:
+        return OptimizerSpec("ftrl", (float(self.lr), float(self.beta), float(self.l1), float(self.l2)))
+
+    @property
+    def init_state(self) -> float:
+        return float(self.initial_accumulator_value)
+
+    @property
+    def elementwise(self) -> bool:
+        return True
+
+
+Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam | FTRL
+
+MOMENTUM = 0.9
+"""Of ``momentum`` and ``nesterov`` by name."""
+
+_BY_NAME: dict[str, Callable[[float], Optimizer]] = {
+    "sgd": SGD,
+    "momentum": lambda lr: SGD(lr, MOMENTUM),
+    "nesterov": lambda lr: SGD(lr, MOMENTUM, nesterov=True),
+    "adagrad": Adagrad,
+    "rowwise-adagrad": RowWiseAdagrad,
+    "adam": Adam,
+    "ftrl": FTRL,
+}
 
 
 def optimizer(name: str, lr: float) -> Optimizer:
-    """The optimizer of that name (``sgd``, ``adagrad``, ``rowwise-adagrad``) with its defaults.
+    """The optimizer of that name (one of `placement.OPTIMIZERS`) with its defaults, and a momentum of `MOMENTUM`.
 
     Raises ConfigurationError for an unknown name or a bad lr.
     """
     if name not in _BY_NAME:
         raise ConfigurationError(f"optimizer {name!r}: expected one of {', '.join(_BY_NAME)}")
-    made: Optimizer = _BY_NAME[name](lr)
-    return made
+    return _BY_NAME[name](lr)
 
 
 def _check_positive(optimizer_name: str, name: str, value: float) -> None:

@@ -171,5 +171,5 @@ def _check(module: nn.Module, parameters: list[nn.Parameter], optimizer: Optimiz
     if not optimizer.elementwise:
         raise ConfigurationError(
             f"{type(optimizer).__name__} keeps its state by row, and a row of a replicated module is cut anywhere; "
-            "use SGD or Adagrad"
+            "use another optimizer"
         )

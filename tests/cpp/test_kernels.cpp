@@ -182,6 +182,23 @@ void check_floats(const Operations& kernel, const Operations& oracle, std::size_
                [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
                    k.sgd(dim, rate, g, record, delta);
                });
+    check_step(kernel, oracle, "momentum", dim, dim, at_end,
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
+                   k.momentum(dim, rate, 0.9f, g, record, delta);
+               });
+    check_step(kernel, oracle, "nesterov", dim, dim, at_end,
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
+                   k.nesterov(dim, rate, 0.9f, g, record, delta);
+               });
+    check_step(kernel, oracle, "adam", dim, 2 * dim, at_end,
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
+                   k.adam(dim, rate, 0.1f, 0.001f, eps, g, record, delta);
+               });
+    // z after the step lies in -3..5, so that l1 = 1 makes some weights zero.
+    check_step(kernel, oracle, "ftrl", dim, 2 * dim, at_end,
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
+                   k.ftrl(dim, rate, 1.0f, 1.0f, 0.1f, g, record, delta);
+               });
     check_step(kernel, oracle, "adagrad", dim, dim, at_end,
                [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
                    k.adagrad(dim, rate, eps, g, record, delta);
@@ -208,6 +225,38 @@ void check_fold_rows(const Operations& kernel, const Operations& oracle) {
         }
         kernel.fold_rows(rows, bytes, c, source.data(), target.data());
         check(parity == expected, kernel, "fold_rows of many", bytes);
+    }
+}
+
+void check_formulas_in_double(const Operations& kernel, std::span<const float> gradient) {
+    const std::size_t dim = gradient.size();
+    std::vector<float> start(3 * dim);
+    fill_floats(start, 0.0f, 1.0f);
+    auto momentum = start, nesterov = start, adam = start, ftrl = start;
+    kernel.momentum(dim, 0.1f, 0.9f, gradient.data(), momentum.data(), nullptr);
+    kernel.nesterov(dim, 0.1f, 0.9f, gradient.data(), nesterov.data(), nullptr);
+    kernel.adam(dim, 0.1f, 0.25f, 0.125f, 1e-6f, gradient.data(), adam.data(), nullptr);
+    kernel.ftrl(dim, 0.5f, 1.0f, 0.75f, 0.25f, gradient.data(), ftrl.data(), nullptr);
+    const auto near = [&](float found, double expected, const char* what) {
+        check(std::abs(found - expected) < 1e-4, kernel, what, dim);
+    };
+    for (std::size_t i = 0; i < dim; ++i) {
+        const double g = gradient[i], w = start[i], first = start[dim + i], second = start[2 * dim + i];
+        const double buffer = 0.9 * first + g;
+        near(momentum[dim + i], buffer, "momentum's buffer");
+        near(momentum[i], w - 0.1 * buffer, "momentum's formula");
+        near(nesterov[dim + i], buffer, "nesterov's buffer");
+        near(nesterov[i], w - 0.1 * (g + 0.9 * buffer), "nesterov's formula");
+        const double m = 0.75 * first + 0.25 * g, v = 0.875 * second + 0.125 * g * g;
+        near(adam[dim + i], m, "adam's m");
+        near(adam[2 * dim + i], v, "adam's v");
+        near(adam[i], w - 0.1 * m / (std::sqrt(v) + 1e-6), "adam's formula");
+        const double n = first + g * g;
+        const double z = second + g - (std::sqrt(n) - std::sqrt(first)) / 0.5 * w;
+        const double excess = std::max(std::abs(z) - 0.75, 0.0);
+        near(ftrl[dim + i], n, "ftrl's n");
+        near(ftrl[2 * dim + i], z, "ftrl's z");
+        near(ftrl[i], -std::copysign(excess, z) / ((1.0 + std::sqrt(n)) / 0.5 + 0.25), "ftrl's formula");
     }
 }
 
@@ -239,6 +288,7 @@ void check_formulas(const Operations& kernel) {
             close &= std::abs(weights[i] - (record[i] - step * wide[i])) < 1e-5;
         }
         check(close, kernel, "rowwise_adagrad's formula", dim);
+        check_formulas_in_double(kernel, gradient);
     }
 }
 

@@ -52,10 +52,12 @@ def test_deaths_change_nothing(trainer, undisturbed, options, kills):
     check(finished, undisturbed(), deaths)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
-def test_the_state_of_optimizers_survives(trainer, undisturbed, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "dense"), [("sgd", "sgd"), ("adagrad", "adagrad"), ("adam", "adam"), ("ftrl", "nesterov")]
+)
+def test_the_state_of_optimizers_survives(trainer, undisturbed, optimizer, dense):
     rates = ("--lr", "0.05", "--dense-lr", "0.05") if optimizer == "sgd" else ()
-    options = ("--optimizer", optimizer, "--dense-optimizer", optimizer, *rates)
+    options = ("--optimizer", optimizer, "--dense-optimizer", dense, *rates)
     finished = trainer.run(*SMALL, *options, "--kill", "ps:3@8")
     check(finished, undisturbed(*options), [(3, 8)])
     assert finished.report["model_digest"] != undisturbed()["model_digest"]

@@ -177,7 +177,7 @@ class Worker:
     def __init__(self, endpoint: str, rows: int = 1000, dim: int = 8, keys: CurveKeys | None = None) -> None:
         self.machine = ClientMachine(0, secrets.token_hex(8))
         self.node = ClientNode(endpoint, self.machine, keys)
-        self.spec = TableSpec("t", rows, dim, CodeSpec(4, 1), OptimizerSpec("sgd", (1.0,), 0), "zeros")
+        self.spec = TableSpec("t", rows, dim, CodeSpec(4, 1), OptimizerSpec("sgd", (1.0,)), "zeros")
         stripes, slots = np.divmod(np.arange(rows), 4)
         self.places = (stripes + slots) % SHARDS
         self.expected = np.zeros((rows, dim), np.float32)

@@ -11,7 +11,6 @@ from torch import nn  # noqa: E402
 from ecrec.errors import ConfigurationError, RefusedError  # noqa: E402
 from ecrec.training import (  # noqa: E402
     SGD,
-    Adagrad,
     EmbeddingBagCollection,
     EmbeddingBagConfig,
     KeyedJaggedTensor,
@@ -177,10 +176,3 @@ def test_a_code_that_the_cluster_cannot_hold_is_refused(session: Session) -> Non
 def test_small_tables_are_replicated_and_a_table_may_have_a_code_of_its_own(session: Session) -> None:
     sparse = EmbeddingBagCollection(session, CONFIGS, SGD(lr=1.0), replicated_rows_max=3, table_codes={"items": "1+2"})
     assert [str(spec.code) for spec in sparse.specs] == ["2+1", "1+2", "1+1"]
-
-
-@pytest.mark.parametrize("make", [SGD, Adagrad, RowWiseAdagrad])
-@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
-def test_optimizers_check_their_learning_rate(make: type, lr: float) -> None:
-    with pytest.raises(ConfigurationError, match="lr"):
-        make(lr=lr)

@@ -262,6 +262,31 @@ void sgd(std::size_t dim, float learning_rate, const float* gradient, float* rec
     descend(dim, learning_rate, gradient, record, delta);
 }
 
+template <bool look_ahead>
+void descend_with_momentum(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
+                           std::uint8_t* delta) {
+    for_lanes(dim, [&](auto access, std::size_t i) {
+        const Floats g = load_floats(access, gradient + i);
+        const Floats old_buffer = load_floats(access, record + dim + i);
+        const Floats buffer = momentum * old_buffer + g;
+        const Floats old = load_floats(access, record + i);
+        Floats direction = buffer;
+        if (look_ahead) direction = g + momentum * buffer;
+        replace(access, record, dim + i, old_buffer, buffer, delta);
+        replace(access, record, i, old, old - learning_rate * direction, delta);
+    });
+}
+
+void momentum(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
+              std::uint8_t* delta) {
+    descend_with_momentum<false>(dim, learning_rate, momentum, gradient, record, delta);
+}
+
+void nesterov(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
+              std::uint8_t* delta) {
+    descend_with_momentum<true>(dim, learning_rate, momentum, gradient, record, delta);
+}
+
 void adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
              std::uint8_t* delta) {
     for_lanes(dim, [&](auto access, std::size_t i) {
@@ -307,6 +332,45 @@ void rowwise_adagrad(std::size_t dim, float learning_rate, float eps, const floa
     replace_one(record, dim, moment, delta);
 }
 
+void adam(std::size_t dim, float step, float rate_1, float rate_2, float eps, const float* gradient, float* record,
+          std::uint8_t* delta) {
+    for_lanes(dim, [&](auto access, std::size_t i) {
+        const Floats g = load_floats(access, gradient + i);
+        const Floats old_m = load_floats(access, record + dim + i);
+        const Floats old_v = load_floats(access, record + 2 * dim + i);
+        const Floats m = old_m + (g - old_m) * rate_1;
+        const Floats v = old_v + (g * g - old_v) * rate_2;
+        const Floats old = load_floats(access, record + i);
+        const Floats next = old - step * (m / (square_root(v) + eps));
+        replace(access, record, dim + i, old_m, m, delta);
+        replace(access, record, 2 * dim + i, old_v, v, delta);
+        replace(access, record, i, old, next, delta);
+    });
+}
+
+void ftrl(std::size_t dim, float learning_rate, float beta, float l1, float l2, const float* gradient, float* record,
+          std::uint8_t* delta) {
+    for_lanes(dim, [&](auto access, std::size_t i) {
+        const Floats g = load_floats(access, gradient + i);
+        const Floats old_n = load_floats(access, record + dim + i);
+        const Floats old_z = load_floats(access, record + 2 * dim + i);
+        const Floats old = load_floats(access, record + i);
+        const Floats n = old_n + g * g;
+        const Floats root = square_root(n);
+        const Floats sigma = (root - square_root(old_n)) / learning_rate;
+        const Floats z = old_z + (g - sigma * old);
+        const Words z_bits = reinterpret_cast<Words>(z);
+        const Floats excess = reinterpret_cast<Floats>(z_bits & 0x7fffffffu) - l1;
+        const Floats magnitude = excess / ((beta + root) / learning_rate + l2);
+        // Of the opposite sign as z, and zero where z does not exceed l1.
+        const Words next = (reinterpret_cast<Words>(magnitude) ^ (~z_bits & 0x80000000u)) &
+                           reinterpret_cast<Words>(excess > 0.0f);
+        replace(access, record, dim + i, old_n, n, delta);
+        replace(access, record, 2 * dim + i, old_z, z, delta);
+        replace(access, record, i, old, reinterpret_cast<Floats>(next), delta);
+    });
+}
+
 void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, float scale, float* weights) {
     static constexpr std::uint32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     Words iota;
@@ -333,7 +397,7 @@ void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, flo
 
 constexpr Operations table_named(const char* name) {
     return {
-        name, encode, fold,    fold_rows,       difference,      is_zero, is_finite,
-        add,  sgd,    adagrad, rowwise_adagrad, initial_uniform,
+        name, encode,   fold,     fold_rows, difference,      is_zero, is_finite, add,
+        sgd,  momentum, nesterov, adagrad,   rowwise_adagrad, adam,    ftrl,      initial_uniform,
     };
 }

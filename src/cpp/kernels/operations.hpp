@@ -48,12 +48,30 @@ struct Operations {
 
     // Optimizer steps on one record: w[dim] then state. delta (bytes of w and state, not the padding) ^= old ^ new if
     // delta is not null. Bit-exact across kernels: one rounding an operation, no fused multiply-add; formulas as torch's
-    // (Adagrad) and FBGEMM's (row-wise Adagrad: mean of squares summed in 16 lanes, lanes added pairwise 8, 4, 2, 1).
+    // (SGD, momentum, Adagrad), FBGEMM's (row-wise Adagrad: mean of squares summed in 16 lanes, lanes added pairwise
+    // 8, 4, 2, 1), torch's SparseAdam and McMahan et al. 2013, algorithm 1 (FTRL-Proximal).
     void (*sgd)(std::size_t dim, float learning_rate, const float* gradient, float* record, std::uint8_t* delta);
+
+    // State: b[dim]. b = momentum * b + g; w -= learning_rate * b, or of Nesterov learning_rate * (g + momentum * b).
+    void (*momentum)(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
+                     std::uint8_t* delta);
+    void (*nesterov)(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
+                     std::uint8_t* delta);
+
     void (*adagrad)(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
                     std::uint8_t* delta);
     void (*rowwise_adagrad)(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
                             std::uint8_t* delta);
+
+    // State: m[dim], v[dim] (what stands behind them is the caller's). m += (g - m) * rate_1; v += (g * g - v) * rate_2;
+    // w -= step * (m / (sqrt(v) + eps)): step is the learning rate with the corrections of bias, a rate is 1 - beta.
+    void (*adam)(std::size_t dim, float step, float rate_1, float rate_2, float eps, const float* gradient,
+                 float* record, std::uint8_t* delta);
+
+    // State: n[dim], z[dim]. n' = n + g * g; z += g - (sqrt(n') - sqrt(n)) / learning_rate * w;
+    // w = 0 if |z| <= l1, else -sign(z) * (|z| - l1) / ((beta + sqrt(n')) / learning_rate + l2).
+    void (*ftrl)(std::size_t dim, float learning_rate, float beta, float l1, float l2, const float* gradient,
+                 float* record, std::uint8_t* delta);
 
     // Initial weights: uniform in [-scale, scale) from a counter-based generator of (seed, row, column); 24 random bits a
     // weight, one multiplication, so that every kernel gives the same bits.

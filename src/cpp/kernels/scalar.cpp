@@ -75,6 +75,30 @@ void sgd(std::size_t dim, float learning_rate, const float* gradient, float* rec
     for (std::size_t i = 0; i < dim; ++i) replace(record, i, record[i] - learning_rate * gradient[i], delta);
 }
 
+// b = momentum * b + g of one element.
+float advanced_momentum(std::size_t dim, std::size_t i, float momentum, const float* gradient, float* record,
+                        std::uint8_t* delta) {
+    const float buffer = momentum * record[dim + i] + gradient[i];
+    replace(record, dim + i, buffer, delta);
+    return buffer;
+}
+
+void momentum(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
+              std::uint8_t* delta) {
+    for (std::size_t i = 0; i < dim; ++i) {
+        const float buffer = advanced_momentum(dim, i, momentum, gradient, record, delta);
+        replace(record, i, record[i] - learning_rate * buffer, delta);
+    }
+}
+
+void nesterov(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
+              std::uint8_t* delta) {
+    for (std::size_t i = 0; i < dim; ++i) {
+        const float buffer = advanced_momentum(dim, i, momentum, gradient, record, delta);
+        replace(record, i, record[i] - learning_rate * (gradient[i] + momentum * buffer), delta);
+    }
+}
+
 void adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
              std::uint8_t* delta) {
     for (std::size_t i = 0; i < dim; ++i) {
@@ -96,6 +120,34 @@ void rowwise_adagrad(std::size_t dim, float learning_rate, float eps, const floa
     const float step = learning_rate / (std::sqrt(moment) + eps);
     for (std::size_t i = 0; i < dim; ++i) replace(record, i, record[i] - step * gradient[i], delta);
     replace(record, dim, moment, delta);
+}
+
+void adam(std::size_t dim, float step, float rate_1, float rate_2, float eps, const float* gradient, float* record,
+          std::uint8_t* delta) {
+    for (std::size_t i = 0; i < dim; ++i) {
+        const float g = gradient[i];
+        const float m = record[dim + i] + (g - record[dim + i]) * rate_1;
+        const float v = record[2 * dim + i] + (g * g - record[2 * dim + i]) * rate_2;
+        replace(record, dim + i, m, delta);
+        replace(record, 2 * dim + i, v, delta);
+        replace(record, i, record[i] - step * (m / (std::sqrt(v) + eps)), delta);
+    }
+}
+
+void ftrl(std::size_t dim, float learning_rate, float beta, float l1, float l2, const float* gradient, float* record,
+          std::uint8_t* delta) {
+    for (std::size_t i = 0; i < dim; ++i) {
+        const float g = gradient[i];
+        const float n = record[dim + i] + g * g;
+        const float root = std::sqrt(n);
+        const float sigma = (root - std::sqrt(record[dim + i])) / learning_rate;
+        const float z = record[2 * dim + i] + (g - sigma * record[i]);
+        const float excess = std::fabs(z) - l1;
+        const float magnitude = excess / ((beta + root) / learning_rate + l2);
+        replace(record, dim + i, n, delta);
+        replace(record, 2 * dim + i, z, delta);
+        replace(record, i, excess > 0.0f ? (std::signbit(z) ? magnitude : -magnitude) : 0.0f, delta);
+    }
 }
 
 void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, float scale, float* weights) {
@@ -120,8 +172,8 @@ void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, flo
 }  // namespace
 
 extern const Operations table = {
-    "scalar", encode,  fold,    fold_rows,       difference,      is_zero, is_finite,
-    add,      sgd,     adagrad, rowwise_adagrad, initial_uniform,
+    "scalar", encode,   fold,     fold_rows, difference,      is_zero, is_finite, add,
+    sgd,      momentum, nesterov, adagrad,   rowwise_adagrad, adam,    ftrl,      initial_uniform,
 };
 
 }  // namespace ecrec::scalar

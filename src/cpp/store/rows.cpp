@@ -1,6 +1,7 @@
 // What workers see of a store: reading rows, and changing them.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/registry.hpp"
@@ -14,6 +15,26 @@ namespace {
 // Rows ahead whose memory is asked for: enough to hide a miss behind a few hundred bytes of arithmetic each.
 constexpr std::size_t prefetch_rows = 8;
 constexpr std::size_t prefetch_bytes_max = 1024;
+
+// Adam's step size for the next step of a row: learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t), where t counts the
+// steps of this row. `corrections`, the last of the row's state, are the two 1 - beta^t as doubles, zero before the
+// first step; delta takes in the bits of them that change. In double, because a float would stand still 3e-5 before 1;
+// and by the rule of m and v, c += (1 - c) * (1 - beta), because that needs no powers.
+float adam_step(const TableShape& shape, std::uint8_t* corrections, std::uint8_t* delta) {
+    double old[2], next[2];
+    std::memcpy(old, corrections, sizeof old);
+    for (std::size_t i = 0; i < 2; ++i) next[i] = old[i] + (1.0 - old[i]) * shape.hyper_exact[1 + i];
+    std::memcpy(corrections, next, sizeof next);
+    if (delta != nullptr) {
+        std::uint64_t before[2], after[2], bits[2];
+        std::memcpy(before, old, sizeof old);
+        std::memcpy(after, next, sizeof next);
+        std::memcpy(bits, delta, sizeof bits);
+        for (std::size_t i = 0; i < 2; ++i) bits[i] ^= before[i] ^ after[i];
+        std::memcpy(delta, bits, sizeof bits);
+    }
+    return static_cast<float>(shape.hyper_exact[0] * std::sqrt(next[1]) / next[0]);
+}
 
 }  // namespace
 
@@ -266,17 +287,23 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
            [](const Operations& operations, const Table& table, const float* gradient, float* record,
               std::uint8_t* delta) {
                const TableShape& shape = table.shape();
+               const std::size_t dim = shape.dim;
+               const auto& [a, b, c, d] = shape.hyper;
                switch (shape.optimizer) {
-                   case Optimizer::sgd:
-                       operations.sgd(shape.dim, shape.hyper[0], gradient, record, delta);
-                       break;
-                   case Optimizer::adagrad:
-                       operations.adagrad(shape.dim, shape.hyper[0], shape.hyper[1], gradient, record, delta);
-                       break;
+                   case Optimizer::sgd: operations.sgd(dim, a, gradient, record, delta); break;
+                   case Optimizer::momentum: operations.momentum(dim, a, b, gradient, record, delta); break;
+                   case Optimizer::nesterov: operations.nesterov(dim, a, b, gradient, record, delta); break;
+                   case Optimizer::adagrad: operations.adagrad(dim, a, b, gradient, record, delta); break;
                    case Optimizer::rowwise_adagrad:
-                       operations.rowwise_adagrad(shape.dim, shape.hyper[0], shape.hyper[1], gradient, record,
-                                                  delta);
+                       operations.rowwise_adagrad(dim, a, b, gradient, record, delta);
                        break;
+                   case Optimizer::adam: {
+                       const float step = adam_step(shape, reinterpret_cast<std::uint8_t*>(record + 3 * dim),
+                                                    delta == nullptr ? nullptr : delta + 12 * dim);
+                       operations.adam(dim, step, b, c, d, gradient, record, delta);
+                       break;
+                   }
+                   case Optimizer::ftrl: operations.ftrl(dim, a, b, c, d, gradient, record, delta); break;
                }
            });
 }

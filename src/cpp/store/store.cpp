@@ -21,12 +21,49 @@ float checked_float(const char* what, double value) {
     return narrow;
 }
 
-Optimizer optimizer_from_name(const std::string& name) {
-    if (name == "sgd") return Optimizer::sgd;
-    if (name == "adagrad") return Optimizer::adagrad;
-    if (name == "rowwise-adagrad") return Optimizer::rowwise_adagrad;
-    refuse(ErrorKind::value, "add_table: unknown optimizer '", name,
-           "', expected sgd, adagrad or rowwise-adagrad");
+struct OptimizerName {
+    const char* name;
+    Optimizer optimizer;
+    std::array<const char*, hyper_max> hyper;  // as many as are not null
+};
+
+constexpr OptimizerName optimizer_names[] = {
+    {"sgd", Optimizer::sgd, {"lr"}},
+    {"momentum", Optimizer::momentum, {"lr", "momentum"}},
+    {"nesterov", Optimizer::nesterov, {"lr", "momentum"}},
+    {"adagrad", Optimizer::adagrad, {"lr", "eps"}},
+    {"rowwise-adagrad", Optimizer::rowwise_adagrad, {"lr", "eps"}},
+    {"adam", Optimizer::adam, {"lr", "beta1", "beta2", "eps"}},
+    {"ftrl", Optimizer::ftrl, {"lr", "beta", "l1", "l2"}},
+};
+
+const OptimizerName& optimizer_named(const std::string& name) {
+    std::string names;
+    for (const OptimizerName& each : optimizer_names) {
+        if (name == each.name) return each;
+        names += (names.empty() ? "" : ", ") + std::string(each.name);
+    }
+    refuse(ErrorKind::value, "add_table: unknown optimizer '", name, "', expected one of ", names);
+}
+
+void set_optimizer(const OptimizerName& named, const std::vector<double>& hyper, TableShape& shape) {
+    std::size_t expected = 0;
+    std::string names;
+    for (; expected < hyper_max && named.hyper[expected] != nullptr; ++expected) {
+        names += (names.empty() ? "" : ", ") + std::string(named.hyper[expected]);
+    }
+    if (hyper.size() != expected) {
+        refuse(ErrorKind::value, "add_table: ", named.name, " got ", hyper.size(), " hyperparameters, expected [",
+               names, "]");
+    }
+    shape.optimizer = named.optimizer;
+    for (std::size_t i = 0; i < expected; ++i) {
+        checked_float(named.hyper[i], hyper[i]);
+        // Taken before rounding: 1 - float(0.999) is 1e-5 away from float(1 - 0.999).
+        const bool is_beta = named.optimizer == Optimizer::adam && (i == 1 || i == 2);
+        shape.hyper_exact[i] = is_beta ? 1.0 - hyper[i] : hyper[i];
+        shape.hyper[i] = static_cast<float>(shape.hyper_exact[i]);
+    }
 }
 
 Initial initial_from_name(const std::string& name) {
@@ -50,19 +87,12 @@ TableShape checked_shape(const TableOptions& options, int shards) {
     shape.dim = static_cast<std::uint64_t>(options.dim);
     shape.k = options.k;
     shape.r = options.r;
-    shape.optimizer = optimizer_from_name(options.optimizer);
-    const std::size_t expected = shape.optimizer == Optimizer::sgd ? 1 : 2;
-    if (options.hyper.size() != expected) {
-        refuse(ErrorKind::value, "add_table: ", options.optimizer, " got ", options.hyper.size(),
-               " hyperparameters, expected ", expected == 1 ? "[lr]" : "[lr, eps]");
-    }
-    for (std::size_t i = 0; i < expected; ++i)
-        shape.hyper[i] = checked_float(i == 0 ? "lr" : "eps", options.hyper[i]);
+    set_optimizer(optimizer_named(options.optimizer), options.hyper, shape);
     shape.initial = initial_from_name(options.initial);
     shape.seed = options.initial_seed;
     shape.scale = checked_float("init_scale", options.initial_scale);
     shape.state = checked_float("init_state", options.initial_state);
-    const double record_bytes_max = 8.0 * static_cast<double>(shape.dim) + 16;
+    const double record_bytes_max = 4.0 * static_cast<double>(shape.dim + shape.state_floats()) + 16;
     if (static_cast<double>(shape.rows) * record_bytes_max > table_bytes_max) {
         refuse(ErrorKind::value, "add_table: ", options.rows, " rows of dim ", options.dim,
                " are more than 2^46 bytes");

@@ -13,23 +13,41 @@ std::uint64_t count_of(std::uint64_t total, std::uint64_t remainder, std::uint64
     return total > remainder ? ceil_divide(total - remainder, step) : 0;
 }
 
-std::size_t state_floats(const TableShape& shape) {
+// Floats of state that start at TableShape::state; they are the first ones.
+std::size_t state_floats_set(const TableShape& shape) {
     switch (shape.optimizer) {
-        case Optimizer::adagrad: return shape.dim;
+        case Optimizer::adagrad:
+        case Optimizer::ftrl: return shape.dim;
         case Optimizer::rowwise_adagrad: return 1;
-        case Optimizer::sgd: break;
+        case Optimizer::sgd:
+        case Optimizer::momentum:
+        case Optimizer::nesterov:
+        case Optimizer::adam: break;
     }
     return 0;
 }
 
 }  // namespace
 
+std::size_t TableShape::state_floats() const {
+    switch (optimizer) {
+        case Optimizer::sgd: break;
+        case Optimizer::momentum:
+        case Optimizer::nesterov:
+        case Optimizer::adagrad: return dim;
+        case Optimizer::rowwise_adagrad: return 1;
+        case Optimizer::adam: return 2 * dim + adam_row_floats;
+        case Optimizer::ftrl: return 2 * dim;
+    }
+    return 0;
+}
+
 Table::Table(const TableShape& shape, const ShardPlace& place, int code, std::uint64_t offset, bool recovered)
     : shape_(shape),
       place_(place),
       code_(code),
       offset_(offset),
-      used_bytes_(4 * (shape.dim + state_floats(shape))),
+      used_bytes_(4 * (shape.dim + shape.state_floats())),
       record_bytes_((used_bytes_ + 15) / 16 * 16),
       by_k_(static_cast<std::uint64_t>(shape.k)),
       by_groups_(static_cast<std::uint64_t>(place.groups)),
@@ -66,7 +84,9 @@ void Table::write_initial(const Operations& operations, std::uint64_t row, float
     } else {
         std::fill_n(record, shape_.dim, 0.0f);
     }
-    std::fill_n(record + shape_.dim, used_bytes_ / 4 - shape_.dim, shape_.state);
+    const std::size_t set = state_floats_set(shape_);
+    std::fill_n(record + shape_.dim, set, shape_.state);
+    std::fill_n(record + shape_.dim + set, shape_.state_floats() - set, 0.0f);
 }
 
 void Table::wipe_parity(int index) {

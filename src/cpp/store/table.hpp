@@ -23,7 +23,7 @@ inline constexpr int classes_max = 64;
 inline constexpr int stripe_bits = 48;
 inline constexpr std::uint64_t unlimited = ~std::uint64_t{0};
 
-enum class Optimizer { sgd, adagrad, rowwise_adagrad };
+enum class Optimizer { sgd, momentum, nesterov, adagrad, rowwise_adagrad, adam, ftrl };
 enum class Initial { zeros, uniform };
 
 // A shard's place in the cluster.
@@ -38,17 +38,24 @@ struct ShardPlace {
     int slot_of(int other, int residue) const { return (other - residue + shards) % shards; }
 };
 
+inline constexpr std::size_t hyper_max = 4;
+inline constexpr std::size_t adam_row_floats = 4;  // two doubles behind m and v: see adam_step in rows.cpp
+
 struct TableShape {
     std::uint64_t rows = 0;
     std::uint64_t dim = 0;
     int k = 1;
     int r = 0;
     Optimizer optimizer = Optimizer::sgd;
-    std::array<float, 2> hyper{};  // learning rate, eps
+    // In the order of add_table, of Adam 1 - beta for each beta; hyper is hyper_exact rounded.
+    std::array<double, hyper_max> hyper_exact{};
+    std::array<float, hyper_max> hyper{};
     Initial initial = Initial::zeros;
     std::uint64_t seed = 0;
     float scale = 0;
-    float state = 0;
+    float state = 0;  // where Adagrad's sums and FTRL's n start; all other state starts at zero
+
+    std::size_t state_floats() const;
 };
 
 // A stripe of the shard's group.

@@ -2,7 +2,8 @@ import msgspec
 import pytest
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.options import TrainOptions, check_options, parse_sizes
+from ecrec.launch.options import DENSE_LEARNING_RATES, LEARNING_RATES, TrainOptions, check_options, parse_sizes
+from ecrec.protocol.placement import OPTIMIZERS
 
 
 def test_the_defaults_are_fine():
@@ -73,6 +74,16 @@ def test_layer_sizes():
     for text in ("", "512,", "a", "0", "-3"):
         with pytest.raises(ConfigurationError, match="--top-mlp"):
             parse_sizes("--top-mlp", text)
+
+
+def test_every_optimizer_has_a_default_learning_rate():
+    assert list(LEARNING_RATES) == list(OPTIMIZERS)
+    for name, rate in LEARNING_RATES.items():
+        assert check_options(TrainOptions(optimizer=name)) == []
+        assert TrainOptions(optimizer=name).learning_rate == rate
+    for name, rate in DENSE_LEARNING_RATES.items():
+        assert check_options(TrainOptions(dense_optimizer=name)) == []
+        assert TrainOptions(dense_optimizer=name).dense_learning_rate == rate
 
 
 def test_options_survive_json():

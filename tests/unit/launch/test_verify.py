@@ -12,7 +12,7 @@ CHUNK = 4
 
 
 def table(name, code):
-    return TableSpec(name, 100, 8, CodeSpec.parse(code), OptimizerSpec("sgd", (0.1,), 0), "zeros")
+    return TableSpec(name, 100, 8, CodeSpec.parse(code), OptimizerSpec("sgd", (0.1,)), "zeros")
 
 
 def cluster(*codes, epochs=None, down=(), groups=1):

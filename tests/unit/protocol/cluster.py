@@ -18,7 +18,7 @@ from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
 
-SGD = OptimizerSpec("sgd", (0.5,), 0)
+SGD = OptimizerSpec("sgd", (0.5,))
 STEPS_MAX = 200_000
 
 

@@ -41,7 +41,7 @@ from ecrec.protocol.messages import (
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
 CONFIG = ProtocolConfig()
-TABLE = TableSpec("t", 100, 4, CodeSpec(2, 1), OptimizerSpec("sgd", (0.1,), 0), "zeros")
+TABLE = TableSpec("t", 100, 4, CodeSpec(2, 1), OptimizerSpec("sgd", (0.1,)), "zeros")
 ROWS = ([Section([0], [1])], (b"rows",))
 
 

@@ -14,7 +14,7 @@ from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
 
-TABLE = TableSpec("t", 1000, 8, CodeSpec(4, 1), OptimizerSpec("sgd", (1.0,), 0), "zeros")
+TABLE = TableSpec("t", 1000, 8, CodeSpec(4, 1), OptimizerSpec("sgd", (1.0,)), "zeros")
 SCHEDULER = m.Address(m.SCHEDULER, 0, 0)
 WORKER = m.Address(m.WORKER, 77, 1)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from store_group import ALL_CLASSES, Group, key, keys_of, random_tables, sections, split_blob
+from store_group import ALL_CLASSES, OPTIMIZERS, Group, key, keys_of, random_tables, sections, split_blob
 
 from ecrec.codec import Code
 from ecrec.store import Capture, RowBuffer, Store, Window
@@ -81,6 +81,29 @@ def test_lost_shards_come_back_byte_for_byte(kernel: str, n: int, k: int, r: int
             found = group.stores[shard].coded_rows(class_id, 0, original.class_size(class_id))
             assert found[0].tolist() == expected[0].tolist()
             assert found[1].tobytes() == expected[1].tobytes()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_state_of_every_optimizer_comes_back_and_goes_on(optimizer: str) -> None:
+    n, lost = 5, [1, 3]
+    hyper = OPTIMIZERS[optimizer]
+    tables = [
+        Table(97, dim, 3, 2, optimizer=optimizer, hyper=hyper, init_state=0.1, shards=n, init_seed=dim)
+        for dim in (1, 7, 16)
+    ]
+    group = filled(tables, n, seed=2)
+    group.check_parity()
+    for shard, replacement in zip(lost, recover(group, lost, in_ranges=False), strict=True):
+        group.stores[shard] = replacement
+        group.windows[shard] = group.new_window(replacement)
+        for class_id in range(n):
+            # What it held of the parity is not decoded here.
+            replacement.wipe_parity(class_id)
+        group.check_rows(shard)
+    rng = np.random.default_rng(3)
+    for shard in [*lost, *lost]:
+        group.apply(shard, *group.random_push(rng, shard, 10))
+        group.check_rows(shard)
 
 
 def test_lost_parities_are_seeded_while_pushes_go_on() -> None:

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from store_group import ALL_CLASSES, Group, add_table, key, keys_of, sections, split_blob
+from store_group import ALL_CLASSES, OPTIMIZERS, Group, add_table, key, keys_of, sections, split_blob
 
 from ecrec.store import Store, Window
 from ecrec.store.reference import F32, ReferenceStore, Table
-
-OPTIMIZERS = {"sgd": (0.05,), "adagrad": (0.05, 1e-8), "rowwise-adagrad": (0.05, 1e-6)}
 
 
 def one_shard_store(optimizer: str, dim: int, rows: int = 40) -> tuple[Store, ReferenceStore]:
