@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
@@ -33,7 +34,8 @@ class ClusterSettings(NamedTuple):
 
     shards: int
     run_dir: Path
-    transport: str = "tcp"
+    transport: str = "ipc"
+    """Sockets of the file system cost less than TCP's; ``"tcp"`` is what a cluster of several machines has."""
     heartbeat_ms: int | None = None
     heartbeat_timeout_ms: int | None = None
     scheduler_module: str = "ecrec.launch.scheduler"
@@ -65,6 +67,7 @@ class LocalCluster:
         self._ends: defaultdict[str, deque[float]] = defaultdict(deque)
         self._incarnations = 0
         self._log_dir = settings.run_dir / "logs"
+        self._socket_dir: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> "LocalCluster":
         return self
@@ -105,6 +108,9 @@ class LocalCluster:
         """End all processes."""
         self._asked.update(self.children.running)
         self.children.close()
+        if self._socket_dir is not None:
+            self._socket_dir.cleanup()
+            self._socket_dir = None
 
     # ------------------------------------------------------------------ while it runs
     def pump(self, timeout_s: float) -> list[ChildEvent]:
@@ -164,7 +170,10 @@ class LocalCluster:
 
     def _bind(self, name: str) -> str:
         if self.settings.transport == "ipc":
-            return f"ipc://{self.settings.run_dir.absolute()}/{name}.sock"
+            # Not in the run directory, whose path may be longer than a socket's can be.
+            if self._socket_dir is None:
+                self._socket_dir = tempfile.TemporaryDirectory(prefix="ecrec-sockets-")
+            return f"ipc://{self._socket_dir.name}/{name}"
         return "tcp://127.0.0.1:0"
 
     def _start_scheduler(self, bind: str) -> None:

@@ -58,7 +58,7 @@ def connect(
 
 @contextmanager
 def local_cluster(
-    *, shards: int = 5, code: str = DEFAULT_CODE, run_dir: str | None = None, transport: str = "tcp"
+    *, shards: int = 5, code: str = DEFAULT_CODE, run_dir: str | None = None, transport: str = "ipc"
 ) -> "Iterator[Session]":
     """Start a scheduler and shards on this machine, give a session, end them all at exit.
 

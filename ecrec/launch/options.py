@@ -31,9 +31,6 @@ TRANSPORTS = ("tcp", "ipc")
 HEARTBEATS_IN_TIMEOUT = 8
 """A shard is down after so many heartbeats that did not come."""
 
-UNIX_PATH_MAX = 107
-"""Bytes of a Unix socket's path."""
-
 
 class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to train, on what, and what to break. Learning rates of None stand for the optimizer's default."""
@@ -66,7 +63,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     spares: int | None = None
     """Idle servers that take the place of one that dies at once: a process takes a while to start, on a busy machine
     longer than a pull may wait. None: as many as the code stands deaths."""
-    transport: str = "tcp"
+    transport: str = "ipc"
     run_dir: str | None = None
     heartbeat_timeout_ms: int = ProtocolConfig().heartbeat_timeout_ms
     quiet: bool = False
@@ -177,5 +174,3 @@ def _check_run_dir(options: TrainOptions) -> None:
         raise ConfigurationError(f"--run-dir {path}: is not a directory")
     if (path / "scheduler.sqlite").exists():
         raise ConfigurationError(f"--run-dir {path}: holds another run; name a new directory")
-    if options.transport == "ipc" and len(os.fsencode(path.absolute())) + 24 > UNIX_PATH_MAX:
-        raise ConfigurationError(f"--run-dir {path}: too long a path for the sockets of --transport ipc")

@@ -9,6 +9,10 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     windows_in_flight_max: int = 2
     """Closed windows that are not yet stable. Two keep the link busy while the open one merges deltas."""
 
+    window_interval_ms: float = 50.0
+    """From one window to the next, while pushes come: deltas of several pushes merge, and the price of a window is paid
+    once for all. The first push after a pause goes out at once, and so does what a recovery needs."""
+
     window_bytes_max: int = 64 << 20
     """An open window closes at this size whatever is in flight, so that no message grows without bound."""
 
@@ -47,8 +51,9 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed_rows_max: int = 4096
     """Rows a shard adds to its open window for one recovering peer at a time."""
 
-    pushes_in_flight_max: int = 4
-    """Pushes of one worker to one shard that are not yet durable."""
+    pushes_in_flight_max: int = 16
+    """Pushes of one worker to one shard that are not yet durable: what a worker keeps, and sends again after a death.
+    At 100 pushes a second and a window each 50 ms about eight are on their way."""
 
     resend_ms: int = 500
     """A worker sends what a shard has not answered for so long again; the shard drops what it has."""

@@ -117,6 +117,8 @@ class ShardMachine:
         self.effects: list[Effect] = []
         self.status_due = True
         self._acks_at_ms = NEVER_MS
+        self._window_due_ms = NEVER_MS
+        self._window_closed_ms = -1e18
         self._status_at_ms = -1e18
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
@@ -417,11 +419,20 @@ class ShardMachine:
             self.close_window_if_due()
 
     def close_window_if_due(self) -> None:
+        """Close the window when it is its time, or note when that will be."""
+        self._window_due_ms = NEVER_MS
         if not (self.open_marks or self.announces or self.buffers.rows()):
             return
         config = self.config
-        if len(self.unstable) < config.windows_in_flight_max or self.buffers.nbytes() >= config.window_bytes_max:
+        full = self.buffers.nbytes() >= config.window_bytes_max
+        if len(self.unstable) >= config.windows_in_flight_max and not full:
+            return
+        due_ms = self._window_closed_ms + config.window_interval_ms
+        hurry = full or self.announces or self.seeding.tasks or self.state == RECOVERING or not self._coded()
+        if hurry or self.now_ms >= due_ms:
             self.close_window()
+        else:
+            self._window_due_ms = due_ms
 
     def close_window(self) -> None:
         """Close the open window, empty or not, and send it to every running peer that has joined."""
@@ -434,6 +445,7 @@ class ShardMachine:
             self.send(peer, window, (keys, records))
             peer.begins, peer.ends = {}, []
         self.announces = False
+        self._window_closed_ms, self._window_due_ms = self.now_ms, NEVER_MS
         self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks)
         self.window_number += 1
         self.settle_windows()
@@ -479,7 +491,7 @@ class ShardMachine:
     @property
     def deadline_ms(self) -> float:
         """When a Tick is wanted, if none comes before."""
-        return self._acks_at_ms
+        return min(self._acks_at_ms, self._window_due_ms)
 
     # ------------------------------------------------------------------ windows, receiving
     def _on_window(self, peer: Peer, window: m.Window, frames: m.Frames) -> None:

@@ -131,6 +131,7 @@ def _draw_config(rng: random.Random, storm: bool) -> ProtocolConfig:
     heartbeat_ms = rng.choice((20, 40, 60))
     rows = (1, 1, 2, 3) if storm else (1, 2, 3, 8, 4096)
     return ProtocolConfig(
+        window_interval_ms=rng.choice((0, 0, 5, 50)),
         windows_in_flight_max=rng.choice((1, 2, 2, 2, 3, 4)),
         window_bytes_max=rng.choice((64, 256, 4096, 64 << 20)),
         heartbeat_ms=heartbeat_ms,

@@ -30,7 +30,7 @@ def check(finished, reference, deaths):
         (["--code", "4+1"], ["ps:2@8"]),
         (["--code", "3+2"], ["ps:1@8", "ps:3@8"]),
         (["--code", "1+1"], ["ps:0@8"]),
-        (["--code", "2+1", "--shards", "3", "--transport", "ipc"], ["ps:1@8"]),
+        (["--code", "2+1", "--shards", "3", "--transport", "tcp"], ["ps:1@8"]),
         (["--code", "4+1"], ["ps:2@5", "ps:2@6", "ps:2@7"]),
         (["--code", "4+1"], ["ps:2@5", "ps:4@6"]),
         (["--code", "4+1"], ["ps:2@30"]),

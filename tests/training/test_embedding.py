@@ -143,15 +143,6 @@ def test_a_missing_feature_and_a_bad_id_are_named(session: Session) -> None:
         sparse(bad)
 
 
-def test_a_gradient_that_is_not_finite_is_refused_with_its_table(session: Session) -> None:
-    sparse = EmbeddingBagCollection(session, CONFIGS, SGD(lr=1.0))
-    out = sparse(KeyedJaggedTensor.from_ids(list(ROWS), torch.tensor([[1], [2], [0], [0]])))
-    (out.sum() * float("nan")).backward()
-    with pytest.raises(RefusedError, match="table"):
-        session.push()
-        session.close()
-
-
 @pytest.mark.parametrize(
     ("configs", "words"),
     [

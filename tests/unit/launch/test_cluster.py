@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,7 +13,7 @@ from ecrec.launch.cluster import ClusterSettings, LocalCluster
 
 def settings(tmp_path, **changes):
     return ClusterSettings(
-        shards=2, run_dir=tmp_path, scheduler_module="fake_server", shard_module="fake_server"
+        transport="tcp", shards=2, run_dir=tmp_path, scheduler_module="fake_server", shard_module="fake_server"
     )._replace(**changes)
 
 
@@ -96,16 +97,21 @@ def test_a_process_that_is_never_ready_is_named(tmp_path, fakes, monkeypatch):
         cluster.start(0.1)
 
 
-def test_ipc_sockets_lie_in_the_run_directory_one_for_each_incarnation(tmp_path, fakes):
-    with LocalCluster(settings(tmp_path, transport="ipc")) as cluster:
-        assert cluster.start(20) == f"ipc://{tmp_path}/scheduler.sock"
+def test_ipc_sockets_have_a_short_path_one_for_each_incarnation(tmp_path, fakes):
+    run_dir = tmp_path / ("x" * 100)
+    with LocalCluster(settings(run_dir, transport="ipc")) as cluster:
+        endpoint = cluster.start(20)
+        assert endpoint.startswith("ipc://")
+        directory = Path(endpoint.removeprefix("ipc://")).parent
+        assert directory.is_dir()
         cluster.wait_ready(20)
-        cluster.kill(f"ipc://{tmp_path}/ps-2.sock")
+        cluster.kill(f"ipc://{directory}/ps-2")
         pump_until(cluster, lambda: cluster.replaced)
         cluster.wait_ready(20)
-    log = (tmp_path / "logs" / "ps-1.log").read_text()
-    assert "ps-2.sock" in log
-    assert "ps-3.sock" in log
+    log = (run_dir / "logs" / "ps-1.log").read_text()
+    assert f"{directory}/ps-2" in log
+    assert f"{directory}/ps-3" in log
+    assert not directory.exists()
 
 
 def test_nothing_is_left_when_it_is_closed(tmp_path, fakes):
