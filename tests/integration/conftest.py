@@ -4,12 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
-
-ROOT = Path(__file__).parents[2]
 
 SMALL = (
     *("--rows", "2000", "--steps", "30", "--batch", "256", "--dim", "16"),
@@ -55,7 +52,7 @@ class Trainer:
         command = [sys.executable, "-m", "ecrec.launch.cli", "train", *options]
         process = subprocess.Popen(
             [*command, "--run-dir", str(run_dir), "--report", str(report)],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
         )  # fmt: skip
         return process, run_dir, report
 

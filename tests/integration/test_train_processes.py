@@ -9,7 +9,7 @@ import sys
 import time
 
 import psutil
-from conftest import ROOT, SMALL, left_over
+from conftest import SMALL, left_over
 
 LONG = (*SMALL, "--steps", "100000", "--epochs", "100000")
 
@@ -34,7 +34,7 @@ def cluster(run_dir):
 
 def ecrec(*arguments):
     command = [sys.executable, "-m", "ecrec.launch.cli", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def wait_until(condition, timeout_s=30):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, left_over
+from conftest import left_over
 
 import ecrec
 from ecrec.errors import ConfigurationError
@@ -83,7 +83,7 @@ def test_a_script_under_ecrec_worker_joins_by_its_environment(training, tmp_path
         cluster.wait_ready()
         worker = subprocess.run(
             [sys.executable, "-m", "ecrec.launch.worker", "--scheduler", endpoint, str(script), "2+1"],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+            capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert worker.returncode == 0, worker.stderr
         outcome = scrub(endpoint, 30)

@@ -206,7 +206,7 @@ def test_pushes_that_wait_are_bounded(cluster: Cluster) -> None:
     source = m.Address(m.WORKER, 5, 1)
     for number in range(1, 100):
         machine.handle(Received(source, m.Push(1, number, 2, False, []), ()), 0.0)
-    assert [p.number for p in machine.workers[5].queue] == [1, 2, 3, 4]
+    assert [p.number for p in machine.workers[5].queue] == [*range(1, machine.config.pushes_in_flight_max + 1)]
 
 
 def test_pulls_that_wait_are_bounded(cluster: Cluster) -> None:
