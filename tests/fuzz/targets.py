@@ -135,6 +135,8 @@ def run_case(name: str, case: Case, size: int) -> None:
     """Give the scene's machine the case's messages; check the promises after each."""
     moments = scenes()[name].moments
     machine = moments[case.moment % len(moments)]()
+    # What is due at this time is done before, and not by the first message.
+    check_effects(machine.handle(Tick(), NOW_MS))
     for sent in case.sent:
         source = SOURCES[sent.source % len(SOURCES)]
         try:

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ECREC_CRITEO", ROOT.parent / "shared" / "data" / "criteo_100k.tsv.gz"))
 AUC_MIN = 0.745
 

@@ -62,18 +62,25 @@ class InProcessCluster:
         """Every shard is up and has repaired all of its rows."""
         return all(place.state == UP for group in self.scheduler.state.groups for place in group.places)
 
-    def step(self) -> None:
-        """Deliver a message of every channel; let time pass if there is none."""
+    def step(self, mine: str) -> None:
+        """Deliver a message of every channel; let time pass if there is none.
+
+        Of the workers only ``mine``, the caller, is given anything: the others' threads may be looking at their machines.
+        """
         moved = False
         for key in list(self.channels):
             queue = self.channels[key]
-            if queue:
+            if queue and self._may_give(key[1], mine):
                 moved = True
                 self._give(key[1], queue.popleft())
         if not moved:
             self.now_ms += TICK_MS
             for name in list(self.machines):
-                self._give(name, Tick())
+                if self._may_give(name, mine):
+                    self._give(name, Tick())
+
+    def _may_give(self, name: str, mine: str) -> bool:
+        return name == mine or not isinstance(self.machines.get(name), ClientMachine)
 
     def _start_shard(self, shard: int) -> None:
         name = f"process-{self.started}"
@@ -127,7 +134,7 @@ class _Node:
 
     def pump(self, timeout_ms: float) -> list[PullDone | Failed]:
         with self.cluster.lock:
-            self.cluster.step()
+            self.cluster.step(self.name)
             return self.cluster.results.pop(self.name, [])
 
     def close(self) -> None:
