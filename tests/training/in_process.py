@@ -65,7 +65,7 @@ class InProcessCluster:
     def step(self, mine: str) -> None:
         """Deliver a message of every channel; let time pass if there is none.
 
-        Of the workers only ``mine``, the caller, is given anything: the others' threads may be looking at their machines.
+        Of the workers only ``mine``, the caller, is given anything: other threads may be looking at theirs.
         """
         moved = False
         for key in list(self.channels):
