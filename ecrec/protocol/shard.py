@@ -312,12 +312,8 @@ class ShardMachine:
         """Apply pushes as one, or ask for the rows they wait for and return False."""
         try:
             parts = [_sections(p.push.sections, p.frames, values=True) for p in batch]
-            if self.state == RECOVERING:
-                missing = [self.store.missing(s.tables, s.counts, s.rows) for part in parts for s in part]
-                missing = [keys for keys in missing if keys.size]
-                if missing:
-                    self.repairs.ask(np.unique(np.concatenate(missing)))
-                    return False
+            if self._lacks([s for part in parts for s in part]):
+                return False
             self._apply_sections(batch, parts)
         except BAD_CONTENT as error:
             for p in batch:
@@ -330,6 +326,16 @@ class ShardMachine:
         if self.observer is not None:
             self.observer.applied(self.address, self.window_number, batch)
         return True
+
+    def _lacks(self, sections: list[Rows]) -> bool:
+        """Whether rows are still to be repaired; if so, they are asked for."""
+        if self.state != RECOVERING:
+            return False
+        missing = [self.store.missing(s.tables, s.counts, s.rows) for s in sections]
+        missing = [keys for keys in missing if keys.size]
+        if missing:
+            self.repairs.ask(np.unique(np.concatenate(missing)))
+        return bool(missing)
 
     def _apply_sections(self, batch: list[QueuedPush], parts: list[list[Rows]]) -> None:
         """All sections or none: they are checked before the first is applied."""
@@ -383,12 +389,8 @@ class ShardMachine:
             if sum(sizes) > self.config.answer_bytes_max:
                 limit = self.config.answer_bytes_max
                 raise ValueError(f"the answer would have {sum(sizes)} bytes, {limit} can be sent: ask for fewer rows")
-            if self.state == RECOVERING:
-                missing = [store.missing(s.tables, s.counts, s.rows) for s in queued.sections]
-                missing = [keys for keys in missing if keys.size]
-                if missing:
-                    self.repairs.ask(np.unique(np.concatenate(missing)))
-                    return False
+            if self._lacks(queued.sections):
+                return False
             answers = []
             for s, size in zip(queued.sections, sizes, strict=True):
                 out = np.empty(size, np.uint8)
