@@ -15,8 +15,6 @@
 //   operand_registers
 //   Multiplier(Constant)(Operand)      the product
 
-constexpr std::size_t prefetch_rows = 16;
-
 // ------------------------------------------------------------------ bytes
 
 // target[i] = value(access, i), which may read what the targets hold at i. The last block overlaps the one before it,
@@ -55,15 +53,61 @@ void fold(std::size_t bytes, const Coefficient& c, const std::uint8_t* source, s
     fold_by(Multiplier(constant(c)), bytes, source, target);
 }
 
+// One row of `blocks` whole blocks, four at a time: all are loaded before the first is stored, so that misses overlap.
+template <int blocks>
+[[gnu::always_inline]] inline void fold_blocks(const Multiplier& multiply, const std::uint8_t* source, std::uint8_t* target) {
+    const Whole whole;
+    constexpr int width = blocks < 4 ? blocks : 4;
+    static_assert(blocks % width == 0);
+    for (int first = 0; first < blocks; first += width) {
+        Bytes next[width];
+        for (int w = 0; w < width; ++w) {
+            const std::size_t i = static_cast<std::size_t>(first + w) * block;
+            next[w] = whole.load(target + i) ^ multiply(operand(whole.load(source + i)));
+        }
+        for (int w = 0; w < width; ++w) whole.store(target + static_cast<std::size_t>(first + w) * block, next[w]);
+    }
+}
+
+template <class Fold>
+[[gnu::always_inline]] inline void for_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* source,
+                                            std::uint8_t* const* target, Fold fold) {
+    // Measured on Zen 5: enough rows ahead to have some 8 KiB on their way.
+    constexpr std::size_t ahead_bytes = 8192;
+    const std::size_t ahead = bytes >= ahead_bytes / 8 ? 8 : bytes <= ahead_bytes / 32 ? 32 : ahead_bytes / bytes;
+    const std::size_t prefetched = bytes < ahead_bytes / 4 ? bytes : ahead_bytes / 4;  // what follows is in order
+    // With longer rows the source, too, outruns what the CPU fetches by itself.
+    const std::size_t source_lines = bytes >= ahead_bytes / 16 ? prefetched : 0;
+    for (std::size_t m = 0; m < rows; ++m) {
+        if (m + ahead < rows) {
+            const std::uint8_t* later = target[m + ahead];
+            for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(later + line, 1);
+            const std::uintptr_t next = reinterpret_cast<std::uintptr_t>(source) + m * bytes + ahead_bytes / 2;
+            for (std::size_t line = 0; line < source_lines; line += 64) {
+                __builtin_prefetch(reinterpret_cast<const void*>(next + line));
+            }
+        }
+        fold(source + m * bytes, target[m]);
+    }
+}
+
 void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* source,
                std::uint8_t* const* target) {
     const Multiplier multiply(constant(c));
-    for (std::size_t m = 0; m < rows; ++m) {
-        if (m + prefetch_rows < rows) {
-            const std::uint8_t* later = target[m + prefetch_rows];
-            for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(later + line, 1);
-        }
-        fold_by(multiply, bytes, source + m * bytes, target[m]);
+    const auto fold_all = [&](auto fold) __attribute__((always_inline)) {
+        for_rows(rows, bytes, source, target, fold);
+    };
+    using Source = const std::uint8_t*;
+    using Target = std::uint8_t*;
+    // The lengths of records whose floats are a power of two, without a tail.
+    if (bytes == 4 * block) {
+        fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_blocks<4>(multiply, x, y); });
+    } else if (bytes == 8 * block) {
+        fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_blocks<8>(multiply, x, y); });
+    } else if (bytes == 16 * block) {
+        fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_blocks<16>(multiply, x, y); });
+    } else {
+        fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_by(multiply, bytes, x, y); });
     }
 }
 
