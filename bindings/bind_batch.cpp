@@ -35,9 +35,9 @@ std::tuple<py::array_t<I64>, py::array_t<I64>, py::array_t<I32>> plan_batch(
             {ids.span(), starts.span(), tables.span(), table_rows.span(), table_k.span(), shards, groups});
     }
     const auto table_count = static_cast<py::ssize_t>(table_rows.size);
-    return {flat(std::move(plan.rows)),
+    return {to_array(std::move(plan.rows)),
             move_to_array(std::move(plan.counts), {static_cast<py::ssize_t>(shards) * groups, table_count}),
-            flat(std::move(plan.inverse))};
+            to_array(std::move(plan.inverse))};
 }
 
 struct BagViews {
@@ -148,7 +148,7 @@ std::tuple<py::array_t<I64>, py::array_t<I64>> unique_inverse(py::handle ids_obj
         const py::gil_scoped_release release;
         unique = batch::unique_inverse(ids.span());
     }
-    return {flat(std::move(unique.ids)), flat(std::move(unique.inverse))};
+    return {to_array(std::move(unique.ids)), to_array(std::move(unique.inverse))};
 }
 
 I64 first_nonfinite(py::handle values_object) {

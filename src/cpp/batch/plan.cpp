@@ -49,6 +49,16 @@ void check(const BatchIds& batch) {
     }
 }
 
+// Index of the first id that is not below `rows`; ids.size() if there is none.
+std::size_t first_out_of_range(std::span<const std::int64_t> ids, std::uint64_t rows) {
+    bool bad = false;
+    for (const std::int64_t id : ids) bad |= static_cast<std::uint64_t>(id) >= rows;
+    if (!bad) return ids.size();
+    std::size_t i = 0;
+    while (static_cast<std::uint64_t>(ids[i]) < rows) ++i;
+    return i;
+}
+
 }  // namespace
 
 BatchPlan plan_batch(const BatchIds& batch) {
@@ -58,57 +68,71 @@ BatchPlan plan_batch(const BatchIds& batch) {
         static_cast<std::size_t>(batch.shards) * static_cast<std::size_t>(batch.groups);
     BatchPlan plan;
     plan.counts.resize(shard_count * table_count);
-    plan.inverse.resize(batch.ids.size());
+    plan.inverse.extend(batch.ids.size());
 
     std::vector<std::vector<std::size_t>> features_of(table_count);
     for (std::size_t f = 0; f < batch.tables.size(); ++f)
         features_of[static_cast<std::size_t>(batch.tables[f])].push_back(f);
 
     // Distinct rows in order of table, then first occurrence, with their shards; then moved to their places.
-    std::vector<std::int64_t> distinct;
-    std::vector<std::uint32_t> shard_of;
-    distinct.reserve(batch.ids.size());
-    shard_of.reserve(batch.ids.size());
+    Growing<std::int64_t> distinct;
+    distinct.extend(batch.ids.size() + 1);
+    std::size_t distinct_count = 0;
     std::vector<std::size_t> first_distinct(table_count + 1);
-    const Divider by_groups(static_cast<std::uint64_t>(batch.groups));
-    const Divider by_shards(static_cast<std::uint64_t>(batch.shards));
-    IdIndex index;
+    IdIndex<std::uint32_t> narrow;
+    IdIndex<std::int64_t> wide;
     for (std::size_t t = 0; t < table_count; ++t) {
-        first_distinct[t] = distinct.size();
+        first_distinct[t] = distinct_count;
         std::size_t ids = 0;
         for (const std::size_t f : features_of[t])
             ids += static_cast<std::size_t>(batch.starts[f + 1] - batch.starts[f]);
         if (ids == 0) continue;
-        index.start(ids);
-        const std::int32_t base = static_cast<std::int32_t>(distinct.size());
         const std::uint64_t rows = static_cast<std::uint64_t>(batch.table_rows[t]);
-        const Divider by_k(static_cast<std::uint64_t>(batch.table_k[t]));
+        const bool is_small = is_narrow(rows);
+        if (is_small) {
+            narrow.start(ids);
+        } else {
+            wide.start(ids);
+        }
         for (const std::size_t f : features_of[t]) {
-            for (std::int64_t i = batch.starts[f]; i < batch.starts[f + 1]; ++i) {
-                const std::int64_t id = batch.ids[static_cast<std::size_t>(i)];
-                if (static_cast<std::uint64_t>(id) >= rows) [[unlikely]] {
-                    refuse(ErrorKind::index, "plan_batch: feature ", f, ", position ", i - batch.starts[f],
-                           ": id ", id, " is out of range, table ", t, " has ", batch.table_rows[t], " rows");
-                }
-                const std::int32_t before = index.size();
-                const std::int32_t number = index.number(id);
-                plan.inverse[static_cast<std::size_t>(i)] = base + number;
-                if (number != before) continue;
-                const std::uint64_t row = static_cast<std::uint64_t>(id);
-                const std::uint64_t global = by_k(row);
-                const std::uint64_t stripe = by_groups(global);
-                const std::uint64_t group = global - stripe * by_groups.divisor();
-                std::uint64_t shard =
-                    stripe - by_shards(stripe) * by_shards.divisor() + (row - global * by_k.divisor());
-                if (shard >= by_shards.divisor()) shard -= by_shards.divisor();
-                shard += group * by_shards.divisor();
-                distinct.push_back(id);
-                shard_of.push_back(static_cast<std::uint32_t>(shard));
-                ++plan.counts[shard * table_count + t];
+            const std::size_t first = static_cast<std::size_t>(batch.starts[f]);
+            const auto of_feature = batch.ids.subspan(first, static_cast<std::size_t>(batch.starts[f + 1]) - first);
+            const std::size_t bad = first_out_of_range(of_feature, rows);
+            if (bad != of_feature.size()) {
+                refuse(ErrorKind::index, "plan_batch: feature ", f, ", position ", bad, ": id ", of_feature[bad],
+                       " is out of range, table ", t, " has ", batch.table_rows[t], " rows");
+            }
+            std::int64_t* to = distinct.data() + distinct_count;
+            std::int32_t* numbers = plan.inverse.data() + first;
+            const std::int32_t base = static_cast<std::int32_t>(distinct_count);
+            if (is_small) {
+                narrow.number(of_feature, to, numbers, base);
+            } else {
+                wide.number(of_feature, to, numbers, base);
             }
         }
+        distinct_count += static_cast<std::size_t>(is_small ? narrow.size() : wide.size());
     }
-    first_distinct[table_count] = distinct.size();
+    first_distinct[table_count] = distinct_count;
+
+    Growing<std::uint32_t> shard_of;
+    shard_of.extend(distinct_count);
+    const Divider by_groups(static_cast<std::uint64_t>(batch.groups));
+    const Divider by_shards(static_cast<std::uint64_t>(batch.shards));
+    for (std::size_t t = 0; t < table_count; ++t) {
+        const Divider by_k(static_cast<std::uint64_t>(batch.table_k[t]));
+        for (std::size_t u = first_distinct[t]; u < first_distinct[t + 1]; ++u) {
+            const std::uint64_t row = static_cast<std::uint64_t>(distinct[u]);
+            const std::uint64_t global = by_k(row);
+            const std::uint64_t stripe = by_groups(global);
+            const std::uint64_t group = global - stripe * by_groups.divisor();
+            std::uint64_t shard = stripe - by_shards(stripe) * by_shards.divisor() + (row - global * by_k.divisor());
+            if (shard >= by_shards.divisor()) shard -= by_shards.divisor();
+            shard += group * by_shards.divisor();
+            shard_of[u] = static_cast<std::uint32_t>(shard);
+            ++plan.counts[shard * table_count + t];
+        }
+    }
 
     std::vector<std::int64_t> next(plan.counts.size());
     std::int64_t sum = 0;
@@ -116,8 +140,9 @@ BatchPlan plan_batch(const BatchIds& batch) {
         next[i] = sum;
         sum += plan.counts[i];
     }
-    plan.rows.resize(distinct.size());
-    std::vector<std::int32_t> place(distinct.size());
+    plan.rows.extend(distinct_count);
+    Growing<std::int32_t> place;
+    place.extend(distinct_count);
     for (std::size_t t = 0; t < table_count; ++t) {
         for (std::size_t u = first_distinct[t]; u < first_distinct[t + 1]; ++u) {
             const std::int64_t at = next[shard_of[u] * table_count + t]++;
@@ -134,14 +159,19 @@ UniqueIds unique_inverse(std::span<const std::int64_t> ids) {
         refuse(ErrorKind::value, "unique_inverse: ", ids.size(), " ids are more than 2^31 - 1");
     }
     UniqueIds result;
-    result.inverse.resize(ids.size());
-    IdIndex index;
-    index.start(ids.size());
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-        const std::int32_t before = index.size();
-        const std::int32_t number = index.number(ids[i]);
-        if (number == before) result.ids.push_back(ids[i]);
-        result.inverse[i] = number;
+    result.inverse.extend(ids.size());
+    result.ids.extend(ids.size() + 1);
+    std::uint64_t bits = 0;
+    for (const std::int64_t id : ids) bits |= static_cast<std::uint64_t>(id);
+    const auto number_all = [&](auto index) {
+        index.start(ids.size());
+        index.number(ids, result.ids.data(), result.inverse.data(), std::int64_t{0});
+        result.ids.shrink_to(static_cast<std::size_t>(index.size()));
+    };
+    if (is_narrow(bits)) {
+        number_all(IdIndex<std::uint32_t>());
+    } else {
+        number_all(IdIndex<std::int64_t>());
     }
     return result;
 }

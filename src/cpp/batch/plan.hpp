@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "store/bytes.hpp"
+
 namespace ecrec::batch {
 
 struct BatchIds {
@@ -19,16 +21,16 @@ struct BatchIds {
 };
 
 struct BatchPlan {
-    std::vector<std::int64_t> rows;     // by shard, then table, then first occurrence
-    std::vector<std::int64_t> counts;   // (groups * shards) x tables
-    std::vector<std::int32_t> inverse;  // place of each id among rows
+    Growing<std::int64_t> rows;        // by shard, then table, then first occurrence
+    std::vector<std::int64_t> counts;  // (groups * shards) x tables
+    Growing<std::int32_t> inverse;     // place of each id among rows
 };
 
 BatchPlan plan_batch(const BatchIds& batch);
 
 struct UniqueIds {
-    std::vector<std::int64_t> ids;  // in order of first occurrence
-    std::vector<std::int64_t> inverse;
+    Growing<std::int64_t> ids;  // in order of first occurrence
+    Growing<std::int64_t> inverse;
 };
 
 UniqueIds unique_inverse(std::span<const std::int64_t> ids);

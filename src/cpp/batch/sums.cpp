@@ -73,7 +73,7 @@ SummedPush sum_sections(std::span<const Push> pushes, std::span<const std::int32
 
     const Operations& operations = ecrec::operations();
     SummedPush sum;
-    IdIndex index;
+    IdIndex<std::int64_t> index;
     for (std::size_t t = 0; t < dims.size(); ++t) {
         if (parts[t].empty()) continue;
         std::size_t ids = 0;
