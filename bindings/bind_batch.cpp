@@ -121,7 +121,7 @@ std::tuple<py::array_t<I32>, py::array_t<I64>, py::array_t<I64>, py::array_t<flo
         const py::gil_scoped_release release;
         sum = batch::sum_sections(pushes, dims.span());
     }
-    return {flat(std::move(sum.tables)), flat(std::move(sum.counts)), flat(std::move(sum.rows)),
+    return {flat(std::move(sum.tables)), flat(std::move(sum.counts)), to_array(std::move(sum.rows)),
             to_array(std::move(sum.gradients))};
 }
 

@@ -105,7 +105,12 @@ void check_floats_at(const Operations& kernel, const Operations& oracle, std::si
          [&](const Operations& k, float* r, std::uint8_t* d) { k.adagrad(dim, 0.1f, 1e-6f, g, r, d); });
     step("rowwise_adagrad at an offset", 1,
          [&](const Operations& k, float* r, std::uint8_t* d) { k.rowwise_adagrad(dim, 0.1f, 1e-6f, g, r, d); });
-    step("add at an offset", 0, [&](const Operations& k, float* r, std::uint8_t*) { k.add(dim, g, r); });
+    for (const bool adds : {false, true}) {
+        step("sum_rows at an offset", 0, [&](const Operations& k, float* r, std::uint8_t*) {
+            const float* const source = g;
+            k.sum_rows(1, dim, &source, &r, &adds);
+        });
+    }
     step("initial_uniform at an offset", 0,
          [&](const Operations& k, float* r, std::uint8_t*) { k.initial_uniform(dim, 3, dim, 0.5f, r); });
     check(kernel.is_finite(dim, g), kernel, "is_finite at an offset", dim);

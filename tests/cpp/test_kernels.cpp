@@ -148,15 +148,40 @@ void check_step(const Operations& kernel, const Operations& oracle, const char* 
     check(same<float>(record, expected), kernel, "step without delta", dim);
 }
 
+// Many rows, targets that repeat.
+void check_sum_rows(const Operations& kernel, const Operations& oracle, std::size_t dim) {
+    constexpr std::size_t rows = 40, sums = 7;
+    std::vector<float> values(rows * dim), expected(sums * dim), found(sums * dim);
+    fill_floats(std::span<float>(values), -1.0f, 1.0f);
+    const float* source[rows];
+    float *target[rows], *other[rows];
+    bool adds[rows];
+    for (std::size_t m = 0; m < rows; ++m) {
+        source[m] = values.data() + m * dim;
+        target[m] = expected.data() + (m * m % sums) * dim;
+        other[m] = found.data() + (m * m % sums) * dim;
+        adds[m] = m >= sums;
+    }
+    oracle.sum_rows(rows, dim, source, target, adds);
+    kernel.sum_rows(rows, dim, source, other, adds);
+    check(same<float>(found, expected), kernel, "sum_rows of many", dim);
+}
+
 void check_floats(const Operations& kernel, const Operations& oracle, std::size_t dim, bool at_end) {
+    check_sum_rows(kernel, oracle, dim);
     const auto first = pages[0].at<float>(dim, at_end);
     const auto second = pages[1].at<float>(dim, at_end);
     fill_floats(first, -1e30f, 1e30f);
     fill_floats(second, -1e30f, 1e30f);
-    auto expected = copy(second);
-    for (std::size_t i = 0; i < dim; ++i) expected[i] += first[i];
-    kernel.add(dim, first.data(), second.data());
-    check(same<float>(second, expected), kernel, "add", dim);
+    if (dim != 0) first[dim / 2] = -0.0f;
+    for (const bool adds : {false, true}) {
+        auto expected = copy(second);
+        for (std::size_t i = 0; i < dim; ++i) expected[i] = adds ? expected[i] + first[i] : first[i];
+        const float* const source = first.data();
+        float* const target = second.data();
+        kernel.sum_rows(1, dim, &source, &target, &adds);
+        check(same<float>(second, expected), kernel, "sum_rows", dim);
+    }
 
     check(kernel.is_finite(dim, first.data()), kernel, "is_finite", dim);
     for (const float bad : {INFINITY, -INFINITY, NAN, -NAN}) {

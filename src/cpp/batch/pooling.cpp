@@ -1,16 +1,13 @@
 #include "batch/pooling.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
-#include "kernels/registry.hpp"
+#include "batch/row_sums.hpp"
 #include "store/error.hpp"
 
 namespace ecrec::batch {
 namespace {
-
-constexpr std::size_t prefetch_ids = 8;
 
 // Everything that an index could reach is checked here; the loops below trust it. Returns sum(dims).
 std::size_t check(const char* where, std::size_t value_count, const Bags& bags, std::size_t pooled_count) {
@@ -63,61 +60,11 @@ std::size_t check(const char* where, std::size_t value_count, const Bags& bags, 
     return width;
 }
 
-void divide(float* target, const float* source, std::size_t count, float divisor) {
-    for (std::size_t i = 0; i < count; ++i) target[i] = source[i] / divisor;
-}
-
-void prefetch(const float* row, std::size_t dim) {
-    for (std::size_t i = 0; i < std::min<std::size_t>(dim, 256); i += 16) __builtin_prefetch(row + i);
-}
-
-}  // namespace
-
-void pool_forward(std::span<const float> values, const Bags& bags, std::span<float> pooled) {
-    const std::size_t width = check("pool_forward", values.size(), bags, pooled.size());
-    const Operations& operations = ecrec::operations();
+// A row is of one table and has one dim.
+[[noreturn]] void refuse_second_dim(const Bags& bags) {
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
-    const std::size_t ids = bags.inverse.size();
-    const auto row = [&](std::size_t i) {
-        return values.data() + bags.value_offsets[static_cast<std::size_t>(bags.inverse[i])];
-    };
-    std::size_t column = 0;
-    for (std::size_t f = 0; f < bags.dims.size(); ++f) {
-        const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
-        const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
-        const std::size_t feature_end = static_cast<std::size_t>(bag[batch]);
-        for (std::size_t b = 0; b < batch; ++b) {
-            const std::size_t first = static_cast<std::size_t>(bag[b]),
-                              last = static_cast<std::size_t>(bag[b + 1]);
-            float* out = pooled.data() + b * width + column;
-            if (first == last) {
-                std::fill_n(out, dim, 0.0f);
-                continue;
-            }
-            if (first + prefetch_ids < std::min(feature_end, ids)) prefetch(row(first + prefetch_ids), dim);
-            std::memcpy(out, row(first), 4 * dim);
-            if (last - first == 1) continue;
-            for (std::size_t i = first + 1; i < last; ++i) {
-                if (i + prefetch_ids < feature_end) prefetch(row(i + prefetch_ids), dim);
-                operations.add(dim, row(i), out);
-            }
-            if (bags.mean[f]) divide(out, out, dim, static_cast<float>(last - first));
-        }
-        column += dim;
-    }
-}
-
-void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, std::span<float> gradients) {
-    const std::size_t width = check("pool_backward", gradients.size(), bags, pooled_gradients.size());
-    const Operations& operations = ecrec::operations();
-    const std::size_t batch = static_cast<std::size_t>(bags.batch);
-
-    // A row's first occurrence writes, later ones add; zeros are only needed where no id writes.
     std::vector<std::int32_t> row_dim(bags.value_offsets.size());
-    std::size_t written = 0;
-    std::int32_t widest = 0;
     for (std::size_t f = 0; f < bags.dims.size(); ++f) {
-        widest = std::max(widest, bags.dims[f]);
         for (std::int64_t i = bags.bag_offsets[f * batch]; i < bags.bag_offsets[(f + 1) * batch]; ++i) {
             const std::int32_t row = bags.inverse[static_cast<std::size_t>(i)];
             std::int32_t& dim = row_dim[static_cast<std::size_t>(row)];
@@ -125,37 +72,84 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
                 refuse(ErrorKind::value, "pool_backward: row ", row, " has ", dim,
                        " floats in one feature and ", bags.dims[f], " in feature ", f);
             }
-            if (dim == 0) written += static_cast<std::size_t>(bags.dims[f]);
             dim = bags.dims[f];
         }
     }
-    if (written != gradients.size()) std::fill(gradients.begin(), gradients.end(), 0.0f);
-    std::vector<std::uint8_t> seen(bags.value_offsets.size());
+    refuse(ErrorKind::value, "pool_backward: a row has two dims");
+}
 
-    std::vector<float> share(static_cast<std::size_t>(widest));
+void divide(float* target, const float* source, std::size_t count, float divisor) {
+    for (std::size_t i = 0; i < count; ++i) target[i] = source[i] / divisor;
+}
+
+}  // namespace
+
+void pool_forward(std::span<const float> values, const Bags& bags, std::span<float> pooled) {
+    const std::size_t width = check("pool_forward", values.size(), bags, pooled.size());
+    const std::size_t batch = static_cast<std::size_t>(bags.batch);
     std::size_t column = 0;
     for (std::size_t f = 0; f < bags.dims.size(); ++f) {
         const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
         const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
+        RowSums sums(dim);
         for (std::size_t b = 0; b < batch; ++b) {
-            const std::size_t first = static_cast<std::size_t>(bag[b]),
-                              last = static_cast<std::size_t>(bag[b + 1]);
-            const float* source = pooled_gradients.data() + b * width + column;
-            if (bags.mean[f] && last - first > 1) {
-                divide(share.data(), source, dim, static_cast<float>(last - first));
-                source = share.data();
-            }
-            for (std::size_t i = first; i < last; ++i) {
-                const std::size_t u = static_cast<std::size_t>(bags.inverse[i]);
-                float* target = gradients.data() + bags.value_offsets[u];
-                if (seen[u] != 0) {
-                    operations.add(dim, source, target);
-                } else {
-                    std::memcpy(target, source, 4 * dim);
-                    seen[u] = 1;
-                }
+            float* out = pooled.data() + b * width + column;
+            if (bag[b] == bag[b + 1]) std::fill_n(out, dim, 0.0f);
+            for (std::int64_t i = bag[b]; i < bag[b + 1]; ++i) {
+                const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
+                sums.add(values.data() + bags.value_offsets[row], out, i != bag[b]);
             }
         }
+        sums.flush();
+        for (std::size_t b = 0; bags.mean[f] && b < batch; ++b) {
+            float* out = pooled.data() + b * width + column;
+            if (bag[b + 1] - bag[b] > 1) divide(out, out, dim, static_cast<float>(bag[b + 1] - bag[b]));
+        }
+        column += dim;
+    }
+}
+
+void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, std::span<float> gradients) {
+    const std::size_t width = check("pool_backward", gradients.size(), bags, pooled_gradients.size());
+    const std::size_t batch = static_cast<std::size_t>(bags.batch);
+
+    std::vector<std::int32_t> row_dim(bags.value_offsets.size());
+    std::size_t written = 0;
+    for (std::size_t f = 0; f < bags.dims.size(); ++f) {
+        bool differs = false;
+        const std::int64_t first = bags.bag_offsets[f * batch], last = bags.bag_offsets[(f + 1) * batch];
+        for (std::int64_t i = first; i < last; ++i) {
+            std::int32_t& dim = row_dim[static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)])];
+            differs |= (dim != 0) & (dim != bags.dims[f]);
+            written += dim == 0 ? static_cast<std::size_t>(bags.dims[f]) : 0;
+            dim = bags.dims[f];
+        }
+        if (differs) refuse_second_dim(bags);
+    }
+    // A row's first occurrence writes, later ones add; zeros are only needed where no id writes.
+    if (written != gradients.size()) std::fill(gradients.begin(), gradients.end(), 0.0f);
+
+    std::vector<std::uint8_t> seen(bags.value_offsets.size());
+    std::vector<float> shares;
+    std::size_t column = 0;
+    for (std::size_t f = 0; f < bags.dims.size(); ++f) {
+        const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
+        const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
+        if (bags.mean[f]) shares.resize(std::max(shares.size(), batch * dim));
+        RowSums sums(dim);
+        for (std::size_t b = 0; b < batch; ++b) {
+            const float* source = pooled_gradients.data() + b * width + column;
+            if (bags.mean[f] && bag[b + 1] - bag[b] > 1) {
+                divide(shares.data() + b * dim, source, dim, static_cast<float>(bag[b + 1] - bag[b]));
+                source = shares.data() + b * dim;
+            }
+            for (std::int64_t i = bag[b]; i < bag[b + 1]; ++i) {
+                const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
+                sums.add(source, gradients.data() + bags.value_offsets[row], seen[row] != 0);
+                seen[row] = 1;
+            }
+        }
+        sums.flush();
         column += dim;
     }
 }

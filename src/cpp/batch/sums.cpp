@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "batch/id_index.hpp"
+#include "batch/row_sums.hpp"
 #include "kernels/registry.hpp"
 #include "store/error.hpp"
 
@@ -71,7 +71,6 @@ SummedPush sum_sections(std::span<const Push> pushes, std::span<const std::int32
         }
     }
 
-    const Operations& operations = ecrec::operations();
     SummedPush sum;
     IdIndex<std::int64_t> index;
     for (std::size_t t = 0; t < dims.size(); ++t) {
@@ -79,22 +78,23 @@ SummedPush sum_sections(std::span<const Push> pushes, std::span<const std::int32
         std::size_t ids = 0;
         for (const Part& part : parts[t]) ids += part.count;
         const std::size_t dim = static_cast<std::size_t>(dims[t]);
-        const std::size_t base = sum.gradients.size();
+        const std::size_t first_row = sum.rows.size(), base = sum.gradients.size();
+        std::int64_t* const rows = sum.rows.extend(ids);
+        float* const gradients = sum.gradients.extend(ids * dim);
+        RowSums sums(dim);
         index.start(ids);
         for (const Part& part : parts[t]) {
             for (std::size_t i = 0; i < part.count; ++i) {
                 const std::int32_t before = index.size();
                 const std::int32_t number = index.number(part.rows[i]);
-                const float* source = part.gradients + i * dim;
-                if (number == before) {
-                    sum.rows.push_back(part.rows[i]);
-                    std::memcpy(sum.gradients.extend(dim), source, 4 * dim);
-                } else {
-                    operations.add(dim, source,
-                                   sum.gradients.data() + base + static_cast<std::size_t>(number) * dim);
-                }
+                rows[number] = part.rows[i];
+                sums.add(part.gradients + i * dim, gradients + static_cast<std::size_t>(number) * dim,
+                         number != before);
             }
         }
+        sums.flush();
+        sum.rows.shrink_to(first_row + static_cast<std::size_t>(index.size()));
+        sum.gradients.shrink_to(base + static_cast<std::size_t>(index.size()) * dim);
         sum.tables.push_back(static_cast<std::int32_t>(t));
         sum.counts.push_back(index.size());
     }
@@ -110,11 +110,12 @@ void segment_sum(std::span<const float> values, std::size_t dim, std::span<const
                    segments, " segments");
         }
     }
-    const Operations& operations = ecrec::operations();
     std::fill(out.begin(), out.end(), 0.0f);
+    RowSums sums(dim);
     for (std::size_t i = 0; i < inverse.size(); ++i) {
-        operations.add(dim, values.data() + i * dim, out.data() + static_cast<std::size_t>(inverse[i]) * dim);
+        sums.add(values.data() + i * dim, out.data() + static_cast<std::size_t>(inverse[i]) * dim, true);
     }
+    sums.flush();
 }
 
 std::int64_t first_nonfinite(std::span<const float> values) {

@@ -20,7 +20,7 @@ struct Push {
 struct SummedPush {
     std::vector<std::int32_t> tables;
     std::vector<std::int64_t> counts;
-    std::vector<std::int64_t> rows;
+    Growing<std::int64_t> rows;
     Growing<float> gradients;
 };
 

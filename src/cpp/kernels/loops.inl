@@ -288,10 +288,26 @@ bool is_finite(std::size_t count, const float* values) {
     return all_zero(reinterpret_cast<Bytes>(reached & 0x80000000u));
 }
 
-void add(std::size_t count, const float* source, float* target) {
-    for_lanes(count, [&](auto access, std::size_t i) {
-        store_floats(access, target + i, load_floats(access, target + i) + load_floats(access, source + i));
-    });
+void sum_rows(std::size_t rows, std::size_t dim, const float* const* source, float* const* target, const bool* adds) {
+    constexpr std::size_t ahead = 16;
+    const std::size_t prefetched = dim < 256 ? dim : 256;
+    for (std::size_t m = 0; m < rows; ++m) {
+        if (m + ahead < rows) {
+            for (std::size_t i = 0; i < prefetched; i += 16) {
+                __builtin_prefetch(source[m + ahead] + i);
+                __builtin_prefetch(target[m + ahead] + i, 1);
+            }
+        }
+        // Minus zero, which is -0 + x = x for every x, takes the place of a target that is not added to.
+        const std::uint32_t kept = adds[m] ? ~0u : 0;
+        const std::uint32_t set = adds[m] ? 0 : 0x80000000u;
+        const float* from = source[m];
+        float* to = target[m];
+        for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
+            const Words before = (reinterpret_cast<Words>(load_floats(access, to + i)) & kept) | set;
+            store_floats(access, to + i, reinterpret_cast<Floats>(before) + load_floats(access, from + i));
+        });
+    }
 }
 
 // record[i] -= step * gradient[i]
@@ -441,7 +457,7 @@ void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, flo
 
 constexpr Operations table_named(const char* name) {
     return {
-        name, encode,   fold,     fold_rows, difference,      is_zero, is_finite, add,
+        name, encode,   fold,     fold_rows, difference,      is_zero, is_finite, sum_rows,
         sgd,  momentum, nesterov, adagrad,   rowwise_adagrad, adam,    ftrl,      initial_uniform,
     };
 }

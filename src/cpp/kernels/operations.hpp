@@ -43,8 +43,10 @@ struct Operations {
     // true if every float is finite.
     bool (*is_finite)(std::size_t count, const float* values);
 
-    // target += source, elementwise.
-    void (*add)(std::size_t count, const float* source, float* target);
+    // target[m] += source[m] if adds[m], else target[m] = -0 + source[m], which is source[m]; dim floats each, one row after the other, with
+    // prefetch of later rows. A target may repeat; no source overlaps a target.
+    void (*sum_rows)(std::size_t rows, std::size_t dim, const float* const* source, float* const* target,
+                     const bool* adds);
 
     // Optimizer steps on one record: w[dim] then state. delta (bytes of w and state, not the padding) ^= old ^ new if
     // delta is not null. Bit-exact across kernels: one rounding an operation, no fused multiply-add; formulas as torch's

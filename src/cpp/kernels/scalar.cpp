@@ -56,8 +56,12 @@ bool is_finite(std::size_t count, const float* values) {
     return true;
 }
 
-void add(std::size_t count, const float* source, float* target) {
-    for (std::size_t i = 0; i < count; ++i) target[i] += source[i];
+void sum_rows(std::size_t rows, std::size_t dim, const float* const* source, float* const* target, const bool* adds) {
+    for (std::size_t m = 0; m < rows; ++m) {
+        for (std::size_t i = 0; i < dim; ++i) {
+            target[m][i] = (adds[m] ? target[m][i] : -0.0f) + source[m][i];
+        }
+    }
 }
 
 // record[index] = value; delta, if any, takes in the bits that changed.
@@ -172,7 +176,7 @@ void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, flo
 }  // namespace
 
 extern const Operations table = {
-    "scalar", encode,   fold,     fold_rows, difference,      is_zero, is_finite, add,
+    "scalar", encode,   fold,     fold_rows, difference,      is_zero, is_finite, sum_rows,
     sgd,      momentum, nesterov, adagrad,   rowwise_adagrad, adam,    ftrl,      initial_uniform,
 };
 
