@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -41,6 +42,13 @@ inline void fill_bytes(std::span<std::uint8_t> bytes) {
 inline void fill_floats(std::span<float> values, float low, float high) {
     std::uniform_real_distribution<float> distribution(low, high);
     for (auto& value : values) value = distribution(engine);
+}
+
+// A step of an optimizer on one record. The first of hyper is Adam's step size.
+inline void step_one(void (*optimizer)(const ecrec::Steps&), std::size_t dim, std::array<float, 4> hyper,
+                     const float* gradient, float* record, std::uint8_t* delta, bool merges = true) {
+    optimizer({1, dim, 0, 0, hyper.data(), &gradient, &record, delta == nullptr ? nullptr : &delta, &merges,
+               &hyper[0]});
 }
 
 // run(kernel) for each kernel of the build, forced and proven to be the one in use; the exit status.

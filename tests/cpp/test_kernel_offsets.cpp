@@ -92,19 +92,34 @@ void check_floats_at(const Operations& kernel, const Operations& oracle, std::si
         check(record.is(expected) && delta.is(expected_delta), kernel, what, dim);
     };
     const float* g = gradient.floats();
-    step("sgd at an offset", 0, [&](const Operations& k, float* r, std::uint8_t* d) { k.sgd(dim, 0.1f, g, r, d); });
+    step("sgd at an offset", 0,
+         [&](const Operations& k, float* r, std::uint8_t* d) {
+             step_one(k.sgd, dim, {0.1f}, g, r, d);
+         });
     step("momentum at an offset", dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) { k.momentum(dim, 0.1f, 0.9f, g, r, d); });
+         [&](const Operations& k, float* r, std::uint8_t* d) {
+             step_one(k.momentum, dim, {0.1f, 0.9f}, g, r, d);
+         });
     step("nesterov at an offset", dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) { k.nesterov(dim, 0.1f, 0.9f, g, r, d); });
+         [&](const Operations& k, float* r, std::uint8_t* d) {
+             step_one(k.nesterov, dim, {0.1f, 0.9f}, g, r, d);
+         });
     step("adam at an offset", 2 * dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) { k.adam(dim, 0.1f, 0.1f, 0.001f, 1e-6f, g, r, d); });
+         [&](const Operations& k, float* r, std::uint8_t* d) {
+             step_one(k.adam, dim, {0.1f, 0.1f, 0.001f, 1e-6f}, g, r, d);
+         });
     step("ftrl at an offset", 2 * dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) { k.ftrl(dim, 0.1f, 1.0f, 0.5f, 0.1f, g, r, d); });
+         [&](const Operations& k, float* r, std::uint8_t* d) {
+             step_one(k.ftrl, dim, {0.1f, 1.0f, 0.5f, 0.1f}, g, r, d);
+         });
     step("adagrad at an offset", dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) { k.adagrad(dim, 0.1f, 1e-6f, g, r, d); });
+         [&](const Operations& k, float* r, std::uint8_t* d) {
+             step_one(k.adagrad, dim, {0.1f, 1e-6f}, g, r, d);
+         });
     step("rowwise_adagrad at an offset", 1,
-         [&](const Operations& k, float* r, std::uint8_t* d) { k.rowwise_adagrad(dim, 0.1f, 1e-6f, g, r, d); });
+         [&](const Operations& k, float* r, std::uint8_t* d) {
+             step_one(k.rowwise_adagrad, dim, {0.1f, 1e-6f}, g, r, d);
+         });
     for (const bool adds : {false, true}) {
         step("sum_rows at an offset", 0, [&](const Operations& k, float* r, std::uint8_t*) {
             const float* const source = g;

@@ -131,20 +131,21 @@ void check_step(const Operations& kernel, const Operations& oracle, const char* 
     auto expected = before;
     auto expected_delta = copy(delta);
 
-    step(oracle, gradient.data(), expected.data(), nullptr);
-    for (std::size_t i = 0; i < dim + state; ++i) {
-        std::uint32_t old_bits, new_bits, bits;
-        std::memcpy(&old_bits, &before[i], 4);
-        std::memcpy(&new_bits, &expected[i], 4);
-        std::memcpy(&bits, &expected_delta[4 * i], 4);
-        bits ^= old_bits ^ new_bits;
-        std::memcpy(&expected_delta[4 * i], &bits, 4);
+    step(oracle, gradient.data(), expected.data(), nullptr, true);
+    std::vector<std::uint8_t> changed(delta.size());
+    for (std::size_t i = 0; i < delta.size(); ++i) {
+        changed[i] = reinterpret_cast<const std::uint8_t*>(before.data())[i] ^
+                     reinterpret_cast<const std::uint8_t*>(expected.data())[i];
+        expected_delta[i] ^= changed[i];
     }
-    step(kernel, gradient.data(), record.data(), delta.data());
+    step(kernel, gradient.data(), record.data(), delta.data(), true);
     check(same<float>(record, expected), kernel, what, dim);
-    check(same<std::uint8_t>(delta, expected_delta), kernel, "delta of a step", dim);
+    check(same<std::uint8_t>(delta, expected_delta), kernel, "delta of a step, merged", dim);
     std::memcpy(record.data(), before.data(), record.size_bytes());
-    step(kernel, gradient.data(), record.data(), nullptr);
+    step(kernel, gradient.data(), record.data(), delta.data(), false);
+    check(same<std::uint8_t>(delta, changed), kernel, "delta of a step, overwritten", dim);
+    std::memcpy(record.data(), before.data(), record.size_bytes());
+    step(kernel, gradient.data(), record.data(), nullptr, true);
     check(same<float>(record, expected), kernel, "step without delta", dim);
 }
 
@@ -204,38 +205,78 @@ void check_floats(const Operations& kernel, const Operations& oracle, std::size_
     constexpr float rate = 0.05f;
     constexpr float eps = 1e-8f;
     check_step(kernel, oracle, "sgd", dim, 0, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
-                   k.sgd(dim, rate, g, record, delta);
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
+                   step_one(k.sgd, dim, {rate}, g, record, delta, merges);
                });
     check_step(kernel, oracle, "momentum", dim, dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
-                   k.momentum(dim, rate, 0.9f, g, record, delta);
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
+                   step_one(k.momentum, dim, {rate, 0.9f}, g, record, delta, merges);
                });
     check_step(kernel, oracle, "nesterov", dim, dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
-                   k.nesterov(dim, rate, 0.9f, g, record, delta);
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
+                   step_one(k.nesterov, dim, {rate, 0.9f}, g, record, delta, merges);
                });
     check_step(kernel, oracle, "adam", dim, 2 * dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
-                   k.adam(dim, rate, 0.1f, 0.001f, eps, g, record, delta);
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
+                   step_one(k.adam, dim, {rate, 0.1f, 0.001f, eps}, g, record, delta, merges);
                });
     // z after the step lies in -3..5, so that l1 = 1 makes some weights zero.
     check_step(kernel, oracle, "ftrl", dim, 2 * dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
-                   k.ftrl(dim, rate, 1.0f, 1.0f, 0.1f, g, record, delta);
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
+                   step_one(k.ftrl, dim, {rate, 1.0f, 1.0f, 0.1f}, g, record, delta, merges);
                });
     check_step(kernel, oracle, "adagrad", dim, dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
-                   k.adagrad(dim, rate, eps, g, record, delta);
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
+                   step_one(k.adagrad, dim, {rate, eps}, g, record, delta, merges);
                });
     check_step(kernel, oracle, "rowwise_adagrad", dim, 1, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta) {
-                   k.rowwise_adagrad(dim, rate, eps, g, record, delta);
+               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
+                   step_one(k.rowwise_adagrad, dim, {rate, eps}, g, record, delta, merges);
                });
 }
 
+// Many rows at once, some of them the same.
+void check_many_steps(const Operations& kernel, const Operations& oracle) {
+    using Optimizer = void (*)(const ecrec::Steps&);
+    const auto optimizers_of = [](const Operations& k) {
+        return std::vector<Optimizer>{k.sgd, k.momentum, k.nesterov, k.adagrad, k.rowwise_adagrad, k.adam, k.ftrl};
+    };
+    constexpr std::size_t rows = 70, records = 50;
+    const float hyper[4] = {0.05f, 0.5f, 0.25f, 1e-6f};
+    for (const std::size_t dim : {1u, 16u, 24u, 400u}) {
+        for (std::size_t o = 0; o < 7; ++o) {
+            std::vector<float> gradients(rows * dim), step_sizes(rows), values[2];
+            std::vector<std::uint8_t> deltas[2];
+            fill_floats(gradients, -1.0f, 1.0f);
+            fill_floats(step_sizes, 0.0f, 0.1f);
+            values[0].resize(records * 3 * dim);
+            fill_floats(values[0], 0.0f, 1.0f);
+            values[1] = values[0];
+            deltas[0].resize(records * 12 * dim);
+            fill_bytes(deltas[0]);
+            deltas[1] = deltas[0];
+            for (int side = 0; side < 2; ++side) {
+                const float* gradient[rows];
+                float* record[rows];
+                std::uint8_t* delta[rows];
+                bool merges[rows];
+                for (std::size_t m = 0; m < rows; ++m) {
+                    const std::size_t at = m * m % records;
+                    gradient[m] = gradients.data() + m * dim;
+                    record[m] = values[side].data() + at * 3 * dim;
+                    delta[m] = deltas[side].data() + at * 12 * dim;
+                    merges[m] = m % 3 != 0;
+                }
+                optimizers_of(side == 0 ? oracle : kernel)[o](
+                    {rows, dim, 12 * dim, 12 * dim, hyper, gradient, record, delta, merges, step_sizes.data()});
+            }
+            check(same<float>(values[1], values[0]) && deltas[1] == deltas[0], kernel, "steps of many rows", dim);
+        }
+    }
+}
+
 void check_fold_rows(const Operations& kernel, const Operations& oracle) {
-    for (const std::size_t bytes : {16u, 80u, 272u, 400u}) {
+    for (const std::size_t bytes : {16u, 64u, 80u, 128u, 256u, 272u, 400u, 512u, 1024u, 5000u}) {
         constexpr std::size_t rows = 100, targets = 13;
         std::vector<std::uint8_t> source(rows * bytes), parity(targets * bytes);
         fill_bytes(source);
@@ -258,10 +299,10 @@ void check_formulas_in_double(const Operations& kernel, std::span<const float> g
     std::vector<float> start(3 * dim);
     fill_floats(start, 0.0f, 1.0f);
     auto momentum = start, nesterov = start, adam = start, ftrl = start;
-    kernel.momentum(dim, 0.1f, 0.9f, gradient.data(), momentum.data(), nullptr);
-    kernel.nesterov(dim, 0.1f, 0.9f, gradient.data(), nesterov.data(), nullptr);
-    kernel.adam(dim, 0.1f, 0.25f, 0.125f, 1e-6f, gradient.data(), adam.data(), nullptr);
-    kernel.ftrl(dim, 0.5f, 1.0f, 0.75f, 0.25f, gradient.data(), ftrl.data(), nullptr);
+    step_one(kernel.momentum, dim, {0.1f, 0.9f}, gradient.data(), momentum.data(), nullptr);
+    step_one(kernel.nesterov, dim, {0.1f, 0.9f}, gradient.data(), nesterov.data(), nullptr);
+    step_one(kernel.adam, dim, {0.1f, 0.25f, 0.125f, 1e-6f}, gradient.data(), adam.data(), nullptr);
+    step_one(kernel.ftrl, dim, {0.5f, 1.0f, 0.75f, 0.25f}, gradient.data(), ftrl.data(), nullptr);
     const auto near = [&](float found, double expected, const char* what) {
         check(std::abs(found - expected) < 1e-4, kernel, what, dim);
     };
@@ -298,7 +339,7 @@ void check_formulas(const Operations& kernel) {
             const float scaled = 0.1f * gradient[i];
             expected[i] = expected[i] - scaled / (std::sqrt(expected[dim + i]) + 1e-6f);
         }
-        kernel.adagrad(dim, 0.1f, 1e-6f, gradient.data(), record.data(), nullptr);
+        step_one(kernel.adagrad, dim, {0.1f, 1e-6f}, gradient.data(), record.data(), nullptr);
         check(same<float>(record, expected), kernel, "adagrad's formula", dim);
 
         std::vector<double> wide(gradient.begin(), gradient.end());
@@ -307,7 +348,7 @@ void check_formulas(const Operations& kernel) {
         const double moment = record[dim] + squares / static_cast<double>(dim);
         const double step = 0.1 / (std::sqrt(moment) + 1e-6);
         auto weights = record;
-        kernel.rowwise_adagrad(dim, 0.1f, 1e-6f, gradient.data(), weights.data(), nullptr);
+        step_one(kernel.rowwise_adagrad, dim, {0.1f, 1e-6f}, gradient.data(), weights.data(), nullptr);
         bool close = std::abs(weights[dim] - moment) < 1e-5;
         for (std::size_t i = 0; i < dim; ++i) {
             close &= std::abs(weights[i] - (record[i] - step * wide[i])) < 1e-5;
@@ -404,5 +445,6 @@ int main() {
             for (const std::size_t dim : {127u, 128u, 256u, 300u}) check_floats(kernel, oracle, dim, at_end);
         }
         check_fold_rows(kernel, oracle);
+        check_many_steps(kernel, oracle);
     });
 }

@@ -255,27 +255,79 @@ template <class Step>
     if (i < count) step(PartLanes((count - i) * sizeof(float)), i);
 }
 
-// record[index..] = next; delta, if any, takes in the bits that changed.
-template <class Access>
-void replace(Access access, float* record, std::size_t index, Floats old, Floats next, std::uint8_t* delta) {
-    if (delta != nullptr) {
-        const Bytes changed = reinterpret_cast<Bytes>(old) ^ reinterpret_cast<Bytes>(next);
-        access.store(delta + 4 * index, access.load(delta + 4 * index) ^ changed);
+// Where the bits that an optimizer changes go: nowhere, or into a record of them.
+struct NoDelta {
+    template <class Access>
+    void take(Access, std::size_t, Bytes) const {}
+    void take_one(std::size_t, std::uint32_t) const {}
+};
+struct Delta {
+    template <class Access>
+    void take(Access access, std::size_t index, Bytes changed) const {
+        const Bytes before = reinterpret_cast<Bytes>(reinterpret_cast<Words>(access.load(bytes + 4 * index)) & kept);
+        access.store(bytes + 4 * index, before ^ changed);
     }
+    void take_one(std::size_t index, std::uint32_t changed) const {
+        std::uint32_t bits;
+        std::memcpy(&bits, bytes + 4 * index, 4);
+        bits = (bits & kept) ^ changed;
+        std::memcpy(bytes + 4 * index, &bits, 4);
+    }
+
+    std::uint8_t* bytes;
+    std::uint32_t kept;  // all ones: what is there is merged with; zero: it is overwritten
+};
+
+// record[index..] = next.
+template <class Access, class D>
+[[gnu::always_inline]] inline void replace(Access access, float* record, std::size_t index, Floats old, Floats next, D delta) {
+    delta.take(access, index, reinterpret_cast<Bytes>(old) ^ reinterpret_cast<Bytes>(next));
     store_floats(access, record + index, next);
 }
 
 // The same for a single float.
-void replace_one(float* record, std::size_t index, float next, std::uint8_t* delta) {
-    if (delta != nullptr) {
-        std::uint32_t old_bits, next_bits, bits;
-        std::memcpy(&old_bits, record + index, 4);
-        std::memcpy(&next_bits, &next, 4);
-        std::memcpy(&bits, delta + 4 * index, 4);
-        bits ^= old_bits ^ next_bits;
-        std::memcpy(delta + 4 * index, &bits, 4);
-    }
+template <class D>
+[[gnu::always_inline]] inline void replace_one(float* record, std::size_t index, float next, D delta) {
+    std::uint32_t old_bits, next_bits;
+    std::memcpy(&old_bits, record + index, 4);
+    std::memcpy(&next_bits, &next, 4);
+    delta.take_one(index, old_bits ^ next_bits);
     record[index] = next;
+}
+
+// step(gradient, record, delta, m) for each row m, with later records on their way.
+template <class Step>
+[[gnu::always_inline]] inline void for_steps(const Steps& steps, Step step) {
+    constexpr std::size_t ahead_bytes = 8192, prefetched_max = 1024;
+    const std::size_t bytes = steps.record_bytes;
+    const std::size_t ahead = bytes >= ahead_bytes / 8 ? 8 : bytes <= ahead_bytes / 32 ? 32 : ahead_bytes / bytes;
+    const std::size_t prefetched = bytes < prefetched_max ? bytes : prefetched_max;
+    const std::size_t padding = bytes - steps.used_bytes;
+    const auto prefetch = [&](std::size_t m) __attribute__((always_inline)) {
+        if (m >= steps.rows) return;
+        const std::uint8_t* later = reinterpret_cast<const std::uint8_t*>(steps.records[m]);
+        for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(later + line, 1);
+        if (steps.deltas == nullptr) return;
+        for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(steps.deltas[m] + line, 1);
+    };
+    for (std::size_t m = 0; m < ahead; ++m) prefetch(m);
+    if (steps.deltas == nullptr) {
+        for (std::size_t m = 0; m < steps.rows; ++m) {
+            prefetch(m + ahead);
+            step(steps.gradients[m], steps.records[m], NoDelta(), m);
+        }
+    } else {
+        for (std::size_t m = 0; m < steps.rows; ++m) {
+            prefetch(m + ahead);
+            step(steps.gradients[m], steps.records[m], Delta{steps.deltas[m], steps.merges[m] ? ~0u : 0u}, m);
+            if (padding != 0 && !steps.merges[m]) {
+                const std::uint32_t zeros[3] = {};
+                std::memcpy(steps.deltas[m] + bytes - 4, zeros, 4);
+                if (padding > 4) std::memcpy(steps.deltas[m] + bytes - 8, zeros, 4);
+                if (padding > 8) std::memcpy(steps.deltas[m] + bytes - 12, zeros, 4);
+            }
+        }
+    }
 }
 
 bool is_finite(std::size_t count, const float* values) {
@@ -311,52 +363,55 @@ void sum_rows(std::size_t rows, std::size_t dim, const float* const* source, flo
 }
 
 // record[i] -= step * gradient[i]
-void descend(std::size_t dim, float step, const float* gradient, float* record, std::uint8_t* delta) {
-    for_lanes(dim, [&](auto access, std::size_t i) {
+template <class D>
+[[gnu::always_inline]] inline void descend(std::size_t dim, float step, const float* gradient, float* record, D delta) {
+    for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
         const Floats old = load_floats(access, record + i);
         replace(access, record, i, old, old - step * load_floats(access, gradient + i), delta);
     });
 }
 
-void sgd(std::size_t dim, float learning_rate, const float* gradient, float* record, std::uint8_t* delta) {
-    descend(dim, learning_rate, gradient, record, delta);
-}
-
-template <bool look_ahead>
-void descend_with_momentum(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
-                           std::uint8_t* delta) {
-    for_lanes(dim, [&](auto access, std::size_t i) {
-        const Floats g = load_floats(access, gradient + i);
-        const Floats old_buffer = load_floats(access, record + dim + i);
-        const Floats buffer = momentum * old_buffer + g;
-        const Floats old = load_floats(access, record + i);
-        Floats direction = buffer;
-        if (look_ahead) direction = g + momentum * buffer;
-        replace(access, record, dim + i, old_buffer, buffer, delta);
-        replace(access, record, i, old, old - learning_rate * direction, delta);
+void sgd(const Steps& steps) {
+    const float learning_rate = steps.hyper[0];
+    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
+        descend(steps.dim, learning_rate, gradient, record, delta);
     });
 }
 
-void momentum(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
-              std::uint8_t* delta) {
-    descend_with_momentum<false>(dim, learning_rate, momentum, gradient, record, delta);
+template <bool look_ahead>
+[[gnu::always_inline]] inline void descend_with_momentum(const Steps& steps) {
+    const float learning_rate = steps.hyper[0], momentum = steps.hyper[1];
+    const std::size_t dim = steps.dim;
+    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
+        for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
+            const Floats g = load_floats(access, gradient + i);
+            const Floats old_buffer = load_floats(access, record + dim + i);
+            const Floats buffer = momentum * old_buffer + g;
+            const Floats old = load_floats(access, record + i);
+            Floats direction = buffer;
+            if (look_ahead) direction = g + momentum * buffer;
+            replace(access, record, dim + i, old_buffer, buffer, delta);
+            replace(access, record, i, old, old - learning_rate * direction, delta);
+        });
+    });
 }
 
-void nesterov(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
-              std::uint8_t* delta) {
-    descend_with_momentum<true>(dim, learning_rate, momentum, gradient, record, delta);
-}
+void momentum(const Steps& steps) { descend_with_momentum<false>(steps); }
+void nesterov(const Steps& steps) { descend_with_momentum<true>(steps); }
 
-void adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
-             std::uint8_t* delta) {
-    for_lanes(dim, [&](auto access, std::size_t i) {
-        const Floats g = load_floats(access, gradient + i);
-        const Floats old_sum = load_floats(access, record + dim + i);
-        const Floats sum = old_sum + g * g;
-        const Floats old = load_floats(access, record + i);
-        const Floats next = old - learning_rate * g / (square_root(sum) + eps);
-        replace(access, record, dim + i, old_sum, sum, delta);
-        replace(access, record, i, old, next, delta);
+void adagrad(const Steps& steps) {
+    const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
+    const std::size_t dim = steps.dim;
+    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
+        for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
+            const Floats g = load_floats(access, gradient + i);
+            const Floats old_sum = load_floats(access, record + dim + i);
+            const Floats sum = old_sum + g * g;
+            const Floats old = load_floats(access, record + i);
+            const Floats next = old - learning_rate * g / (square_root(sum) + eps);
+            replace(access, record, dim + i, old_sum, sum, delta);
+            replace(access, record, i, old, next, delta);
+        });
     });
 }
 
@@ -385,49 +440,59 @@ float sum_of_squares(std::size_t count, const float* values) {
     return sum_of_lanes(sums[0]);
 }
 
-void rowwise_adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
-                     std::uint8_t* delta) {
-    const float moment = record[dim] + sum_of_squares(dim, gradient) / static_cast<float>(dim);
-    descend(dim, learning_rate / (__builtin_sqrtf(moment) + eps), gradient, record, delta);
-    replace_one(record, dim, moment, delta);
-}
-
-void adam(std::size_t dim, float step, float rate_1, float rate_2, float eps, const float* gradient, float* record,
-          std::uint8_t* delta) {
-    for_lanes(dim, [&](auto access, std::size_t i) {
-        const Floats g = load_floats(access, gradient + i);
-        const Floats old_m = load_floats(access, record + dim + i);
-        const Floats old_v = load_floats(access, record + 2 * dim + i);
-        const Floats m = old_m + (g - old_m) * rate_1;
-        const Floats v = old_v + (g * g - old_v) * rate_2;
-        const Floats old = load_floats(access, record + i);
-        const Floats next = old - step * (m / (square_root(v) + eps));
-        replace(access, record, dim + i, old_m, m, delta);
-        replace(access, record, 2 * dim + i, old_v, v, delta);
-        replace(access, record, i, old, next, delta);
+void rowwise_adagrad(const Steps& steps) {
+    const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
+    const std::size_t dim = steps.dim;
+    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
+        const float moment = record[dim] + sum_of_squares(dim, gradient) / static_cast<float>(dim);
+        descend(dim, learning_rate / (__builtin_sqrtf(moment) + eps), gradient, record, delta);
+        replace_one(record, dim, moment, delta);
     });
 }
 
-void ftrl(std::size_t dim, float learning_rate, float beta, float l1, float l2, const float* gradient, float* record,
-          std::uint8_t* delta) {
-    for_lanes(dim, [&](auto access, std::size_t i) {
-        const Floats g = load_floats(access, gradient + i);
-        const Floats old_n = load_floats(access, record + dim + i);
-        const Floats old_z = load_floats(access, record + 2 * dim + i);
-        const Floats old = load_floats(access, record + i);
-        const Floats n = old_n + g * g;
-        const Floats root = square_root(n);
-        const Floats sigma = (root - square_root(old_n)) / learning_rate;
-        const Floats z = old_z + (g - sigma * old);
-        const Words z_bits = reinterpret_cast<Words>(z);
-        const Floats excess = reinterpret_cast<Floats>(z_bits & 0x7fffffffu) - l1;
-        const Floats magnitude = excess / ((beta + root) / learning_rate + l2);
-        // Of the opposite sign as z, and zero where z does not exceed l1.
-        const Words next = (reinterpret_cast<Words>(magnitude) ^ (~z_bits & 0x80000000u)) &
-                           reinterpret_cast<Words>(excess > 0.0f);
-        replace(access, record, dim + i, old_n, n, delta);
-        replace(access, record, 2 * dim + i, old_z, z, delta);
-        replace(access, record, i, old, reinterpret_cast<Floats>(next), delta);
+void adam(const Steps& steps) {
+    const float rate_1 = steps.hyper[1], rate_2 = steps.hyper[2], eps = steps.hyper[3];
+    const std::size_t dim = steps.dim;
+    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t row) __attribute__((always_inline)) {
+        const float step = steps.step_sizes[row];
+        for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
+            const Floats g = load_floats(access, gradient + i);
+            const Floats old_m = load_floats(access, record + dim + i);
+            const Floats old_v = load_floats(access, record + 2 * dim + i);
+            const Floats m = old_m + (g - old_m) * rate_1;
+            const Floats v = old_v + (g * g - old_v) * rate_2;
+            const Floats old = load_floats(access, record + i);
+            const Floats next = old - step * (m / (square_root(v) + eps));
+            replace(access, record, dim + i, old_m, m, delta);
+            replace(access, record, 2 * dim + i, old_v, v, delta);
+            replace(access, record, i, old, next, delta);
+        });
+    });
+}
+
+void ftrl(const Steps& steps) {
+    const float learning_rate = steps.hyper[0], beta = steps.hyper[1], l1 = steps.hyper[2], l2 = steps.hyper[3];
+    const std::size_t dim = steps.dim;
+    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
+        for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
+            const Floats g = load_floats(access, gradient + i);
+            const Floats old_n = load_floats(access, record + dim + i);
+            const Floats old_z = load_floats(access, record + 2 * dim + i);
+            const Floats old = load_floats(access, record + i);
+            const Floats n = old_n + g * g;
+            const Floats root = square_root(n);
+            const Floats sigma = (root - square_root(old_n)) / learning_rate;
+            const Floats z = old_z + (g - sigma * old);
+            const Words z_bits = reinterpret_cast<Words>(z);
+            const Floats excess = reinterpret_cast<Floats>(z_bits & 0x7fffffffu) - l1;
+            const Floats magnitude = excess / ((beta + root) / learning_rate + l2);
+            // Of the opposite sign as z, and zero where z does not exceed l1.
+            const Words next = (reinterpret_cast<Words>(magnitude) ^ (~z_bits & 0x80000000u)) &
+                               reinterpret_cast<Words>(excess > 0.0f);
+            replace(access, record, dim + i, old_n, n, delta);
+            replace(access, record, 2 * dim + i, old_z, z, delta);
+            replace(access, record, i, old, reinterpret_cast<Floats>(next), delta);
+        });
     });
 }
 

@@ -19,6 +19,20 @@ struct alignas(16) Coefficient {
 // Most data blocks of a code.
 inline constexpr int coefficients_max = 255;
 
+// One step of an optimizer on each of some rows of a table.
+struct Steps {
+    std::size_t rows;
+    std::size_t dim;
+    std::size_t used_bytes;          // of weights and state
+    std::size_t record_bytes;        // with padding, less than a vector of floats
+    const float* hyper;              // of the optimizer, hyper_max of them
+    const float* const* gradients;   // dim floats each
+    float* const* records;           // may repeat
+    std::uint8_t* const* deltas;     // null: none are wanted
+    const bool* merges;              // of each delta: true: delta ^= old ^ new, false: delta = old ^ new, padding zero
+    const float* step_sizes;         // of each row, for Adam
+};
+
 struct Operations {
     const char* name;
 
@@ -48,32 +62,29 @@ struct Operations {
     void (*sum_rows)(std::size_t rows, std::size_t dim, const float* const* source, float* const* target,
                      const bool* adds);
 
-    // Optimizer steps on one record: w[dim] then state. delta (bytes of w and state, not the padding) ^= old ^ new if
-    // delta is not null. Bit-exact across kernels: one rounding an operation, no fused multiply-add; formulas as torch's
-    // (SGD, momentum, Adagrad), FBGEMM's (row-wise Adagrad: mean of squares summed in 16 lanes, lanes added pairwise
-    // 8, 4, 2, 1), torch's SparseAdam and McMahan et al. 2013, algorithm 1 (FTRL-Proximal).
-    void (*sgd)(std::size_t dim, float learning_rate, const float* gradient, float* record, std::uint8_t* delta);
+    // Optimizer steps on rows of one table, in order: of a record w[dim], then state. Bit-exact across kernels: one rounding
+    // an operation, no fused multiply-add; formulas as torch's (SGD, momentum, Adagrad), FBGEMM's (row-wise Adagrad: mean
+    // of squares summed in 16 lanes, lanes added pairwise 8, 4, 2, 1), torch's SparseAdam and McMahan et al. 2013,
+    // algorithm 1 (FTRL-Proximal). In the order of Steps::hyper:
+    void (*sgd)(const Steps& steps);  // learning_rate
 
-    // State: b[dim]. b = momentum * b + g; w -= learning_rate * b, or of Nesterov learning_rate * (g + momentum * b).
-    void (*momentum)(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
-                     std::uint8_t* delta);
-    void (*nesterov)(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
-                     std::uint8_t* delta);
+    // learning_rate, momentum. State: b[dim]. b = momentum * b + g; w -= learning_rate * b, or of Nesterov
+    // learning_rate * (g + momentum * b).
+    void (*momentum)(const Steps& steps);
+    void (*nesterov)(const Steps& steps);
 
-    void (*adagrad)(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
-                    std::uint8_t* delta);
-    void (*rowwise_adagrad)(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
-                            std::uint8_t* delta);
+    // learning_rate, eps. State: the sum of squares[dim], or of row-wise Adagrad one sum of their means.
+    void (*adagrad)(const Steps& steps);
+    void (*rowwise_adagrad)(const Steps& steps);
 
-    // State: m[dim], v[dim] (what stands behind them is the caller's). m += (g - m) * rate_1; v += (g * g - v) * rate_2;
+    // (not used), rate_1, rate_2, eps; the step size of each row is in Steps::step_sizes. State: m[dim], v[dim] (what
+    // stands behind them is the caller's). m += (g - m) * rate_1; v += (g * g - v) * rate_2;
     // w -= step * (m / (sqrt(v) + eps)): step is the learning rate with the corrections of bias, a rate is 1 - beta.
-    void (*adam)(std::size_t dim, float step, float rate_1, float rate_2, float eps, const float* gradient,
-                 float* record, std::uint8_t* delta);
+    void (*adam)(const Steps& steps);
 
-    // State: n[dim], z[dim]. n' = n + g * g; z += g - (sqrt(n') - sqrt(n)) / learning_rate * w;
+    // learning_rate, beta, l1, l2. State: n[dim], z[dim]. n' = n + g * g; z += g - (sqrt(n') - sqrt(n)) / learning_rate * w;
     // w = 0 if |z| <= l1, else -sign(z) * (|z| - l1) / ((beta + sqrt(n')) / learning_rate + l2).
-    void (*ftrl)(std::size_t dim, float learning_rate, float beta, float l1, float l2, const float* gradient,
-                 float* record, std::uint8_t* delta);
+    void (*ftrl)(const Steps& steps);
 
     // Initial weights: uniform in [-scale, scale) from a counter-based generator of (seed, row, column); 24 random bits a
     // weight, one multiplication, so that every kernel gives the same bits.

@@ -1,8 +1,10 @@
 // Scalar: no instructions beyond the baseline; the readable oracle of the other kernels, and their fallback.
 // Bound by: two table look-ups a byte. Tail: none, one element at a time.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "kernels/initial.hpp"
 #include "kernels/operations.hpp"
@@ -64,94 +66,124 @@ void sum_rows(std::size_t rows, std::size_t dim, const float* const* source, flo
     }
 }
 
+struct Delta {
+    std::uint8_t* bytes;
+    bool merges;
+};
+
 // record[index] = value; delta, if any, takes in the bits that changed.
-void replace(float* record, std::size_t index, float value, std::uint8_t* delta) {
-    if (delta != nullptr) {
-        std::uint32_t bits;
-        std::memcpy(&bits, delta + 4 * index, 4);
+void replace(float* record, std::size_t index, float value, Delta delta) {
+    if (delta.bytes != nullptr) {
+        std::uint32_t bits = 0;
+        if (delta.merges) std::memcpy(&bits, delta.bytes + 4 * index, 4);
         bits ^= std::bit_cast<std::uint32_t>(record[index]) ^ std::bit_cast<std::uint32_t>(value);
-        std::memcpy(delta + 4 * index, &bits, 4);
+        std::memcpy(delta.bytes + 4 * index, &bits, 4);
     }
     record[index] = value;
 }
 
-void sgd(std::size_t dim, float learning_rate, const float* gradient, float* record, std::uint8_t* delta) {
-    for (std::size_t i = 0; i < dim; ++i) replace(record, i, record[i] - learning_rate * gradient[i], delta);
-}
-
-// b = momentum * b + g of one element.
-float advanced_momentum(std::size_t dim, std::size_t i, float momentum, const float* gradient, float* record,
-                        std::uint8_t* delta) {
-    const float buffer = momentum * record[dim + i] + gradient[i];
-    replace(record, dim + i, buffer, delta);
-    return buffer;
-}
-
-void momentum(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
-              std::uint8_t* delta) {
-    for (std::size_t i = 0; i < dim; ++i) {
-        const float buffer = advanced_momentum(dim, i, momentum, gradient, record, delta);
-        replace(record, i, record[i] - learning_rate * buffer, delta);
+// step(gradient, record, delta, m) for each row m.
+template <class Step>
+void for_steps(const Steps& steps, Step step) {
+    for (std::size_t m = 0; m < steps.rows; ++m) {
+        const Delta delta =
+            steps.deltas == nullptr ? Delta{nullptr, false} : Delta{steps.deltas[m], steps.merges[m]};
+        step(steps.gradients[m], steps.records[m], delta, m);
+        if (delta.bytes == nullptr || delta.merges) continue;
+        std::fill(delta.bytes + steps.used_bytes, delta.bytes + steps.record_bytes, std::uint8_t{0});
     }
 }
 
-void nesterov(std::size_t dim, float learning_rate, float momentum, const float* gradient, float* record,
-              std::uint8_t* delta) {
-    for (std::size_t i = 0; i < dim; ++i) {
-        const float buffer = advanced_momentum(dim, i, momentum, gradient, record, delta);
-        replace(record, i, record[i] - learning_rate * (gradient[i] + momentum * buffer), delta);
-    }
+void sgd(const Steps& steps) {
+    const float learning_rate = steps.hyper[0];
+    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
+        for (std::size_t i = 0; i < steps.dim; ++i) {
+            replace(record, i, record[i] - learning_rate * gradient[i], delta);
+        }
+    });
 }
 
-void adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
-             std::uint8_t* delta) {
-    for (std::size_t i = 0; i < dim; ++i) {
-        const float g = gradient[i];
-        const float sum = record[dim + i] + g * g;
-        replace(record, dim + i, sum, delta);
-        replace(record, i, record[i] - learning_rate * g / (std::sqrt(sum) + eps), delta);
-    }
+// `direction(g, buffer)` of one element, when b = momentum * b + g.
+template <class Direction>
+void descend_with_momentum(const Steps& steps, Direction direction) {
+    const auto [learning_rate, momentum] = std::pair(steps.hyper[0], steps.hyper[1]);
+    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
+        for (std::size_t i = 0; i < steps.dim; ++i) {
+            const float buffer = momentum * record[steps.dim + i] + gradient[i];
+            replace(record, steps.dim + i, buffer, delta);
+            replace(record, i, record[i] - learning_rate * direction(gradient[i], buffer), delta);
+        }
+    });
 }
 
-void rowwise_adagrad(std::size_t dim, float learning_rate, float eps, const float* gradient, float* record,
-                     std::uint8_t* delta) {
-    float lanes[16] = {};
-    for (std::size_t i = 0; i < dim; ++i) lanes[i % 16] += gradient[i] * gradient[i];
-    for (int width = 8; width != 0; width /= 2) {
-        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-    }
-    const float moment = record[dim] + lanes[0] / static_cast<float>(dim);
-    const float step = learning_rate / (std::sqrt(moment) + eps);
-    for (std::size_t i = 0; i < dim; ++i) replace(record, i, record[i] - step * gradient[i], delta);
-    replace(record, dim, moment, delta);
+void momentum(const Steps& steps) {
+    descend_with_momentum(steps, [](float, float buffer) { return buffer; });
 }
 
-void adam(std::size_t dim, float step, float rate_1, float rate_2, float eps, const float* gradient, float* record,
-          std::uint8_t* delta) {
-    for (std::size_t i = 0; i < dim; ++i) {
-        const float g = gradient[i];
-        const float m = record[dim + i] + (g - record[dim + i]) * rate_1;
-        const float v = record[2 * dim + i] + (g * g - record[2 * dim + i]) * rate_2;
-        replace(record, dim + i, m, delta);
-        replace(record, 2 * dim + i, v, delta);
-        replace(record, i, record[i] - step * (m / (std::sqrt(v) + eps)), delta);
-    }
+void nesterov(const Steps& steps) {
+    descend_with_momentum(steps, [&](float g, float buffer) { return g + steps.hyper[1] * buffer; });
 }
 
-void ftrl(std::size_t dim, float learning_rate, float beta, float l1, float l2, const float* gradient, float* record,
-          std::uint8_t* delta) {
-    for (std::size_t i = 0; i < dim; ++i) {
-        const float g = gradient[i];
-        const float n = record[dim + i] + g * g;
-        const float root = std::sqrt(n);
-        const float sigma = (root - std::sqrt(record[dim + i])) / learning_rate;
-        const float z = record[2 * dim + i] + (g - sigma * record[i]);
-        const float excess = std::fabs(z) - l1;
-        const float magnitude = excess / ((beta + root) / learning_rate + l2);
-        replace(record, dim + i, n, delta);
-        replace(record, 2 * dim + i, z, delta);
-        replace(record, i, excess > 0.0f ? (std::signbit(z) ? magnitude : -magnitude) : 0.0f, delta);
-    }
+void adagrad(const Steps& steps) {
+    const auto [learning_rate, eps] = std::pair(steps.hyper[0], steps.hyper[1]);
+    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
+        for (std::size_t i = 0; i < steps.dim; ++i) {
+            const float g = gradient[i];
+            const float sum = record[steps.dim + i] + g * g;
+            replace(record, steps.dim + i, sum, delta);
+            replace(record, i, record[i] - learning_rate * g / (std::sqrt(sum) + eps), delta);
+        }
+    });
+}
+
+void rowwise_adagrad(const Steps& steps) {
+    const auto [learning_rate, eps] = std::pair(steps.hyper[0], steps.hyper[1]);
+    const std::size_t dim = steps.dim;
+    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
+        float lanes[16] = {};
+        for (std::size_t i = 0; i < dim; ++i) lanes[i % 16] += gradient[i] * gradient[i];
+        for (int width = 8; width != 0; width /= 2) {
+            for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+        }
+        const float moment = record[dim] + lanes[0] / static_cast<float>(dim);
+        const float step = learning_rate / (std::sqrt(moment) + eps);
+        for (std::size_t i = 0; i < dim; ++i) replace(record, i, record[i] - step * gradient[i], delta);
+        replace(record, dim, moment, delta);
+    });
+}
+
+void adam(const Steps& steps) {
+    const float rate_1 = steps.hyper[1], rate_2 = steps.hyper[2], eps = steps.hyper[3];
+    const std::size_t dim = steps.dim;
+    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t row) {
+        for (std::size_t i = 0; i < dim; ++i) {
+            const float g = gradient[i];
+            const float m = record[dim + i] + (g - record[dim + i]) * rate_1;
+            const float v = record[2 * dim + i] + (g * g - record[2 * dim + i]) * rate_2;
+            replace(record, dim + i, m, delta);
+            replace(record, 2 * dim + i, v, delta);
+            replace(record, i, record[i] - steps.step_sizes[row] * (m / (std::sqrt(v) + eps)), delta);
+        }
+    });
+}
+
+void ftrl(const Steps& steps) {
+    const float learning_rate = steps.hyper[0], beta = steps.hyper[1], l1 = steps.hyper[2], l2 = steps.hyper[3];
+    const std::size_t dim = steps.dim;
+    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
+        for (std::size_t i = 0; i < dim; ++i) {
+            const float g = gradient[i];
+            const float n = record[dim + i] + g * g;
+            const float root = std::sqrt(n);
+            const float sigma = (root - std::sqrt(record[dim + i])) / learning_rate;
+            const float z = record[2 * dim + i] + (g - sigma * record[i]);
+            const float excess = std::fabs(z) - l1;
+            const float magnitude = excess / ((beta + root) / learning_rate + l2);
+            replace(record, dim + i, n, delta);
+            replace(record, 2 * dim + i, z, delta);
+            replace(record, i, excess > 0.0f ? (std::signbit(z) ? magnitude : -magnitude) : 0.0f, delta);
+        }
+    });
 }
 
 void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, float scale, float* weights) {

@@ -41,9 +41,13 @@ public:
         data_ = grown;
         capacity_ = capacity;
     }
+    // The next `count` elements will be appended without a move.
+    void make_room(std::size_t count) {
+        if (size_ + count > capacity_) reserve(size_ + count + capacity_);
+    }
     // Appends `count` elements of unspecified content; returns the first. Earlier pointers become invalid.
     T* extend(std::size_t count) {
-        if (size_ + count > capacity_) reserve(size_ + count + capacity_);
+        make_room(count);
         T* first = data_ + size_;
         size_ += count;
         return first;

@@ -1,4 +1,4 @@
-// Open-addressing hash from a key to a number, for keys that are never all ones.
+// Open-addressing hash from a key to a number below 2^32.
 #pragma once
 
 #include <bit>
@@ -16,15 +16,15 @@ public:
     std::uint64_t find(std::uint64_t key) const {
         if (size_ == 0) return absent;
         const Slot& slot = slots_[place(key)];
-        return slot.key == key ? slot.value : absent;
+        return slot.age == age_ ? slot.value : absent;
     }
 
     // The value of the key, which is `value` if it was absent until now.
-    std::uint64_t insert(std::uint64_t key, std::uint64_t value) {
+    std::uint32_t insert(std::uint64_t key, std::uint32_t value) {
         if (2 * (size_ + 1) > slots_.size()) grow();
         Slot& slot = slots_[place(key)];
-        if (slot.key != key) {
-            slot = {key, value};
+        if (slot.age != age_) {
+            slot = {key, value, age_};
             ++size_;
         }
         return slot.value;
@@ -34,20 +34,20 @@ public:
         if (!slots_.empty()) __builtin_prefetch(&slots_[hash(key)]);
     }
 
+    // Wipes nothing: slots of another age are empty.
     void clear() {
-        // A table that was once large is not worth wiping over and over for a few keys.
-        if (slots_.size() > 64 * (size_ + 16)) {
-            std::vector<Slot>().swap(slots_);
-        } else {
-            slots_.assign(slots_.size(), Slot{});
-        }
         size_ = 0;
+        if (++age_ == 0) {
+            slots_.assign(slots_.size(), Slot{});
+            age_ = 1;
+        }
     }
 
 private:
     struct Slot {
-        std::uint64_t key = absent;
-        std::uint64_t value = absent;
+        std::uint64_t key = 0;
+        std::uint32_t value = 0;
+        std::uint32_t age = 0;
     };
 
     std::size_t hash(std::uint64_t key) const {
@@ -57,7 +57,7 @@ private:
     std::size_t place(std::uint64_t key) const {
         const std::size_t mask = slots_.size() - 1;
         std::size_t i = hash(key);
-        while (slots_[i].key != key && slots_[i].key != absent) i = (i + 1) & mask;
+        while (slots_[i].age == age_ && slots_[i].key != key) i = (i + 1) & mask;
         return i;
     }
     void grow() {
@@ -65,12 +65,13 @@ private:
         old.swap(slots_);
         shift_ = 64 - std::countr_zero(slots_.size());
         for (const Slot& slot : old) {
-            if (slot.key != absent) slots_[place(slot.key)] = slot;
+            if (slot.age == age_) slots_[place(slot.key)] = slot;
         }
     }
 
     std::vector<Slot> slots_;
     std::size_t size_ = 0;
+    std::uint32_t age_ = 1;
     int shift_ = 58;
 };
 

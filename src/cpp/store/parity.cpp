@@ -1,5 +1,6 @@
 // What a shard does with other shards' deltas.
 #include <algorithm>
+#include <array>
 
 #include "kernels/registry.hpp"
 #include "store/error.hpp"
@@ -24,30 +25,51 @@ void Store::fold(int source, std::uint64_t class_mask, std::span<const std::uint
             refuse(ErrorKind::value, "fold: shard ", source, " has no data row in ", describe(key));
         }
     }
-    const Operations& operations = ecrec::operations();
-    const auto parity_of = [&](const Table& table, const StripePlace& at) {
-        return place_.slot_in(at.residue) - table.shape().k;
+    // Runs of rows with one coefficient and one length go to the kernel at once; the parity rows of a later batch are
+    // on their way while those of one are folded into.
+    constexpr std::size_t batch = 64;
+    struct Batch {
+        std::array<std::uint8_t*, batch> targets;
+        std::array<const Coefficient*, batch> coefficients;
+        std::array<std::size_t, batch> bytes;
+        std::size_t rows = 0;
     };
+    const auto fill = [&](Batch& to, std::size_t first) {
+        to.rows = std::min(batch, keys.size() - first);
+        for (std::size_t m = 0; m < to.rows; ++m) {
+            const std::uint64_t key = keys[first + m];
+            Table& table = tables_[key >> stripe_bits];
+            const StripePlace at = table.stripe_place(stripe_of(key));
+            const int class_id = table.code() * place_.shards + at.residue;
+            const int parity = place_.slot_in(at.residue) - table.shape().k;
+            to.bytes[m] = table.record_bytes();
+            to.targets[m] = nullptr;
+            if ((class_mask >> class_id & 1) == 0) continue;
+            to.coefficients[m] = &code_of(class_id).code.coefficient(parity, place_.slot_of(source, at.residue));
+            to.targets[m] = table.touch_parity(at.quotient, parity);
+            prefetch_write(to.targets[m], std::min<std::size_t>(to.bytes[m], 1024));
+        }
+    };
+    const Operations& operations = ecrec::operations();
     const std::uint8_t* record = records.data();
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-        if (i + prefetch_rows < keys.size()) {
-            const std::uint64_t later = keys[i + prefetch_rows];
-            const StripePlace at = place_of(later);
-            const Table& table = table_of(later);
-            prefetch_write(table.parity_record(at.quotient, parity_of(table, at)),
-                           std::min<std::size_t>(table.record_bytes(), 1024));
+    std::array<Batch, 2> batches;
+    if (!keys.empty()) fill(batches[0], 0);
+    for (std::size_t first = 0; first < keys.size(); first += batch) {
+        const Batch& now = batches[first / batch % 2];
+        if (first + batch < keys.size()) fill(batches[(first / batch + 1) % 2], first + batch);
+        for (std::size_t m = 0; m < now.rows;) {
+            std::size_t rows = 1;
+            const auto continues = [&](std::size_t other) {
+                return now.bytes[other] == now.bytes[m] && now.targets[other] != nullptr &&
+                       now.coefficients[other] == now.coefficients[m];
+            };
+            if (now.targets[m] != nullptr) {
+                while (m + rows < now.rows && continues(m + rows)) ++rows;
+                operations.fold_rows(rows, now.bytes[m], *now.coefficients[m], record, now.targets.data() + m);
+            }
+            record += rows * now.bytes[m];
+            m += rows;
         }
-        Table& table = tables_[keys[i] >> stripe_bits];
-        const StripePlace at = table.stripe_place(stripe_of(keys[i]));
-        const int class_id = table.code() * place_.shards + at.residue;
-        if (class_mask >> class_id & 1) {
-            const int parity = parity_of(table, at);
-            const Coefficient& coefficient =
-                code_of(class_id).code.coefficient(parity, place_.slot_of(source, at.residue));
-            operations.fold(table.record_bytes(), coefficient, record,
-                            table.touch_parity(at.quotient, parity));
-        }
-        record += table.record_bytes();
     }
 }
 

@@ -9,18 +9,31 @@
 
 namespace ecrec {
 
-std::uint8_t* RowBuffer::record(std::uint64_t key, std::size_t bytes) {
-    const std::size_t end = rows_.records.size();
-    const std::uint64_t offset = index_.insert(key, end);
-    if (offset != end) return rows_.records.data() + offset;
+void RowBuffer::make_room(std::size_t rows, std::size_t bytes_each) {
     if (rows_.keys.size() == 0) {
         rows_.keys.reserve(expected_rows_);
         rows_.records.reserve(expected_bytes_);
     }
+    rows_.keys.make_room(rows);
+    rows_.records.make_room(rows * bytes_each);
+}
+
+std::uint8_t* RowBuffer::unset_record(std::uint64_t key, std::size_t bytes, bool& is_new) {
+    constexpr std::size_t unit = 16;  // which records are multiples of
+    const std::size_t end = rows_.records.size() / unit;
+    const std::uint32_t place = index_.insert(key, static_cast<std::uint32_t>(end));
+    is_new = place == end;
+    if (!is_new) return rows_.records.data() + place * unit;
     rows_.keys.push_back(key);
-    std::uint8_t* added = rows_.records.extend(bytes);
-    std::memset(added, 0, bytes);
-    return added;
+    return rows_.records.extend(bytes);
+}
+
+std::uint8_t* RowBuffer::record(std::uint64_t key, std::size_t bytes) {
+    if (rows_.keys.size() == 0) make_room(1, bytes);
+    bool is_new = false;
+    std::uint8_t* found = unset_record(key, bytes, is_new);
+    if (is_new) std::memset(found, 0, bytes);
+    return found;
 }
 
 void RowBuffer::fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys,

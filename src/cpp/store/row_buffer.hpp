@@ -28,6 +28,10 @@ public:
 
     // The record of a key, zero if it is new. Valid until the next call that adds a row.
     std::uint8_t* record(std::uint64_t key, std::size_t bytes);
+    // The same of a key that may be new; then `is_new` is set and the record's content is unspecified. Valid until more
+    // rows are added than there is room for.
+    std::uint8_t* unset_record(std::uint64_t key, std::size_t bytes, bool& is_new);
+    void make_room(std::size_t rows, std::size_t bytes_each);
     void prefetch(std::uint64_t key) const { index_.prefetch(key); }
 
     void fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys,
@@ -38,7 +42,7 @@ public:
 
 private:
     std::shared_ptr<const Store> store_;
-    KeyIndex index_;  // key -> offset of its record
+    KeyIndex index_;  // key -> offset of its record in units of 16 bytes
     RowsBlob rows_;
     // What was taken last: the next window is likely to be as large.
     std::size_t expected_rows_ = 0;

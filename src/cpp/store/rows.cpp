@@ -13,23 +13,23 @@ namespace ecrec {
 namespace {
 
 // Rows ahead whose memory is asked for: enough to hide a miss behind a few hundred bytes of arithmetic each.
-constexpr std::size_t prefetch_rows = 8;
+constexpr std::size_t prefetch_rows = 16;
 constexpr std::size_t prefetch_bytes_max = 1024;
 
 // Adam's step size for the next step of a row: learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t), where t counts the
 // steps of this row. `corrections`, the last of the row's state, are the two 1 - beta^t as doubles, zero before the
-// first step; delta takes in the bits of them that change. In double, because a float would stand still 3e-5 before 1;
+// first step; delta takes in the bits of them that change, or is set to them. In double, because a float would stand still 3e-5 before 1;
 // and by the rule of m and v, c += (1 - c) * (1 - beta), because that needs no powers.
-float adam_step(const TableShape& shape, std::uint8_t* corrections, std::uint8_t* delta) {
+float adam_step(const TableShape& shape, std::uint8_t* corrections, std::uint8_t* delta, bool merges) {
     double old[2], next[2];
     std::memcpy(old, corrections, sizeof old);
     for (std::size_t i = 0; i < 2; ++i) next[i] = old[i] + (1.0 - old[i]) * shape.hyper_exact[1 + i];
     std::memcpy(corrections, next, sizeof next);
     if (delta != nullptr) {
-        std::uint64_t before[2], after[2], bits[2];
+        std::uint64_t before[2], after[2], bits[2] = {};
         std::memcpy(before, old, sizeof old);
         std::memcpy(after, next, sizeof next);
-        std::memcpy(bits, delta, sizeof bits);
+        if (merges) std::memcpy(bits, delta, sizeof bits);
         for (std::size_t i = 0; i < 2; ++i) bits[i] ^= before[i] ^ after[i];
         std::memcpy(delta, bits, sizeof bits);
     }
@@ -202,12 +202,25 @@ void Store::check_values(const char* where, const Sections& sections, std::span<
     }
 }
 
+// Step: step(table, steps) changes the records of some rows of the table.
 template <class Step>
 void Store::update(const Sections& sections, std::span<const float> values, Window* window, Step&& step) {
     struct Target {
         RowBuffer* buffer;
         std::uint64_t limit;  // of quotients
     };
+    struct Copy {
+        const std::uint8_t* delta;
+        std::uint8_t* target;
+        bool merges;
+    };
+    constexpr std::size_t run = 256;
+    const float* gradients[run];
+    float* records[run];
+    std::uint8_t* deltas[run];
+    bool merges[run];
+    float step_sizes[run];
+    std::vector<Copy> copies;
     const Operations& operations = ecrec::operations();
     const int n = place_.shards;
     const float* value = values.data();
@@ -217,10 +230,10 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
         Table& table = tables_[index];
         const std::size_t dim = table.shape().dim;
         const std::size_t bytes = table.record_bytes();
-        const std::size_t prefetch_bytes = std::min(bytes, prefetch_bytes_max);
         // Who takes deltas of a class: decided once a section, not once a row.
         std::array<std::array<Target, shards_max>, shards_max> targets{};
         std::array<int, shards_max> target_count{};
+        bool any_target = false;
         for (int residue = 0; window != nullptr && residue < n; ++residue) {
             if (place_.slot_in(residue) >= table.shape().k) continue;
             for (int parity = 0; parity < table.shape().r; ++parity) {
@@ -230,47 +243,65 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
                 const std::size_t c = static_cast<std::size_t>(residue);
                 targets[c][static_cast<std::size_t>(target_count[c]++)] = {&window->buffer(peer),
                                                                            limit - table.offset()};
+                any_target = true;
             }
         }
-        for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end;
-             ++i, value += dim) {
-            if (i + prefetch_rows < end) {
-                const RowPlace& later = places_[i + prefetch_rows];
-                prefetch_write(table.data_record(later.quotient, later.slot), prefetch_bytes);
-                if (target_count[later.residue] != 0) {
-                    const std::uint64_t key =
-                        index << stripe_bits |
-                        table.stripe_at(later.quotient, static_cast<int>(later.residue));
-                    targets[later.residue][0].buffer->prefetch(key);
+        const auto key_of = [&](const RowPlace& row) {
+            return index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
+        };
+        std::size_t left = static_cast<std::size_t>(sections.counts[s]);
+        while (left != 0) {
+            const std::size_t rows = std::min(left, run);
+            const RowPlace* places = places_.data() + i;
+            if (any_target) {
+                delta_.shrink_to(0);
+                delta_.extend(rows * bytes);
+                for (int residue = 0; residue < n; ++residue) {
+                    const std::size_t c = static_cast<std::size_t>(residue);
+                    for (int t = 0; t < target_count[c]; ++t) {
+                        targets[c][static_cast<std::size_t>(t)].buffer->make_room(rows, bytes);
+                    }
                 }
             }
-            const RowPlace& row = places_[i];
-            std::array<RowBuffer*, shards_max> wanted;
-            int wanted_count = 0;
-            for (int t = 0; t < target_count[row.residue]; ++t) {
-                const Target& target = targets[row.residue][static_cast<std::size_t>(t)];
-                if (row.quotient < target.limit)
-                    wanted[static_cast<std::size_t>(wanted_count++)] = target.buffer;
+            for (std::size_t m = 0; m < rows; ++m, value += dim) {
+                const RowPlace& row = places[m];
+                gradients[m] = value;
+                records[m] =
+                    reinterpret_cast<float*>(table.touch(operations, row.quotient, row.residue, row.slot));
+                if (!any_target) continue;
+                if (m + prefetch_rows < rows && target_count[places[m + prefetch_rows].residue] != 0) {
+                    const RowPlace& later = places[m + prefetch_rows];
+                    targets[later.residue][0].buffer->prefetch(key_of(later));
+                }
+                // A delta for one peer is written where it is sent from; for several, or none, beside them.
+                deltas[m] = delta_.data() + m * bytes;
+                merges[m] = false;
+                for (int t = 0; t < target_count[row.residue]; ++t) {
+                    const Target& target = targets[row.residue][static_cast<std::size_t>(t)];
+                    if (row.quotient >= target.limit) continue;
+                    bool is_new = false;
+                    std::uint8_t* found = target.buffer->unset_record(key_of(row), bytes, is_new);
+                    if (target_count[row.residue] == 1) {
+                        deltas[m] = found;
+                        merges[m] = !is_new;
+                    } else {
+                        copies.push_back({deltas[m], found, !is_new});
+                    }
+                }
             }
-            auto* record =
-                reinterpret_cast<float*>(table.touch(operations, row.quotient, row.residue, row.slot));
-            if (wanted_count == 0) {
-                step(operations, table, value, record, nullptr);
-                continue;
+            step(table, Steps{rows, dim, table.used_bytes(), bytes, table.shape().hyper.data(), gradients, records,
+                              any_target ? deltas : nullptr, merges, step_sizes},
+                 step_sizes);
+            for (const Copy& copy : copies) {
+                if (copy.merges) {
+                    xor_into(copy.target, copy.delta, bytes);
+                } else {
+                    std::memcpy(copy.target, copy.delta, bytes);
+                }
             }
-            const std::uint64_t key =
-                index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
-            if (wanted_count == 1) {
-                step(operations, table, value, record, wanted[0]->record(key, bytes));
-                continue;
-            }
-            delta_.shrink_to(0);
-            std::uint8_t* delta = delta_.extend(bytes);
-            std::memset(delta, 0, bytes);
-            step(operations, table, value, record, delta);
-            for (int t = 0; t < wanted_count; ++t) {
-                xor_into(wanted[static_cast<std::size_t>(t)]->record(key, bytes), delta, bytes);
-            }
+            copies.clear();
+            i += rows;
+            left -= rows;
         }
     }
 }
@@ -283,43 +314,44 @@ void Store::check(const Sections& sections, std::span<const float> values) {
 void Store::apply(const Sections& sections, std::span<const float> gradients, Window* window) {
     resolve("apply", sections, true);
     check_values("apply", sections, gradients, window);
-    update(sections, gradients, window,
-           [](const Operations& operations, const Table& table, const float* gradient, float* record,
-              std::uint8_t* delta) {
-               const TableShape& shape = table.shape();
-               const std::size_t dim = shape.dim;
-               const auto& [a, b, c, d] = shape.hyper;
-               switch (shape.optimizer) {
-                   case Optimizer::sgd: operations.sgd(dim, a, gradient, record, delta); break;
-                   case Optimizer::momentum: operations.momentum(dim, a, b, gradient, record, delta); break;
-                   case Optimizer::nesterov: operations.nesterov(dim, a, b, gradient, record, delta); break;
-                   case Optimizer::adagrad: operations.adagrad(dim, a, b, gradient, record, delta); break;
-                   case Optimizer::rowwise_adagrad:
-                       operations.rowwise_adagrad(dim, a, b, gradient, record, delta);
-                       break;
-                   case Optimizer::adam: {
-                       const float step = adam_step(shape, reinterpret_cast<std::uint8_t*>(record + 3 * dim),
-                                                    delta == nullptr ? nullptr : delta + 12 * dim);
-                       operations.adam(dim, step, b, c, d, gradient, record, delta);
-                       break;
-                   }
-                   case Optimizer::ftrl: operations.ftrl(dim, a, b, c, d, gradient, record, delta); break;
-               }
-           });
+    const Operations& operations = ecrec::operations();
+    update(sections, gradients, window, [&](const Table& table, const Steps& steps, float* step_sizes) {
+        switch (table.shape().optimizer) {
+            case Optimizer::sgd: operations.sgd(steps); break;
+            case Optimizer::momentum: operations.momentum(steps); break;
+            case Optimizer::nesterov: operations.nesterov(steps); break;
+            case Optimizer::adagrad: operations.adagrad(steps); break;
+            case Optimizer::rowwise_adagrad: operations.rowwise_adagrad(steps); break;
+            case Optimizer::adam:
+                for (std::size_t m = 0; m < steps.rows; ++m) {
+                    std::uint8_t* delta = steps.deltas == nullptr ? nullptr : steps.deltas[m] + 12 * steps.dim;
+                    step_sizes[m] =
+                        adam_step(table.shape(), reinterpret_cast<std::uint8_t*>(steps.records[m] + 3 * steps.dim),
+                                  delta, steps.merges[m]);
+                }
+                operations.adam(steps);
+                break;
+            case Optimizer::ftrl: operations.ftrl(steps); break;
+        }
+    });
 }
 
 void Store::assign(const Sections& sections, std::span<const float> values, Window* window) {
     resolve("assign", sections, true);
     check_values("assign", sections, values, window);
-    update(sections, values, window,
-           [](const Operations&, const Table& table, const float* value, float* record, std::uint8_t* delta) {
-               if (delta != nullptr) {
-                   const auto* before = reinterpret_cast<const std::uint8_t*>(record);
-                   const auto* after = reinterpret_cast<const std::uint8_t*>(value);
-                   for (std::size_t b = 0; b < table.weight_bytes(); ++b) delta[b] ^= before[b] ^ after[b];
-               }
-               std::memcpy(record, value, table.weight_bytes());
-           });
+    update(sections, values, window, [](const Table& table, const Steps& steps, float*) {
+        const std::size_t bytes = table.weight_bytes();
+        for (std::size_t m = 0; m < steps.rows; ++m) {
+            if (steps.deltas != nullptr) {
+                std::uint8_t* delta = steps.deltas[m];
+                const auto* before = reinterpret_cast<const std::uint8_t*>(steps.records[m]);
+                const auto* after = reinterpret_cast<const std::uint8_t*>(steps.gradients[m]);
+                if (!steps.merges[m]) std::memset(delta, 0, table.record_bytes());
+                for (std::size_t b = 0; b < bytes; ++b) delta[b] ^= before[b] ^ after[b];
+            }
+            std::memcpy(steps.records[m], steps.gradients[m], bytes);
+        }
+    });
 }
 
 }  // namespace ecrec
