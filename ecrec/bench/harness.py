@@ -28,7 +28,6 @@ from ecrec.errors import EcrecError
 ROUNDS_MIN = 7
 ROUND_SECONDS_MIN = 0.02
 """A round of a side lasts at least so long: some thousand ticks of the clock, and many calls of what is short."""
-CALIBRATION_CALLS = 3
 
 VERSIONS_OF = ("numpy", "torch", "pyeclib", "fbgemm-gpu-cpu", "pyzmq", "ray", "redis", "tensorflow")
 """Distributions whose versions stand in the result, those that are installed."""
@@ -132,9 +131,11 @@ def take_turns(case: Case, rounds: int) -> dict[str, list[float]]:
 
 
 def calls_for(run: Run, round_seconds: float) -> int:
-    """How many calls make a round of at least so many seconds."""
-    run(1)
-    return max(1, math.ceil(round_seconds / max(run(CALIBRATION_CALLS) / CALIBRATION_CALLS, 1e-9)))
+    """How many calls make a round of about so many seconds, from rounds that grow until they last half of it."""
+    calls = 1
+    while (seconds := run(calls)) < round_seconds / 2:
+        calls *= 2
+    return math.ceil(calls * min(1.0, round_seconds / seconds)) if seconds > round_seconds else calls * 2
 
 
 def compare(case: Case, suite: str, seconds: Mapping[str, Sequence[float]], result: str) -> list[Measurement]:

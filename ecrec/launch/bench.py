@@ -19,6 +19,10 @@ TUNING_PREFIXES = ("OPENBLAS_", "MKL_", "OMP_", "KMP_", "GOMP_")
 """Variables that hold numpy or torch to another CPU's code or another number of threads than a fair run has."""
 
 
+ALLOCATOR_OF_CHILDREN = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+"""What `keep_freed_memory` does for our servers, for the peers' too."""
+
+
 def run_bench(suites: Sequence[str], case: str, rounds: int, kernel: str | None, json_path: str | None) -> bool:
     """Run suites, print tables, write JSON; False if a peer came to another result.
 
@@ -46,6 +50,7 @@ def set_up_process(kernel: str | None = None) -> None:
     for name in [name for name in os.environ if name.startswith(TUNING_PREFIXES)]:
         del os.environ[name]
     os.environ.update(thread_environment(1))
+    os.environ.update(ALLOCATOR_OF_CHILDREN)
     keep_freed_memory()
     use_kernel_of_environment()
     if kernel is not None:
