@@ -13,63 +13,37 @@ batch. The peers have one server without redundancy: what they do on it stands i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecrec import _native
 from ecrec.bench.harness import Case, PeerMissingError, Run, Selection, check_close, digest_of, result_of
-from ecrec.bench.peers import torch_cpu, torch_rpc, zmq_torch
+from ecrec.bench.peers import torch_cpu
+from ecrec.bench.peers.drive import Driven, driven
+from ecrec.bench.workload import BATCHES, PULLED, SERVED_DIM, SERVED_ROWS, make_row_batches
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-ROWS, DIM = 1_000_000, 128
-PULLED = 6000
-"""Distinct rows of a step."""
-BATCHES = 8
-"""48,000 rows are 50 MB with their Adagrad sums: more than caches hold."""
 LR, EPS = 0.02, 1e-8
 TOLERANCE = 1e-5
 ROUND_SECONDS = 1.0
 """Windows are closed each 50 ms; the wait for the last one is to be a small part of a round."""
-CODES = {"one server": (1, 0), "4+1 durable": (4, 1)}
+CODES = {"pull + push, one server": (1, 0), "pull + push, 4+1 durable": (4, 1)}
 """k and r of our cluster of k + r servers."""
 
-Batches = Sequence[tuple[I64, F32]]
 
-
-class Client(Protocol):
-    """A peer's."""
-
-    def steps(self, batches: Batches, calls: int, first: int) -> None: ...
-
-    def pull(self, ids: I64) -> F32: ...
-
-
-StartPeer = Callable[[], AbstractContextManager[Client]]
-
-PEERS: tuple[dict[str, StartPeer], ...] = (
-    {
-        "torch.distributed.rpc": partial(torch_rpc.client, ROWS, DIM, LR, EPS),
-        "pyzmq + torch": partial(zmq_torch.client, ROWS, DIM, LR, EPS),
-    },
-    {"torch.distributed.rpc TCP": partial(torch_rpc.client, ROWS, DIM, LR, EPS, tcp=True)},
-)
-"""Those of one dictionary take turns. A process can be in one torch.distributed.rpc at a time."""
-
-
-def make_batches() -> Batches:
-    """Distinct rows and a gradient for each."""
-    rng = np.random.default_rng(7)
-    return [
-        (rng.choice(ROWS, PULLED, replace=False), rng.standard_normal((PULLED, DIM), np.float32))
-        for _ in range(BATCHES)
-    ]
+OPTIONS = {"rows": SERVED_ROWS, "dim": SERVED_DIM, "lr": LR, "eps": EPS}
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "torch.distributed.rpc": ("torch_rpc", OPTIONS),
+    "torch.distributed.rpc TCP": ("torch_rpc", {**OPTIONS, "tcp": True}),
+    "pyzmq + torch": ("zmq_torch", OPTIONS),
+}
+"""Module and options of each."""
 
 
 class Rows:
@@ -81,10 +55,15 @@ class Rows:
 
         ids, gradients = batch
         rows, counts, inverse = _native.plan_batch(
-            ids, np.array([0, len(ids)]), np.zeros(1, np.int32), np.array([ROWS]), np.array([k], np.int32), shards
+            ids,
+            np.array([0, len(ids)]),
+            np.zeros(1, np.int32),
+            np.array([SERVED_ROWS]),
+            np.array([k], np.int32),
+            shards,
         )
         self.inverse = inverse
-        self.values = np.empty((len(rows), DIM), np.float32)
+        self.values = np.empty((len(rows), SERVED_DIM), np.float32)
         by_shard = np.empty_like(gradients)
         by_shard[inverse] = gradients
         self._ends = np.concatenate(([0], np.cumsum(counts[:, 0])))
@@ -102,20 +81,20 @@ class Rows:
 
     def fill(self, answers: Mapping[int, Any]) -> None:
         for shard, frame in answers.items():
-            self.values[self._slice(shard)] = np.frombuffer(frame, np.float32).reshape(-1, DIM)
+            self.values[self._slice(shard)] = np.frombuffer(frame, np.float32).reshape(-1, SERVED_DIM)
 
 
 class Ours:
-    """A session and the batches in its terms; as `Client`. Also the session's only part, which gives its gradients."""
+    """A session and the batches in its terms, as `Driven`. Also the session's only part, which gives its gradients."""
 
-    def __init__(self, session: Any, name: str, k: int, r: int, batches: Batches) -> None:
+    def __init__(self, session: Any, k: int, r: int) -> None:
         from ecrec.protocol.placement import CodeSpec, TableSpec
         from ecrec.training.optimizers import Adagrad
 
         self._session = session
-        spec = TableSpec(name, ROWS, DIM, CodeSpec(k, r), Adagrad(LR, EPS).spec, "zeros")
+        spec = TableSpec("rows", SERVED_ROWS, SERVED_DIM, CodeSpec(k, r), Adagrad(LR, EPS).spec, "zeros")
         (table,) = session.create_tables([spec])
-        self._rows = [Rows(table, k, k + r, batch) for batch in batches]
+        self._rows = [Rows(table, k, k + r, batch) for batch in make_row_batches()]
         self._gradients: dict[int, Any] = {}
         session.register(self)
 
@@ -123,14 +102,17 @@ class Ours:
         taken, self._gradients = self._gradients, {}
         return taken
 
-    def steps(self, calls: int, first: int) -> None:
+    def steps(self, calls: int, first: int) -> float:
+        """Pull, then push, so many times, the first with batch ``first``; seconds until all is durable."""
         session = self._session
+        start = time.perf_counter()
         for call in range(first, first + calls):
             rows = self._rows[call % len(self._rows)]
             session.fetch(rows)
             self._gradients = rows.gradients
             session.push()
         session.wait(lambda: session.machine.durable, "all pushes to be durable")
+        return time.perf_counter() - start
 
     def pull(self, number: int) -> F32:
         """The rows of that batch, in its order."""
@@ -140,56 +122,52 @@ class Ours:
         return pulled
 
 
-def timed_steps(steps: Callable[[int, int], None]) -> Run:
-    """``steps(calls, first)`` with the batches one after the other."""
+def in_turn(steps: Callable[[int, int], float]) -> Run:
+    """``steps(calls, first)``, each call with the batch after the one before."""
     made = 0
 
     def run(calls: int) -> float:
         nonlocal made
-        start = time.perf_counter()
-        steps(calls, made)
+        seconds = steps(calls, made)
         made += calls
-        return time.perf_counter() - start
+        return seconds
 
     return run
 
 
-def case_of(name: str, ours: Ours, peers: Mapping[str, Client], batches: Batches) -> Case:
+def case_of(name: str, ours: Ours, peers: Mapping[str, Driven]) -> Case:
     def check() -> str:
-        ours.steps(2 * len(batches), 0)
-        mine = [ours.pull(i) for i in range(len(batches))]
+        steps = 2 * BATCHES
+        ours.steps(steps, 0)
+        mine = [ours.pull(number) for number in range(BATCHES)]
         apart = 0.0
         for peer, client in peers.items():
-            client.steps(batches, 2 * len(batches), 0)
-            for rows, (ids, _) in zip(mine, batches, strict=True):
-                apart = max(apart, check_close(name, peer, rows, client.pull(ids), TOLERANCE))
+            client.steps(steps, 0)
+            for number, rows in enumerate(mine):
+                apart = max(apart, check_close(name, peer, rows, client.pull(number), TOLERANCE))
         return result_of(digest_of(*mine), apart)
 
-    theirs = {peer: timed_steps(partial(client.steps, batches)) for peer, client in peers.items()}
-    return Case(name, "million rows/s", PULLED / 1e6, timed_steps(ours.steps), theirs, check, ROUND_SECONDS)
+    theirs = {peer: in_turn(client.steps) for peer, client in peers.items()}
+    return Case(name, "million rows/s", PULLED / 1e6, in_turn(ours.steps), theirs, check, ROUND_SECONDS)
 
 
 def cases(selection: Selection) -> Iterator[Case]:
     """The suite."""
-    names = {f"pull + push, {name}": code for name, code in CODES.items()}
-    wanted = {name: code for name, code in names.items() if selection.wants(name)}
-    if not wanted:
+    wanted = {name: code for name, code in CODES.items() if selection.wants(name)}
+    if not wanted or selection.find("ours", torch_cpu.load) is None:
         return
-    if selection.start_cluster is None or selection.find("ours", torch_cpu.load) is None:
+    if selection.start_cluster is None:
+        selection.skip("ours", "nothing was given that starts a cluster")
         return
     from ecrec.training.session import connect
 
-    batches = make_batches()
-    for name, (k, r) in wanted.items():
-        with selection.start_cluster(k + r) as endpoint:
-            for number, group in enumerate(PEERS):
-                with ExitStack() as stack:
-                    peers: dict[str, Client] = {}
-                    for peer, start in group.items():
-                        try:
-                            peers[peer] = stack.enter_context(start())
-                        except PeerMissingError as reason:
-                            selection.skip(peer, str(reason))
-                    if peers:
-                        session = stack.enter_context(connect(endpoint, rank=number, world_size=number + 1))
-                        yield case_of(name, Ours(session, f"rows-{number}", k, r, batches), peers, batches)
+    with ExitStack() as stack:
+        peers: dict[str, Driven] = {}
+        for peer, (module, options) in PEERS.items():
+            try:
+                peers[peer] = stack.enter_context(driven(module, options))
+            except PeerMissingError as reason:
+                selection.skip(peer, str(reason))
+        for name, (k, r) in wanted.items():
+            with selection.start_cluster(k + r) as endpoint, connect(endpoint) as session:
+                yield case_of(name, Ours(session, k, r), peers)

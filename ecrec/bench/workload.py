@@ -28,6 +28,11 @@ SEED = 7
 ZIPF_EXPONENT = 1.005
 """With 100,000 rows a table this gives the distinct ids that the cases are named for."""
 
+SERVED_ROWS, SERVED_DIM = 1_000_000, 128
+"""The table of the suite rpc."""
+PULLED = 6000
+"""Distinct rows of one of its steps. Those of all batches are 50 MB with Adagrad's sums: more than caches hold."""
+
 
 def global_rows(local: I64, shards: int = SHARDS, k: int = K) -> I64:
     """Ids of the rows of shard 0 in a table of which it holds every ``shards``-th: row m is slot m % k.
@@ -92,3 +97,15 @@ def make_step(rows_per_table: int, batches: int = BATCHES) -> Step:
         distinct_places[inverse] = local + np.repeat(tables * np.int64(rows_per_table), BATCH)
         made.append(Batch(local, ids, rows, counts[0].copy(), inverse, distinct_places))
     return Step(rows_per_table, table_rows, table_k, tables, starts, made)
+
+
+def make_row_batches() -> list[tuple[I64, NDArray[np.float32]]]:
+    """Distinct rows of the table of the suite rpc, and a gradient float32[PULLED, SERVED_DIM] for them, a few times."""
+    rng = np.random.default_rng(SEED)
+    return [
+        (
+            rng.choice(SERVED_ROWS, PULLED, replace=False),
+            rng.standard_normal((PULLED, SERVED_DIM), np.float32),
+        )
+        for _ in range(BATCHES)
+    ]

@@ -7,8 +7,10 @@ its own so that the module has its own name in this process too: some peers call
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,7 +22,7 @@ END_TIMEOUT_S = 10.0
 def server(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Starts ``serve`` of that module in a process; it is terminated at the end if it still runs."""
     command = [sys.executable, "-m", __name__, name, *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
@@ -30,11 +32,19 @@ def server(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
 
 
 def main(arguments: Sequence[str]) -> None:
+    # Nobody writes to it: it ends when the client's process does, in whatever way.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     name, *rest = arguments
     importlib.import_module(f"ecrec.bench.peers.{name}").serve(rest)
 

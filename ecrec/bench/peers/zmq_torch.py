@@ -66,7 +66,8 @@ class ZmqTorch:
 
     def pull(self, ids: I64) -> F32:
         self._socket.send(ids)
-        return np.frombuffer(self._answer(), np.float32).reshape(len(ids), -1).copy()
+        rows: F32 = np.frombuffer(self._answer(), np.float32).reshape(len(ids), -1).copy()
+        return rows
 
 
 @contextmanager
