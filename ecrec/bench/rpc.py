@@ -161,13 +161,16 @@ def cases(selection: Selection) -> Iterator[Case]:
         return
     from ecrec.training.session import connect
 
-    with ExitStack() as stack:
-        peers: dict[str, Driven] = {}
-        for peer, (module, options) in PEERS.items():
-            try:
-                peers[peer] = stack.enter_context(driven(module, options))
-            except PeerMissingError as reason:
-                selection.skip(peer, str(reason))
-        for name, (k, r) in wanted.items():
-            with selection.start_cluster(k + r) as endpoint, connect(endpoint) as session:
-                yield case_of(name, Ours(session, k, r), peers)
+    for name, (k, r) in wanted.items():
+        with ExitStack() as stack:
+            started = {peer: stack.enter_context(driven(*what)) for peer, what in PEERS.items()}
+            endpoint = stack.enter_context(selection.start_cluster(k + r))
+            peers: dict[str, Driven] = {}
+            for peer, client in started.items():
+                try:
+                    client.wait_started()
+                    peers[peer] = client
+                except PeerMissingError as reason:
+                    selection.skip(peer, str(reason))
+            session = stack.enter_context(connect(endpoint))
+            yield case_of(name, Ours(session, k, r), peers)

@@ -27,6 +27,26 @@ def suite(name: str) -> Suite:
     return cases
 
 
+class _Listing(Selection):
+    """Asked for nothing, it remembers what there was to ask for."""
+
+    def __init__(self, suite: str) -> None:
+        super().__init__(suite)
+        self.names: list[str] = []
+
+    def wants(self, case: str) -> bool:
+        self.names.append(case)
+        return False
+
+
+def names(name: str) -> list[str]:
+    """Names of the cases of a suite that can be run here; none is made."""
+    listing = _Listing(name)
+    for _ in suite(name)(listing):
+        raise AssertionError(f"{name}: a case was made that was not wanted")
+    return listing.names
+
+
 class Outcome(NamedTuple):
     """What a run measured, what it could not, and where a peer came to another result."""
 

@@ -38,14 +38,20 @@ class Driven:
     def __init__(self, name: str, process: subprocess.Popen[str], directory: Path) -> None:
         self._name, self._process, self._directory = name, process, directory
 
-    def ask(self, question: object) -> Any:
+    def wait_started(self) -> None:
+        """Raises PeerMissingError if it cannot run."""
+        started = self._answer()
+        if started:
+            raise PeerMissingError(str(started[_MISSING]))
+
+    def _ask(self, question: object) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         stdin.write(json.dumps(question) + "\n")
         stdin.flush()
-        return self.answer()
+        return self._answer()
 
-    def answer(self) -> Any:
+    def _answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -54,30 +60,26 @@ class Driven:
 
     def steps(self, calls: int, first: int) -> float:
         """Pull, then push, so many times, the first with batch ``first``. Returns seconds."""
-        return float(self.ask([calls, first]))
+        return float(self._ask([calls, first]))
 
     def pull(self, number: int) -> F32:
         """The rows of that batch."""
         file = self._directory / f"{number}.npy"
-        self.ask([number, str(file)])
+        self._ask([number, str(file)])
         rows: F32 = np.load(file)
         return rows
 
 
 @contextmanager
 def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
-    """Starts the client, which starts its server. Raises PeerMissingError."""
+    """Starts the client, which starts its server. The first thing to do with it is `Driven.wait_started`."""
     command = [sys.executable, "-m", __name__, name, json.dumps(options)]
     with (
         tempfile.TemporaryDirectory() as directory,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
     ):
         try:
-            client = Driven(name, process, Path(directory))
-            started = client.answer()
-            if started:
-                raise PeerMissingError(str(started[_MISSING]))
-            yield client
+            yield Driven(name, process, Path(directory))
         finally:
             assert process.stdin is not None
             process.stdin.close()
