@@ -80,6 +80,8 @@ def _run_suite(selection: Selection, cases: Suite, rounds: int, console: Console
     live = Live(table, console=console, auto_refresh=False, transient=True) if console.is_terminal else None
     with live or nullcontext():
         for case in cases(selection):
+            if not case.peers:
+                continue
             try:
                 lines = measure(case, selection.suite, rounds)
             except ResultsDifferError as error:
