@@ -31,7 +31,7 @@ I64 = NDArray[np.int64]
 
 LR, EPS = 0.02, 1e-8
 TOLERANCE = 1e-5
-ROUND_SECONDS = 1.0
+ROUND_SECONDS = 0.7
 """Windows are closed each 50 ms; the wait for the last one is to be a small part of a round."""
 CODES = {"pull + push, one server": (1, 0), "pull + push, 4+1 durable": (4, 1)}
 """k and r of our cluster of k + r servers."""

@@ -78,21 +78,24 @@ def _run_suite(selection: Selection, cases: Suite, rounds: int, console: Console
     table = empty_table(selection.suite)
     failed: list[str] = []
     live = Live(table, console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-    with live or nullcontext():
-        for case in cases(selection):
-            if not case.peers:
-                continue
-            try:
-                lines = measure(case, selection.suite, rounds)
-            except ResultsDifferError as error:
-                failed.append(str(error))
-                continue
-            add_lines(table, lines)
-            outcome.lines.extend(lines)
-            if live is not None:
-                live.refresh()
-    if table.rows:
-        console.print(table)
+    try:
+        with live or nullcontext():
+            for case in cases(selection):
+                if not case.peers:
+                    continue
+                try:
+                    lines = measure(case, selection.suite, rounds)
+                except ResultsDifferError as error:
+                    failed.append(str(error))
+                    continue
+                add_lines(table, lines)
+                outcome.lines.extend(lines)
+                if live is not None:
+                    live.refresh()
+    finally:
+        # Also of a run that is interrupted: what it has measured stands.
+        if table.rows:
+            console.print(table)
     for text in [*map(describe_skip, selection.skipped), *(f"FAILED: {text}" for text in failed)]:
         console.print(text, soft_wrap=True, highlight=False, markup=False)
     outcome.skipped.extend(selection.skipped)
