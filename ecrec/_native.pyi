@@ -48,7 +48,7 @@ def use_kernel(name: str) -> None:
 def kernel_functions() -> dict[str, int]:
     """Addresses of ``encode``, ``fold`` and ``fold_rows`` of the kernel in use (``src/cpp/kernels/operations.hpp``).
 
-    For native callers, such as ``bench/kernels.py``: these functions check nothing.
+    For native callers, such as ``ecrec/bench/kernels.py``: these functions check nothing.
     """
 
 def prepare_coefficients(values: U8) -> U8:

@@ -206,6 +206,26 @@ def keygen(
         print(path)
 
 
+@app.command(
+    help="Measure the native core and the push and pull path beside each peer that is installed, turn about. "
+    "Without a SUITE all are run. Exit codes: 0 measured, or the peer is missing (a line says SKIPPED); 1 a result is "
+    "not that of the peer; 2 options that cannot be."
+)
+def bench(
+    suites: Annotated[
+        list[str] | None, typer.Argument(metavar="[SUITE]...", help="kernels, store, batch, rpc.")
+    ] = None,
+    case: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
+    rounds: Annotated[int, typer.Option(help="Turns of each side, at least 7.")] = 9,
+    kernel: Annotated[str | None, typer.Option(help="Force a kernel in place of the fastest.")] = None,
+    json_path: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the result here.")] = None,
+) -> None:
+    from ecrec.launch.bench import run_bench
+
+    if not run_bench(suites or [], case, rounds, kernel, json_path):
+        raise typer.Exit(EXIT_FAILED)
+
+
 def exit_code(error: EcrecError) -> int:
     """What the program ends with for an error."""
     if isinstance(error, ConfigurationError | DataError):

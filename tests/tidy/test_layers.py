@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "transport": {"protocol", "codec", "errors"},
     "data": {"errors"},
     "training": {"_native", "data", "protocol", "transport", "errors"},
-    "launch": {"training", "data", "transport", "protocol", "codec", "store", "errors", "_native"},
+    "bench": {"_native", "training", "protocol", "errors"},
+    "launch": {"bench", "training", "data", "transport", "protocol", "codec", "store", "errors", "_native"},
     "simulator": {"protocol", "codec", "store", "errors", "_native"},
 }
 FORBIDDEN = {

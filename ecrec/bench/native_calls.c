@@ -1,4 +1,4 @@
-/* Repeats native calls and takes the time, for kernels.py: a call from Python costs more than the work of a small
+/* Repeats native calls and takes the time, for ecrec/bench/kernels.py: a call from Python costs more than the work of a small
  * buffer. Times are CPU seconds of this thread, so that other processes cost neither side anything but cache. */
 #include <stddef.h>
 #include <time.h>

@@ -1,0 +1,116 @@
+"""A peer's client in a process of its own, driven over pipes: ``python -m ecrec.bench.peers.drive NAME OPTIONS``.
+
+NAME is a module of this package with ``client(**options)``, a context manager; OPTIONS is JSON. A line on stdin is
+[calls, first], answered with the seconds that these steps took, measured here; or [batch, file], which has the rows of
+that batch written to the file. torch.distributed.rpc can be joined once in the life of a process, and no client
+shares its interpreter with another one's threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecrec.bench.harness import PeerMissingError
+from ecrec.bench.workload import make_row_batches
+
+F32 = NDArray[np.float32]
+
+END_TIMEOUT_S = 20.0
+"""Client and server have so long to end."""
+_MISSING = "missing"
+
+
+class Driven:
+    """Our end of the pipes."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str], directory: Path) -> None:
+        self._name, self._process, self._directory = name, process, directory
+
+    def wait_started(self) -> None:
+        """Raises PeerMissingError if it cannot run."""
+        started = self._answer()
+        if started:
+            raise PeerMissingError(str(started[_MISSING]))
+
+    def _ask(self, question: object) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(json.dumps(question) + "\n")
+        stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise PeerMissingError(f"{self._name}: its client ended with code {self._process.wait(END_TIMEOUT_S)}")
+        return json.loads(line)
+
+    def steps(self, calls: int, first: int) -> float:
+        """Pull, then push, so many times, the first with batch ``first``. Returns seconds."""
+        return float(self._ask([calls, first]))
+
+    def pull(self, number: int) -> F32:
+        """The rows of that batch."""
+        file = self._directory / f"{number}.npy"
+        self._ask([number, str(file)])
+        rows: F32 = np.load(file)
+        return rows
+
+
+@contextmanager
+def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
+    """Starts the client, which starts its server. The first thing to do with it is `Driven.wait_started`."""
+    command = [sys.executable, "-m", __name__, name, json.dumps(options)]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            yield Driven(name, process, Path(directory))
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def main(arguments: Sequence[str]) -> None:
+    name, options = arguments
+    batches = make_row_batches()
+    try:
+        with importlib.import_module(f"ecrec.bench.peers.{name}").client(**json.loads(options)) as client:
+            _say({})
+            for line in sys.stdin:
+                number, argument = json.loads(line)
+                if isinstance(argument, str):
+                    np.save(argument, client.pull(batches[number][0]))
+                    _say(None)
+                else:
+                    start = time.perf_counter()
+                    client.steps(batches, number, argument)
+                    _say(time.perf_counter() - start)
+    except PeerMissingError as reason:
+        _say({_MISSING: str(reason)})
+
+
+def _say(answer: object) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

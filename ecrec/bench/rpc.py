@@ -1,0 +1,176 @@
+"""Pull and push: 6,000 distinct rows of 128 floats, Adagrad on the servers, over loopback TCP.
+
+A step pulls the rows, then pushes a gradient for each; the next pull sees it. Batches take turns. The seconds of a
+round are wall-clock time from the first pull until every push is done, which for ours means *durable*: with 4+1, its
+deltas are with the peers that hold the parity. Ours is a cluster of processes as `ecrec-scheduler` and `ecrec-ps` make
+it, and a `Session`, with its copies into one array and its search for gradients that are not finite; in the case 4+1
+the same rows lie on five servers. Finding out which shard has which row is part of `plan_batch`, so it is in the suite
+batch. The peers have one server without redundancy: what they do on it stands in ``peers/torch_server.py``.
+
+``torch.distributed.rpc`` moves tensors through shared memory within a host; ``TCP`` is what it does between hosts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecrec import _native
+from ecrec.bench.harness import Case, PeerMissingError, Run, Selection, check_close, digest_of, result_of
+from ecrec.bench.peers import torch_cpu
+from ecrec.bench.peers.drive import Driven, driven
+from ecrec.bench.workload import BATCHES, PULLED, SERVED_DIM, SERVED_ROWS, make_row_batches
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+LR, EPS = 0.02, 1e-8
+TOLERANCE = 1e-5
+ROUND_SECONDS = 0.7
+"""Windows are closed each 50 ms; the wait for the last one is to be a small part of a round."""
+CODES = {"pull + push, one server": (1, 0), "pull + push, 4+1 durable": (4, 1)}
+"""k and r of our cluster of k + r servers."""
+
+
+OPTIONS = {"rows": SERVED_ROWS, "dim": SERVED_DIM, "lr": LR, "eps": EPS}
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "torch.distributed.rpc": ("torch_rpc", OPTIONS),
+    "torch.distributed.rpc TCP": ("torch_rpc", {**OPTIONS, "tcp": True}),
+    "pyzmq + torch": ("zmq_torch", OPTIONS),
+}
+"""Module and options of each."""
+
+
+class Rows:
+    """A part of a session, and its own fetch: the rows of one batch, in order of shard."""
+
+    def __init__(self, table: int, k: int, shards: int, batch: tuple[I64, F32]) -> None:
+        from ecrec.protocol.messages import Section
+        from ecrec.training.parts import Share
+
+        ids, gradients = batch
+        rows, counts, inverse = _native.plan_batch(
+            ids,
+            np.array([0, len(ids)]),
+            np.zeros(1, np.int32),
+            np.array([SERVED_ROWS]),
+            np.array([k], np.int32),
+            shards,
+        )
+        self.inverse = inverse
+        self.values = np.empty((len(rows), SERVED_DIM), np.float32)
+        by_shard = np.empty_like(gradients)
+        by_shard[inverse] = gradients
+        self._ends = np.concatenate(([0], np.cumsum(counts[:, 0])))
+        self.shares: dict[int, Any] = {}
+        self.gradients: dict[int, Any] = {}
+        for shard, count in enumerate(counts[:, 0].tolist()):
+            part = self._slice(shard)
+            if count:
+                section = Section([table], [count])
+                self.shares[shard] = Share(section, rows[part])
+                self.gradients[shard] = Share(section, rows[part], by_shard[part].reshape(-1))
+
+    def _slice(self, shard: int) -> slice:
+        return slice(int(self._ends[shard]), int(self._ends[shard + 1]))
+
+    def fill(self, answers: Mapping[int, Any]) -> None:
+        for shard, frame in answers.items():
+            self.values[self._slice(shard)] = np.frombuffer(frame, np.float32).reshape(-1, SERVED_DIM)
+
+
+class Ours:
+    """A session and the batches in its terms, as `Driven`. Also the session's only part, which gives its gradients."""
+
+    def __init__(self, session: Any, k: int, r: int) -> None:
+        from ecrec.protocol.placement import CodeSpec, TableSpec
+        from ecrec.training.optimizers import Adagrad
+
+        self._session = session
+        spec = TableSpec("rows", SERVED_ROWS, SERVED_DIM, CodeSpec(k, r), Adagrad(LR, EPS).spec, "zeros")
+        (table,) = session.create_tables([spec])
+        self._rows = [Rows(table, k, k + r, batch) for batch in make_row_batches()]
+        self._gradients: dict[int, Any] = {}
+        session.register(self)
+
+    def take_gradients(self) -> dict[int, Any]:
+        taken, self._gradients = self._gradients, {}
+        return taken
+
+    def steps(self, calls: int, first: int) -> float:
+        """Pull, then push, so many times, the first with batch ``first``; seconds until all is durable."""
+        session = self._session
+        start = time.perf_counter()
+        for call in range(first, first + calls):
+            rows = self._rows[call % len(self._rows)]
+            session.fetch(rows)
+            self._gradients = rows.gradients
+            session.push()
+        session.wait(lambda: session.machine.durable, "all pushes to be durable")
+        return time.perf_counter() - start
+
+    def pull(self, number: int) -> F32:
+        """The rows of that batch, in its order."""
+        rows = self._rows[number]
+        self._session.fetch(rows)
+        pulled: F32 = rows.values[rows.inverse]
+        return pulled
+
+
+def in_turn(steps: Callable[[int, int], float]) -> Run:
+    """``steps(calls, first)``, each call with the batch after the one before."""
+    made = 0
+
+    def run(calls: int) -> float:
+        nonlocal made
+        seconds = steps(calls, made)
+        made += calls
+        return seconds
+
+    return run
+
+
+def case_of(name: str, ours: Ours, peers: Mapping[str, Driven]) -> Case:
+    def check() -> str:
+        steps = 2 * BATCHES
+        ours.steps(steps, 0)
+        mine = [ours.pull(number) for number in range(BATCHES)]
+        apart = 0.0
+        for peer, client in peers.items():
+            client.steps(steps, 0)
+            for number, rows in enumerate(mine):
+                apart = max(apart, check_close(name, peer, rows, client.pull(number), TOLERANCE))
+        return result_of(digest_of(*mine), apart)
+
+    theirs = {peer: in_turn(client.steps) for peer, client in peers.items()}
+    return Case(name, "million rows/s", PULLED / 1e6, in_turn(ours.steps), theirs, check, ROUND_SECONDS)
+
+
+def cases(selection: Selection) -> Iterator[Case]:
+    """The suite."""
+    wanted = {name: code for name, code in CODES.items() if selection.wants(name)}
+    if not wanted or selection.find("ours", torch_cpu.load) is None:
+        return
+    if selection.start_cluster is None:
+        selection.skip("ours", "nothing was given that starts a cluster")
+        return
+    from ecrec.training.session import connect
+
+    for name, (k, r) in wanted.items():
+        with ExitStack() as stack:
+            started = {peer: stack.enter_context(driven(*what)) for peer, what in PEERS.items()}
+            endpoint = stack.enter_context(selection.start_cluster(k + r))
+            peers: dict[str, Driven] = {}
+            for peer, client in started.items():
+                try:
+                    client.wait_started()
+                    peers[peer] = client
+                except PeerMissingError as reason:
+                    selection.skip(peer, str(reason))
+            session = stack.enter_context(connect(endpoint))
+            yield case_of(name, Ours(session, k, r), peers)
