@@ -294,6 +294,7 @@ void register_store(py::module_& module) {
             "table"_a)
         .def("class_size", &Store::class_size, "class_id"_a)
         .def_property_readonly("codes", &codes)
+        .def("use_huge_pages", &Store::use_huge_pages, "extents"_a, py::call_guard<py::gil_scoped_release>())
         .def("memory", &memory)
         .def(
             "positions",

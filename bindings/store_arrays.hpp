@@ -1,8 +1,6 @@
 // How the store's errors and results reach Python.
 #pragma once
 
-#include <cstdlib>
-
 #include "buffer_view.hpp"
 #include "store/bytes.hpp"
 #include "store/error.hpp"
@@ -15,7 +13,7 @@ py::array_t<T> to_array(Growing<T>&& values) {
     const auto size = static_cast<py::ssize_t>(values.size());
     if (size == 0) return py::array_t<T>(py::ssize_t{0});
     T* data = values.release();
-    const py::capsule owner(data, [](void* memory) { std::free(memory); });
+    const py::capsule owner(data, [](void* memory) { blocks::release(memory); });
     return py::array_t<T>(size, data, owner);
 }
 

@@ -188,6 +188,13 @@ class Store:
         ``data_bytes_touched``, ``parity_bytes_touched``.
         """
 
+    def use_huge_pages(self, extents: int) -> None:
+        """Look at the next ``extents`` of 2 MiB of all tables, in turn, and move those of which at least three quarters
+        of the pages are touched into huge pages (Linux 6.1). About 0.2 ms for one that is moved.
+
+        Pages are small at first, so that a touched row costs no 2 MiB, and a first push does not wait for them.
+        """
+
     # -- rows for workers
     def gather(self, tables: I32, counts: I64, rows: I64, out: U8, records: bool = False) -> None:
         """Write the rows' weights (or whole records) to ``out``, section after section. Does not touch them.

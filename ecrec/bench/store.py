@@ -33,6 +33,9 @@ OPTIMIZERS: dict[str, list[float]] = {"rowwise-adagrad": [0.02, 1e-8], "adagrad"
 STEP_ROWS = 100_000
 """Rows of a table on this shard: 26 such tables are 0.7 GB at 64 floats a row, without optimizer state."""
 GATHER_BYTES_MIN = 1 << 30
+HUGE_PAGE_EXTENTS = 1 << 20
+"""More than a store of these cases has. A server does this bit by bit while it is idle; the peers' weights are numpy
+arrays, which lie in huge pages, too."""
 TOLERANCE = 1e-6
 """FBGEMM takes an approximate reciprocal root, and adds in another order; weights are below 1, a step below 0.02."""
 GRADIENT_SCALE = 1e-2
@@ -50,6 +53,7 @@ def make_store(step: Step, dim: int, optimizer: str) -> _native.Store:
         )  # fmt: skip
         section = np.array([table], np.int32), np.array([len(rows)])
         store.apply(*section, rows, gradients, None)
+    store.use_huge_pages(HUGE_PAGE_EXTENTS)
     return store
 
 

@@ -2,19 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <utility>
+
+#include "store/blocks.hpp"
 
 namespace ecrec {
 
-// malloc and not new: realloc moves the pages of a large block instead of copying them.
 template <class T>
 class Growing {
 public:
     Growing() = default;
-    ~Growing() { std::free(data_); }
+    ~Growing() { blocks::release(data_); }
     Growing(Growing&& other) noexcept
         : data_(std::exchange(other.data_, nullptr)),
           size_(std::exchange(other.size_, 0)),
@@ -36,10 +35,12 @@ public:
 
     void reserve(std::size_t capacity) {
         if (capacity <= capacity_) return;
-        T* grown = static_cast<T*>(std::realloc(static_cast<void*>(data_), capacity * sizeof(T)));
-        if (grown == nullptr) throw std::bad_alloc();
+        std::size_t granted = 0;
+        T* grown = static_cast<T*>(blocks::allocate(capacity * sizeof(T), granted));
+        if (size_ != 0) std::memcpy(grown, data_, size_ * sizeof(T));
+        blocks::release(data_);
         data_ = grown;
-        capacity_ = capacity;
+        capacity_ = granted / sizeof(T);
     }
     // The next `count` elements will be appended without a move.
     void make_room(std::size_t count) {
@@ -54,7 +55,7 @@ public:
     }
     void push_back(T value) { *extend(1) = value; }
     void shrink_to(std::size_t size) { size_ = size; }
-    // Gives the memory away; the receiver frees it with std::free.
+    // Gives the memory away; the receiver frees it with blocks::release.
     T* release() {
         size_ = capacity_ = 0;
         return std::exchange(data_, nullptr);

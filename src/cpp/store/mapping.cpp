@@ -15,14 +15,36 @@ namespace ecrec {
 
 Mapping::Mapping(std::size_t bytes) {
     if (bytes == 0) return;
+    // Extents begin where a huge page can; what lies around is given back.
+    const std::size_t spare = bytes >= extent_bytes ? extent_bytes : 0;
     void* memory =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        mmap(nullptr, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) refuse(ErrorKind::state, "cannot reserve ", bytes, " bytes of address space");
     data_ = static_cast<std::uint8_t*>(memory);
+    if (spare != 0) {
+        const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+        const std::size_t kept = (bytes + page - 1) / page * page;
+        const std::size_t before = -reinterpret_cast<std::uintptr_t>(data_) % extent_bytes;
+        if (before != 0) munmap(data_, before);
+        data_ += before;
+        if (bytes + spare - before > kept) munmap(data_ + kept, bytes + spare - before - kept);
+    }
     bytes_ = bytes;
 #ifdef MADV_NOHUGEPAGE
-    // Where huge pages are the system's default, one touched row would make 2 MiB resident.
     madvise(data_, bytes_, MADV_NOHUGEPAGE);
+#endif
+}
+
+bool Mapping::collapse(std::size_t extent) const {
+#ifndef MADV_COLLAPSE  // Linux 6.1; older headers lack it
+#define MADV_COLLAPSE 25
+#endif
+#ifdef MADV_HUGEPAGE
+    std::uint8_t* first = data_ + extent * extent_bytes;
+    if (madvise(first, extent_bytes, MADV_HUGEPAGE) != 0) return false;
+    return madvise(first, extent_bytes, MADV_COLLAPSE) == 0;
+#else
+    return false;
 #endif
 }
 

@@ -10,6 +10,7 @@ class Mapping {
 public:
     Mapping() = default;
     // Zeroed memory, reserved and not yet resident. StoreError (state) if the address space is exhausted.
+    // On small pages: where huge ones are the system's default, one touched row would make 2 MiB resident.
     explicit Mapping(std::size_t bytes);
     ~Mapping();
     Mapping(Mapping&& other) noexcept;
@@ -19,6 +20,12 @@ public:
 
     std::uint8_t* data() const { return data_; }
     std::size_t size() const { return bytes_; }
+
+    // Whole huge pages of the memory.
+    static constexpr std::size_t extent_bytes = std::size_t{2} << 20;
+    std::size_t extents() const { return bytes_ / extent_bytes; }
+    // Moves an extent into a huge page, all of which is resident then. False where the system does not do that.
+    bool collapse(std::size_t extent) const;
 
 private:
     std::uint8_t* data_ = nullptr;

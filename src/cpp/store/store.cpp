@@ -159,6 +159,23 @@ MemoryUse Store::memory() const {
     return use;
 }
 
+void Store::use_huge_pages(std::size_t extents) {
+    std::size_t tables_without = 0;
+    while (huge_pages_ && extents != 0 && tables_without < tables_.size()) {
+        if (huge_table_ >= tables_.size()) huge_table_ = 0;
+        Table& table = tables_[huge_table_];
+        if (huge_extent_ >= table.extents()) {
+            tables_without = huge_extent_ == 0 ? tables_without + 1 : 0;
+            ++huge_table_;
+            huge_extent_ = 0;
+            continue;
+        }
+        tables_without = 0;
+        huge_pages_ = table.collapse_if_dense(huge_extent_++);
+        --extents;
+    }
+}
+
 void Store::check_peer(int peer) const {
     if (peer < 0 || peer >= place_.shards) {
         refuse(ErrorKind::value, "shard ", peer, " is not in the group, expected 0 to ", place_.shards - 1);

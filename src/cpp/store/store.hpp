@@ -71,6 +71,9 @@ public:
     const ShardPlace& place() const { return place_; }
     std::uint64_t class_size(int class_id) const;
     MemoryUse memory() const;
+    // Looks at the next `extents` of 2 MiB of all tables, in turn, and moves those of which most is touched into huge
+    // pages. Once the system refused, nothing more is tried.
+    void use_huge_pages(std::size_t extents);
 
     void check_peer(int peer) const;
     void check_class(int class_id) const;
@@ -163,6 +166,8 @@ private:
     ShardPlace place_;
     std::vector<Table> tables_;
     std::vector<StoreCode> codes_;
+    bool huge_pages_ = true;
+    std::size_t huge_table_ = 0, huge_extent_ = 0;  // what is looked at next
     // Kept between calls for their memory only.
     mutable std::vector<RowPlace> places_;
     mutable std::vector<float> scratch_;

@@ -89,6 +89,45 @@ void Table::write_initial(const Operations& operations, std::uint64_t row, float
     std::fill_n(record + shape_.dim + set, shape_.state_floats() - set, 0.0f);
 }
 
+// Of `records` in all; is_touched(quotient, place among the records of a quotient).
+template <class IsTouched>
+bool Table::is_dense(std::size_t extent, std::size_t records, const IsTouched& is_touched) const {
+    // Collapsing makes the rest resident, too: a third more at most.
+    constexpr std::size_t page_bytes = 4096, pages = Mapping::extent_bytes / page_bytes, pages_min = pages * 3 / 4;
+    const std::size_t first_byte = extent * Mapping::extent_bytes;
+    std::size_t touched = 0, counted = 0;  // pages; the first that is not yet counted
+    const std::size_t last = (first_byte + Mapping::extent_bytes) / record_bytes_;
+    const std::size_t of_quotient = records / quotients_;
+    for (std::size_t record = first_byte / record_bytes_; record <= last && record < records; ++record) {
+        const std::size_t begin = record * record_bytes_, end = begin + record_bytes_;
+        const std::size_t first_page = begin <= first_byte ? 0 : (begin - first_byte) / page_bytes;
+        const std::size_t last_page = std::min(pages, (end - first_byte + page_bytes - 1) / page_bytes);
+        if (last_page <= counted || !is_touched(record / of_quotient, record % of_quotient)) continue;
+        touched += last_page - std::max(first_page, counted);
+        counted = last_page;
+    }
+    return touched >= pages_min;
+}
+
+bool Table::collapse_if_dense(std::size_t extent) {
+    if (is_huge_.empty()) is_huge_.resize(extents());
+    if (is_huge_[extent]) return true;
+    const bool is_data = extent < data_.extents();
+    const std::size_t in_mapping = is_data ? extent : extent - data_.extents();
+    const bool dense =
+        is_data ? is_dense(in_mapping, quotients_ * data_slots_.size(),
+                           [&](std::uint64_t quotient, std::size_t slot) {
+                               return data_slots_[slot].touched.test(quotient);
+                           })
+                : is_dense(in_mapping, quotients_ * parity_slots_.size(),
+                           [&](std::uint64_t quotient, std::size_t index) {
+                               return parity_slots_[index].touched.test(quotient);
+                           });
+    if (!dense) return true;
+    is_huge_[extent] = (is_data ? data_ : parity_).collapse(in_mapping);
+    return is_huge_[extent];
+}
+
 void Table::wipe_parity(int index) {
     Bitmap& touched = parity_slots_[static_cast<std::size_t>(index)].touched;
     scan_bits(

@@ -171,12 +171,20 @@ public:
     }
     void wipe_parity(int index);
 
+    // -- huge pages: extents of the data's memory, then of the parity's
+    std::size_t extents() const { return data_.extents() + parity_.extents(); }
+    // Moves an extent into a huge page if it is not and most of its pages are touched. False if the system refused.
+    bool collapse_if_dense(std::size_t extent);
+
     std::uint64_t data_rows_touched() const { return data_touched_; }
     std::uint64_t parity_rows_touched() const { return parity_rows_touched_; }
     const Mapping& data_memory() const { return data_; }
     const Mapping& parity_memory() const { return parity_; }
 
 private:
+    template <class IsTouched>
+    bool is_dense(std::size_t extent, std::size_t records, const IsTouched& is_touched) const;
+
     struct DataSlot {
         std::uint64_t extent = 0;
         Bitmap touched;
@@ -199,6 +207,7 @@ private:
     Mapping data_, parity_;
     std::vector<DataSlot> data_slots_;
     std::vector<ParitySlot> parity_slots_;
+    std::vector<bool> is_huge_;  // of each extent
     std::uint64_t missing_ = 0;
     std::uint64_t data_touched_ = 0;
     std::uint64_t parity_rows_touched_ = 0;

@@ -1,0 +1,98 @@
+#include "store/blocks.hpp"
+
+#include <sys/mman.h>
+
+#include <bit>
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <unordered_map>
+#include <vector>
+
+namespace ecrec::blocks {
+namespace {
+
+constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
+// Smaller ones are malloc's, which is quick with them.
+constexpr std::size_t block_bytes_min = std::size_t{1} << 20;
+// Kept for later, of all sizes together: a few windows to each peer.
+constexpr std::size_t kept_bytes_max = std::size_t{128} << 20;
+
+struct Pool {
+    std::mutex mutex;
+    std::unordered_map<void*, std::size_t> bytes;  // of each block, in use or kept
+    std::vector<std::vector<void*>> kept{64};      // by the logarithm of their size
+    std::size_t kept_bytes = 0;
+};
+
+// Never destroyed: blocks are released until the very end of a process.
+Pool& pool() {
+    static Pool* const only = new Pool;
+    return *only;
+}
+
+void* map(std::size_t bytes) {
+    void* memory = mmap(nullptr, bytes + huge_page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    auto* first = static_cast<std::uint8_t*>(memory);
+    const std::size_t before = -reinterpret_cast<std::uintptr_t>(first) % huge_page_bytes;
+    if (before != 0) munmap(first, before);
+    first += before;
+    munmap(first + bytes, huge_page_bytes - before);
+#ifdef MADV_HUGEPAGE
+    madvise(first, bytes, MADV_HUGEPAGE);
+#endif
+    return first;
+}
+
+}  // namespace
+
+void* allocate(std::size_t bytes, std::size_t& granted) {
+    if (bytes < block_bytes_min) {
+        void* small = std::malloc(bytes);
+        if (small == nullptr) throw std::bad_alloc();
+        granted = bytes;
+        return small;
+    }
+    if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
+    granted = std::bit_ceil(bytes < huge_page_bytes ? huge_page_bytes : bytes);
+    Pool& all = pool();
+    const std::lock_guard lock(all.mutex);
+    std::vector<void*>& kept = all.kept[static_cast<std::size_t>(std::countr_zero(granted))];
+    if (!kept.empty()) {
+        void* block = kept.back();
+        kept.pop_back();
+        all.kept_bytes -= granted;
+        return block;
+    }
+    void* block = map(granted);
+    all.bytes.emplace(block, granted);
+    return block;
+}
+
+void release(void* block) {
+    if (block == nullptr) return;
+    // malloc puts its own numbers before what it returns, which is therefore never at the start of a page.
+    if (reinterpret_cast<std::uintptr_t>(block) % huge_page_bytes != 0) {
+        std::free(block);
+        return;
+    }
+    Pool& all = pool();
+    const std::lock_guard lock(all.mutex);
+    const auto found = all.bytes.find(block);
+    if (found == all.bytes.end()) {
+        std::free(block);
+        return;
+    }
+    const std::size_t bytes = found->second;
+    if (all.kept_bytes + bytes <= kept_bytes_max) {
+        all.kept[static_cast<std::size_t>(std::countr_zero(bytes))].push_back(block);
+        all.kept_bytes += bytes;
+        return;
+    }
+    all.bytes.erase(found);
+    munmap(block, bytes);
+}
+
+}  // namespace ecrec::blocks
