@@ -63,6 +63,11 @@ void check_bytes_at(const Operations& kernel, const Operations& oracle, std::siz
     kernel.fold_rows(1, size, c, b.data(), rows);
     check(target.is(expected), kernel, "fold_rows at an offset", size);
 
+    const std::uint8_t* const sources[] = {a.data()};
+    oracle.copy_rows(1, size, sources, expected.data());
+    kernel.copy_rows(1, size, sources, target.data());
+    check(target.is(expected), kernel, "copy_rows at an offset", size);
+
     oracle.difference(size, a.data(), b.data(), expected.data());
     kernel.difference(size, a.data(), b.data(), target.data());
     check(target.is(expected), kernel, "difference at an offset", size);

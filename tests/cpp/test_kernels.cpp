@@ -79,6 +79,10 @@ void check_bytes(const Operations& kernel, const Operations& oracle, std::size_t
     kernel.fold_rows(1, size, c, blocks[0].data(), target);
     check(same<std::uint8_t>(blocks[2], expected), kernel, "fold_rows", size);
 
+    const std::uint8_t* const copied[] = {blocks[0].data()};
+    kernel.copy_rows(1, size, copied, blocks[2].data());
+    check(same<std::uint8_t>(blocks[2], copy(blocks[0])), kernel, "copy_rows", size);
+
     for (int r = 1; r <= 5; ++r) {
         const int k = 6 - std::min(r, 5);
         std::vector<Coefficient> coefficients;
@@ -198,6 +202,7 @@ void check_floats(const Operations& kernel, const Operations& oracle, std::size_
     const std::uint64_t seed = engine();
     const std::uint64_t row = engine();
     kernel.initial_uniform(dim, seed, row, 0.3f, first.data());
+    std::vector<float> expected(dim);
     oracle.initial_uniform(dim, seed, row, 0.3f, expected.data());
     check(same<float>(first, expected), kernel, "initial_uniform", dim);
 
@@ -289,6 +294,12 @@ void check_fold_rows(const Operations& kernel, const Operations& oracle) {
             target.push_back(parity.data() + index * bytes);
             oracle.fold(bytes, c, source.data() + m * bytes, expected.data() + index * bytes);
         }
+        std::vector<std::uint8_t> copied(rows * bytes), copied_by_oracle(rows * bytes);
+        std::vector<const std::uint8_t*> copies(target.begin(), target.end());
+        copies[rows / 3] = nullptr;
+        oracle.copy_rows(rows, bytes, copies.data(), copied_by_oracle.data());
+        kernel.copy_rows(rows, bytes, copies.data(), copied.data());
+        check(copied == copied_by_oracle, kernel, "copy_rows", bytes);
         kernel.fold_rows(rows, bytes, c, source.data(), target.data());
         check(parity == expected, kernel, "fold_rows of many", bytes);
     }

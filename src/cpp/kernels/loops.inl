@@ -111,6 +111,24 @@ void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const 
     }
 }
 
+void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target) {
+    constexpr std::size_t ahead_bytes = 12288, prefetched_max = 1024;
+    const std::size_t ahead = bytes >= ahead_bytes / 8 ? 8 : bytes <= ahead_bytes / 48 ? 48 : ahead_bytes / bytes;
+    const std::size_t prefetched = bytes < prefetched_max ? bytes : prefetched_max;
+    const auto prefetch = [&](std::size_t m) __attribute__((always_inline)) {
+        if (m >= rows || source[m] == nullptr) return;
+        for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(source[m] + line);
+    };
+    for (std::size_t m = 0; m < ahead; ++m) prefetch(m);
+    for (std::size_t m = 0; m < rows; ++m) {
+        prefetch(m + ahead);
+        const std::uint8_t* from = source[m];
+        if (from == nullptr) continue;
+        write_blocks(bytes, target + m * bytes,
+                     [&](auto access, std::size_t i) __attribute__((always_inline)) { return access.load(from + i); });
+    }
+}
+
 // Memory to memory. `ahead`: ask for the bytes to come; a prefetch beyond the end does not fault.
 template <bool ahead>
 struct Streamed {
@@ -522,7 +540,7 @@ void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, flo
 
 constexpr Operations table_named(const char* name) {
     return {
-        name, encode,   fold,     fold_rows, difference,      is_zero, is_finite, sum_rows,
+        name, encode,   fold,     fold_rows, copy_rows, difference,      is_zero, is_finite, sum_rows,
         sgd,  momentum, nesterov, adagrad,   rowwise_adagrad, adam,    ftrl,      initial_uniform,
     };
 }

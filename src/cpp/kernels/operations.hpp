@@ -48,6 +48,10 @@ struct Operations {
     void (*fold_rows)(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* source,
                       std::uint8_t* const* target);
 
+    // target + m * bytes = *source[m] for m = 0..rows-1, with prefetch of later sources; a source that is null is left
+    // out. No source overlaps the target.
+    void (*copy_rows)(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target);
+
     // target = a ^ b.
     void (*difference)(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* target);
 

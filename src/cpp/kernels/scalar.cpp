@@ -39,6 +39,12 @@ void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const 
     }
 }
 
+void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target) {
+    for (std::size_t m = 0; m < rows; ++m) {
+        if (source[m] != nullptr) std::memcpy(target + m * bytes, source[m], bytes);
+    }
+}
+
 void difference(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* target) {
     for (std::size_t i = 0; i < bytes; ++i) target[i] = a[i] ^ b[i];
 }
@@ -208,7 +214,7 @@ void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, flo
 }  // namespace
 
 extern const Operations table = {
-    "scalar", encode,   fold,     fold_rows, difference,      is_zero, is_finite, sum_rows,
+    "scalar", encode,   fold,     fold_rows, copy_rows, difference,      is_zero, is_finite, sum_rows,
     sgd,      momentum, nesterov, adagrad,   rowwise_adagrad, adam,    ftrl,      initial_uniform,
 };
 

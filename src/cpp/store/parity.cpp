@@ -10,7 +10,6 @@ namespace ecrec {
 
 void Store::fold(int source, std::uint64_t class_mask, std::span<const std::uint64_t> keys,
                  std::span<const std::uint8_t> records) {
-    constexpr std::size_t prefetch_rows = 8;
     check_peer(source);
     check_blob("fold", keys, records.size());
     for (const std::uint64_t key : keys) {

@@ -12,9 +12,8 @@
 namespace ecrec {
 namespace {
 
-// Rows ahead whose memory is asked for: enough to hide a miss behind a few hundred bytes of arithmetic each.
+// Rows ahead whose slot in a window's index is asked for.
 constexpr std::size_t prefetch_rows = 16;
-constexpr std::size_t prefetch_bytes_max = 1024;
 
 // Adam's step size for the next step of a row: learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t), where t counts the
 // steps of this row. `corrections`, the last of the row's state, are the two 1 - beta^t as doubles, zero before the
@@ -114,27 +113,31 @@ void Store::gather(const Sections& sections, bool records, std::span<std::uint8_
     const std::uint64_t expected = gather_bytes(sections.tables, sections.counts, records);
     if (out.size() != expected)
         refuse(ErrorKind::value, "gather: out has ", out.size(), " bytes, expected ", expected);
+    constexpr std::size_t run = 256;
+    const std::uint8_t* sources[run];
     const Operations& operations = ecrec::operations();
     std::uint8_t* target = out.data();
     std::size_t i = 0;
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const Table& table = tables_[static_cast<std::size_t>(sections.tables[s])];
         const std::size_t bytes = records ? table.record_bytes() : table.weight_bytes();
-        const std::size_t prefetch_bytes = std::min(bytes, prefetch_bytes_max);
         float* scratch = initial_scratch(table);
-        for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end;
-             ++i, target += bytes) {
-            if (i + prefetch_rows < end) {
-                const RowPlace& later = places_[i + prefetch_rows];
-                prefetch_read(table.data_record(later.quotient, later.slot), prefetch_bytes);
+        for (std::size_t left = static_cast<std::size_t>(sections.counts[s]); left != 0;) {
+            const std::size_t rows = std::min(left, run);
+            for (std::size_t m = 0; m < rows; ++m) {
+                const RowPlace& row = places_[i + m];
+                const bool is_touched = table.is_touched(row.quotient, row.slot);
+                sources[m] = is_touched ? table.data_record(row.quotient, row.slot) : nullptr;
             }
-            const RowPlace& row = places_[i];
-            if (table.is_touched(row.quotient, row.slot)) {
-                std::memcpy(target, table.data_record(row.quotient, row.slot), bytes);
-            } else {
-                table.write_initial(operations, static_cast<std::uint64_t>(sections.rows[i]), scratch);
-                std::memcpy(target, scratch, bytes);
+            operations.copy_rows(rows, bytes, sources, target);
+            for (std::size_t m = 0; m < rows; ++m) {
+                if (sources[m] != nullptr) continue;
+                table.write_initial(operations, static_cast<std::uint64_t>(sections.rows[i + m]), scratch);
+                std::memcpy(target + m * bytes, scratch, bytes);
             }
+            i += rows;
+            left -= rows;
+            target += rows * bytes;
         }
     }
 }
