@@ -4,11 +4,13 @@
 
 #include "buffer_view.hpp"
 #include "codec/code.hpp"
+#include "codec/fold_rows.hpp"
 #include "gf/coefficient.hpp"
 #include "gf/field.hpp"
 #include "gf/matrix.hpp"
 #include "kernels/registry.hpp"
 #include "register.hpp"
+#include "threads/pool.hpp"
 
 namespace ecrec::bindings {
 namespace {
@@ -58,6 +60,15 @@ py::array_t<U8> prepare_coefficients(py::handle object) {
                     sizeof(Coefficient));
     }
     return prepared;
+}
+
+void bind_use_threads(int count) {
+    if (count < 1 || count > threads::threads_max) {
+        const py::gil_scoped_acquire acquire;
+        throw py::value_error("count: expected 1 to " + std::to_string(threads::threads_max) + " threads, got " +
+                              std::to_string(count));
+    }
+    threads::use(count);
 }
 
 U8 to_byte(int value, const char* name) {
@@ -151,7 +162,10 @@ void fold(const Code& code, int parity_index, int data_index, py::handle x_array
     require_size(parity, x.size, "parity");
     require_disjoint(x, "x", parity, "parity");
     const py::gil_scoped_release release;
-    operations().fold(x.size, code.coefficient(parity_index, data_index), x.data, parity.data);
+    const Coefficient& c = code.coefficient(parity_index, data_index);
+    threads::for_ranges(x.size, threads::grain_bytes, 4096, [&](std::size_t first, std::size_t last) {
+        operations().fold(last - first, c, x.data + first, parity.data + first);
+    });
 }
 
 void fold_rows(const Code& code, int parity_index, int data_index, py::handle x_array,
@@ -173,6 +187,7 @@ void fold_rows(const Code& code, int parity_index, int data_index, py::handle x_
     const std::size_t bytes = x.extent(1);
     const auto rows = static_cast<std::int64_t>(parity.extent(0));
     std::vector<U8*> targets(indices.size);
+    std::vector<const U8*> sources(indices.size);
     for (std::size_t m = 0; m < indices.size; ++m) {
         const std::int64_t index = indices.data[m];
         if (index < 0 || index >= rows) {
@@ -180,10 +195,11 @@ void fold_rows(const Code& code, int parity_index, int data_index, py::handle x_
                                   std::to_string(rows) + ", got " + std::to_string(index));
         }
         targets[m] = parity.data + static_cast<std::size_t>(index) * bytes;
+        sources[m] = x.data + m * bytes;
     }
     const Coefficient& c = code.coefficient(parity_index, data_index);
     const py::gil_scoped_release release;
-    operations().fold_rows(targets.size(), bytes, c, x.data, targets.data());
+    ecrec::fold_rows(bytes, c, sources, targets);
 }
 
 void require_ok(CodeError error, const Code& code) {
@@ -231,6 +247,8 @@ void register_codec(py::module_& module) {
     module.def("compiled_kernels", &compiled_kernels);
     module.def("kernel", [] { return operations().name; });
     module.def("use_kernel", &bind_use_kernel, "name"_a);
+    module.def("threads", &threads::in_use);
+    module.def("use_threads", &bind_use_threads, "count"_a, py::call_guard<py::gil_scoped_release>());
 
     module.def("kernel_functions", &kernel_functions);
     module.def("prepare_coefficients", &prepare_coefficients, "values"_a);

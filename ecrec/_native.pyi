@@ -45,6 +45,16 @@ def kernel() -> str:
 def use_kernel(name: str) -> None:
     """Force a kernel. ``ValueError`` if the name is unknown or this machine cannot run it."""
 
+def threads() -> int:
+    """How many threads bulk operations use, the caller's among them; 1 to begin with."""
+
+def use_threads(count: int) -> None:
+    """Divide bulk operations over so many threads, 1 to 256; not while one runs. No bit of a result depends on it.
+
+    Divided are, from 256 KiB for each thread on: encode, fold, fold_rows, reconstruct, gather, apply, the folding of
+    windows, and pooling forward and backward.
+    """
+
 def kernel_functions() -> dict[str, int]:
     """Addresses of ``encode``, ``fold`` and ``fold_rows`` of the kernel in use (``src/cpp/kernels/operations.hpp``).
 

@@ -184,6 +184,20 @@ def repeated(*steps: Callable[[], object], clock: Callable[[], float] = time.pro
     return run
 
 
+def threaded(count: int, *steps: Callable[[], object]) -> Run:
+    """As `repeated`, with bulk operations divided over so many threads, by wall-clock time."""
+    run = repeated(*steps, clock=time.perf_counter)
+
+    def run_threaded(calls: int) -> float:
+        _native.use_threads(count)
+        try:
+            return run(calls)
+        finally:
+            _native.use_threads(1)
+
+    return run_threaded
+
+
 def digest_of(*arrays: NDArray[Any]) -> str:
     """16 hex digits of SHA-256 over all bytes."""
     parts = (hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).digest() for array in arrays)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ecrec import _native
 from ecrec.bench.harness import Case, ResultsDifferError, Run, Selection, digest_of
@@ -80,7 +82,7 @@ def _case(
     peer: Run,
     check: Callable[[str, Run, Run, Callable[[], list[U8]]], str],
     result: Callable[[], list[U8]],
-    sources: list[U8],
+    sources: Sequence[NDArray[Any]],
 ) -> Case:
     def checked() -> str:
         # The sides read the sources through bare pointers; this closure keeps them alive as long as the case.
@@ -144,6 +146,7 @@ def fold_rows_case(isal: Isal, name: str, row_bytes: int, r: int, memory: U8) ->
     """parity[i][index[m]] ^= c[i] * x[m] for ROWS random rows of r parities, each call at other rows."""
     rng = np.random.default_rng(row_bytes + r)
     (source,) = blocks(rng, 1, ROWS * row_bytes, fill=True)
+    sources = source.ctypes.data + np.arange(ROWS, dtype=np.uint64) * np.uint64(row_bytes)
     parity_rows = memory.size // r // row_bytes
     batches = []
     for _ in range(8):
@@ -164,7 +167,7 @@ def fold_rows_case(isal: Isal, name: str, row_bytes: int, r: int, memory: U8) ->
         seconds: float = sum(
             isal.loops.time_ours_fold_rows(
                 ours, r, ctypes.c_size_t(ROWS), ctypes.c_size_t(row_bytes), pointer(prepared),
-                ctypes.c_size_t(prepared.shape[1]), pointer(source), next_targets("ours"),
+                ctypes.c_size_t(prepared.shape[1]), pointer(sources), next_targets("ours"),
             )
             for _ in range(calls)
         )  # fmt: skip
@@ -185,7 +188,7 @@ def fold_rows_case(isal: Isal, name: str, row_bytes: int, r: int, memory: U8) ->
         rows = memory.reshape(-1, row_bytes)
         return [rows[(row - np.uint64(memory.ctypes.data)) // np.uint64(row_bytes)] for row in batches[1][0]]
 
-    return _case(name, "million rows/s", ROWS / 1e6, run_ours, run_peer, check_undone, result, [source])
+    return _case(name, "million rows/s", ROWS / 1e6, run_ours, run_peer, check_undone, result, [source, sources])
 
 
 def size_of(place: str, k: int, r: int) -> int:

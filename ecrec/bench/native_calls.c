@@ -5,7 +5,7 @@
 
 typedef void ours_encode(size_t, int, int, const void *, const unsigned char *const *, unsigned char *const *);
 typedef void ours_fold(size_t, const void *, const unsigned char *, unsigned char *);
-typedef void ours_fold_rows(size_t, size_t, const void *, const unsigned char *, unsigned char *const *);
+typedef void ours_fold_rows(size_t, size_t, const void *, const unsigned char *const *, unsigned char *const *);
 typedef void isal_encode(int, int, int, unsigned char *, unsigned char **, unsigned char **);
 typedef int isal_mad(int, int, int, unsigned char *, unsigned char *, unsigned char *);
 
@@ -45,9 +45,9 @@ double time_isal_fold(isal_mad *mad, int calls, size_t bytes, unsigned char *tab
 
 /* targets[i] and coefficient i of parity i; `stride` is the size of a coefficient. */
 double time_ours_fold_rows(ours_fold_rows *fold_rows, int parities, size_t rows, size_t bytes, const char *coefficients,
-                           size_t stride, const unsigned char *source, unsigned char *const *const *targets) {
+                           size_t stride, const unsigned char *const *sources, unsigned char *const *const *targets) {
     const double start = seconds();
-    for (int i = 0; i < parities; ++i) fold_rows(rows, bytes, coefficients + stride * (size_t)i, source, targets[i]);
+    for (int i = 0; i < parities; ++i) fold_rows(rows, bytes, coefficients + stride * (size_t)i, sources, targets[i]);
     return seconds() - start;
 }
 

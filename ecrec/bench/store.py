@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ecrec import _native
 from ecrec.bench import workload
-from ecrec.bench.harness import Case, Run, Selection, check_close, check_equal, digest_of, repeated, result_of
+from ecrec.bench.harness import Case, Run, Selection, check_close, check_equal, digest_of, repeated, result_of, threaded
 from ecrec.bench.peers import torch_cpu
 from ecrec.bench.peers.fbgemm import Fbgemm, FbgemmTables
 from ecrec.bench.workload import BATCH, IDS, SHARDS, TABLES, Step, make_step
@@ -32,6 +32,7 @@ OPTIMIZERS: dict[str, list[float]] = {"rowwise-adagrad": [0.02, 1e-8], "adagrad"
 """Name and hyperparameters."""
 STEP_ROWS = 100_000
 """Rows of a table on this shard: 26 such tables are 0.7 GB at 64 floats a row, without optimizer state."""
+THREADS = 2
 GATHER_BYTES_MIN = 1 << 30
 HUGE_PAGE_EXTENTS = 1 << 20
 """More than a store of these cases has. A server does this bit by bit while it is idle; the peers' weights are numpy
@@ -135,6 +136,23 @@ def step_case(name: str, step: Step, dim: int, optimizer: str, fbgemm: Fbgemm | 
     return Case(name, "million ids/s", IDS / 1e6, repeated(*with_deltas), peers, check)
 
 
+def threads_case(name: str, step: Step, dim: int, optimizer: str) -> Case:
+    """A step with deltas on two threads, against the same on one, by wall-clock time."""
+    ours = Steps(step, dim, optimizer)
+    calls = ours.calls(ours.window)
+
+    def check() -> str:
+        digests = []
+        for count in (THREADS, 1):
+            fresh = Steps(step, dim, optimizer)
+            threaded(count, *fresh.calls(fresh.window))(len(step.batches))
+            digests.append(all_weights(fresh.store, step, dim))
+        check_equal(name, "one thread", *digests)
+        return digest_of(digests[0])
+
+    return Case(name, "million ids/s", IDS / 1e6, threaded(THREADS, *calls), {"one thread": threaded(1, *calls)}, check)
+
+
 def _lr_and_eps(optimizer: str) -> tuple[float, float]:
     lr, *eps = OPTIMIZERS[optimizer]
     return lr, eps[0] if eps else 0.0
@@ -195,6 +213,9 @@ def cases(selection: Selection) -> Iterator[Case]:
         step, fbgemm = make_step(STEP_ROWS), selection.find("FBGEMM", Fbgemm)
         for name, optimizer, dim in steps:
             yield step_case(name, step, dim, optimizer, fbgemm)
+    name = f"step rowwise-adagrad dim 128, {THREADS} threads"
+    if selection.wants(name):
+        yield threads_case(name, make_step(STEP_ROWS), 128, "rowwise-adagrad")
     gathers = [(f"gather dim {dim}", dim) for dim in DIMS]
     gathers = [case for case in gathers if selection.wants(case[0])]
     if gathers:

@@ -11,7 +11,9 @@ from ecrec._native import (
     gf_multiply,
     kernel,
     kernels,
+    threads,
     use_kernel,
+    use_threads,
 )
 
 __all__ = [
@@ -22,5 +24,7 @@ __all__ = [
     "gf_multiply",
     "kernel",
     "kernels",
+    "threads",
     "use_kernel",
+    "use_threads",
 ]

@@ -12,6 +12,9 @@ from ecrec.transport.curve import CurveKeys
 KERNEL = "ECREC_KERNEL"
 """Name of the kernel to use in place of the fastest one; one that is unknown or cannot run here is an error."""
 
+THREADS = "ECREC_THREADS"
+"""Over how many threads a server divides bulk operations; 1 if not set, which is right where several share a machine."""
+
 CURVE_DIR = "ECREC_CURVE_DIR"
 """Directory of keys (``ecrec/transport/curve.py``) where ``--curve-dir`` names none; empty or not set: no keys."""
 
@@ -47,6 +50,22 @@ def use_kernel_of_environment() -> str:
         except ValueError as error:
             raise ConfigurationError(f"{KERNEL}={name}: {error}") from error
     return codec.kernel()
+
+
+def use_threads_of_environment() -> int:
+    """Divide native operations over as many threads as ECREC_THREADS says, if it is set; return how many are in use.
+
+    Raises ConfigurationError for what is not a number of threads.
+    """
+    from ecrec import codec
+
+    count = os.environ.get(THREADS, "")
+    if count:
+        try:
+            codec.use_threads(int(count))
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"{THREADS}={count}: expected 1 to 256 threads") from error
+    return codec.threads()
 
 
 def keep_freed_memory() -> None:

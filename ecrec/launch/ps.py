@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ecrec.launch.environment import CURVE_DIR_HELP, curve_keys, log_to_stderr, use_kernel_of_environment
+from ecrec.launch.environment import (
+    CURVE_DIR_HELP,
+    curve_keys,
+    log_to_stderr,
+    use_kernel_of_environment,
+    use_threads_of_environment,
+)
 from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, SCHEDULER_HELP, advertised, run_server
 from ecrec.protocol.shard import ShardMachine
 from ecrec.transport.links import Links
@@ -33,6 +39,7 @@ def ps(
 
     def make() -> Node:
         use_kernel_of_environment()
+        use_threads_of_environment()
         links = Links(bind, curve_keys(curve_dir), allow_plain_network)
         try:
             machine = ShardMachine(process, advertised(links.endpoint, advertise), shard)

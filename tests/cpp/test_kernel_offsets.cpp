@@ -60,7 +60,8 @@ void check_bytes_at(const Operations& kernel, const Operations& oracle, std::siz
 
     std::uint8_t* const rows[] = {target.data()};
     oracle.fold(size, c, b.data(), expected.data());
-    kernel.fold_rows(1, size, c, b.data(), rows);
+    const std::uint8_t* const folded[] = {b.data()};
+    kernel.fold_rows(1, size, c, folded, rows);
     check(target.is(expected), kernel, "fold_rows at an offset", size);
 
     const std::uint8_t* const sources[] = {a.data()};

@@ -76,7 +76,8 @@ void check_bytes(const Operations& kernel, const Operations& oracle, std::size_t
 
     std::uint8_t* const target[] = {blocks[2].data()};
     oracle.fold(size, c, blocks[0].data(), (expected = copy(blocks[2])).data());
-    kernel.fold_rows(1, size, c, blocks[0].data(), target);
+    const std::uint8_t* const folded[] = {blocks[0].data()};
+    kernel.fold_rows(1, size, c, folded, target);
     check(same<std::uint8_t>(blocks[2], expected), kernel, "fold_rows", size);
 
     const std::uint8_t* const copied[] = {blocks[0].data()};
@@ -300,7 +301,9 @@ void check_fold_rows(const Operations& kernel, const Operations& oracle) {
         oracle.copy_rows(rows, bytes, copies.data(), copied_by_oracle.data());
         kernel.copy_rows(rows, bytes, copies.data(), copied.data());
         check(copied == copied_by_oracle, kernel, "copy_rows", bytes);
-        kernel.fold_rows(rows, bytes, c, source.data(), target.data());
+        std::vector<const std::uint8_t*> sources;
+        for (std::size_t m = 0; m < rows; ++m) sources.push_back(source.data() + m * bytes);
+        kernel.fold_rows(rows, bytes, c, sources.data(), target.data());
         check(parity == expected, kernel, "fold_rows of many", bytes);
     }
 }

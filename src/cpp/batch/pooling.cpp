@@ -5,6 +5,7 @@
 
 #include "batch/row_sums.hpp"
 #include "store/error.hpp"
+#include "threads/pool.hpp"
 
 namespace ecrec::batch {
 namespace {
@@ -87,71 +88,87 @@ void divide(float* target, const float* source, std::size_t count, float divisor
 void pool_forward(std::span<const float> values, const Bags& bags, std::span<float> pooled) {
     const std::size_t width = check("pool_forward", values.size(), bags, pooled.size());
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
-    std::size_t column = 0;
-    for (std::size_t f = 0; f < bags.dims.size(); ++f) {
-        const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
-        const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
-        RowSums sums(dim);
-        for (std::size_t b = 0; b < batch; ++b) {
-            float* out = pooled.data() + b * width + column;
-            if (bag[b] == bag[b + 1]) std::fill_n(out, dim, 0.0f);
-            for (std::int64_t i = bag[b]; i < bag[b + 1]; ++i) {
-                const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
-                sums.add(values.data() + bags.value_offsets[row], out, i != bag[b]);
+    if (width == 0) return;
+    threads::for_ranges(batch, threads::grain_bytes / (4 * width), 1, [&](std::size_t begin, std::size_t end) {
+        std::size_t column = 0;
+        for (std::size_t f = 0; f < bags.dims.size(); ++f) {
+            const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
+            const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
+            RowSums sums(dim);
+            for (std::size_t b = begin; b < end; ++b) {
+                float* out = pooled.data() + b * width + column;
+                if (bag[b] == bag[b + 1]) std::fill_n(out, dim, 0.0f);
+                for (std::int64_t i = bag[b]; i < bag[b + 1]; ++i) {
+                    const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
+                    sums.add(values.data() + bags.value_offsets[row], out, i != bag[b]);
+                }
             }
+            sums.flush();
+            for (std::size_t b = begin; bags.mean[f] && b < end; ++b) {
+                float* out = pooled.data() + b * width + column;
+                if (bag[b + 1] - bag[b] > 1) divide(out, out, dim, static_cast<float>(bag[b + 1] - bag[b]));
+            }
+            column += dim;
         }
-        sums.flush();
-        for (std::size_t b = 0; bags.mean[f] && b < batch; ++b) {
-            float* out = pooled.data() + b * width + column;
-            if (bag[b + 1] - bag[b] > 1) divide(out, out, dim, static_cast<float>(bag[b + 1] - bag[b]));
-        }
-        column += dim;
-    }
+    });
 }
 
 void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, std::span<float> gradients) {
     const std::size_t width = check("pool_backward", gradients.size(), bags, pooled_gradients.size());
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
 
-    std::vector<std::int32_t> row_dim(bags.value_offsets.size());
+    std::vector<std::int32_t> row_feature(bags.value_offsets.size(), -1);
     std::size_t written = 0;
+    bool shared = false;  // rows, between features
     for (std::size_t f = 0; f < bags.dims.size(); ++f) {
         bool differs = false;
         const std::int64_t first = bags.bag_offsets[f * batch], last = bags.bag_offsets[(f + 1) * batch];
         for (std::int64_t i = first; i < last; ++i) {
-            std::int32_t& dim = row_dim[static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)])];
-            differs |= (dim != 0) & (dim != bags.dims[f]);
-            written += dim == 0 ? static_cast<std::size_t>(bags.dims[f]) : 0;
-            dim = bags.dims[f];
+            std::int32_t& feature = row_feature[static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)])];
+            const bool is_new = feature < 0;
+            differs |= bags.dims[is_new ? f : static_cast<std::size_t>(feature)] != bags.dims[f];
+            shared |= !is_new & (feature != static_cast<std::int32_t>(f));
+            written += is_new ? static_cast<std::size_t>(bags.dims[f]) : 0;
+            feature = static_cast<std::int32_t>(f);
         }
         if (differs) refuse_second_dim(bags);
     }
     // A row's first occurrence writes, later ones add; zeros are only needed where no id writes.
     if (written != gradients.size()) std::fill(gradients.begin(), gradients.end(), 0.0f);
 
-    std::vector<std::uint8_t> seen(bags.value_offsets.size());
-    std::vector<float> shares;
+    std::vector<std::size_t> columns;
     std::size_t column = 0;
-    for (std::size_t f = 0; f < bags.dims.size(); ++f) {
-        const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
-        const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
-        if (bags.mean[f]) shares.resize(std::max(shares.size(), batch * dim));
-        RowSums sums(dim);
-        for (std::size_t b = 0; b < batch; ++b) {
-            const float* source = pooled_gradients.data() + b * width + column;
-            if (bags.mean[f] && bag[b + 1] - bag[b] > 1) {
-                divide(shares.data() + b * dim, source, dim, static_cast<float>(bag[b + 1] - bag[b]));
-                source = shares.data() + b * dim;
-            }
-            for (std::int64_t i = bag[b]; i < bag[b + 1]; ++i) {
-                const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
-                sums.add(source, gradients.data() + bags.value_offsets[row], seen[row] != 0);
-                seen[row] = 1;
-            }
-        }
-        sums.flush();
-        column += dim;
+    for (const std::int32_t dim : bags.dims) {
+        columns.push_back(column);
+        column += static_cast<std::size_t>(dim);
     }
+    std::vector<std::uint8_t> seen(bags.value_offsets.size());
+    const auto sum_features = [&](std::size_t first_feature, std::size_t last_feature) {
+        std::vector<float> shares;
+        for (std::size_t f = first_feature; f < last_feature; ++f) {
+            const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
+            const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
+            if (bags.mean[f]) shares.resize(std::max(shares.size(), batch * dim));
+            RowSums sums(dim);
+            for (std::size_t b = 0; b < batch; ++b) {
+                const float* source = pooled_gradients.data() + b * width + columns[f];
+                if (bags.mean[f] && bag[b + 1] - bag[b] > 1) {
+                    divide(shares.data() + b * dim, source, dim, static_cast<float>(bag[b + 1] - bag[b]));
+                    source = shares.data() + b * dim;
+                }
+                for (std::int64_t i = bag[b]; i < bag[b + 1]; ++i) {
+                    const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
+                    sums.add(source, gradients.data() + bags.value_offsets[row], seen[row] != 0);
+                    seen[row] = 1;
+                }
+            }
+            sums.flush();
+        }
+    };
+    // Threads divide the features, whose order matters where they share rows.
+    const std::size_t features = bags.dims.size();
+    const std::size_t grain = shared ? features : threads::grain_bytes * features / (pooled_gradients.size_bytes() + 1);
+    threads::for_ranges(features, grain, 1, sum_features);
 }
 
 }  // namespace ecrec::batch

@@ -4,6 +4,7 @@
 
 #include "gf/coefficient.hpp"
 #include "kernels/registry.hpp"
+#include "threads/pool.hpp"
 
 namespace ecrec {
 namespace {
@@ -13,6 +14,23 @@ std::vector<Coefficient> prepare(const gf::Matrix& matrix) {
     prepared.reserve(matrix.values.size());
     for (const std::uint8_t value : matrix.values) prepared.push_back(gf::coefficient(value));
     return prepared;
+}
+
+// The operation on all threads: each has a range of every buffer.
+void encode_ranges(std::size_t bytes, int k, int r, const Coefficient* coefficients, const std::uint8_t* const* data,
+                   std::uint8_t* const* parity) {
+    const std::size_t buffers = static_cast<std::size_t>(k + r);
+    threads::for_ranges(bytes, threads::grain_bytes / buffers, 4096, [&](std::size_t first, std::size_t last) {
+        if (first == 0 && last == bytes) {
+            operations().encode(bytes, k, r, coefficients, data, parity);
+            return;
+        }
+        std::vector<const std::uint8_t*> from(data, data + k);
+        std::vector<std::uint8_t*> to(parity, parity + r);
+        for (const std::uint8_t*& at : from) at += first;
+        for (std::uint8_t*& at : to) at += first;
+        operations().encode(last - first, k, r, coefficients, from.data(), to.data());
+    });
 }
 
 }  // namespace
@@ -25,7 +43,7 @@ Code::Code(int k, int r, gf::Generator generator)
       coefficients_(prepare(matrix_)) {}
 
 void Code::encode(std::size_t bytes, const std::uint8_t* const* data, std::uint8_t* const* parity) const {
-    operations().encode(bytes, k_, r_, coefficients_.data(), data, parity);
+    encode_ranges(bytes, k_, r_, coefficients_.data(), data, parity);
 }
 
 CodeError Code::decode_matrix(std::span<const int> present, std::span<const int> lost,
@@ -63,7 +81,7 @@ CodeError Code::reconstruct(std::size_t bytes, std::span<const int> present,
     gf::Matrix decode(0, 0);
     const CodeError error = decode_matrix(present, lost, decode);
     if (error != CodeError::none) return error;
-    operations().encode(bytes, k_, decode.rows, prepare(decode).data(), blocks, out);
+    encode_ranges(bytes, k_, decode.rows, prepare(decode).data(), blocks, out);
     return CodeError::none;
 }
 

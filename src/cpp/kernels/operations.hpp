@@ -44,8 +44,8 @@ struct Operations {
     // target ^= c * source.
     void (*fold)(std::size_t bytes, const Coefficient& c, const std::uint8_t* source, std::uint8_t* target);
 
-    // target[m] ^= c * (source + m * bytes) for m = 0..rows-1, with prefetch of later targets. A target may repeat.
-    void (*fold_rows)(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* source,
+    // target[m] ^= c * source[m] for m = 0..rows-1, with prefetch of later rows. A target may repeat.
+    void (*fold_rows)(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* const* source,
                       std::uint8_t* const* target);
 
     // target + m * bytes = *source[m] for m = 0..rows-1, with prefetch of later sources; a source that is null is left

@@ -12,8 +12,6 @@
 namespace ecrec::scalar {
 namespace {
 
-constexpr std::size_t prefetch_rows = 8;
-
 std::uint8_t product(const Coefficient& c, std::uint8_t x) { return c.low[x & 15] ^ c.high[x >> 4]; }
 
 void fold(std::size_t bytes, const Coefficient& c, const std::uint8_t* source, std::uint8_t* target) {
@@ -28,15 +26,9 @@ void encode(std::size_t bytes, int k, int r, const Coefficient* coefficients, co
     }
 }
 
-void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* source,
+void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* const* source,
                std::uint8_t* const* target) {
-    for (std::size_t m = 0; m < rows; ++m) {
-        if (m + prefetch_rows < rows) {
-            const std::uint8_t* later = target[m + prefetch_rows];
-            for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(later + line, 1);
-        }
-        fold(bytes, c, source + m * bytes, target[m]);
-    }
+    for (std::size_t m = 0; m < rows; ++m) fold(bytes, c, source[m], target[m]);
 }
 
 void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target) {

@@ -1,10 +1,12 @@
 // What a shard does with other shards' deltas.
 #include <algorithm>
 #include <array>
+#include <vector>
 
-#include "kernels/registry.hpp"
+#include "codec/fold_rows.hpp"
 #include "store/error.hpp"
 #include "store/store.hpp"
+#include "threads/pool.hpp"
 
 namespace ecrec {
 
@@ -25,49 +27,50 @@ void Store::fold(int source, std::uint64_t class_mask, std::span<const std::uint
         }
     }
     // Runs of rows with one coefficient and one length go to the kernel at once; the parity rows of a later batch are
-    // on their way while those of one are folded into.
-    constexpr std::size_t batch = 64;
+    // on their way while those of one are folded into. Several threads take part in one large batch.
+    constexpr std::size_t small_batch = 64;
     struct Batch {
-        std::array<std::uint8_t*, batch> targets;
-        std::array<const Coefficient*, batch> coefficients;
-        std::array<std::size_t, batch> bytes;
-        std::size_t rows = 0;
+        std::vector<std::uint8_t*> targets;
+        std::vector<const std::uint8_t*> sources;
+        std::vector<const Coefficient*> coefficients;
+        std::vector<std::size_t> bytes;
     };
+    const std::size_t batch = threads::parts_of(records.size(), threads::grain_bytes) > 1 ? keys.size() : small_batch;
+    const std::uint8_t* record = records.data();
     const auto fill = [&](Batch& to, std::size_t first) {
-        to.rows = std::min(batch, keys.size() - first);
-        for (std::size_t m = 0; m < to.rows; ++m) {
-            const std::uint64_t key = keys[first + m];
+        to.targets.clear();
+        to.sources.clear();
+        to.coefficients.clear();
+        to.bytes.clear();
+        for (const std::uint64_t key : keys.subspan(first, std::min(batch, keys.size() - first))) {
             Table& table = tables_[key >> stripe_bits];
             const StripePlace at = table.stripe_place(stripe_of(key));
             const int class_id = table.code() * place_.shards + at.residue;
-            const int parity = place_.slot_in(at.residue) - table.shape().k;
-            to.bytes[m] = table.record_bytes();
-            to.targets[m] = nullptr;
-            if ((class_mask >> class_id & 1) == 0) continue;
-            to.coefficients[m] = &code_of(class_id).code.coefficient(parity, place_.slot_of(source, at.residue));
-            to.targets[m] = table.touch_parity(at.quotient, parity);
-            prefetch_write(to.targets[m], std::min<std::size_t>(to.bytes[m], 1024));
+            const std::size_t bytes = table.record_bytes();
+            if (class_mask >> class_id & 1) {
+                const int parity = place_.slot_in(at.residue) - table.shape().k;
+                const Code& code = code_of(class_id).code;
+                to.targets.push_back(table.touch_parity(at.quotient, parity));
+                to.sources.push_back(record);
+                to.coefficients.push_back(&code.coefficient(parity, place_.slot_of(source, at.residue)));
+                to.bytes.push_back(bytes);
+                if (batch == small_batch) prefetch_write(to.targets.back(), std::min<std::size_t>(bytes, 1024));
+            }
+            record += bytes;
         }
     };
-    const Operations& operations = ecrec::operations();
-    const std::uint8_t* record = records.data();
     std::array<Batch, 2> batches;
     if (!keys.empty()) fill(batches[0], 0);
     for (std::size_t first = 0; first < keys.size(); first += batch) {
         const Batch& now = batches[first / batch % 2];
         if (first + batch < keys.size()) fill(batches[(first / batch + 1) % 2], first + batch);
-        for (std::size_t m = 0; m < now.rows;) {
-            std::size_t rows = 1;
-            const auto continues = [&](std::size_t other) {
-                return now.bytes[other] == now.bytes[m] && now.targets[other] != nullptr &&
-                       now.coefficients[other] == now.coefficients[m];
-            };
-            if (now.targets[m] != nullptr) {
-                while (m + rows < now.rows && continues(m + rows)) ++rows;
-                operations.fold_rows(rows, now.bytes[m], *now.coefficients[m], record, now.targets.data() + m);
+        std::size_t rows = 0;
+        for (std::size_t m = 0; m < now.targets.size(); m += rows) {
+            for (rows = 1; m + rows < now.targets.size(); ++rows) {
+                if (now.bytes[m + rows] != now.bytes[m] || now.coefficients[m + rows] != now.coefficients[m]) break;
             }
-            record += rows * now.bytes[m];
-            m += rows;
+            fold_rows(now.bytes[m], *now.coefficients[m], std::span(now.sources).subspan(m, rows),
+                      std::span(now.targets).subspan(m, rows));
         }
     }
 }

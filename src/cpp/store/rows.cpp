@@ -8,6 +8,7 @@
 #include "store/error.hpp"
 #include "store/key_index.hpp"
 #include "store/store.hpp"
+#include "threads/pool.hpp"
 
 namespace ecrec {
 namespace {
@@ -113,32 +114,43 @@ void Store::gather(const Sections& sections, bool records, std::span<std::uint8_
     const std::uint64_t expected = gather_bytes(sections.tables, sections.counts, records);
     if (out.size() != expected)
         refuse(ErrorKind::value, "gather: out has ", out.size(), " bytes, expected ", expected);
-    constexpr std::size_t run = 256;
-    const std::uint8_t* sources[run];
-    const Operations& operations = ecrec::operations();
     std::uint8_t* target = out.data();
     std::size_t i = 0;
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const Table& table = tables_[static_cast<std::size_t>(sections.tables[s])];
         const std::size_t bytes = records ? table.record_bytes() : table.weight_bytes();
-        float* scratch = initial_scratch(table);
-        for (std::size_t left = static_cast<std::size_t>(sections.counts[s]); left != 0;) {
-            const std::size_t rows = std::min(left, run);
-            for (std::size_t m = 0; m < rows; ++m) {
-                const RowPlace& row = places_[i + m];
-                const bool is_touched = table.is_touched(row.quotient, row.slot);
-                sources[m] = is_touched ? table.data_record(row.quotient, row.slot) : nullptr;
-            }
-            operations.copy_rows(rows, bytes, sources, target);
-            for (std::size_t m = 0; m < rows; ++m) {
-                if (sources[m] != nullptr) continue;
-                table.write_initial(operations, static_cast<std::uint64_t>(sections.rows[i + m]), scratch);
-                std::memcpy(target + m * bytes, scratch, bytes);
-            }
-            i += rows;
-            left -= rows;
-            target += rows * bytes;
+        const std::size_t rows = static_cast<std::size_t>(sections.counts[s]);
+        threads::for_ranges(rows, threads::grain_bytes / bytes, 1, [&](std::size_t first, std::size_t last) {
+            copy_out(table, sections.rows.subspan(i + first, last - first), places_.data() + i + first, bytes,
+                     target + first * bytes);
+        });
+        i += rows;
+        target += rows * bytes;
+    }
+}
+
+// The first `bytes` of each row's record.
+void Store::copy_out(const Table& table, std::span<const std::int64_t> ids, const RowPlace* places, std::size_t bytes,
+                     std::uint8_t* target) const {
+    constexpr std::size_t run = 256;
+    const std::uint8_t* sources[run];
+    const Operations& operations = ecrec::operations();
+    std::vector<float> initial;
+    for (std::size_t first = 0; first < ids.size(); first += run) {
+        const std::size_t rows = std::min(ids.size() - first, run);
+        for (std::size_t m = 0; m < rows; ++m) {
+            const RowPlace& row = places[first + m];
+            const bool is_touched = table.is_touched(row.quotient, row.slot);
+            sources[m] = is_touched ? table.data_record(row.quotient, row.slot) : nullptr;
         }
+        operations.copy_rows(rows, bytes, sources, target);
+        for (std::size_t m = 0; m < rows; ++m) {
+            if (sources[m] != nullptr) continue;
+            initial.resize(table.record_bytes() / 4);
+            table.write_initial(operations, static_cast<std::uint64_t>(ids[first + m]), initial.data());
+            std::memcpy(target + m * bytes, initial.data(), bytes);
+        }
+        target += rows * bytes;
     }
 }
 
@@ -212,12 +224,13 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
         std::uint8_t* target;
         bool merges;
     };
-    constexpr std::size_t run = 256;
+    // Several threads take part in a longer run; each row has one, whatever else is in the run.
+    constexpr std::size_t run = 4096, short_run = 256;
+    const std::size_t parts = threads::parts_of(values.size_bytes(), threads::grain_bytes);
     const float* gradients[run];
     float* records[run];
     std::uint8_t* deltas[run];
-    bool merges[run];
-    float step_sizes[run];
+    bool merges[run] = {};
     std::vector<Copy> copies;
     const Operations& operations = ecrec::operations();
     const int n = place_.shards;
@@ -249,7 +262,7 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
         };
         std::size_t left = static_cast<std::size_t>(sections.counts[s]);
         while (left != 0) {
-            const std::size_t rows = std::min(left, run);
+            const std::size_t rows = std::min(left, parts == 1 ? short_run : run);
             const RowPlace* places = places_.data() + i;
             if (any_target) {
                 delta_.shrink_to(0);
@@ -287,9 +300,33 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
                     }
                 }
             }
-            step(table, Steps{rows, dim, table.used_bytes(), bytes, table.shape().hyper.data(), gradients, records,
-                              any_target ? deltas : nullptr, merges, step_sizes},
-                 step_sizes);
+            const auto take_steps = [&](std::size_t count, const float* const* gradient, float* const* record,
+                                        std::uint8_t* const* delta, const bool* merge) {
+                step(table, Steps{count, dim, table.used_bytes(), bytes, table.shape().hyper.data(), gradient, record,
+                                  any_target ? delta : nullptr, merge, nullptr});
+            };
+            if (parts == 1) {
+                take_steps(rows, gradients, records, deltas, merges);
+            } else {
+                threads::run_parts(parts, [&](std::size_t part) {
+                    const float* own_gradients[short_run];
+                    float* own_records[short_run];
+                    std::uint8_t* own_deltas[short_run];
+                    bool own_merges[short_run];
+                    std::size_t count = 0;
+                    for (std::size_t m = 0; m < rows; ++m) {
+                        if (threads::part_of(records[m], parts) != part) continue;
+                        own_gradients[count] = gradients[m];
+                        own_records[count] = records[m];
+                        if (any_target) own_deltas[count] = deltas[m];
+                        own_merges[count] = merges[m];
+                        if (++count != short_run) continue;
+                        take_steps(count, own_gradients, own_records, own_deltas, own_merges);
+                        count = 0;
+                    }
+                    take_steps(count, own_gradients, own_records, own_deltas, own_merges);
+                });
+            }
             for (const Copy& copy : copies) {
                 if (copy.merges) {
                     xor_into(copy.target, copy.delta, bytes);
@@ -313,14 +350,16 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
     resolve("apply", sections, true);
     check_values("apply", sections, gradients, window);
     const Operations& operations = ecrec::operations();
-    update(sections, gradients, window, [&](const Table& table, const Steps& steps, float* step_sizes) {
+    update(sections, gradients, window, [&](const Table& table, Steps steps) {
         switch (table.shape().optimizer) {
             case Optimizer::sgd: operations.sgd(steps); break;
             case Optimizer::momentum: operations.momentum(steps); break;
             case Optimizer::nesterov: operations.nesterov(steps); break;
             case Optimizer::adagrad: operations.adagrad(steps); break;
             case Optimizer::rowwise_adagrad: operations.rowwise_adagrad(steps); break;
-            case Optimizer::adam:
+            case Optimizer::adam: {
+                std::vector<float> step_sizes(steps.rows);
+                steps.step_sizes = step_sizes.data();
                 for (std::size_t m = 0; m < steps.rows; ++m) {
                     std::uint8_t* delta = steps.deltas == nullptr ? nullptr : steps.deltas[m] + 12 * steps.dim;
                     step_sizes[m] =
@@ -329,6 +368,7 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
                 }
                 operations.adam(steps);
                 break;
+            }
             case Optimizer::ftrl: operations.ftrl(steps); break;
         }
     });
@@ -337,7 +377,7 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
 void Store::assign(const Sections& sections, std::span<const float> values, Window* window) {
     resolve("assign", sections, true);
     check_values("assign", sections, values, window);
-    update(sections, values, window, [](const Table& table, const Steps& steps, float*) {
+    update(sections, values, window, [](const Table& table, const Steps& steps) {
         const std::size_t bytes = table.weight_bytes();
         for (std::size_t m = 0; m < steps.rows; ++m) {
             if (steps.deltas != nullptr) {

@@ -153,6 +153,8 @@ private:
     void resolve(const char* where, const Sections& sections, bool recovered) const;
     void check_values(const char* where, const Sections& sections, std::span<const float> values,
                       const Window* window) const;
+    void copy_out(const Table& table, std::span<const std::int64_t> ids, const RowPlace* places, std::size_t bytes,
+                  std::uint8_t* target) const;
     template <class Step>
     void update(const Sections& sections, std::span<const float> values, Window* window, Step&& step);
     // Slot of this shard's data row in each stripe; refuses stripes in which it has none.
