@@ -137,31 +137,46 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
     if (written != gradients.size()) std::fill(gradients.begin(), gradients.end(), 0.0f);
 
     std::vector<std::size_t> columns;
-    std::size_t column = 0;
+    std::size_t column = 0, widest = 0;
     for (const std::int32_t dim : bags.dims) {
         columns.push_back(column);
+        widest = std::max(widest, static_cast<std::size_t>(dim));
         column += static_cast<std::size_t>(dim);
     }
     std::vector<std::uint8_t> seen(bags.value_offsets.size());
+    const bool one_dim = std::all_of(bags.dims.begin(), bags.dims.end(), [&](std::int32_t dim) { return dim == bags.dims[0]; });
     const auto sum_features = [&](std::size_t first_feature, std::size_t last_feature) {
+        // What a mean's rows get is kept until it is summed, which is after RowSums::run rows at the latest.
         std::vector<float> shares;
-        for (std::size_t f = first_feature; f < last_feature; ++f) {
-            const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
-            const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
-            if (bags.mean[f]) shares.resize(std::max(shares.size(), batch * dim));
-            RowSums sums(dim);
-            for (std::size_t b = 0; b < batch; ++b) {
-                const float* source = pooled_gradients.data() + b * width + columns[f];
-                if (bags.mean[f] && bag[b + 1] - bag[b] > 1) {
-                    divide(shares.data() + b * dim, source, dim, static_cast<float>(bag[b + 1] - bag[b]));
-                    source = shares.data() + b * dim;
-                }
-                for (std::int64_t i = bag[b]; i < bag[b + 1]; ++i) {
-                    const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
-                    sums.add(source, gradients.data() + bags.value_offsets[row], seen[row] != 0);
-                    seen[row] = 1;
-                }
+        std::size_t next_share = 0;
+        const auto add_bag = [&](RowSums& sums, std::size_t f, std::size_t b) {
+            const std::int64_t* bag = bags.bag_offsets.data() + f * batch + b;
+            const float* source = pooled_gradients.data() + b * width + columns[f];
+            if (bags.mean[f] && bag[1] - bag[0] > 1) {
+                shares.resize(RowSums::run * widest);
+                float* share = shares.data() + next_share * widest;
+                next_share = (next_share + 1) % RowSums::run;
+                divide(share, source, static_cast<std::size_t>(bags.dims[f]), static_cast<float>(bag[1] - bag[0]));
+                source = share;
             }
+            for (std::int64_t i = bag[0]; i < bag[1]; ++i) {
+                const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
+                sums.add(source, gradients.data() + bags.value_offsets[row], seen[row] != 0);
+                seen[row] = 1;
+            }
+        };
+        if (one_dim && !shared) {
+            // Sample by sample, which is the order of the gradients in memory.
+            RowSums sums(widest);
+            for (std::size_t b = 0; b < batch; ++b) {
+                for (std::size_t f = first_feature; f < last_feature; ++f) add_bag(sums, f, b);
+            }
+            sums.flush();
+            return;
+        }
+        for (std::size_t f = first_feature; f < last_feature; ++f) {
+            RowSums sums(static_cast<std::size_t>(bags.dims[f]));
+            for (std::size_t b = 0; b < batch; ++b) add_bag(sums, f, b);
             sums.flush();
         }
     };

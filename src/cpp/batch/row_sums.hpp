@@ -26,9 +26,10 @@ public:
         count_ = 0;
     }
 
-private:
+    // Rows that wait for a flush at most.
     static constexpr std::size_t run = 256;
 
+private:
     const Operations& operations_ = ecrec::operations();
     std::size_t dim_;
     std::size_t count_ = 0;

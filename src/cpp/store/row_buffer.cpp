@@ -10,9 +10,10 @@
 namespace ecrec {
 
 void RowBuffer::make_room(std::size_t rows, std::size_t bytes_each) {
+    // What is made room for and the next make_room() must both fit, or all would be moved at the end of every window.
     if (size() == 0) {
-        index_.make_room(expected_rows_);
-        records_.reserve(expected_bytes_);
+        index_.make_room(expected_rows_ + expected_rows_ / 8 + rows);
+        records_.reserve(expected_bytes_ + expected_bytes_ / 8 + rows * bytes_each);
     }
     index_.make_room(rows);
     places_.make_room(rows);
