@@ -126,6 +126,11 @@ void check_floats_at(const Operations& kernel, const Operations& oracle, std::si
          [&](const Operations& k, float* r, std::uint8_t* d) {
              step_one(k.rowwise_adagrad, dim, {0.1f, 1e-6f}, g, r, d);
          });
+    step("pool_rows at an offset", 0, [&](const Operations& k, float* r, std::uint8_t*) {
+        const float* const sources[] = {g, g, g};
+        const std::size_t end = 3;
+        k.pool_rows(1, dim, sources, &end, &r);
+    });
     for (const bool adds : {false, true}) {
         step("sum_rows at an offset", 0, [&](const Operations& k, float* r, std::uint8_t*) {
             const float* const source = g;

@@ -171,6 +171,15 @@ void check_sum_rows(const Operations& kernel, const Operations& oracle, std::siz
     oracle.sum_rows(rows, dim, source, target, adds);
     kernel.sum_rows(rows, dim, source, other, adds);
     check(same<float>(found, expected), kernel, "sum_rows of many", dim);
+    const std::size_t ends[sums] = {1, 1, 3, 10, 11, 38, rows};
+    for (std::size_t m = 0; m < sums; ++m) {
+        target[m] = expected.data() + m * dim;
+        other[m] = found.data() + m * dim;
+    }
+    oracle.pool_rows(sums, dim, source, ends, target);
+    kernel.pool_rows(sums, dim, source, ends, other);
+    check(same<float>(found, expected), kernel, "pool_rows", dim);
+    kernel.pool_rows(0, dim, nullptr, nullptr, nullptr);
 }
 
 void check_floats(const Operations& kernel, const Operations& oracle, std::size_t dim, bool at_end) {

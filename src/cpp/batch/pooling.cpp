@@ -83,32 +83,60 @@ void divide(float* target, const float* source, std::size_t count, float divisor
     for (std::size_t i = 0; i < count; ++i) target[i] = source[i] / divisor;
 }
 
+// Where each feature's part of a sample's pooled vector begins.
+std::vector<std::size_t> columns_of(const Bags& bags) {
+    std::vector<std::size_t> columns;
+    std::size_t column = 0;
+    for (const std::int32_t dim : bags.dims) {
+        columns.push_back(column);
+        column += static_cast<std::size_t>(dim);
+    }
+    return columns;
+}
+
+// Then gradients are summed sample by sample, which is their order in memory.
+bool has_one_dim(const Bags& bags) {
+    return std::all_of(bags.dims.begin(), bags.dims.end(), [&](std::int32_t dim) { return dim == bags.dims[0]; });
+}
+
 }  // namespace
 
 void pool_forward(std::span<const float> values, const Bags& bags, std::span<float> pooled) {
     const std::size_t width = check("pool_forward", values.size(), bags, pooled.size());
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
     if (width == 0) return;
+    const std::vector<std::size_t> columns = columns_of(bags);
+    const Operations& operations = ecrec::operations();
     threads::for_ranges(batch, threads::grain_bytes / (4 * width), 1, [&](std::size_t begin, std::size_t end) {
-        std::size_t column = 0;
-        for (std::size_t f = 0; f < bags.dims.size(); ++f) {
-            const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
-            const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
-            RowSums sums(dim);
-            for (std::size_t b = begin; b < end; ++b) {
-                float* out = pooled.data() + b * width + column;
-                if (bag[b] == bag[b + 1]) std::fill_n(out, dim, 0.0f);
-                for (std::int64_t i = bag[b]; i < bag[b + 1]; ++i) {
-                    const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
-                    sums.add(values.data() + bags.value_offsets[row], out, i != bag[b]);
-                }
+        std::vector<const float*> sources;
+        std::vector<std::size_t> ends;
+        std::vector<float*> targets;
+        const auto add_bag = [&](std::size_t f, std::size_t b) {
+            const std::int64_t* bag = bags.bag_offsets.data() + f * batch + b;
+            for (std::int64_t i = bag[0]; i < bag[1]; ++i) {
+                const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
+                sources.push_back(values.data() + bags.value_offsets[row]);
             }
-            sums.flush();
+            ends.push_back(sources.size());
+            targets.push_back(pooled.data() + b * width + columns[f]);
+        };
+        const auto pool = [&](std::size_t dim) {
+            operations.pool_rows(ends.size(), dim, sources.data(), ends.data(), targets.data());
+            sources.clear();
+            ends.clear();
+            targets.clear();
+        };
+        for (std::size_t f = 0; f < bags.dims.size(); ++f) {
+            for (std::size_t b = begin; b < end; ++b) add_bag(f, b);
+            pool(static_cast<std::size_t>(bags.dims[f]));
+        }
+        for (std::size_t f = 0; f < bags.dims.size(); ++f) {
+            const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
             for (std::size_t b = begin; bags.mean[f] && b < end; ++b) {
-                float* out = pooled.data() + b * width + column;
+                float* out = pooled.data() + b * width + columns[f];
+                const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
                 if (bag[b + 1] - bag[b] > 1) divide(out, out, dim, static_cast<float>(bag[b + 1] - bag[b]));
             }
-            column += dim;
         }
     });
 }
@@ -136,15 +164,10 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
     // A row's first occurrence writes, later ones add; zeros are only needed where no id writes.
     if (written != gradients.size()) std::fill(gradients.begin(), gradients.end(), 0.0f);
 
-    std::vector<std::size_t> columns;
-    std::size_t column = 0, widest = 0;
-    for (const std::int32_t dim : bags.dims) {
-        columns.push_back(column);
-        widest = std::max(widest, static_cast<std::size_t>(dim));
-        column += static_cast<std::size_t>(dim);
-    }
+    const std::vector<std::size_t> columns = columns_of(bags);
+    const std::size_t widest =
+        bags.dims.empty() ? 0 : static_cast<std::size_t>(*std::max_element(bags.dims.begin(), bags.dims.end()));
     std::vector<std::uint8_t> seen(bags.value_offsets.size());
-    const bool one_dim = std::all_of(bags.dims.begin(), bags.dims.end(), [&](std::int32_t dim) { return dim == bags.dims[0]; });
     const auto sum_features = [&](std::size_t first_feature, std::size_t last_feature) {
         // What a mean's rows get is kept until it is summed, which is after RowSums::run rows at the latest.
         std::vector<float> shares;
@@ -165,8 +188,7 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
                 seen[row] = 1;
             }
         };
-        if (one_dim && !shared) {
-            // Sample by sample, which is the order of the gradients in memory.
+        if (has_one_dim(bags) && !shared) {
             RowSums sums(widest);
             for (std::size_t b = 0; b < batch; ++b) {
                 for (std::size_t f = first_feature; f < last_feature; ++f) add_bag(sums, f, b);

@@ -271,6 +271,46 @@ template <class Step>
     if (i < count) step(PartLanes((count - i) * sizeof(float)), i);
 }
 
+// Blocks at..at + width of one bag's sum, in registers.
+template <int width, class Access>
+[[gnu::always_inline]] inline void pool_blocks(Access access, std::size_t at, std::size_t rows, const float* const* source, float* target) {
+    Floats sum[width];
+    for (int w = 0; w < width; ++w) sum[w] = load_floats(access, source[0] + at + w * lanes);
+    for (std::size_t j = 1; j < rows; ++j) {
+        for (int w = 0; w < width; ++w) sum[w] += load_floats(access, source[j] + at + w * lanes);
+    }
+    for (int w = 0; w < width; ++w) store_floats(access, target + at + w * lanes, sum[w]);
+}
+
+void pool_rows(std::size_t bags, std::size_t dim, const float* const* source, const std::size_t* ends,
+               float* const* target) {
+    constexpr std::size_t ahead = 24;
+    const std::size_t prefetched = dim < 256 ? dim : 256;
+    const std::size_t all = bags == 0 ? 0 : ends[bags - 1];
+    const auto prefetch = [&](std::size_t j, std::size_t last) __attribute__((always_inline)) {
+        for (; j < last && j < all; ++j) {
+            for (std::size_t i = 0; i < prefetched; i += 16) __builtin_prefetch(source[j] + i);
+        }
+    };
+    prefetch(0, ahead);
+    std::size_t first = 0;
+    for (std::size_t m = 0; m < bags; ++m) {
+        const std::size_t rows = ends[m] - first;
+        prefetch(first + ahead, ends[m] + ahead);
+        if (rows == 0) {
+            for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
+                store_floats(access, target[m] + i, Floats{});
+            });
+            continue;
+        }
+        std::size_t i = 0;
+        for (; i + 4 * lanes <= dim; i += 4 * lanes) pool_blocks<4>(Whole(), i, rows, source + first, target[m]);
+        for (; i + lanes <= dim; i += lanes) pool_blocks<1>(Whole(), i, rows, source + first, target[m]);
+        if (i < dim) pool_blocks<1>(PartLanes((dim - i) * sizeof(float)), i, rows, source + first, target[m]);
+        first = ends[m];
+    }
+}
+
 // Where the bits that an optimizer changes go: nowhere, or into a record of them.
 struct NoDelta {
     template <class Access>
@@ -538,7 +578,7 @@ void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, flo
 
 constexpr Operations table_named(const char* name) {
     return {
-        name, encode,   fold,     fold_rows, copy_rows, difference,      is_zero, is_finite, sum_rows,
+        name, encode,   fold,     fold_rows, copy_rows, difference,      is_zero, is_finite, sum_rows, pool_rows,
         sgd,  momentum, nesterov, adagrad,   rowwise_adagrad, adam,    ftrl,      initial_uniform,
     };
 }

@@ -66,6 +66,11 @@ struct Operations {
     void (*sum_rows)(std::size_t rows, std::size_t dim, const float* const* source, float* const* target,
                      const bool* adds);
 
+    // target[m] = the sum of source[ends[m - 1]]..source[ends[m] - 1] in this order (the first begins at 0), zeros if there
+    // are none; dim floats each, with prefetch of later sources. No source overlaps a target.
+    void (*pool_rows)(std::size_t bags, std::size_t dim, const float* const* source, const std::size_t* ends,
+                      float* const* target);
+
     // Optimizer steps on rows of one table, in order: of a record w[dim], then state. Bit-exact across kernels: one rounding
     // an operation, no fused multiply-add; formulas as torch's (SGD, momentum, Adagrad), FBGEMM's (row-wise Adagrad: mean
     // of squares summed in 16 lanes, lanes added pairwise 8, 4, 2, 1), torch's SparseAdam and McMahan et al. 2013,

@@ -64,6 +64,19 @@ void sum_rows(std::size_t rows, std::size_t dim, const float* const* source, flo
     }
 }
 
+void pool_rows(std::size_t bags, std::size_t dim, const float* const* source, const std::size_t* ends,
+               float* const* target) {
+    std::size_t first = 0;
+    for (std::size_t m = 0; m < bags; ++m) {
+        for (std::size_t i = 0; i < dim; ++i) {
+            float sum = first == ends[m] ? 0.0f : source[first][i];
+            for (std::size_t j = first + 1; j < ends[m]; ++j) sum += source[j][i];
+            target[m][i] = sum;
+        }
+        first = ends[m];
+    }
+}
+
 struct Delta {
     std::uint8_t* bytes;
     bool merges;
@@ -206,7 +219,7 @@ void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, flo
 }  // namespace
 
 extern const Operations table = {
-    "scalar", encode,   fold,     fold_rows, copy_rows, difference,      is_zero, is_finite, sum_rows,
+    "scalar", encode,   fold,     fold_rows, copy_rows, difference,      is_zero, is_finite, sum_rows, pool_rows,
     sgd,      momentum, nesterov, adagrad,   rowwise_adagrad, adam,    ftrl,      initial_uniform,
 };
 
