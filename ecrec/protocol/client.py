@@ -39,6 +39,7 @@ from ecrec.protocol.messages import (
     PushAck,
     PushRefused,
     Refused,
+    Reinitialise,
     Rows,
     Section,
     Settle,
@@ -379,6 +380,8 @@ class ClientMachine:
             return []
         if isinstance(view, DataLost):
             return self._fail("lost", f"data was lost in group {group}: {view.reason}")
+        if isinstance(view, Reinitialise):
+            return [Note("warning", f"group {group}: {view.reason}")]
         assert isinstance(view, Settle | ShardWhole), view
         return []
 

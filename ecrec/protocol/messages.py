@@ -82,6 +82,8 @@ class Joined(Message, frozen=True, gc=False):
 class Reseed(Message, frozen=True, gc=False):
     class_id: int
     round: int
+    since: int = 0
+    """View that began this round. trap: taken before it, rows would be seeded that the view re-initialises."""
 
 
 class Stripes(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -234,6 +236,10 @@ class ScrubBusy(Message, frozen=True, gc=False):
 
 # ------------------------------------------------------------------ views, from the scheduler
 UP, RECOVERING, DOWN = "up", "recovering", "down"
+RESEEDING = "reseeding"
+"""It has all its data rows, but its parity rows of re-initialised stripes are seeded anew."""
+SEEDED = (RECOVERING, RESEEDING)
+"""States in which a shard is seeded."""
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
@@ -241,6 +247,8 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     state: str
     endpoint: str
+    reseeding: list[int] = []
+    """Classes whose parity is seeded anew."""
 
 
 class View(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -269,6 +277,8 @@ class Start(View, frozen=True):
     lost: str
     """Not empty: data was lost, and this is what."""
     config: ProtocolConfig
+    reinitialised: list[int] = []
+    """Classes whose data rows are not repaired, but begin at their initial records."""
 
 
 class ShardDown(View, frozen=True):
@@ -305,7 +315,41 @@ class DataLost(View, frozen=True):
     reason: str
 
 
-AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost
+class Reinitialise(View, frozen=True):
+    """Stripes of these classes cannot be decoded: data rows of theirs that are not there become initial records, and
+    their parity is seeded anew from all data members."""
+
+    classes: list[int]
+    reason: str
+
+
+AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost | Reinitialise
+
+
+class LostRows(msgspec.Struct, frozen=True, array_like=True):
+    """Rows of a table that a shard lost: ``first[i]``, ``first[i] + step``, and so on, to the end of the table."""
+
+    shard: int
+    """Over all groups."""
+    table: str
+    rows: int
+    first: list[int]
+    """Empty: those that were not yet repaired; only their number is known."""
+    step: int
+
+
+class Loss(msgspec.Struct, frozen=True, array_like=True):
+    """What one event cost."""
+
+    at_ms: float
+    """Milliseconds of the scheduler host's monotonic clock."""
+    group: int
+    view: int
+    rows: list[LostRows]
+    updates: int
+    """Updates (pushes to one shard) that may have been lost in part: all that the shards had applied that lost rows."""
+    reinitialised: bool
+    """Training went on with these rows at their initial records; else it stopped."""
 
 
 # ------------------------------------------------------------------ members and the scheduler; any may be lost
@@ -338,6 +382,8 @@ class ShardStatus(Message, frozen=True):
     durable: dict[int, int]
     figures: dict[str, float]
     """For people: rows touched, bytes, rows still to repair, ..."""
+    reinitialised: dict[int, dict[int, int]] = {}
+    """View -> table -> rows that were not yet repaired and became initial records."""
 
 
 class WorkerStatus(Message, frozen=True):
@@ -416,6 +462,12 @@ class ClusterState(Message, frozen=True):
     history: list[HistoryEntry]
     spares: int
     lost: str
+    losses: list[Loss] = []
+    """The last ones."""
+    rows_reinitialised: int = 0
+    """In all losses after which training went on."""
+    updates_damaged: int = 0
+    """Updates that these losses may have undone in part."""
 
 
 AnyMessage: TypeAlias = (

@@ -5,7 +5,7 @@ deltas of each data member until that member's MARK. The first surviving parity 
 coded rows out of the captures and solves for the lost ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
 from ecrec.protocol.arrays import NO_KEYS, NO_RECORDS
 from ecrec.protocol.events import BAD_CONTENT
+from ecrec.protocol.loss import lost_rows
 from ecrec.protocol.messages import RECOVERING, UP, Address, Stripes
 from ecrec.protocol.peer import Peer
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from ecrec.protocol.shard import ShardMachine
 
 TIMEOUT_FACTOR_MAX = 16
+KEY_BITS = 48
+ROWS_AT_ONCE = 1 << 20
+"""Rows that are looked at together where the missing ones of a table are counted."""
 
 
 @dataclass(slots=True)
@@ -67,15 +71,48 @@ class Repairs:
         self.assemblies: dict[int, Assembly] = {}
         self.scrubs: dict[int, tuple[Address, int]] = {}
         """Request -> the tool that asked and its own number of it."""
+        self.reinitialised: dict[int, dict[int, int]] = {}
+        """View -> table -> rows that I lacked then and that became initial records."""
         self._requests = 0
         self._timeout_factor = 1
         """Doubles with each time-out, so that a slow network is not buried under repairs asked again."""
 
     # ------------------------------------------------------------------ asking
-    def begin(self) -> None:
-        """I am a replacement: everything is lost."""
+    def begin(self, reinitialised: set[int]) -> None:
+        """I am a replacement: everything is lost, and to be repaired but for the classes that nobody can."""
         machine = self.machine
-        self.incomplete = set(machine.placement.data_classes(machine.shard))
+        data = set(machine.placement.data_classes(machine.shard))
+        for class_id in data & reinitialised:
+            machine.store.mark_recovered(class_id, 0, machine.store.class_size(class_id))
+        self.incomplete = data - reinitialised
+
+    def reinitialise(self, lost: set[int]) -> None:
+        """I recover, and nobody can give me my rows of these classes that I still lack: they begin anew, counted."""
+        machine = self.machine
+        counts: dict[int, int] = {}
+        for class_id in sorted(lost & self.incomplete):
+            for keys in self._missing(class_id):
+                tables, rows = np.unique(keys >> np.uint64(KEY_BITS), return_counts=True)
+                for table, count in zip(tables.tolist(), rows.tolist(), strict=True):
+                    counts[table] = counts.get(table, 0) + count
+            machine.store.mark_recovered(class_id, 0, machine.store.class_size(class_id))
+        self.incomplete -= lost
+        if counts:
+            self.reinitialised[machine.view] = counts
+
+    def _missing(self, class_id: int) -> Iterator[Any]:
+        """Keys of my rows of a class that are not there, chunk by chunk."""
+        machine = self.machine
+        groups = machine.membership.groups
+        for table, spec in enumerate(machine.membership.tables):
+            some = lost_rows(machine.placement, [spec], [class_id], machine.shard, machine.group, groups)
+            for part in some:
+                for first in part.first:
+                    for begin in range(first, spec.rows, part.step * ROWS_AT_ONCE):
+                        end = min(spec.rows, begin + part.step * ROWS_AT_ONCE)
+                        rows = np.arange(begin, end, part.step, dtype=np.int64)
+                        counts = np.array([len(rows)], np.int64)
+                        yield machine.store.missing(np.array([table], np.int32), counts, rows)
 
     def complete(self) -> bool:
         return not self.incomplete
@@ -132,7 +169,7 @@ class Repairs:
     def _holders(self, class_id: int) -> list[Peer]:
         """Parity holders that are whole, in order of their slots."""
         peers = self.machine.peers
-        return [peers[p] for p in self.machine.placement.classes[class_id].parity if peers[p].state == UP]
+        return [peers[p] for p in self.machine.placement.classes[class_id].parity if peers[p].has_parity(class_id)]
 
     def on_repaired(self, peer: Peer, message: m.Repaired, frames: m.Frames) -> None:
         store = self.machine.store
@@ -219,7 +256,7 @@ class Repairs:
         code = machine.placement.code_of(stripes.class_id)
         # trap: a member that is itself recovering must mark too, its new deltas are in flight
         members = [p for p in self._members(stripes.class_id) if p.running and p.shard != peer.shard]
-        full = [p.shard for p in members if p.state == UP]
+        full = [p.shard for p in members if p.has_data]
         holders = self._holders(stripes.class_id)[: code.k - len(full)]
         if len(full) + len(holders) < code.k:
             return  # cannot be decoded in this view

@@ -18,7 +18,7 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import BAD_CONTENT, Effect, Event, Note, Received, Send, Stop, Tick
 from ecrec.protocol.membership import Membership
-from ecrec.protocol.messages import RECOVERING, SCHEDULER, SHARD, UP, WORKER, Address
+from ecrec.protocol.messages import RECOVERING, SCHEDULER, SEEDED, SHARD, UP, WORKER, Address
 from ecrec.protocol.peer import Peer, Undo
 from ecrec.protocol.placement import CLASSES_MAX, Placement
 from ecrec.protocol.repair import Repairs
@@ -210,6 +210,9 @@ class ShardMachine:
                 return
             if view < self.view:
                 return
+        if isinstance(event.message, m.Reseed) and event.message.since > self.view:
+            peer.held.append(event)
+            return
         handler(peer, event.message, event.frames)
 
     def release_held(self) -> None:
@@ -413,7 +416,7 @@ class ShardMachine:
             self.close_window_if_due()
         if self.seeding.tasks:
             self.seeding.advance()
-        if self.state == RECOVERING:
+        if self.state in SEEDED:
             self.repairs.sweep()
             self.close_window_if_due()
             self.check_whole()
@@ -430,7 +433,7 @@ class ShardMachine:
         if len(self.unstable) >= config.windows_in_flight_max and not full:
             return
         due_ms = self._window_closed_ms + config.window_interval_ms
-        hurry = full or self.announces or self.seeding.tasks or self.state == RECOVERING or not self._coded()
+        hurry = full or self.announces or self.seeding.tasks or self.state in SEEDED or not self._coded()
         if hurry or self.now_ms >= due_ms:
             self.close_window()
         else:
@@ -469,7 +472,7 @@ class ShardMachine:
                 self.reply(state.address, m.PushAck(number))
         for peer in self.others():
             # it counts a class as seeded only when it knows that the seed is stable; no later window may come
-            if peer.joined and peer.state == RECOVERING:
+            if peer.joined and peer.state in SEEDED:
                 self.send(peer, m.Stable(stable))
 
     def _on_window_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
@@ -534,7 +537,7 @@ class ShardMachine:
     # ------------------------------------------------------------------ the scheduler
     def check_whole(self) -> None:
         """All data rows here and all classes seeded: the group can lose r shards again."""
-        if self.state == RECOVERING and self.repairs.complete() and self.seeding.complete():
+        if self.state in SEEDED and self.repairs.complete() and self.seeding.complete():
             self.state = UP
             self.status_due = True
             self.note("info", f"shard {self.base + self.shard} is whole again")
@@ -569,7 +572,7 @@ class ShardMachine:
         figures["classes_to_seed"] = float(self.seeding.incomplete())
         status = m.ShardStatus(
             self.process, self.view, self.state == UP, list(self.membership.reports.values()),
-            dict(self.marks), dict(self.durable), figures,
+            dict(self.marks), dict(self.durable), figures, dict(self.repairs.reinitialised),
         )  # fmt: skip
         self.effects.append(Send(SCHEDULER_ADDRESS, status))
 
