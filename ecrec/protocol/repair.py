@@ -92,6 +92,8 @@ class Repairs:
         counts: dict[int, int] = {}
         for class_id in sorted(lost & self.incomplete):
             for keys in self._missing(class_id):
+                if machine.observer is not None:
+                    machine.observer.reinitialised(machine.address, machine.view, keys)
                 tables, rows = np.unique(keys >> np.uint64(KEY_BITS), return_counts=True)
                 for table, count in zip(tables.tolist(), rows.tolist(), strict=True):
                     counts[table] = counts.get(table, 0) + count

@@ -18,7 +18,7 @@ from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Connect, Disconnect, Disconnected, Effect, Event, Note, Persist, Received, Send, Tick
 from ecrec.protocol.loss import LOST_ROWS_MAX, describe_rows, has_data, lost_rows, undecodable
 from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, SCHEDULER, SEEDED, SHARD, TOOL, UP, WORKER, Address
-from ecrec.protocol.placement import Placement, TableSpec
+from ecrec.protocol.placement import CodeSpec, Placement, TableSpec
 
 VIEWS_KEPT_MAX = 10_000
 """Views kept for members that are behind; one that is farther behind is told to stop."""
@@ -450,7 +450,7 @@ class SchedulerMachine:
             f"stripe; {rows:,} rows of {tables} table(s) are gone: {describe_rows(lost, self.state.tables)}{why}"
         )
         view = self._next_view(group)
-        self._add_loss(m.Loss(self.now_ms, number, view, lost[:LOST_ROWS_MAX], updates, False))
+        self._add_loss(number, view, lost, updates)
         self._add_view(group, m.DataLost(view, group.lost))
         self._remember("lost", number, gone[-1], group.places[gone[-1]].epoch)
 
@@ -487,12 +487,15 @@ class SchedulerMachine:
         contact = self.contacts.get((number, shard))
         return sum(contact.status.marks.values()) if contact and contact.status else 0
 
-    def _add_loss(self, loss: m.Loss) -> None:
+    def _add_loss(
+        self, number: int, view: int, rows: list[m.LostRows], updates: int, reinitialised: bool = False
+    ) -> None:
+        loss = m.Loss(self.now_ms, number, view, rows[:LOST_ROWS_MAX], updates, reinitialised)
         self.state.losses.append(loss)
         del self.state.losses[:-LOSSES_MAX]
-        if loss.reinitialised:
-            self.state.rows_reinitialised += sum(some.rows for some in loss.rows)
-            self.state.updates_damaged += loss.updates
+        if reinitialised:
+            self.state.rows_reinitialised += sum(some.rows for some in rows)
+            self.state.updates_damaged += updates
         self._changed = True
 
     def _try_reinitialise(self, number: int, group: Group) -> None:
@@ -521,7 +524,7 @@ class SchedulerMachine:
                 place.state = RESEEDING
                 place.reseeding = sorted(parity.union(place.reseeding))
         if rows:
-            self._add_loss(m.Loss(self.now_ms, number, view, rows[:LOST_ROWS_MAX], updates, True))
+            self._add_loss(number, view, rows, updates, reinitialised=True)
         count = sum(some.rows for some in rows)
         reason = (
             f"more deaths than the code stands: {count:,} rows begin again at their initial records, and up to "
@@ -636,7 +639,7 @@ class SchedulerMachine:
             for table, count in tables.items()
             if 0 <= table < known and count > 0
         ]
-        self._add_loss(m.Loss(self.now_ms, number, view, rows[:LOST_ROWS_MAX], sum(status.marks.values()), True))
+        self._add_loss(number, view, rows, sum(status.marks.values()), reinitialised=True)
         self._remember("reinitialised", number, shard, place.epoch)
         self.effects.append(Note("warning", f"re-initialised too: {describe_rows(rows, self.state.tables)}"))
 
@@ -715,8 +718,11 @@ class SchedulerMachine:
                 return
             known = len(tables)
             tables.append(spec)
+            new_code = spec.code not in self.placement.codes
             self.placement.add(spec.code)
             for group in self.state.groups:
+                if new_code:
+                    self._leave_initial(group, spec.code)
                 number = 0
                 if group.view:
                     number = self._next_view(group)
@@ -727,6 +733,12 @@ class SchedulerMachine:
             self.effects.append(Send(source, m.TableReady(message.request, known)))
         else:
             self.creating[source, message.request] = known
+
+    def _leave_initial(self, group: Group, code: CodeSpec) -> None:
+        """Rows of a new code on shards that are down are initial ones: there is nothing to repair, nor to wait for."""
+        for shard, settlement in group.settlements.items():
+            classes = [c for c in self.placement.data_classes(shard) if self.placement.code_of(c) == code]
+            settlement.reinitialised = sorted({*settlement.reinitialised, *classes})
 
     def _check_table(self, spec: TableSpec) -> None:
         """Raise ConfigurationError for a table that no shard could hold."""

@@ -37,6 +37,8 @@ class Observer(Protocol):
 
     def applied(self, shard: Address, window: int, pushes: "list[QueuedPush]") -> None: ...
 
+    def reinitialised(self, shard: Address, view: int, keys: Any) -> None: ...
+
 
 @dataclass(slots=True, eq=False)
 class QueuedPush:
