@@ -64,6 +64,7 @@ class Membership:
             machine.status_due = True
             # trap: a repair lives within one view
             machine.repairs.forget_all()
+            machine.scrubs.forget_all()
             self._apply[type(view)](view)
             machine.release_held()
             if any(isinstance(effect, Stop) for effect in machine.effects):

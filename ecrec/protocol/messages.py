@@ -149,6 +149,24 @@ class Repaired(Message, frozen=True, gc=False):
     stripes: Stripes
 
 
+class CorrectParity(Message, frozen=True, gc=False):
+    """Some parity rows of the receiver do not fit. Frames: keys, records: what is to be XORed into them.
+
+    That commutes with all deltas that came since the cut at which it was found, and that come.
+    """
+
+    view: int
+    request: int
+    class_id: int
+
+
+class ParityCorrected(Message, frozen=True, gc=False):
+    """It is done."""
+
+    view: int
+    request: int
+
+
 # ------------------------------------------------------------------ workers and tools
 class Section(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Rows of some tables; the frame with their ids follows in the message's frames."""
@@ -211,22 +229,41 @@ class PullRefused(Message, frozen=True, gc=False):
 
 
 class Scrub(Message, frozen=True, gc=False):
-    """A tool asks a shard to compare its parity rows of a class, from a position on, with the data, at one cut."""
+    """A tool asks the first parity holder of a class to compare all parity rows of its stripes with their data rows.
+
+    It is done from a position on, at one cut.
+    """
 
     request: int
     class_id: int
     first: int
     rows_max: int
+    repair: bool = False
+    """Parity rows that do not fit are rewritten."""
+
+
+LOCATED, UNSURE = 0, 1
+"""Verdicts of a scrub: the other members of the stripe agree that this one is wrong, or they cannot tell which is."""
 
 
 class ScrubResult(Message, frozen=True, gc=False):
-    """Frames: keys of bad stripes. ``last`` is where to go on, ``size`` the class's size."""
+    """Frames: keys uint64[m] of stripes that do not fit, slots uint8[m] of the member that is wrong, verdicts uint8[m].
+
+    ``last`` is where to go on, ``size`` the class's size.
+    """
 
     request: int
     class_id: int
     last: int
     size: int
     stripes: int
+    """Touched stripes compared."""
+    parity_rows: int
+    """Parity rows compared."""
+    bytes_read: int
+    """Of records, on all members."""
+    repaired: bool
+    """Those of the parity rows named are rewritten; data rows never are."""
 
 
 class ScrubBusy(Message, frozen=True, gc=False):
@@ -483,6 +520,8 @@ AnyMessage: TypeAlias = (
     | Mark
     | Captured
     | Repaired
+    | CorrectParity
+    | ParityCorrected
     | Hello
     | Welcome
     | Push

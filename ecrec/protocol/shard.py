@@ -1,7 +1,7 @@
 """The machine of one shard: pushes and pulls, windows and acknowledgements (docs/protocol.md).
 
 `ShardMachine` owns the state and dispatches; what happens when shards die and come back stands in ``membership.py``,
-the repair of data rows (and the scrub) in ``repair.py``, the seeding of parity rows in ``seeding.py``.
+the repair of data rows in ``repair.py``, the scrub in ``scrub.py``, the seeding of parity rows in ``seeding.py``.
 """
 
 from collections import deque
@@ -22,6 +22,7 @@ from ecrec.protocol.messages import RECOVERING, SCHEDULER, SEEDED, SHARD, UP, WO
 from ecrec.protocol.peer import Peer, Undo
 from ecrec.protocol.placement import CLASSES_MAX, Placement
 from ecrec.protocol.repair import Repairs
+from ecrec.protocol.scrub import Scrubs
 from ecrec.protocol.seeding import Seeding
 
 SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
@@ -125,6 +126,7 @@ class ShardMachine:
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
         self.repairs = Repairs(self)
+        self.scrubs = Scrubs(self)
         self.seeding = Seeding(self)
         self.membership = Membership(self)
         self._from_shards: dict[type, Callable[[Peer, Any, m.Frames], None]] = {
@@ -140,12 +142,14 @@ class ShardMachine:
             m.Mark: self.repairs.on_mark,
             m.Captured: self.repairs.on_captured,
             m.Repaired: self.repairs.on_repaired,
+            m.CorrectParity: self.scrubs.on_correct_parity,
+            m.ParityCorrected: self.scrubs.on_parity_corrected,
         }
         self._from_clients: dict[type, Callable[[Address, Any, m.Frames], None]] = {
             m.Hello: self._on_hello,
             m.Push: self._on_push,
             m.Pull: self._on_pull,
-            m.Scrub: self.repairs.on_scrub,
+            m.Scrub: self.scrubs.on_scrub,
         }
 
     # ------------------------------------------------------------------ the one way in
@@ -553,6 +557,7 @@ class ShardMachine:
                 self.effects.append(Send(SCHEDULER_ADDRESS, register))
             return
         self.repairs.on_tick()
+        self.scrubs.on_tick()
         if self.now_ms >= self._acks_at_ms:
             self._acks_at_ms = NEVER_MS
             for peer in self.others():
@@ -570,6 +575,7 @@ class ShardMachine:
             self._figures = {name: float(value) for name, value in self.store.memory().items()}
         figures = dict(self._figures)
         figures["windows"] = float(self.window_number - 1)
+        figures["parity_rows_corrected"] = float(self.scrubs.corrected)
         figures["classes_to_repair"] = float(len(self.repairs.incomplete))
         figures["classes_to_seed"] = float(self.seeding.incomplete())
         status = m.ShardStatus(

@@ -164,7 +164,9 @@ class Record:
         self._classes_lost: dict[tuple[int, int], set[int]] = {}
         """(group, view) -> classes that the view re-initialises."""
         self._set_back: dict[int, set[int]] = defaultdict(set)
-        """Dead shard -> keys set back since it died."""
+        """Dead shard -> classes set back since it died, or that it never had rows of."""
+        self._born: dict[tuple[int, int], int] = {}
+        """Incarnation -> number of the view that made it."""
         self._views: dict[tuple[int, int], m.View] = {}
         self._starts: dict[tuple[int, int], m.Start] = {}
         self._shadows: dict[int, tuple[Any, int]] = {}
@@ -235,6 +237,7 @@ class Record:
             known = self._starts.get((shard, view.epoch))
             if known is None:
                 self._starts[shard, view.epoch] = view
+                self._born.setdefault((shard, view.epoch), view.number)
                 self._start(shard, view)
                 return [view]
             if (known.window, known.marks, known.recovering) != (view.window, view.marks, view.recovering):
@@ -250,6 +253,7 @@ class Record:
         if isinstance(view, m.Settle):
             self._settle(base + view.shard, view)
         elif isinstance(view, m.ShardUp):
+            self._born.setdefault((base + view.shard, view.epoch), view.number)
             self._up(base + view.shard, view.epoch, view.window, view.marks)
         elif isinstance(view, m.ShardDown):
             self.whole[base + view.shard] = False
@@ -272,13 +276,12 @@ class Record:
         self.damaged = True
         lost = self._classes_lost[group, view.number] = set(view.classes)
         for shard in range(group * self.plan.n, (group + 1) * self.plan.n):
-            start = self._starts.get((shard, self.epochs[shard]))
-            # Its replacement may hear of its place before the others hear of this view.
-            replaced = start is not None and start.number > view.number
-            if replaced or (shard, self.epochs[shard]) in self.down:
-                keys = {key for key in self._keys_on(shard) if self._class_of(key) in lost} - self._set_back[shard]
-                self._set_back[shard] |= keys
-                self._set_to_initial(shard, 0, keys)
+            # Its replacement may have heard of its place before anybody heard of this view.
+            epoch = max((e for (who, e), born in self._born.items() if who == shard and born < view.number), default=0)
+            if (shard, epoch) in self.down:
+                classes = lost - self._set_back[shard]
+                self._set_back[shard] |= lost
+                self._set_to_initial(shard, 0, {key for key in self._keys_on(shard) if self._class_of(key) in classes})
             elif any(shard in self._parity_of(group, class_id) for class_id in lost):
                 self.whole[shard] = False
 
@@ -366,7 +369,7 @@ class Record:
         self.dims.append(table.dim)
         for shard in range(self.plan.n * self.plan.groups):
             if new_code and (shard, self.epochs.get(shard, 0)) in self.down:  # it never had rows of it
-                self._set_back[shard] |= {key for key in self._keys_on(shard) if key >> 48 == index}
+                self._set_back[shard] |= {self._class_of(key) for key in self._keys_on(shard) if key >> 48 == index}
         for shadow, _ in self._shadows.values():
             add_table(shadow, table)
 
