@@ -369,7 +369,9 @@ class Record:
         self.dims.append(table.dim)
         for shard in range(self.plan.n * self.plan.groups):
             if new_code and (shard, self.epochs.get(shard, 0)) in self.down:  # it never had rows of it
-                self._set_back[shard] |= {self._class_of(key) for key in self._keys_on(shard) if key >> 48 == index}
+                code = len({other.code for other in self.tables}) - 1
+                slots = range(table.code.k)
+                self._set_back[shard] |= {code * self.plan.n + (shard - slot) % self.plan.n for slot in slots}
         for shadow, _ in self._shadows.values():
             add_table(shadow, table)
 
