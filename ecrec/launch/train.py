@@ -21,7 +21,7 @@ from ecrec.launch.cluster import ClusterSettings, LocalCluster
 from ecrec.launch.kills import KillSchedule
 from ecrec.launch.options import TrainOptions
 from ecrec.launch.progress import ProgressView
-from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, lost_updates
+from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, loss_entries, lost_updates
 from ecrec.launch.threads import cores, thread_environment, worker_threads
 from ecrec.launch.verify import ScrubOutcome, cluster_state, describe_bad, scrub
 from ecrec.launch.watch import ClusterWatch
@@ -73,6 +73,7 @@ class TrainingRun:
             self._options.transport,
             self._options.heartbeat_ms,
             self._options.heartbeat_timeout_ms,
+            self._options.on_data_loss,
         )
         with LocalCluster(settings) as cluster:
             endpoint = cluster.start()
@@ -210,7 +211,10 @@ class TrainingRun:
             "auc": first["auc"],
             "logloss": first["logloss"],
             "model_digest": first["model_digest"],
-            "lost_updates": lost_updates(acked, {s.shard: s.marks for s in state.shards}),
+            "lost_updates": lost_updates(acked, {s.shard: s.marks for s in state.shards}) + state.updates_damaged,
+            "updates_damaged": state.updates_damaged,
+            "rows_reinitialised": state.rows_reinitialised,
+            "losses": loss_entries(state),
             "kills": kill_entries(self._kills, self._steps, state.history, self._first_rows),
             "deaths": sum(entry.event == "down" for entry in state.history),
             "kills_not_done": [str(kill) for kill in self._schedule.left],
