@@ -178,6 +178,7 @@ def lost_updates(acked: Mapping[int, Mapping[int, int]], watermarks: Mapping[int
 
 def loss_entries(state: ClusterState) -> list[dict[str, Any]]:
     """One entry for each time that more shards died than the code stands: which rows, how many updates with them."""
+    sizes = {table.name: table.rows for table in state.tables}
     return [
         {
             "at_s": loss.at_ms / 1e3,
@@ -186,7 +187,14 @@ def loss_entries(state: ClusterState) -> list[dict[str, Any]]:
             "updates": loss.updates,
             "reinitialised": loss.reinitialised,
             "lost": [
-                {"shard": some.shard, "table": some.table, "rows": some.rows, "first": some.first, "step": some.step}
+                {
+                    "table": some.table,
+                    "of": sizes[some.table],
+                    "shard": some.shard,
+                    "rows": some.rows,
+                    "first": some.first,
+                    "step": some.step,
+                }
                 for some in loss.rows
             ],
             "text": (

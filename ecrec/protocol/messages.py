@@ -316,6 +316,8 @@ class Start(View, frozen=True):
     config: ProtocolConfig
     reinitialised: list[int] = []
     """Classes whose data rows are not repaired, but begin at their initial records."""
+    damaged: list[str] = []
+    """Replicated tables (k = 1) that lost rows in all copies, ever: for workers."""
 
 
 class ShardDown(View, frozen=True):
@@ -358,6 +360,8 @@ class Reinitialise(View, frozen=True):
 
     classes: list[int]
     reason: str
+    damaged: list[str] = []
+    """Replicated tables (k = 1) among them. A model's dense part is one, and does not work with some of it zero."""
 
 
 AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost | Reinitialise

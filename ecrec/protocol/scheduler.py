@@ -79,6 +79,8 @@ class Group(msgspec.Struct):
     lost: str = ""
     doomed: list[int] = []
     """Classes that deaths have left undecodable; they are re-initialised once all deaths are settled."""
+    damaged: list[str] = []
+    """Replicated tables that lost rows in all copies."""
 
 
 class State(msgspec.Struct):
@@ -305,7 +307,7 @@ class SchedulerMachine:
         group = self.state.groups[number]
         return m.Start(
             group.view, number, len(self.state.groups), self.state.n, -1, epoch, False, 0, {},
-            self._members(group), self.state.tables, [], group.lost, self.config,
+            self._members(group), self.state.tables, [], group.lost, self.config, [], group.damaged,
         )  # fmt: skip
 
     def _remember(self, event: str, group: int, shard: int, epoch: int) -> None:
@@ -508,6 +510,9 @@ class SchedulerMachine:
         self._changed = True
         if not lost:
             return
+        replicated = {table.name for table in self.state.tables if table.code.k == 1}
+        damaged = sorted(replicated.intersection(some.table for some in self._lost(number, group, lost)[0]))
+        group.damaged = sorted({*group.damaged, *damaged})
         rows, updates = self._lost(number, group, lost, known=True)
         view = self._next_view(group)
         for shard, place in enumerate(group.places):
@@ -531,7 +536,7 @@ class SchedulerMachine:
             f"{updates:,} updates are lost in part: {describe_rows(rows, self.state.tables)}"
         )
         self.effects.append(Note("warning", reason))
-        self._add_view(group, m.Reinitialise(view, lost, reason))
+        self._add_view(group, m.Reinitialise(view, lost, reason, damaged))
 
     def _confirmed(self, number: int, group: Group, shard: int) -> bool:
         """The death of this shard is settled, and every running one has confirmed it."""
