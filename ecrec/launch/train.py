@@ -23,6 +23,7 @@ from ecrec.launch.options import TrainOptions
 from ecrec.launch.progress import ProgressView
 from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, loss_entries, lost_updates
 from ecrec.launch.threads import cores, thread_environment, worker_threads
+from ecrec.launch.train_worker import EXIT_DATA_LOST
 from ecrec.launch.verify import ScrubOutcome, cluster_state, describe_bad, scrub
 from ecrec.launch.watch import ClusterWatch
 from ecrec.protocol.messages import DOWN, UP, ClusterState
@@ -153,13 +154,15 @@ class TrainingRun:
 
     def _on_worker_ended(self, event: Ended) -> None:
         rank = self._workers[event.child]
+        if event.code == EXIT_DATA_LOST:
+            raise DataLostError(event.child.describe_end())
         if event.code != 0 or rank not in self._done:
             raise ClusterError(event.child.describe_end())
 
     def _explain(self, error: ClusterError, cluster: LocalCluster, watch: ClusterWatch) -> ClusterError:
         """The error with what lies behind it: lost data, and servers that ended on their own."""
         lost = error if isinstance(error, DataLostError) else None
-        if lost is None and (reason := watch.lost or _lost_by_now(cluster.endpoint)):
+        if reason := watch.lost or _lost_by_now(cluster.endpoint):
             # The worker's end may be seen before the reason for it.
             lost = DataLostError(reason)
         failures = [failure for failure in cluster.failures if failure not in str(error)][:FAILURES_SHOWN]

@@ -39,17 +39,6 @@ def test_training_goes_on_and_the_report_says_what_was_lost(trainer):
     assert f"{loss['rows']:,} rows were lost" in finished.err
 
 
-def test_rows_that_can_be_decoded_are(trainer):
-    """Of seven servers with 3+2 three die: most of their stripes have two of them at most."""
-    finished = trainer.run(
-        *SMALL, *GOES_ON, "--shards", "7", "--code", "3+2", "--kill", "ps:0@8", "--kill", "ps:2@8", "--kill", "ps:4@8"
-    )
-    assert finished.code == 0, finished.story
-    report = finished.report
-    assert report["parity_ok"] is True, finished.story
-    assert 0 < report["rows_reinitialised"] < rows_of(report, (0, 2, 4), 7, "3+2"), finished.story
-
-
 def test_without_the_option_it_ends_and_names_the_rows(trainer):
     finished = trainer.run(*SMALL, "--kill", "ps:1@8", "--kill", "ps:3@8")
     assert finished.code == 3, finished.story
