@@ -48,10 +48,8 @@ def render(state: ClusterState) -> RenderableType:
     if state.lost:
         parts.append(Text(f"DATA LOST: {state.lost}", style="bold red"))
     if state.rows_reinitialised:
-        counts = (
-            f"{state.rows_reinitialised:,} rows re-initialised, up to {state.updates_damaged:,} updates lost in part"
-        )
-        parts.append(Text(f"more died than the code stands: {counts}", style="bold red"))
+        updates = f"up to {state.updates_damaged:,} updates lost in part"
+        parts.append(Text(f"DATA LOST: {state.rows_reinitialised:,} rows re-initialised, {updates}", style="bold red"))
     parts.append(_shards(state.shards))
     spares = f", {state.spares} spare" if state.spares else ""
     groups = f"{state.groups} groups of {state.n}" if state.groups > 1 else f"{state.n}"
