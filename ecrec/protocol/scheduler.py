@@ -447,9 +447,10 @@ class SchedulerMachine:
         names = ", ".join(f"{number * self.state.n + s} ({group.places[s].state})" for s in gone)
         weakest = min((self.placement.code_of(c) for c in group.doomed), key=lambda code: code.r)
         rows, tables = sum(some.rows for some in lost), len({some.table for some in lost})
+        most = "up to " if any(group.places[s].state == RECOVERING for s in gone) else ""
         group.lost = (
             f"data lost: shards {names} are not whole, and code {weakest} stands {weakest.r} such shard(s) in a "
-            f"stripe; {rows:,} rows of {tables} table(s) are gone: {describe_rows(lost, self.state.tables)}{why}"
+            f"stripe; {most}{rows:,} rows of {tables} table(s) are gone: {describe_rows(lost, self.state.tables)}{why}"
         )
         view = self._next_view(group)
         self._add_loss(number, view, lost, updates)
