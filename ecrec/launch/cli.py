@@ -17,17 +17,23 @@ from ecrec.launch.environment import CURVE_DIR_HELP
 from ecrec.launch.options import (
     DENSE_LEARNING_RATES,
     LEARNING_RATES,
+    ON_DATA_LOSS,
+    RATE_MB_S,
     TRANSPORTS,
     TrainOptions,
     check_options,
     parse_sizes,
 )
 
-EXIT_FAILED, EXIT_OPTIONS, EXIT_DATA_LOST, EXIT_BAD_PARITY = 1, 2, 3, 4
+EXIT_FAILED, EXIT_OPTIONS, EXIT_DATA_LOST, EXIT_BAD_PARITY, EXIT_REPAIRED = 1, 2, 3, 4, 5
 EXIT_INTERRUPTED = 130
 EXIT_CODES_HELP = (
     "Exit codes: 0 done, 1 failed, 2 options that cannot be, 3 data was lost, 4 parity or acknowledged "
     "updates are not as they must be."
+)
+VERIFY_EXIT_CODES_HELP = (
+    "Exit codes: 0 all fits, 1 failed, 2 options that cannot be, 3 data was lost, 4 there is damage that was not "
+    "repaired, 5 all damage found was repaired."
 )
 
 app = typer.Typer(
@@ -88,6 +94,9 @@ def train(
     heartbeat_timeout_ms: Annotated[
         int, typer.Option(help="A server that was silent for so long is down.")
     ] = DEFAULTS.heartbeat_timeout_ms,
+    on_data_loss: Annotated[
+        str, typer.Option(help=f"After more deaths than the code stands: {' or '.join(ON_DATA_LOSS)} the lost rows.")
+    ] = DEFAULTS.on_data_loss,
     test_fraction: Annotated[
         float, typer.Option(help="The last part of the data, kept for the test.")
     ] = DEFAULTS.test_fraction,
@@ -121,6 +130,7 @@ def train(
         transport=transport,
         run_dir=run_dir,
         heartbeat_timeout_ms=heartbeat_timeout_ms,
+        on_data_loss=on_data_loss,
         test_fraction=test_fraction,
         quiet=quiet,
     )
@@ -132,7 +142,9 @@ def train(
         console.print(summary(result))
     for text in result["kills_not_done"]:
         _say(f"warning: --kill {text} was not done: training had ended")
-    if result["lost_updates"] or result["parity_ok"] is False:
+    for loss in result["losses"]:
+        _say(f"warning: {loss['text']}")
+    if result["lost_updates"] > result["updates_damaged"] or result["parity_ok"] is False:
         raise typer.Exit(EXIT_BAD_PARITY)
 
 
@@ -163,30 +175,48 @@ def status(
                 live.console.print(str(error))
 
 
-@app.command(help="Compare all parity with all data of a running cluster. " + EXIT_CODES_HELP)
+@app.command(
+    help="Compare all parity with all data of a running cluster, while training goes on, and rewrite parity rows that "
+    "do not fit. Data rows are never changed. " + VERIFY_EXIT_CODES_HELP
+)
 def verify(
     scheduler: SchedulerOption,
+    rate: Annotated[
+        float, typer.Option(min=0.0, help="Megabytes a second to read, of all servers together; 0: no limit.")
+    ] = RATE_MB_S,
+    repair: Annotated[bool, typer.Option("--repair/--no-repair", help="Rewrite wrong parity, or only report.")] = True,
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds without progress until it is given up.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     curve_dir: CurveDirOption = None,
 ) -> None:
     from ecrec.launch.verify import describe_bad, scrub
 
-    outcome = scrub(scheduler, timeout, curve_dir=curve_dir)
+    outcome = scrub(scheduler, timeout, curve_dir=curve_dir, repair=repair, rate_mb_s=rate or None)
+    left = len(outcome.unrepaired)
     if as_json:
         bad = [stripe._asdict() for stripe in outcome.bad]
-        figures = {"stripes_scrubbed": outcome.stripes, "parity_rows_scrubbed": outcome.parity_rows}
+        figures = {
+            "stripes_scrubbed": outcome.stripes,
+            "parity_rows_scrubbed": outcome.parity_rows,
+            "bytes_read": outcome.bytes_read,
+            "restarts": outcome.restarts,
+            "repaired": len(outcome.bad) - left,
+        }
         print(json.dumps({"parity_ok": outcome.ok, **figures, "bad": bad}))
     else:
         for line in describe_bad(outcome.bad):
             print(line)
+        if outcome.restarts:
+            print(
+                f"{outcome.restarts} classes of stripes were begun again: a server that holds their parity was replaced"
+            )
         if outcome.ok is None:
             print("nothing to compare: no stripe with parity was touched")
         else:
-            found = "all parity fits" if outcome.ok else f"{len(outcome.bad)} parity rows do not fit"
+            found = "all parity fits" if outcome.ok else f"{len(outcome.bad)} rows do not fit, {left} are not repaired"
             print(f"{found}: {outcome.stripes} stripes, {outcome.parity_rows} parity rows compared")
     if outcome.ok is False:
-        raise typer.Exit(EXIT_BAD_PARITY)
+        raise typer.Exit(EXIT_BAD_PARITY if left else EXIT_REPAIRED)
 
 
 @app.command(

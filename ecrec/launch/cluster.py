@@ -38,6 +38,7 @@ class ClusterSettings(NamedTuple):
     """Sockets of the file system cost less than TCP's; ``"tcp"`` is what a cluster of several machines has."""
     heartbeat_ms: int | None = None
     heartbeat_timeout_ms: int | None = None
+    on_data_loss: str | None = None
     scheduler_module: str = "ecrec.launch.scheduler"
     shard_module: str = "ecrec.launch.ps"
 
@@ -183,6 +184,8 @@ class LocalCluster:
             arguments += ["--heartbeat-ms", str(self.settings.heartbeat_ms)]
         if self.settings.heartbeat_timeout_ms is not None:
             arguments += ["--heartbeat-timeout-ms", str(self.settings.heartbeat_timeout_ms)]
+        if self.settings.on_data_loss is not None:
+            arguments += ["--on-data-loss", self.settings.on_data_loss]
         self._scheduler = self._start("scheduler", self.settings.scheduler_module, arguments)
 
     def _start_shard(self, shard: int) -> None:

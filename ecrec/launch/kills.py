@@ -38,7 +38,9 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def check_kills(kills: Sequence[Kill], shards: int, tolerance: int, steps: int | None) -> list[str]:
+def check_kills(
+    kills: Sequence[Kill], shards: int, tolerance: int, steps: int | None, goes_on: bool = False
+) -> list[str]:
     """Warnings about kills that lose data. Raises ConfigurationError for those that cannot be done."""
     for kill in kills:
         if kill.shard >= shards:
@@ -53,9 +55,10 @@ def check_kills(kills: Sequence[Kill], shards: int, tolerance: int, steps: int |
     for step in sorted({kill.step for kill in kills}):
         together = [kill for kill in kills if kill.step == step]
         if len(together) > tolerance:
+            then = "rows may begin again at their initial values" if goes_on else "the run will end with an error"
             warnings.append(
                 f"killing {len(together)} shard{'s' if len(together) > 1 else ''} at step {step} is more than "
-                f"the code stands (r = {tolerance}): data will be lost, and the run will end with an error"
+                f"the code stands (r = {tolerance}): data will be lost, and {then}"
             )
     return warnings
 

@@ -172,6 +172,9 @@ def summary(report: Mapping[str, Any]) -> Table:
         table.add_row(f"kill {kill}", Text("not done: training had ended", style="bold yellow"))
     lost = report["lost_updates"]
     table.add_row("lost_updates", Text(str(lost), style="bold green" if lost == 0 else "bold red"))
+    if report.get("rows_reinitialised"):
+        rows = Text(f"{report['rows_reinitialised']:,}", style="bold red")
+        table.add_row("rows_reinitialised", rows)
     table.add_row("parity_ok", _parity_text(report))
     table.add_row("model_digest", str(report.get("model_digest")))
     return table

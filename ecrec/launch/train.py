@@ -21,8 +21,9 @@ from ecrec.launch.cluster import ClusterSettings, LocalCluster
 from ecrec.launch.kills import KillSchedule
 from ecrec.launch.options import TrainOptions
 from ecrec.launch.progress import ProgressView
-from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, lost_updates
+from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, loss_entries, lost_updates
 from ecrec.launch.threads import cores, thread_environment, worker_threads
+from ecrec.launch.train_worker import EXIT_DATA_LOST
 from ecrec.launch.verify import ScrubOutcome, cluster_state, describe_bad, scrub
 from ecrec.launch.watch import ClusterWatch
 from ecrec.protocol.messages import DOWN, UP, ClusterState
@@ -73,6 +74,7 @@ class TrainingRun:
             self._options.transport,
             self._options.heartbeat_ms,
             self._options.heartbeat_timeout_ms,
+            self._options.on_data_loss,
         )
         with LocalCluster(settings) as cluster:
             endpoint = cluster.start()
@@ -152,13 +154,15 @@ class TrainingRun:
 
     def _on_worker_ended(self, event: Ended) -> None:
         rank = self._workers[event.child]
+        if event.code == EXIT_DATA_LOST:
+            raise DataLostError(event.child.describe_end())
         if event.code != 0 or rank not in self._done:
             raise ClusterError(event.child.describe_end())
 
     def _explain(self, error: ClusterError, cluster: LocalCluster, watch: ClusterWatch) -> ClusterError:
         """The error with what lies behind it: lost data, and servers that ended on their own."""
         lost = error if isinstance(error, DataLostError) else None
-        if lost is None and (reason := watch.lost or _lost_by_now(cluster.endpoint)):
+        if reason := watch.lost or _lost_by_now(cluster.endpoint):
             # The worker's end may be seen before the reason for it.
             lost = DataLostError(reason)
         failures = [failure for failure in cluster.failures if failure not in str(error)][:FAILURES_SHOWN]
@@ -210,7 +214,10 @@ class TrainingRun:
             "auc": first["auc"],
             "logloss": first["logloss"],
             "model_digest": first["model_digest"],
-            "lost_updates": lost_updates(acked, {s.shard: s.marks for s in state.shards}),
+            "lost_updates": lost_updates(acked, {s.shard: s.marks for s in state.shards}) + state.updates_damaged,
+            "updates_damaged": state.updates_damaged,
+            "rows_reinitialised": state.rows_reinitialised,
+            "losses": loss_entries(state),
             "kills": kill_entries(self._kills, self._steps, state.history, self._first_rows),
             "deaths": sum(entry.event == "down" for entry in state.history),
             "kills_not_done": [str(kill) for kill in self._schedule.left],

@@ -39,6 +39,7 @@ from ecrec.protocol.messages import (
     PushAck,
     PushRefused,
     Refused,
+    Reinitialise,
     Rows,
     Section,
     Settle,
@@ -133,6 +134,8 @@ class ClientMachine:
         """Why the worker cannot go on; empty while it can."""
         self.failed_kind = ""
         """``lost`` (data), ``refused`` (a request), ``fenced`` or ``watermark`` (updates were lost)."""
+        self.damaged: set[str] = set()
+        """Replicated tables of which rows were lost in all copies, and begin anew."""
         self.figures: dict[str, float] = {}
         """Sent to the scheduler with each heartbeat, for people."""
         self.first_rows: dict[tuple[int, int], float] = {}
@@ -379,6 +382,9 @@ class ClientMachine:
             return []
         if isinstance(view, DataLost):
             return self._fail("lost", f"data was lost in group {group}: {view.reason}")
+        if isinstance(view, Reinitialise):
+            self.damaged.update(view.damaged)
+            return [Note("warning", f"group {group}: {view.reason}")]
         assert isinstance(view, Settle | ShardWhole), view
         return []
 
@@ -390,6 +396,7 @@ class ClientMachine:
             self._views = [-1] * view.groups
             self._tables_seen = [0] * view.groups
         effects: list[Effect] = []
+        self.damaged.update(view.damaged)
         if view.epoch > self.epoch:
             self.epoch = view.epoch
             for shard in self._shards.values():

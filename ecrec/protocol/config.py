@@ -57,3 +57,7 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     resend_ms: int = 500
     """A worker sends what a shard has not answered for so long again; the shard drops what it has."""
+
+    reinitialise_lost: bool = False
+    """After more deaths than the code stands: go on with the lost rows at their initial records, counted, instead of
+    stopping. Off, because nobody should train on a damaged model without having asked for it."""

@@ -82,6 +82,8 @@ class Joined(Message, frozen=True, gc=False):
 class Reseed(Message, frozen=True, gc=False):
     class_id: int
     round: int
+    since: int = 0
+    """View that began this round. trap: taken before it, rows would be seeded that the view re-initialises."""
 
 
 class Stripes(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -147,6 +149,24 @@ class Repaired(Message, frozen=True, gc=False):
     stripes: Stripes
 
 
+class CorrectParity(Message, frozen=True, gc=False):
+    """Some parity rows of the receiver do not fit. Frames: keys, records: what is to be XORed into them.
+
+    That commutes with all deltas that came since the cut at which it was found, and that come.
+    """
+
+    view: int
+    request: int
+    class_id: int
+
+
+class ParityCorrected(Message, frozen=True, gc=False):
+    """It is done."""
+
+    view: int
+    request: int
+
+
 # ------------------------------------------------------------------ workers and tools
 class Section(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Rows of some tables; the frame with their ids follows in the message's frames."""
@@ -209,22 +229,41 @@ class PullRefused(Message, frozen=True, gc=False):
 
 
 class Scrub(Message, frozen=True, gc=False):
-    """A tool asks a shard to compare its parity rows of a class, from a position on, with the data, at one cut."""
+    """A tool asks the first parity holder of a class to compare all parity rows of its stripes with their data rows.
+
+    It is done from a position on, at one cut.
+    """
 
     request: int
     class_id: int
     first: int
     rows_max: int
+    repair: bool = False
+    """Parity rows that do not fit are rewritten."""
+
+
+LOCATED, UNSURE = 0, 1
+"""Verdicts of a scrub: the other members of the stripe agree that this one is wrong, or they cannot tell which is."""
 
 
 class ScrubResult(Message, frozen=True, gc=False):
-    """Frames: keys of bad stripes. ``last`` is where to go on, ``size`` the class's size."""
+    """Frames: keys uint64[m] of stripes that do not fit, slots uint8[m] of the member that is wrong, verdicts uint8[m].
+
+    ``last`` is where to go on, ``size`` the class's size.
+    """
 
     request: int
     class_id: int
     last: int
     size: int
     stripes: int
+    """Touched stripes compared."""
+    parity_rows: int
+    """Parity rows compared."""
+    bytes_read: int
+    """Of records, on all members."""
+    repaired: bool
+    """Those of the parity rows named are rewritten; data rows never are."""
 
 
 class ScrubBusy(Message, frozen=True, gc=False):
@@ -234,6 +273,10 @@ class ScrubBusy(Message, frozen=True, gc=False):
 
 # ------------------------------------------------------------------ views, from the scheduler
 UP, RECOVERING, DOWN = "up", "recovering", "down"
+RESEEDING = "reseeding"
+"""It has all its data rows, but its parity rows of re-initialised stripes are seeded anew."""
+SEEDED = (RECOVERING, RESEEDING)
+"""States in which a shard is seeded."""
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
@@ -241,6 +284,8 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     state: str
     endpoint: str
+    reseeding: list[int] = []
+    """Classes whose parity is seeded anew."""
 
 
 class View(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -269,6 +314,10 @@ class Start(View, frozen=True):
     lost: str
     """Not empty: data was lost, and this is what."""
     config: ProtocolConfig
+    reinitialised: list[int] = []
+    """Classes whose data rows are not repaired, but begin at their initial records."""
+    damaged: list[str] = []
+    """Replicated tables (k = 1) that lost rows in all copies, ever: for workers."""
 
 
 class ShardDown(View, frozen=True):
@@ -305,7 +354,43 @@ class DataLost(View, frozen=True):
     reason: str
 
 
-AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost
+class Reinitialise(View, frozen=True):
+    """Stripes of these classes cannot be decoded: data rows of theirs that are not there become initial records, and
+    their parity is seeded anew from all data members."""
+
+    classes: list[int]
+    reason: str
+    damaged: list[str] = []
+    """Replicated tables (k = 1) among them. A model's dense part is one, and does not work with some of it zero."""
+
+
+AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost | Reinitialise
+
+
+class LostRows(msgspec.Struct, frozen=True, array_like=True):
+    """Rows of a table that a shard lost: ``first[i]``, ``first[i] + step``, and so on, to the end of the table."""
+
+    shard: int
+    """Over all groups."""
+    table: str
+    rows: int
+    first: list[int]
+    """Empty: those that were not yet repaired; only their number is known."""
+    step: int
+
+
+class Loss(msgspec.Struct, frozen=True, array_like=True):
+    """What one event cost."""
+
+    at_ms: float
+    """Milliseconds of the scheduler host's monotonic clock."""
+    group: int
+    view: int
+    rows: list[LostRows]
+    updates: int
+    """Updates (pushes to one shard) that may have been lost in part: all that the shards had applied that lost rows."""
+    reinitialised: bool
+    """Training went on with these rows at their initial records; else it stopped."""
 
 
 # ------------------------------------------------------------------ members and the scheduler; any may be lost
@@ -338,6 +423,8 @@ class ShardStatus(Message, frozen=True):
     durable: dict[int, int]
     figures: dict[str, float]
     """For people: rows touched, bytes, rows still to repair, ..."""
+    reinitialised: dict[int, dict[int, int]] = {}
+    """View -> table -> rows that were not yet repaired and became initial records."""
 
 
 class WorkerStatus(Message, frozen=True):
@@ -416,6 +503,12 @@ class ClusterState(Message, frozen=True):
     history: list[HistoryEntry]
     spares: int
     lost: str
+    losses: list[Loss] = []
+    """The last ones."""
+    rows_reinitialised: int = 0
+    """In all losses after which training went on."""
+    updates_damaged: int = 0
+    """Updates that these losses may have undone in part."""
 
 
 AnyMessage: TypeAlias = (
@@ -431,6 +524,8 @@ AnyMessage: TypeAlias = (
     | Mark
     | Captured
     | Repaired
+    | CorrectParity
+    | ParityCorrected
     | Hello
     | Welcome
     | Push

@@ -1,7 +1,7 @@
 """The machine of one shard: pushes and pulls, windows and acknowledgements (docs/protocol.md).
 
 `ShardMachine` owns the state and dispatches; what happens when shards die and come back stands in ``membership.py``,
-the repair of data rows (and the scrub) in ``repair.py``, the seeding of parity rows in ``seeding.py``.
+the repair of data rows in ``repair.py``, the scrub in ``scrub.py``, the seeding of parity rows in ``seeding.py``.
 """
 
 from collections import deque
@@ -18,10 +18,11 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import BAD_CONTENT, Effect, Event, Note, Received, Send, Stop, Tick
 from ecrec.protocol.membership import Membership
-from ecrec.protocol.messages import RECOVERING, SCHEDULER, SHARD, UP, WORKER, Address
+from ecrec.protocol.messages import RECOVERING, SCHEDULER, SEEDED, SHARD, UP, WORKER, Address
 from ecrec.protocol.peer import Peer, Undo
 from ecrec.protocol.placement import CLASSES_MAX, Placement
 from ecrec.protocol.repair import Repairs
+from ecrec.protocol.scrub import Scrubs
 from ecrec.protocol.seeding import Seeding
 
 SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
@@ -36,6 +37,8 @@ class Observer(Protocol):
     """Told of what the machine does, for tests that keep their own record."""
 
     def applied(self, shard: Address, window: int, pushes: "list[QueuedPush]") -> None: ...
+
+    def reinitialised(self, shard: Address, view: int, keys: Any) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +126,7 @@ class ShardMachine:
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
         self.repairs = Repairs(self)
+        self.scrubs = Scrubs(self)
         self.seeding = Seeding(self)
         self.membership = Membership(self)
         self._from_shards: dict[type, Callable[[Peer, Any, m.Frames], None]] = {
@@ -138,12 +142,14 @@ class ShardMachine:
             m.Mark: self.repairs.on_mark,
             m.Captured: self.repairs.on_captured,
             m.Repaired: self.repairs.on_repaired,
+            m.CorrectParity: self.scrubs.on_correct_parity,
+            m.ParityCorrected: self.scrubs.on_parity_corrected,
         }
         self._from_clients: dict[type, Callable[[Address, Any, m.Frames], None]] = {
             m.Hello: self._on_hello,
             m.Push: self._on_push,
             m.Pull: self._on_pull,
-            m.Scrub: self.repairs.on_scrub,
+            m.Scrub: self.scrubs.on_scrub,
         }
 
     # ------------------------------------------------------------------ the one way in
@@ -210,6 +216,9 @@ class ShardMachine:
                 return
             if view < self.view:
                 return
+        if isinstance(event.message, m.Reseed) and event.message.since > self.view:
+            peer.held.append(event)
+            return
         handler(peer, event.message, event.frames)
 
     def release_held(self) -> None:
@@ -413,7 +422,7 @@ class ShardMachine:
             self.close_window_if_due()
         if self.seeding.tasks:
             self.seeding.advance()
-        if self.state == RECOVERING:
+        if self.state in SEEDED:
             self.repairs.sweep()
             self.close_window_if_due()
             self.check_whole()
@@ -430,7 +439,7 @@ class ShardMachine:
         if len(self.unstable) >= config.windows_in_flight_max and not full:
             return
         due_ms = self._window_closed_ms + config.window_interval_ms
-        hurry = full or self.announces or self.seeding.tasks or self.state == RECOVERING or not self._coded()
+        hurry = full or self.announces or self.seeding.tasks or self.state in SEEDED or not self._coded()
         if hurry or self.now_ms >= due_ms:
             self.close_window()
         else:
@@ -469,7 +478,7 @@ class ShardMachine:
                 self.reply(state.address, m.PushAck(number))
         for peer in self.others():
             # it counts a class as seeded only when it knows that the seed is stable; no later window may come
-            if peer.joined and peer.state == RECOVERING:
+            if peer.joined and peer.state in SEEDED:
                 self.send(peer, m.Stable(stable))
 
     def _on_window_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
@@ -534,7 +543,7 @@ class ShardMachine:
     # ------------------------------------------------------------------ the scheduler
     def check_whole(self) -> None:
         """All data rows here and all classes seeded: the group can lose r shards again."""
-        if self.state == RECOVERING and self.repairs.complete() and self.seeding.complete():
+        if self.state in SEEDED and self.repairs.complete() and self.seeding.complete():
             self.state = UP
             self.status_due = True
             self.note("info", f"shard {self.base + self.shard} is whole again")
@@ -548,6 +557,7 @@ class ShardMachine:
                 self.effects.append(Send(SCHEDULER_ADDRESS, register))
             return
         self.repairs.on_tick()
+        self.scrubs.on_tick()
         if self.now_ms >= self._acks_at_ms:
             self._acks_at_ms = NEVER_MS
             for peer in self.others():
@@ -565,11 +575,12 @@ class ShardMachine:
             self._figures = {name: float(value) for name, value in self.store.memory().items()}
         figures = dict(self._figures)
         figures["windows"] = float(self.window_number - 1)
+        figures["parity_rows_corrected"] = float(self.scrubs.corrected)
         figures["classes_to_repair"] = float(len(self.repairs.incomplete))
         figures["classes_to_seed"] = float(self.seeding.incomplete())
         status = m.ShardStatus(
             self.process, self.view, self.state == UP, list(self.membership.reports.values()),
-            dict(self.marks), dict(self.durable), figures,
+            dict(self.marks), dict(self.durable), figures, dict(self.repairs.reinitialised),
         )  # fmt: skip
         self.effects.append(Send(SCHEDULER_ADDRESS, status))
 

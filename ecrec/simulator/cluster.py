@@ -53,6 +53,7 @@ class Ending(NamedTuple):
     messages: int
     rows_checked: int
     lost: bool
+    reinitialised: int
     simulated_ms: float
 
 
@@ -120,7 +121,7 @@ class Cluster:
         if not self.faults.quiet:
             return
         if self._whole_and_quiet():
-            if self.faults.must_lose and not self.record.lost:
+            if self.faults.must_lose and not self.record.lost and not self.record.damaged:
                 raise ViolationError(f"more died than the code stands, and nobody said so: {self.faults.must_lose}")
             self.ended = True
         elif self.now_ms > self.faults.deadline_ms:
@@ -178,7 +179,7 @@ class Cluster:
         return Ending(
             self.story.digest, tuple(data), self.faults.deaths, self.record.pushes_applied,
             sum(w.pulls_done for w in self.workers), self.messages, self.record.rows_checked, bool(self.record.lost),
-            self.now_ms,
+            len(self.record.set_back), self.now_ms,
         )  # fmt: skip
 
     def check_everything(self) -> None:
@@ -195,7 +196,9 @@ class Cluster:
                         f"worker {worker.number} made {pushed} pushes to shard {shard}, its lineage ends with "
                         f"{self.record.watermarks[shard].get(worker.number, 0)}", [shard],
                     )  # fmt: skip
-        if self.oracle is not None:
+        if self.scheduler is not None:
+            self.record.check_counted(self.scheduler.machine.state.rows_reinitialised)
+        if self.oracle is not None and not self.record.set_back:
             for shard in self.shards:
                 if self._data(shard) != self.oracle.records(shard):
                     raise ViolationError(f"shard {shard} ends with other rows than a run without faults", [shard])

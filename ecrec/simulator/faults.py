@@ -71,7 +71,7 @@ class Faults:
         elif isinstance(view, m.ShardUp):
             for kind, aimed in self._aimed.items():
                 self._aimed[kind] = [(self._counts[kind] + f.count if f.again else at, f) for at, f in aimed]
-        elif isinstance(view, m.DataLost) and not self.plan.too_many:
+        elif isinstance(view, m.DataLost | m.Reinitialise) and not self.plan.too_many:
             raise ViolationError(f"said to be lost, with no more deaths than the code stands: {view.reason}")
 
     def _begin(self) -> None:
@@ -162,7 +162,7 @@ class Faults:
         running = [
             p
             for s in range(group * n, group * n + n)
-            if (p := self.cluster.shards.get(s)) is not None and p.alive and (s in gone or room > 0)
+            if (p := self.cluster.shards.get(s)) is not None and p.alive and (s in gone or room > 0 or fault.beyond)
         ]
         if at_hand in running:
             return at_hand

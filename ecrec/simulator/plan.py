@@ -3,6 +3,8 @@
 import random
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, Placement, TableSpec
 
@@ -60,6 +62,8 @@ class Fault:
     noticed: bool = True
     """The scheduler sees the connection close; else only the heartbeats stop."""
     prefer_recovering: bool = False
+    beyond: bool = False
+    """It also hits where the code does not stand it."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +302,29 @@ def _draw_faults(rng: random.Random, config: ProtocolConfig, tolerance: int, hor
     return faults
 
 
+def _draw_beyond(rng: random.Random, horizon_ms: float) -> list[Fault]:
+    """Deaths that the code does not stand, some in the middle of what follows such deaths."""
+    faults = []
+    for _ in range(rng.randint(0, 4)):
+        aimed = rng.random() < 0.7
+        faults.append(
+            Fault(
+                "crash",
+                at_ms=rng.random() * horizon_ms,
+                message=rng.choice(WATCHED) if aimed else "",
+                count=rng.choice((1, 2, 4, 8, 20)) if aimed else 0,
+                again=aimed and rng.random() < 0.7,
+                side=rng.choice(("sender", "receiver", "other")),
+                burst=rng.choice((1, 1, 2)),
+                lasts_ms=rng.random() * rng.choice((5.0, 50.0)),
+                noticed=rng.random() < 0.8,
+                prefer_recovering=rng.random() < 0.3,
+                beyond=True,
+            )
+        )
+    return faults
+
+
 def draw(seed: int) -> Plan:
     """The plan of a seed. Does not look at anything but the seed."""
     rng = random.Random(seed)
@@ -336,6 +363,9 @@ def draw(seed: int) -> Plan:
     too_many = rng.random() < 0.04
     if too_many:
         faults.append(Fault("massacre", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 100.0))
+    if too_many and (more := random.Random(f"beyond {seed}")).random() < 0.7:
+        config = msgspec.structs.replace(config, reinitialise_lost=True)
+        faults += _draw_beyond(more, horizon_ms)
     if mode == ASYNC and rng.random() < 0.2:  # only there, because the pushes it had in flight die with it
         faults.append(Fault("worker", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 100.0))
     spares = rng.choice((0, 0, 1, 2))

@@ -135,6 +135,7 @@ class Session:
         self.figures = Figures()
         self._node = node
         self._parts: list[Part] = []
+        self._replicated: set[str] = set()
         self._asked: dict[int, _Asked] = {}
         self._closed = False
         self.marks_at_start: dict[int, int] = {}
@@ -203,6 +204,12 @@ class Session:
                 asked.frames = result.answers
         if self.machine.failed:
             self._raise(self.machine.failed)
+        if lost := self.machine.damaged.intersection(self._replicated):
+            raise DataLostError(
+                f"rows of the replicated module {', '.join(sorted(lost))} were lost in all their copies, and training "
+                "cannot go on with some parameters zero: start the cluster and all workers again. More copies "
+                '(replicate(..., code="1+2")) stand more deaths'
+            )
 
     def wait(self, done: Callable[[], bool], what: str, timeout_s: float | None = None) -> None:
         """Pump until ``done()``. Raises ClusterError with advice after the timeout, and what `pump` raises."""
@@ -253,6 +260,7 @@ class Session:
         self, module: nn.Module, optimizer: Optimizer, *, code: CodeSpec | str | None = None, name: str = "dense"
     ) -> ReplicatedModule:
         """Replicate a module's parameters on the shards; see `ReplicatedModule`."""
+        self._replicated.add(name)
         return ReplicatedModule(self, module, optimizer, code=code, name=name)
 
     def register(self, part: Part) -> None:

@@ -24,12 +24,13 @@ from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.seeding import Seeding
 from ecrec.protocol.shard import ShardMachine
 from ecrec.simulator.plan import Plan, draw
-from ecrec.simulator.run import CORRECTNESS, CRASH, run_seed
+from ecrec.simulator.run import CORRECTNESS, CRASH, LIVENESS, run_seed
 
 Mutation = Callable[[], AbstractContextManager[Any]]
 
-ANY, STORMS, TOO_RARE = "any", "storms", "too rare"
-"""Which seeds are tried: all in turn, those of storms alone, or none, because it would take hundreds of them."""
+ANY, STORMS, BEYOND, TOO_RARE = "any", "storms", "beyond", "too rare"
+"""Which seeds are tried: all in turn, those of storms alone, those with more deaths than the code stands after which it
+goes on, or none, because it would take hundreds of them."""
 
 MUTATIONS: dict[str, tuple[Mutation, str]] = {}
 
@@ -46,6 +47,11 @@ def is_storm(plan: Plan) -> bool:
     """Several deaths in the middle of recoveries, which the code stands, with messages in very different order."""
     deaths = sum(fault.again and fault.kind == "crash" for fault in plan.faults)
     return deaths > 1 and plan.tolerance > 1 and plan.network.lag_rate >= 0.3 and plan.n <= 5
+
+
+def goes_on_beyond(plan: Plan) -> bool:
+    """More deaths than the code stands, and it goes on with lost rows re-initialised."""
+    return plan.config.reinitialise_lost
 
 
 @mutation(ANY)
@@ -148,19 +154,52 @@ def the_scheduler_sends_before_it_persists() -> AbstractContextManager[Any]:
     return mock.patch.object(SchedulerMachine, "handle", handle)
 
 
+@mutation(BEYOND)
+def parity_of_whole_shards_outlives_re_initialised_rows() -> AbstractContextManager[Any]:
+    return mock.patch.object(Seeding, "reinitialise", lambda self, lost: None)
+
+
+@mutation(BEYOND)
+def it_was_whole_counts_after_rows_are_re_initialised() -> AbstractContextManager[Any]:
+    real = SchedulerMachine._on_shard_status
+
+    def on_shard_status(self: SchedulerMachine, source: Any, status: m.ShardStatus) -> None:
+        for group in self.state.groups:
+            for place in group.places:
+                place.weak_since = 0
+        real(self, source, status)
+
+    return mock.patch.object(SchedulerMachine, "_on_shard_status", on_shard_status)
+
+
+@mutation(BEYOND)
+def seeds_are_asked_for_before_rows_are_re_initialised() -> AbstractContextManager[Any]:
+    real = Seeding._ask
+    return mock.patch.object(Seeding, "_ask", lambda self, class_id, since=0: real(self, class_id))
+
+
+@mutation(BEYOND)
+def the_replacement_waits_for_rows_that_nobody_has() -> AbstractContextManager[Any]:
+    real = Repairs.begin
+    return mock.patch.object(Repairs, "begin", lambda self, reinitialised: real(self, set()))
+
+
 def catching(name: str, seeds: Iterable[int]) -> Iterator[tuple[int, str]]:
     """Seeds that catch a mutation, and what is said of it."""
-    make, _ = MUTATIONS[name]
+    make, where = MUTATIONS[name]
+    # A shard that waits for ever is what some of these mistakes lead to.
+    codes = (CORRECTNESS, CRASH, LIVENESS) if where == BEYOND else (CORRECTNESS, CRASH)
     with make():
         for outcome in map(run_seed, seeds):
-            if outcome.code in (CORRECTNESS, CRASH):
+            if outcome.code in codes:
                 yield outcome.seed, outcome.text
 
 
 @pytest.mark.parametrize("name", [name for name, (_, where) in MUTATIONS.items() if where != TOO_RARE])
 def test_a_known_trap_is_caught(name: str) -> None:
     where = MUTATIONS[name][1]
-    seeds = (seed for seed in itertools.count() if where == ANY or is_storm(draw(seed)))
+    wanted = {ANY: lambda plan: True, STORMS: is_storm, BEYOND: goes_on_beyond}[where]
+    seeds = (seed for seed in itertools.count() if wanted(draw(seed)))
     caught = next(catching(name, itertools.islice(seeds, 400)), None)
     assert caught is not None, f"400 schedules do not catch it: {name}"
     assert run_seed(caught[0]).code == 0, "without the mutation the seed must pass"

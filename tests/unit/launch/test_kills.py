@@ -39,7 +39,9 @@ def test_more_kills_at_a_step_than_the_code_stands_are_warned_of():
     assert check_kills([Kill(1, 3), Kill(2, 4)], shards=5, tolerance=1, steps=None) == []
     (warning,) = check_kills([Kill(1, 3), Kill(2, 3)], shards=5, tolerance=1, steps=None)
     assert "killing 2 shards at step 3" in warning
-    assert "data will be lost" in warning
+    assert "data will be lost, and the run will end with an error" in warning
+    (warning,) = check_kills([Kill(1, 3), Kill(2, 3)], shards=5, tolerance=1, steps=None, goes_on=True)
+    assert "data will be lost, and rows may begin again at their initial values" in warning
 
 
 def test_kills_come_at_their_step_in_order():

@@ -33,6 +33,7 @@ def test_the_defaults_are_fine():
         ({"lr": 0.0}, "--lr 0.0"),
         ({"dense_lr": float("nan")}, "--dense-lr nan"),
         ({"transport": "carrier-pigeon"}, "--transport"),
+        ({"on_data_loss": "pray"}, "--on-data-loss 'pray': expected one of stop, reinitialise"),
         ({"heartbeat_timeout_ms": 1}, "--heartbeat-timeout-ms 1"),
         ({"kills": ("ps:9@1",)}, "no shard 9"),
         ({"kills": ("ps:1@9",), "steps": 5}, "only 5 steps"),

@@ -6,7 +6,7 @@ from cluster import Cluster, table
 
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Disconnected, Received, Tick
-from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, TOOL, UP, Address, Register, Scrub, ScrubResult
+from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, UP, Address, Register
 from ecrec.protocol.scheduler import SchedulerMachine
 
 
@@ -189,25 +189,6 @@ def test_a_fenced_shard_stops() -> None:
     cluster.push(spec, {0: 1.0})
     cluster.drain()
     cluster.scrub()
-
-
-def test_a_scrub_finds_a_wrong_parity_byte() -> None:
-    cluster, spec = Cluster(5), table()
-    cluster.create(spec)
-    cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
-    cluster.drain()
-    holder = cluster.shard(4)
-    # a delta that no data row has: stripe 0 of table 0 has its parity on shard 4
-    wrong = np.zeros(holder.store.record_bytes(0), np.uint8)
-    wrong[3] = 1
-    holder.store.fold(0, 2**64 - 1, np.array([0], np.uint64), wrong)
-    tool = Address(TOOL, 7, 1)
-    cluster.give(cluster.shards[4], Received(tool, Scrub(1, 0, 0, 100)))
-    cluster.run()
-    result, frames = cluster.tool_answers[-1]
-    assert isinstance(result, ScrubResult)
-    assert (result.last, result.size) == (2, 2)
-    assert np.frombuffer(frames[0], np.uint64).tolist() == [0]
 
 
 def test_a_pause_of_the_whole_machine_kills_nobody() -> None:

@@ -101,7 +101,11 @@ def test_rows_of_a_member_that_do_not_fit_end_the_repair_and_no_more(cluster: Cl
         mark = m.Mark(machine.view, snap.message.request, snap.message.stripes)
         bad = np.array([0], np.uint64).tobytes(), b"short"
         notes += machine.handle(Received(snap.to, mark, (b"", *bad)), cluster.now_ms)
-    assert any(isinstance(note, Note) and "gave up a repair of class 0" in note.text for note in notes)
+    for effect in effects:
+        if isinstance(effect, Send) and isinstance(effect.message, m.CaptureParity):
+            captured = m.Captured(machine.view, effect.message.request)
+            notes += machine.handle(Received(effect.to, captured, (b"", b"")), cluster.now_ms)
+    assert any(isinstance(note, Note) and "gave up a scrub of class 0" in note.text for note in notes)
     assert not machine.repairs.assemblies
 
 
