@@ -359,8 +359,10 @@ class Node:
     def _resend(self, peer: Address, numbered: Sequence[Any]) -> None:
         for sequence, packed in numbered:
             ack = self._streams.ack_for(peer)
-            if self.links.is_connected(peer):
-                self.links.send(peer, wire.seal(packed, self._address, peer, sequence, ack))
+            if not self.links.is_connected(peer):
+                return
+            if not self.links.send(peer, wire.seal(packed, self._address, peer, sequence, ack)):
+                return  # behind a gap nothing is taken
 
     def _connect(self, effect: Connect, now_ms: float) -> None:
         address = effect.address
