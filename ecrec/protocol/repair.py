@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_FACTOR_MAX = 16
 
+SCRUBS_MAX = 64
+"""Scrubs that a shard does at a time; each keeps a copy of parity rows. `ecrec verify` asks for one at a time."""
+
 
 @dataclass(slots=True)
 class Asked:
@@ -350,6 +353,9 @@ class Repairs:
         classes = machine.placement.classes
         if not 0 <= class_id < len(classes) or machine.shard not in classes[class_id].parity:
             machine.reply(tool, m.ScrubBusy(message.request, f"this shard holds no parity of class {class_id}"))
+            return
+        if len(self.scrubs) >= SCRUBS_MAX:
+            machine.reply(tool, m.ScrubBusy(message.request, f"{len(self.scrubs)} scrubs are under way here"))
             return
         size = machine.store.class_size(class_id)
         members = self._members(class_id)

@@ -29,6 +29,8 @@ CANDIDATES_MAX = 4096
 """Processes that wait for a place; bounds what invented ones can cost until they are forgotten."""
 CLIENTS_MAX = 1 << 17
 """Workers and tools that were heard of lately."""
+CREATING_MAX = 1 << 16
+"""Requests for tables that are not everywhere yet; they are repeated by whoever waits."""
 TABLES_MAX = 65_535
 """Keys have 16 bits for the table."""
 
@@ -578,7 +580,7 @@ class SchedulerMachine:
             self._changed = True
         if self._table_ready(known):
             self.effects.append(Send(source, m.TableReady(message.request, known)))
-        else:
+        elif len(self.creating) < CREATING_MAX:
             self.creating[source, message.request] = known
 
     def _check_table(self, spec: TableSpec) -> None:

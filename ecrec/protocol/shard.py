@@ -27,6 +27,13 @@ from ecrec.protocol.seeding import Seeding
 SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
 PULLS_WAITING_MAX = 1024
 """Pulls of one worker that wait for a push or for lost rows; a session has a few."""
+PULLS_WAITING_ALL_MAX = 1 << 16
+"""The same of all workers and tools, of which anybody can invent some."""
+HELD_MAX = 4096
+"""Messages of one peer that wait for a view; no more are taken from its stream until the view comes. It waits for
+acknowledgements meanwhile, so that it sends little more than its windows in flight, and repairs asked again."""
+EARLY_MAX = 4096
+"""Messages to a process without a place. What a peer sends to one that is being placed waits in the transport."""
 NEVER_MS = float("inf")
 FIGURES_MS = 500.0
 """How often the figures for people are counted anew; counting scans bitmaps."""
@@ -166,6 +173,11 @@ class ShardMachine:
         effects, self.effects = self.effects, []
         return effects
 
+    def takes_from(self, source: Address) -> bool:
+        """False while so much of a peer waits for a view that the transport is to leave the rest with it."""
+        peer = self.peers.get(source.id - self.base)
+        return peer is None or len(peer.held) < HELD_MAX
+
     def _on_received(self, event: Received) -> None:
         role = event.source.role
         if role == SCHEDULER:
@@ -190,7 +202,8 @@ class ShardMachine:
         """Take a peer's message, or hold it until its view is here, and then all that comes behind it."""
         source = event.source
         if not self.state:
-            self.early.append(event)
+            if len(self.early) < EARLY_MAX:
+                self.early.append(event)
             return
         peer = self.peers.get(source.id - self.base)
         handler = self._from_shards.get(type(event.message))
@@ -369,6 +382,8 @@ class ShardMachine:
         waiting = [q.pull.request for q in self.pulls if q.source == source]
         if len(waiting) >= PULLS_WAITING_MAX:
             self.reply(source, m.PullRefused(pull.request, f"{len(waiting)} pulls of this worker wait already"))
+        elif len(self.pulls) >= PULLS_WAITING_ALL_MAX:
+            self.reply(source, m.PullRefused(pull.request, f"{len(self.pulls)} pulls wait already"))
         elif pull.request not in waiting:
             self.pulls.append(QueuedPull(source, pull, sections))
 

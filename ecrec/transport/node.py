@@ -298,7 +298,7 @@ class Node:
         source, message = envelope.source, envelope.message
         if source.role == SHARD and self._address.role == SHARD:
             self._streams.acknowledge(source, envelope.ack, now_ms)
-            if message is None or not self._streams.take(source, envelope.sequence):
+            if message is None or not self._takes_from(source) or not self._streams.take(source, envelope.sequence):
                 return
         if message is None:
             return
@@ -318,6 +318,11 @@ class Node:
                 self._blame(arrived, f"{name}: {error}", now_ms)
             return
         self._after(effects, now_ms)
+
+    def _takes_from(self, source: Address) -> bool:
+        """Whether the machine has room for another message of a peer; what it has not stays with the peer."""
+        takes_from: Callable[[Address], bool] | None = getattr(self.machine, "takes_from", None)
+        return takes_from is None or takes_from(source)
 
     def _handle(self, event: Event, now_ms: float) -> None:
         self._after(self.machine.handle(event, now_ms), now_ms)
@@ -395,7 +400,10 @@ class Node:
         self.stopped = effect.reason or "no reason given"
 
     def _note(self, effect: Note, now_ms: float) -> None:
-        log.log(_LEVELS.get(effect.level, logging.INFO), "%s", effect.text)
+        if effect.level == "warning":  # such as what a peer can make a machine say, again and again
+            self._complaints.add(effect.text, effect.text, now_ms)
+        else:
+            log.log(_LEVELS.get(effect.level, logging.INFO), "%s", effect.text)
         if self._state_store is not None:
             self._state_store.note(effect.level, effect.text)
 

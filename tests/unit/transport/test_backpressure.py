@@ -115,3 +115,16 @@ def test_a_flood_waits_in_the_senders_sockets(node, few) -> None:
     finally:
         tool.close()
         context.term()
+
+
+def test_what_a_machine_has_no_room_for_stays_with_the_peer(node) -> None:
+    """A shard that lacks a view takes no more than so much from a peer that has it, and then all of it, in order."""
+    (a, _), (b, machine_b) = node(A), node(B)
+    machine_b.takes_from = lambda source: len(machine_b.received) < 10
+    a.perform([Connect(B, b.links.endpoint)])
+    for number in range(30):
+        a.perform([Send(B, m.WindowAck(number))])
+    pump([a, b], lambda: a._streams.out(B).unacknowledged == 20)
+    machine_b.takes_from = lambda source: True
+    pump([a, b], lambda: len(machine_b.received) == 30)
+    assert [event.message.number for event in machine_b.received] == list(range(30))

@@ -537,6 +537,16 @@ def test_a_path_that_would_be_cut_off_is_refused() -> None:
         Links("ipc:///" + "x" * 107)
 
 
+def test_a_peer_cannot_fill_the_log_through_the_machine(node, raw, caplog) -> None:
+    shard, machine = node(A)
+    machine.on_received = lambda event: [Note("warning", f"{event.source}: dropped a WindowAck")]
+    raw.connect(shard.links.endpoint)
+    for number in range(50):
+        raw.send_multipart(wire.encode(m.WindowAck(number), (), WORKER, A))
+    pump([shard], lambda: len(machine.events) == 50)
+    assert 1 <= caplog.text.count("dropped a WindowAck") <= 3
+
+
 def test_complaints_of_one_kind_are_limited(caplog) -> None:
     complaints = Complaints()
     with caplog.at_level(logging.WARNING):
