@@ -338,6 +338,8 @@ class ShardStatus(Message, frozen=True):
     durable: dict[int, int]
     figures: dict[str, float]
     """For people: rows touched, bytes, rows still to repair, ..."""
+    missed: list[int] = []
+    """Members, by their number in the group, that have acknowledged no window of the sender for `link_timeout_ms`."""
 
 
 class WorkerStatus(Message, frozen=True):

@@ -67,6 +67,8 @@ class Unstable:
 
     waiting: set[int]
     marks: dict[int, int]
+    closed_ms: float
+    """In the time that passed while this process was awake."""
 
 
 @dataclass(slots=True)
@@ -105,6 +107,8 @@ class ShardMachine:
         self.base = 0
         self.state = ""
         self.now_ms = 0.0
+        self.awake_ms = 0.0
+        """Time that passed, less that in which this process stood still."""
         self.store: Store = None  # type: ignore[assignment]
         self.placement: Placement = None  # type: ignore[assignment]
         self.buffers: WindowBuffers = None  # type: ignore[assignment]
@@ -160,6 +164,7 @@ class ShardMachine:
         Raises one of BAD_CONTENT for a message of a server that does not fit; nothing of it is done then. Workers and
         tools are answered with a refusal.
         """
+        self.awake_ms += min(max(now_ms - self.now_ms, 0.0), float(self.config.heartbeat_ms))
         self.now_ms = now_ms
         self.effects = []
         if isinstance(event, Tick):
@@ -463,7 +468,7 @@ class ShardMachine:
             peer.begins, peer.ends = {}, []
         self.announces = False
         self._window_closed_ms, self._window_due_ms = self.now_ms, NEVER_MS
-        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks)
+        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks, self.awake_ms)
         self.window_number += 1
         self.settle_windows()
 
@@ -499,6 +504,11 @@ class ShardMachine:
                 done = True
         if done:
             self.settle_windows()
+
+    def missed(self) -> list[int]:
+        """Members that have had a window of mine for too long without a word."""
+        oldest_ms = self.awake_ms - self.config.link_timeout_ms
+        return sorted({shard for u in self.unstable.values() if u.closed_ms < oldest_ms for shard in u.waiting})
 
     def _acknowledge(self, peer: Peer) -> None:
         if peer.ack_due and peer.received is not None:
@@ -584,7 +594,7 @@ class ShardMachine:
         figures["classes_to_seed"] = float(self.seeding.incomplete())
         status = m.ShardStatus(
             self.process, self.view, self.state == UP, list(self.membership.reports.values()),
-            dict(self.marks), dict(self.durable), figures,
+            dict(self.marks), dict(self.durable), figures, self.missed(),
         )  # fmt: skip
         self.effects.append(Send(SCHEDULER_ADDRESS, status))
 

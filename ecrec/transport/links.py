@@ -303,11 +303,6 @@ class Links:
         self._routes.pop(to, None)
         return False
 
-    def waits(self, to: Address) -> bool:
-        """Whether so much waits on the connection to an incarnation that no more can be sent now."""
-        link = self._links.get(to)
-        return link is not None and not link.socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT
-
     def answer(self, route: bytes, parts: Sequence[Any]) -> bool:
         """Send to a connection of the inbox. False if it is gone, or does not read what waits for it."""
         if self._inbox is None or not route:
