@@ -14,6 +14,7 @@ from rich.live import Live
 
 from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError, EcrecError
 from ecrec.launch.environment import CURVE_DIR_HELP
+from ecrec.launch.kills import parse_interval
 from ecrec.launch.options import (
     DENSE_LEARNING_RATES,
     LEARNING_RATES,
@@ -79,6 +80,10 @@ def train(
     kill: Annotated[
         list[str] | None, typer.Option(help="ps:SHARD@STEP: SIGKILL to a server at a step; repeatable.")
     ] = None,
+    chaos_kill_every: Annotated[
+        str | None,
+        typer.Option(help="Like 10s: SIGKILL to a random server whenever all are whole and so long has passed."),
+    ] = None,
     report: Annotated[str | None, typer.Option(help="Write the report here, as JSON.")] = None,
     spares: Annotated[
         int | None, typer.Option(help="Idle servers that take a dead one's place; R of the code.")
@@ -116,6 +121,7 @@ def train(
         sync=sync,
         prefetch=prefetch,
         kills=tuple(kill or ()),
+        chaos_kill_every_s=parse_interval("--chaos-kill-every", chaos_kill_every) if chaos_kill_every else None,
         report=report,
         spares=spares,
         transport=transport,

@@ -59,6 +59,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Batches fetched ahead."""
     test_fraction: float = 0.2
     kills: tuple[str, ...] = ()
+    chaos_kill_every_s: float | None = None
+    """SIGKILL to a random server so often; None: never."""
     report: str | None = None
     spares: int | None = None
     """Idle servers that take the place of one that dies at once: a process takes a while to start, on a busy machine
@@ -137,6 +139,13 @@ def check_options(options: TrainOptions) -> list[str]:
         Placement(options.shards).check(code)
     except ConfigurationError as error:
         raise ConfigurationError(f"--shards {options.shards} --code {options.code}: {error}") from error
+    if options.chaos_kill_every_s is not None:
+        if code.r < 1:
+            raise ConfigurationError(f"--chaos-kill-every: code {options.code} stands no death")
+        if options.kills:
+            raise ConfigurationError(
+                "--chaos-kill-every and --kill: give one of them; together they could kill too many"
+            )
     for file in options.data:
         _check_readable(file)
     _check_writable(options.report)
