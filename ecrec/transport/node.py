@@ -125,7 +125,10 @@ class Node:
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> None:
-        """Go on until `request_stop` or a Stop effect; raises what `perform` raises."""
+        """Go on until `request_stop` or a Stop effect; raises what `perform` raises, and MemoryError.
+
+        After a MemoryError nothing that the machine holds may be used any more.
+        """
         while not (self._stopping or self.stopped):
             self.step(self._tick_ms)
 
@@ -305,6 +308,9 @@ class Node:
         event = Received(source, message, tuple(envelope.frames))
         try:
             effects = self.machine.handle(event, now_ms)
+        except MemoryError:
+            # It may have stopped in the middle: what this process holds counts no more. The code stands its death.
+            raise
         except Exception as error:
             # Whatever a message does to a machine, the server stays: others depend on it.
             name = type(message).__name__
