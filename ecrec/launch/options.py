@@ -43,6 +43,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     steps: int | None = None
     """None: as many as the data gives."""
     epochs: int = 1
+    seconds: float | None = None
+    """No step is begun after so long; None: no such end."""
     batch: int = 512
     dim: int = 64
     rows: int = 50_000
@@ -139,6 +141,10 @@ def check_options(options: TrainOptions) -> list[str]:
         Placement(options.shards).check(code)
     except ConfigurationError as error:
         raise ConfigurationError(f"--shards {options.shards} --code {options.code}: {error}") from error
+    if options.seconds is not None and not 0 < options.seconds < float("inf"):
+        raise ConfigurationError(f"--seconds {options.seconds}: must be a positive number")
+    if options.seconds is not None and options.sync and options.workers > 1:
+        raise ConfigurationError("--seconds with --sync: the workers would stop at different steps; give --steps")
     if options.chaos_kill_every_s is not None:
         if code.r < 1:
             raise ConfigurationError(f"--chaos-kill-every: code {options.code} stands no death")

@@ -227,8 +227,10 @@ def test_a_cut_network_between_two_servers(spread: Spread) -> None:
 def test_a_network_that_is_cut_for_a_moment_kills_nobody(spread: Spread) -> None:
     """TCP repeats what was lost; nobody is declared dead."""
     spread.start()
+    assert spread.worker
     for _ in range(2):
         spread.push(10)
+        spread.worker.until(lambda: spread.worker.machine.durable)
         spread.network.cut(spread.addresses[1], spread.addresses[3])
         spread.push(8)
         spread.network.mend(spread.addresses[1], spread.addresses[3])

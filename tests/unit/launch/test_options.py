@@ -35,6 +35,8 @@ def test_the_defaults_are_fine():
         ({"transport": "carrier-pigeon"}, "--transport"),
         ({"heartbeat_timeout_ms": 1}, "--heartbeat-timeout-ms 1"),
         ({"kills": ("ps:9@1",)}, "no shard 9"),
+        ({"seconds": 0.0}, "--seconds 0.0"),
+        ({"seconds": 5.0, "sync": True, "workers": 2}, "--seconds with --sync"),
         ({"chaos_kill_every_s": 5.0, "code": "4+0"}, "--chaos-kill-every: code 4.0 stands no death"),
         ({"chaos_kill_every_s": 5.0, "kills": ("ps:1@1",)}, "give one of them"),
         ({"kills": ("ps:1@9",), "steps": 5}, "only 5 steps"),
