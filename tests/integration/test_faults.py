@@ -376,6 +376,7 @@ def _without_memory(cluster: Cluster, limit: Callable[[subprocess.Popen[str]], N
         pushes += 1
         assert pushes < 200, "the limit was not felt"
     assert shards[2].wait() in ends, (shards[2].returncode, cluster.logs())
+    print("ended with", shards[2].returncode, "after", pushes, "pushes")
     cluster.push(10)
     cluster.whole({2: 2})
     cluster.check(pushes + 10)
