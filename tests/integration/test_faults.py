@@ -216,7 +216,8 @@ def test_a_cut_network_between_two_servers(spread: Spread) -> None:
     spread.network.cut(spread.addresses[1], spread.addresses[3])
     spread.shard("--spare")
     spread.push(30)  # more than may be in flight: only a replacement makes them durable
-    (ended,) = [shard for shard in (1, 3) if shards[shard].poll() is not None]
+    state = spread.wait(lambda state: any(state.shards[shard].epoch == 2 for shard in (1, 3)))
+    (ended,) = [shard for shard in (1, 3) if state.shards[shard].epoch == 2]
     assert shards[ended].wait(DEADLINE_S) == 3
     spread.push(20)
     spread.whole({ended: 2})
