@@ -14,6 +14,7 @@ from rich.live import Live
 
 from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError, EcrecError
 from ecrec.launch.environment import CURVE_DIR_HELP
+from ecrec.launch.kills import parse_interval
 from ecrec.launch.options import (
     DENSE_LEARNING_RATES,
     LEARNING_RATES,
@@ -66,6 +67,7 @@ def train(
     workers: Annotated[int, typer.Option(help="Worker processes.")] = DEFAULTS.workers,
     steps: Annotated[int | None, typer.Option(help="Steps of each worker; as many as the data gives.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = DEFAULTS.epochs,
+    seconds: Annotated[float | None, typer.Option(help="Begin no step after so long.")] = None,
     batch: Annotated[int, typer.Option(help="Examples in a step, over all workers.")] = DEFAULTS.batch,
     dim: Annotated[int, typer.Option(help="Floats in an embedding vector.")] = DEFAULTS.dim,
     rows: Annotated[int, typer.Option(help="Hash buckets a table.")] = DEFAULTS.rows,
@@ -84,6 +86,10 @@ def train(
     prefetch: Annotated[int, typer.Option(help="Batches whose rows are fetched ahead.")] = DEFAULTS.prefetch,
     kill: Annotated[
         list[str] | None, typer.Option(help="ps:SHARD@STEP: SIGKILL to a server at a step; repeatable.")
+    ] = None,
+    chaos_kill_every: Annotated[
+        str | None,
+        typer.Option(help="Like 10s: SIGKILL to a random server whenever all are whole and so long has passed."),
     ] = None,
     report: Annotated[str | None, typer.Option(help="Write the report here, as JSON.")] = None,
     spares: Annotated[
@@ -112,6 +118,7 @@ def train(
         workers=workers,
         steps=steps,
         epochs=epochs,
+        seconds=seconds,
         batch=batch,
         dim=dim,
         rows=rows,
@@ -125,6 +132,7 @@ def train(
         sync=sync,
         prefetch=prefetch,
         kills=tuple(kill or ()),
+        chaos_kill_every_s=parse_interval("--chaos-kill-every", chaos_kill_every) if chaos_kill_every else None,
         report=report,
         spares=spares,
         transport=transport,

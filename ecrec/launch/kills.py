@@ -1,5 +1,7 @@
 """Which shards are to be killed, and when: decisions only, no processes."""
 
+import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -61,6 +63,41 @@ def check_kills(
                 f"the code stands (r = {tolerance}): data will be lost, and {then}"
             )
     return warnings
+
+
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0}
+
+
+def parse_interval(option: str, text: str) -> float:
+    """``"10s"``, ``"500ms"`` or ``"2m"`` in seconds. Raises ConfigurationError for anything else, naming the option."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m)", text)
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise ConfigurationError(f"{option} {text!r}: expected a time like 10s, 500ms or 2m, more than 0")
+    return seconds
+
+
+class ChaosSchedule:
+    """A random shard each time that the cluster is whole and ``every_s`` have passed; the seed gives the order."""
+
+    def __init__(self, every_s: float, seed: int) -> None:
+        self._every_s = every_s
+        self._random = random.Random(seed)
+        self._killed: dict[int, int] = {}
+        self._last_s: float | None = None
+
+    def due(self, now_s: float, standing: Mapping[int, Standing]) -> int | None:
+        """The shard to kill now, or None; it counts as killed. The first call starts the clock."""
+        if self._last_s is None:
+            self._last_s = now_s
+        if now_s - self._last_s < self._every_s or not standing:
+            return None
+        # The news may be older than the last kill.
+        if any(now.state != UP or now.epoch <= self._killed.get(shard, -1) for shard, now in standing.items()):
+            return None
+        shard = self._random.choice(sorted(standing))
+        self._last_s, self._killed[shard] = now_s, standing[shard].epoch
+        return shard
 
 
 class KillSchedule:

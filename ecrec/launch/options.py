@@ -49,6 +49,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     steps: int | None = None
     """None: as many as the data gives."""
     epochs: int = 1
+    seconds: float | None = None
+    """No step is begun after so long; None: no such end."""
     batch: int = 512
     dim: int = 64
     rows: int = 50_000
@@ -65,6 +67,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Batches fetched ahead."""
     test_fraction: float = 0.2
     kills: tuple[str, ...] = ()
+    chaos_kill_every_s: float | None = None
+    """SIGKILL to a random server so often; None: never."""
     report: str | None = None
     spares: int | None = None
     """Idle servers that take the place of one that dies at once: a process takes a while to start, on a busy machine
@@ -145,6 +149,17 @@ def check_options(options: TrainOptions) -> list[str]:
         Placement(options.shards).check(code)
     except ConfigurationError as error:
         raise ConfigurationError(f"--shards {options.shards} --code {options.code}: {error}") from error
+    if options.seconds is not None and not 0 < options.seconds < float("inf"):
+        raise ConfigurationError(f"--seconds {options.seconds}: must be a positive number")
+    if options.seconds is not None and options.sync and options.workers > 1:
+        raise ConfigurationError("--seconds with --sync: the workers would stop at different steps; give --steps")
+    if options.chaos_kill_every_s is not None:
+        if code.r < 1:
+            raise ConfigurationError(f"--chaos-kill-every: code {options.code} stands no death")
+        if options.kills:
+            raise ConfigurationError(
+                "--chaos-kill-every and --kill: give one of them; together they could kill too many"
+            )
     for file in options.data:
         _check_readable(file)
     _check_writable(options.report)

@@ -18,7 +18,7 @@ import ecrec
 from ecrec.errors import ClusterError, DataLostError
 from ecrec.launch.children import Child, Ended, Line
 from ecrec.launch.cluster import ClusterSettings, LocalCluster
-from ecrec.launch.kills import KillSchedule
+from ecrec.launch.kills import ChaosSchedule, KillSchedule, Standing
 from ecrec.launch.options import TrainOptions
 from ecrec.launch.progress import ProgressView
 from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, loss_entries, lost_updates
@@ -54,6 +54,8 @@ class TrainingRun:
         self._run_dir = run_dir
         self._progress = progress
         self._schedule = KillSchedule(options.kill_list, options.code_spec.r)
+        every_s = options.chaos_kill_every_s
+        self._chaos = None if every_s is None else ChaosSchedule(every_s, options.seed)
         self._workers: dict[Child, int] = {}
         self._steps: list[Step] = []
         self._first_rows: list[FirstRow] = []
@@ -134,9 +136,16 @@ class TrainingRun:
             for shard, now in watch.standing.items()
         }
         for kill in self._schedule.due(self._step, standing):
-            at = cluster.kill(standing[kill.shard].endpoint)
-            self._kills.append(KillDone(at, kill.shard, kill.step))
-            self._progress.say(f"step {self._step}: SIGKILL to ps {kill.shard}")
+            self._kill(cluster, standing, kill.shard, kill.step)
+        if self._chaos is not None and self._step:
+            shard = self._chaos.due(time.monotonic(), standing)
+            if shard is not None:
+                self._kill(cluster, standing, shard, self._step)
+
+    def _kill(self, cluster: LocalCluster, standing: Mapping[int, Standing], shard: int, step: int) -> None:
+        at = cluster.kill(standing[shard].endpoint)
+        self._kills.append(KillDone(at, shard, step))
+        self._progress.say(f"step {self._step}: SIGKILL to ps {shard}")
 
     def _on_event(self, rank: int, event: Mapping[str, Any]) -> None:
         kind = event.get("event")

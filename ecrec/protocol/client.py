@@ -57,7 +57,8 @@ from ecrec.protocol.messages import (
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX, TableSpec
 
 RESEND_BACKOFF_MAX = 8
-"""A shard that stays silent is sent things again ever more slowly, down to once in resend_ms times this."""
+"""A shard that stays silent is sent things again ever more slowly, down to once in resend_ms times this: everything at
+first, then the oldest request alone, so that copies do not pile up before a shard that hangs."""
 
 GROUPS_MAX = 1 << 16
 """More coding groups than there are workers for; bounds what a damaged view can cost."""
@@ -312,8 +313,8 @@ class ClientMachine:
                 if shard.quiet_ms >= self.config.heartbeat_ms:
                     effects += self._greet(number, shard)
             elif shard.kept and shard.greeted and shard.quiet_ms >= self.config.resend_ms * shard.patience:
+                effects += self._resend(number, shard, oldest_alone=shard.patience > 1)
                 shard.patience = min(2 * shard.patience, RESEND_BACKOFF_MAX)
-                effects += self._resend(number, shard)
         return effects
 
     # ------------------------------------------------------------------ from the scheduler
@@ -453,6 +454,9 @@ class ClientMachine:
         # Only an answer to the oldest request counts: a shard that acknowledges pushes may still never have
         # seen a pull that was lost with a connection.
         if not shard.kept or shard.kept[0] is not oldest:
+            if shard.patience > 2 and shard.greeted:
+                # What it answered may have been a lone copy.
+                effects += self._resend(event.source.id, shard)
             shard.quiet_ms, shard.patience = 0.0, 1
         return effects
 
@@ -533,9 +537,9 @@ class ClientMachine:
             message = Pull(kept.request, kept.after, kept.flag, kept.sections)
         return Send(Address(SHARD, number, shard.epoch), message, kept.frames)
 
-    def _resend(self, number: int, shard: _Shard) -> list[Effect]:
+    def _resend(self, number: int, shard: _Shard, oldest_alone: bool = False) -> list[Effect]:
         shard.quiet_ms = 0.0
-        return [self._send(number, shard, kept) for kept in shard.kept]
+        return [self._send(number, shard, kept) for kept in (shard.kept[:1] if oldest_alone else shard.kept)]
 
     def _greet(self, number: int, shard: _Shard) -> list[Effect]:
         if self.role != WORKER:

@@ -30,6 +30,10 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The same while more shards are silent, or not whole, than the code stands: to declare so many dead is to declare
     data lost, and a machine without time for its processes looks just like that."""
 
+    link_timeout_ms: int = 4000
+    """A member that acknowledged no window of another for so long is cut off from it, although the scheduler hears
+    both: one of them is to be replaced, because no push can become durable. Far above what a slow shard takes."""
+
     reconnect_grace_ms: int = 150
     """A closed connection that does not come back within this time means death, before the heartbeat does."""
 

@@ -425,6 +425,8 @@ class ShardStatus(Message, frozen=True):
     """For people: rows touched, bytes, rows still to repair, ..."""
     reinitialised: dict[int, dict[int, int]] = {}
     """View -> table -> rows that were not yet repaired and became initial records."""
+    missed: list[int] = []
+    """Members, by their number in the group, that have acknowledged no window of the sender for `link_timeout_ms`."""
 
 
 class WorkerStatus(Message, frozen=True):

@@ -32,6 +32,8 @@ CANDIDATES_MAX = 4096
 """Processes that wait for a place; bounds what invented ones can cost until they are forgotten."""
 CLIENTS_MAX = 1 << 17
 """Workers and tools that were heard of lately."""
+CREATING_MAX = 1 << 16
+"""Requests for tables that are not everywhere yet; they are repeated by whoever waits."""
 TABLES_MAX = 65_535
 """Keys have 16 bits for the table."""
 
@@ -699,12 +701,34 @@ class SchedulerMachine:
             for shard, silent_ms in silent.items():
                 if silent_ms > patience_ms:
                     self._down(number, shard, f"silent for {silent_ms:.0f} ms, {patience_ms} are allowed")
+            self._part_those_cut_off(number, group)
         for process, candidate in list(self.candidates.items()):
             if self.now_ms - candidate.heard_ms > timeout_ms:
                 del self.candidates[process]
         for key, client in list(self.clients.items()):
             if self.now_ms - client.heard_ms > 10 * timeout_ms:
                 del self.clients[key]
+
+    def _part_those_cut_off(self, number: int, group: Group) -> None:
+        """Replace one of two members that do not reach each other, unless data would be lost by it."""
+        accusations = set()
+        for shard, place in enumerate(group.places):
+            contact = self.contacts.get((number, shard))
+            if place.state == DOWN or contact is None or contact.status is None:
+                continue
+            for other in contact.status.missed:
+                accused = group.places[other] if 0 <= other < self.state.n and other != shard else None
+                # What it says of an incarnation before this one counts no more.
+                if accused and accused.state != DOWN and accused.start and contact.status.view >= accused.start.number:
+                    accusations.add((shard, other))
+        whole = {shard for shard, place in enumerate(group.places) if place.state == UP}
+        victim = cut_off(accusations, whole)
+        if victim is None or group.lost or self.state.n - len(whole - {victim}) > self._tolerance():
+            return
+        others = sorted({a if b == victim else b for a, b in accusations if victim in (a, b)})
+        names = ", ".join(str(number * self.state.n + shard) for shard in others)
+        reason = f"it and shard(s) {names} have not heard each other for {self.config.link_timeout_ms} ms"
+        self._down(number, victim, reason)
 
     # ------------------------------------------------------------------ tables
     def _on_create_table(self, source: Address, message: m.CreateTable) -> None:
@@ -737,7 +761,7 @@ class SchedulerMachine:
             self._changed = True
         if self._table_ready(known):
             self.effects.append(Send(source, m.TableReady(message.request, known)))
-        else:
+        elif len(self.creating) < CREATING_MAX:
             self.creating[source, message.request] = known
 
     def _leave_initial(self, group: Group, code: CodeSpec) -> None:
@@ -816,6 +840,22 @@ class SchedulerMachine:
             self.state.losses, self.state.rows_reinitialised, self.state.updates_damaged,
         )  # fmt: skip
         self.effects.append(Send(source, state))
+
+
+def cut_off(accusations: set[tuple[int, int]], whole: set[int]) -> int | None:
+    """Whom to replace, given who has not heard whom (accuser, accused), and who is whole; None if nobody is missed.
+
+    The one with whom most have lost touch; among equals rather one that is not whole, then the one that more accuse.
+    """
+    if not accusations:
+        return None
+
+    def rank(shard: int) -> tuple[int, bool, int, int]:
+        partners = {a if b == shard else b for a, b in accusations if shard in (a, b)}
+        accusers = sum(accused == shard for _, accused in accusations)
+        return len(partners), shard not in whole, accusers, shard
+
+    return max({shard for pair in accusations for shard in pair}, key=rank)
 
 
 def spec_bytes(spec: TableSpec) -> float:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ecrec.protocol.shard import ShardMachine
 
 ALL_CLASSES = 2**64 - 1
+SCRUBS_MAX = 64
+"""Scrubs that a shard leads at a time; each keeps a copy of parity rows. `ecrec verify` asks for one at a time."""
 
 
 class Syndromes(NamedTuple):
@@ -84,6 +86,9 @@ class Scrubs:
                 known.request = message.request  # it lost patience, and is told when it is done
             else:
                 self._busy(tool, message.request, "another scrub of these stripes goes on")
+            return
+        if len(self.running) >= SCRUBS_MAX:
+            self._busy(tool, message.request, f"{len(self.running)} scrubs are under way here")
             return
         stripe = classes[class_id]
         members = [machine.peers[shard] for shard in stripe.data + stripe.parity]

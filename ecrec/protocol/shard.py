@@ -28,6 +28,13 @@ from ecrec.protocol.seeding import Seeding
 SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
 PULLS_WAITING_MAX = 1024
 """Pulls of one worker that wait for a push or for lost rows; a session has a few."""
+PULLS_WAITING_ALL_MAX = 1 << 16
+"""The same of all workers and tools, of which anybody can invent some."""
+HELD_MAX = 4096
+"""Messages of one peer that wait for a view; no more are taken from its stream until the view comes. It waits for
+acknowledgements meanwhile, so that it sends little more than its windows in flight, and repairs asked again."""
+EARLY_MAX = 4096
+"""Messages to a process without a place. What a peer sends to one that is being placed waits in the transport."""
 NEVER_MS = float("inf")
 FIGURES_MS = 500.0
 """How often the figures for people are counted anew; counting scans bitmaps."""
@@ -63,6 +70,8 @@ class Unstable:
 
     waiting: set[int]
     marks: dict[int, int]
+    closed_ms: float
+    """In the time that passed while this process was awake."""
 
 
 @dataclass(slots=True)
@@ -101,6 +110,8 @@ class ShardMachine:
         self.base = 0
         self.state = ""
         self.now_ms = 0.0
+        self.awake_ms = 0.0
+        """Time that passed, less that in which this process stood still."""
         self.store: Store = None  # type: ignore[assignment]
         self.placement: Placement = None  # type: ignore[assignment]
         self.buffers: WindowBuffers = None  # type: ignore[assignment]
@@ -159,6 +170,7 @@ class ShardMachine:
         Raises one of BAD_CONTENT for a message of a server that does not fit; nothing of it is done then. Workers and
         tools are answered with a refusal.
         """
+        self.awake_ms += min(max(now_ms - self.now_ms, 0.0), float(self.config.heartbeat_ms))
         self.now_ms = now_ms
         self.effects = []
         if isinstance(event, Tick):
@@ -171,6 +183,11 @@ class ShardMachine:
             self._send_status()
         effects, self.effects = self.effects, []
         return effects
+
+    def takes_from(self, source: Address) -> bool:
+        """False while so much of a peer waits for a view that the transport is to leave the rest with it."""
+        peer = self.peers.get(source.id - self.base)
+        return peer is None or len(peer.held) < HELD_MAX
 
     def _on_received(self, event: Received) -> None:
         role = event.source.role
@@ -196,7 +213,8 @@ class ShardMachine:
         """Take a peer's message, or hold it until its view is here, and then all that comes behind it."""
         source = event.source
         if not self.state:
-            self.early.append(event)
+            if len(self.early) < EARLY_MAX:
+                self.early.append(event)
             return
         peer = self.peers.get(source.id - self.base)
         handler = self._from_shards.get(type(event.message))
@@ -378,6 +396,8 @@ class ShardMachine:
         waiting = [q.pull.request for q in self.pulls if q.source == source]
         if len(waiting) >= PULLS_WAITING_MAX:
             self.reply(source, m.PullRefused(pull.request, f"{len(waiting)} pulls of this worker wait already"))
+        elif len(self.pulls) >= PULLS_WAITING_ALL_MAX:
+            self.reply(source, m.PullRefused(pull.request, f"{len(self.pulls)} pulls wait already"))
         elif pull.request not in waiting:
             self.pulls.append(QueuedPull(source, pull, sections))
 
@@ -457,7 +477,7 @@ class ShardMachine:
             peer.begins, peer.ends = {}, []
         self.announces = False
         self._window_closed_ms, self._window_due_ms = self.now_ms, NEVER_MS
-        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks)
+        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks, self.awake_ms)
         self.window_number += 1
         self.settle_windows()
 
@@ -493,6 +513,11 @@ class ShardMachine:
                 done = True
         if done:
             self.settle_windows()
+
+    def missed(self) -> list[int]:
+        """Members that have had a window of mine for too long without a word."""
+        oldest_ms = self.awake_ms - self.config.link_timeout_ms
+        return sorted({shard for u in self.unstable.values() if u.closed_ms < oldest_ms for shard in u.waiting})
 
     def _acknowledge(self, peer: Peer) -> None:
         if peer.ack_due and peer.received is not None:
@@ -580,7 +605,7 @@ class ShardMachine:
         figures["classes_to_seed"] = float(self.seeding.incomplete())
         status = m.ShardStatus(
             self.process, self.view, self.state == UP, list(self.membership.reports.values()),
-            dict(self.marks), dict(self.durable), figures, dict(self.repairs.reinitialised),
+            dict(self.marks), dict(self.durable), figures, dict(self.repairs.reinitialised), self.missed(),
         )  # fmt: skip
         self.effects.append(Send(SCHEDULER_ADDRESS, status))
 

@@ -3,6 +3,7 @@
 Its events are ``step``, ``first_row`` and, at the end, ``done``. `ecrec.launch.train_worker` is the program.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 7
     prefetch: int = 1
     """Batches whose rows are fetched ahead."""
+    seconds: float | None = None
+    """No batch is begun after so long."""
     threads: int | None = None
     timeout_s: float = 60.0
 
@@ -158,6 +161,9 @@ def _train(
     told: set[tuple[int, int]] = set()
     begin = time.monotonic()
     work_items = _work(config, session, data)
+    if config.seconds is not None:
+        end = begin + config.seconds
+        work_items = itertools.takewhile(lambda work: time.monotonic() < end, work_items)
     steps = session.prefetch(work_items, sparse, dense, features=_features, depth=config.prefetch)
     for step, work in enumerate(steps, 1):
         loss = 0.0

@@ -1,7 +1,7 @@
 import pytest
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.kills import Kill, KillSchedule, Standing, check_kills, parse_kill
+from ecrec.launch.kills import ChaosSchedule, Kill, KillSchedule, Standing, check_kills, parse_interval, parse_kill
 
 
 def cluster(**changes):
@@ -89,3 +89,43 @@ def test_kills_beyond_the_code_are_done_when_they_were_asked_for():
     assert KillSchedule([Kill(1, 5)], tolerance=0).due(5, cluster()) == [Kill(1, 5)]
     schedule = KillSchedule([Kill(1, 5), Kill(3, 5)], tolerance=1)
     assert schedule.due(5, cluster()) == [Kill(1, 5), Kill(3, 5)]
+
+
+# ------------------------------------------------------------------ chaos
+@pytest.mark.parametrize(("text", "seconds"), [("10s", 10.0), ("500ms", 0.5), ("2m", 120.0), ("1.5s", 1.5)])
+def test_an_interval_is_read(text, seconds):
+    assert parse_interval("--x", text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "10", "s", "0s", "-1s", "1h", "1e3s", "10 s", "nan", "infs", "9" * 400 + "s"])
+def test_an_interval_that_is_none_is_refused(text):
+    with pytest.raises(ConfigurationError, match=r"--x .*expected a time like 10s"):
+        parse_interval("--x", text)
+
+
+def test_chaos_waits_for_the_interval_and_for_a_whole_cluster():
+    chaos = ChaosSchedule(10.0, seed=1)
+    assert chaos.due(100.0, cluster()) is None
+    assert chaos.due(109.9, cluster()) is None
+    assert chaos.due(110.0, cluster(s2=Standing(1, "recovering"))) is None
+    assert chaos.due(110.0, {}) is None
+    first = chaos.due(110.5, cluster())
+    assert first in range(5)
+    assert chaos.due(121.0, cluster()) is None, "the news is from before the kill"
+    replaced = {f"s{first}": Standing(2, "recovering")}
+    assert chaos.due(122.0, cluster(**replaced)) is None
+    assert chaos.due(123.0, cluster(**{f"s{first}": Standing(2, "up")})) in range(5)
+
+
+def test_the_seed_gives_the_order_and_every_shard_has_its_turn():
+    def order(seed):
+        chaos, standing = ChaosSchedule(1.0, seed), cluster()
+        chaos.due(0.0, standing)
+        shards = []
+        for now in range(1, 101):
+            shards.append(chaos.due(float(now), standing))
+            standing[shards[-1]] = Standing(standing[shards[-1]].epoch + 1, "up")
+        return shards
+
+    assert order(3) == order(3) != order(4)
+    assert set(order(3)) == set(range(5))
