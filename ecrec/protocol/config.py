@@ -57,3 +57,7 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     resend_ms: int = 500
     """A worker sends what a shard has not answered for so long again; the shard drops what it has."""
+
+    lease_timeout_ms: int = 15_000
+    """A worker that was silent for so long is over, and its splits go to others. It reports only while it waits for
+    shards: a step must not take so long. What a worker that is started again has left goes on without waiting."""

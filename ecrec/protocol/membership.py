@@ -38,6 +38,7 @@ class Membership:
             m.ShardUp: self._on_up,
             m.ShardWhole: self._on_whole,
             m.TableAdded: self._on_table,
+            m.WorkerFenced: self._on_worker_fenced,
             m.DataLost: self._on_lost,
         }
 
@@ -78,7 +79,7 @@ class Membership:
                 listed = sorted(member.shard for member in view.members)
                 if not 1 <= n <= SHARDS_IN_GROUP_MAX or listed != list(range(n)) or view.window < 0:
                     raise ValueError(f"Start: {len(view.members)} members, window {view.window}, in a group of {n}")
-            elif isinstance(view, m.TableAdded | m.DataLost):
+            elif isinstance(view, m.TableAdded | m.WorkerFenced | m.DataLost):
                 continue
             else:
                 shards = [view.shard]
@@ -110,6 +111,7 @@ class Membership:
         machine.buffers = WindowBuffers(machine.store)
         machine.state = RECOVERING if start.recovering else UP
         machine.marks, machine.durable = dict(start.marks), dict(start.marks)
+        machine.fenced = dict(start.fenced)
         machine.window_number, machine.stable = start.window + 1, start.window
         for member in start.members:
             peer = Peer(member.shard, member.epoch, member.state, member.endpoint)
@@ -233,6 +235,9 @@ class Membership:
         machine.placement.add(view.table.code)
         machine.dims.append(view.table.dim)
         machine.seeding.table_added()
+
+    def _on_worker_fenced(self, view: m.WorkerFenced) -> None:
+        self.machine.fence_worker(view.worker, view.epoch)
 
     def _on_lost(self, view: m.DataLost) -> None:
         self.machine.note("error", view.reason)

@@ -23,6 +23,17 @@ WORKERS_MAX = 1 << 16
 """Workers are numbered below this; bounds what invented ones can cost."""
 
 
+CURSOR_BITS = 32
+"""A cursor says how far a worker is in the splits that it leases: number of the lease << CURSOR_BITS, plus the examples
+of its split that are done. Leases are numbered over all workers, and a worker takes its own in order, so that its
+cursor only rises."""
+
+
+def cursor_key(worker: int) -> int:
+    """Where watermarks have a worker's cursor: beside the number of its last push, and raised with it."""
+    return WORKERS_MAX + worker
+
+
 class Address(NamedTuple):
     """One life of a member. Shards are numbered over all groups: group * n + number in the group."""
 
@@ -45,7 +56,7 @@ class Window(Message, frozen=True, gc=False):
     number: int
     stable: int
     marks: dict[int, int]
-    """Watermarks that this window raises: worker -> push."""
+    """Watermarks that this window raises: worker -> push, and `cursor_key` of the worker -> its cursor."""
     begins: dict[int, int]
     """Classes whose seeding begins before the rows of this window: class -> round."""
     ends: list[int]
@@ -175,6 +186,8 @@ class Push(Message, frozen=True, gc=False):
     """0, or how many workers' pushes of this number are applied as one sum."""
     assign: bool
     sections: list[Section]
+    cursor: int = 0
+    """Of the worker with this push done; 0: the push is no part of a leased split."""
 
 
 class PushAck(Message, frozen=True, gc=False):
@@ -269,6 +282,8 @@ class Start(View, frozen=True):
     lost: str
     """Not empty: data was lost, and this is what."""
     config: ProtocolConfig
+    fenced: dict[int, int] = {}
+    """Worker -> newest epoch of it that is over."""
 
 
 class ShardDown(View, frozen=True):
@@ -299,13 +314,20 @@ class TableAdded(View, frozen=True):
     table: TableSpec
 
 
+class WorkerFenced(View, frozen=True):
+    """A worker's life is over: nothing is taken from it any more, and its splits are handed on."""
+
+    worker: int
+    epoch: int
+
+
 class DataLost(View, frozen=True):
     """More shards are gone than the code can stand."""
 
     reason: str
 
 
-AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost
+AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | WorkerFenced | DataLost
 
 
 # ------------------------------------------------------------------ members and the scheduler; any may be lost
@@ -349,6 +371,8 @@ class WorkerStatus(Message, frozen=True):
     process: str
     views: list[int]
     figures: dict[str, float]
+    cursor: int = 0
+    """How far its leases are done and durable; a heartbeat renews them all."""
 
 
 class Views(Message, frozen=True):
@@ -379,6 +403,44 @@ class Refused(Message, frozen=True):
     reason: str
 
 
+class Dataset(msgspec.Struct, frozen=True, array_like=True):
+    """What is to be trained on, as the scheduler knows it: examples 0 <= i < end, over all passes, in splits.
+
+    Example i is example ``i % examples`` of pass ``i // examples``; no split goes over the end of a pass.
+    """
+
+    name: str
+    examples: int
+    """Of one pass."""
+    end: int
+    """Of all passes; the last one may end early."""
+    split_examples: int
+    """Of a split, at most."""
+
+
+class LeaseSplit(Message, frozen=True):
+    """A worker asks for one more split. Repeated with the same number until it is answered."""
+
+    request: int
+    dataset: Dataset
+
+
+class Leased(Message, frozen=True):
+    """Examples first <= i < last of the data set are the worker's, under this number."""
+
+    request: int
+    lease: int
+    first: int
+    last: int
+
+
+class NoSplit(Message, frozen=True):
+    """There is none: all examples are trained on (``finished``), or others still have the rest."""
+
+    request: int
+    finished: bool
+
+
 class ClusterQuery(Message, frozen=True):
     request: int
 
@@ -403,6 +465,24 @@ class ShardFigures(msgspec.Struct, frozen=True):
     figures: dict[str, float]
 
 
+class DatasetFigures(msgspec.Struct, frozen=True, array_like=True):
+    """How far a data set is."""
+
+    dataset: Dataset
+    trained: int
+    """Examples whose push is durable on all shards, each counted once."""
+    repeated: int
+    """Examples of dead workers' batches that some shards had and others had not, and that were leased again."""
+    splits: int
+    """Leases granted."""
+    handed_on: int
+    """Of them, those of a split that another life of a worker had begun or held."""
+    deaths: int
+    """Lives of workers that ended with a lease."""
+    leased: int
+    """Leases that are out now."""
+
+
 class ClusterState(Message, frozen=True):
     """Answer to ClusterQuery; shards are numbered over all groups."""
 
@@ -416,6 +496,9 @@ class ClusterState(Message, frozen=True):
     history: list[HistoryEntry]
     spares: int
     lost: str
+    datasets: list[DatasetFigures] = []
+    fenced: dict[int, int] = {}
+    """Worker -> newest epoch of it that is over."""
 
 
 AnyMessage: TypeAlias = (
@@ -449,6 +532,9 @@ AnyMessage: TypeAlias = (
     | Fenced
     | CreateTable
     | TableReady
+    | LeaseSplit
+    | Leased
+    | NoSplit
     | Refused
     | ClusterQuery
     | ClusterState

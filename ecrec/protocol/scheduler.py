@@ -16,6 +16,7 @@ from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Connect, Disconnect, Disconnected, Effect, Event, Note, Persist, Received, Send, Tick
+from ecrec.protocol.leases import Leases, LeaseState
 from ecrec.protocol.messages import DOWN, RECOVERING, SCHEDULER, SHARD, TOOL, UP, WORKER, Address
 from ecrec.protocol.placement import Placement, TableSpec
 
@@ -77,6 +78,7 @@ class State(msgspec.Struct):
     workers: dict[int, tuple[int, str]] = {}
     """Worker -> its epoch and process."""
     history: list[m.HistoryEntry] = []
+    leases: LeaseState = msgspec.field(default_factory=LeaseState)
 
 
 @dataclass(slots=True)
@@ -134,6 +136,7 @@ def read_state(data: bytes) -> State:
                 f"scheduler state: group {number} has {len(group.places)} places, {len(group.table_views)} table views "
                 f"and settlements of {sorted(group.settlements)}; expected {state.n}, {len(state.tables)} and shards"
             )
+    state.leases.check(len(state.groups))
     return state
 
 
@@ -165,11 +168,13 @@ class SchedulerMachine:
         self.effects: list[Effect] = []
         self._resumed = state is None
         self._changed = False
+        self.leases = Leases(self)
         self._handlers: dict[type, Callable[[Address, Any], None]] = {
             m.Register: self._on_register,
             m.ShardStatus: self._on_shard_status,
             m.WorkerStatus: self._on_worker_status,
             m.CreateTable: self._on_create_table,
+            m.LeaseSplit: self.leases.on_lease_split,
             m.ClusterQuery: self._on_query,
         }
 
@@ -194,6 +199,7 @@ class SchedulerMachine:
             self._on_tick()
         for number in range(len(self.state.groups)):
             self._advance(number)
+        self.leases.advance()
         self._send_views()
         effects, self.effects = self.effects, []
         if self._changed:
@@ -228,6 +234,17 @@ class SchedulerMachine:
         group.views.append(view)
         del group.views[:-VIEWS_KEPT_MAX]
         self._changed = True
+
+    def changed(self) -> None:
+        """The state must be persisted before anything else is said."""
+        self._changed = True
+
+    def announce_fence(self, group: Group, worker: int, epoch: int) -> int:
+        """Number of the view that tells a group that a life of a worker is over; 0 for one that has not started."""
+        if not group.view:
+            return 0
+        self._add_view(group, m.WorkerFenced(self._next_view(group), worker, epoch))
+        return group.view
 
     def _next_view(self, group: Group) -> int:
         group.view += 1
@@ -370,7 +387,7 @@ class SchedulerMachine:
         unsettled = [members[s] for s, settlement in group.settlements.items() if settlement.view < 0]
         place.start = m.Start(
             view, number, len(self.state.groups), self.state.n, shard, place.epoch, recovering, window, marks,
-            members, list(self.state.tables), unsettled, "", self.config,
+            members, list(self.state.tables), unsettled, "", self.config, self.leases.fenced(),
         )  # fmt: skip
         self.contacts[number, shard] = Contact(self.now_ms)
         self.effects.append(Connect(self._address(number, shard), place.endpoint))
@@ -508,10 +525,17 @@ class SchedulerMachine:
                     reason = f"worker {source.id} has been started again (epoch {known})"
                     self.effects.append(Send(source, m.Fenced(reason)))
                     return
+                self.leases.fence(source.id, known, "it has been started again")
                 known += 1
                 self.state.workers[source.id] = known, status.process
                 self._changed = True
+            elif self.leases.is_fenced(source.id, known):
+                reason = f"epoch {known} of worker {source.id} is over, and its splits are another's: start it again"
+                self.effects.append(Send(source, m.Fenced(reason)))
+                return
             epoch = known
+            if source.epoch == epoch:
+                self.leases.heard(source, epoch, status.cursor)
         elif source.role != TOOL:
             return
         groups = len(self.state.groups)
@@ -526,7 +550,9 @@ class SchedulerMachine:
         timeout_ms = self.config.heartbeat_timeout_ms
         pause_ms = 0.0 if self._ticked_ms is None else self.now_ms - self._ticked_ms
         self._ticked_ms = self.now_ms
-        if pause_ms > timeout_ms / 2:
+        stood_still = pause_ms > timeout_ms / 2
+        self.leases.on_tick(pause_ms if stood_still else 0.0)
+        if stood_still:
             # it was I, or the whole machine, that stood still: what was silent meanwhile says nothing
             for contact in self.contacts.values():
                 contact.heard_ms += pause_ms
@@ -648,6 +674,7 @@ class SchedulerMachine:
         state = m.ClusterState(
             message.request, self.state.n, len(self.state.groups), [g.view for g in self.state.groups], shards, workers,
             self.state.tables, self.state.history, len(self.candidates), "; ".join(_nonempty(self.state.groups)),
+            self.leases.figures(), self.leases.fenced(),
         )  # fmt: skip
         self.effects.append(Send(source, state))
 
