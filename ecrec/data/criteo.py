@@ -202,7 +202,7 @@ class CriteoDataset:
     def train_range(self, first: int, last: int, batch_size: int) -> Iterator[Batch]:
         """Rows [first, last) of the training part, in batches.
 
-        Where the rows are not kept in memory, a range that begins behind the one before is read on from there; any other
+        Where the rows are not kept in memory, a range behind the one before is read on from there; any other
         opens the files again. Raises ValueError for rows that are not there.
         """
         for start, stop in range_batches(first, last, self._train_rows, batch_size):

@@ -77,7 +77,7 @@ def train(
     sync: Annotated[bool, typer.Option("--sync", help="Sum the gradients of all workers in each step.")] = False,
     prefetch: Annotated[int, typer.Option(help="Batches whose rows are fetched ahead.")] = DEFAULTS.prefetch,
     kill: Annotated[
-        list[str] | None, typer.Option(help="ps:SHARD@STEP: SIGKILL to a server at a step; repeatable.")
+        list[str] | None, typer.Option(help="ps:SHARD@STEP or worker:RANK@STEP: SIGKILL at a step; repeatable.")
     ] = None,
     report: Annotated[str | None, typer.Option(help="Write the report here, as JSON.")] = None,
     spares: Annotated[
@@ -88,6 +88,9 @@ def train(
     heartbeat_timeout_ms: Annotated[
         int, typer.Option(help="A server that was silent for so long is down.")
     ] = DEFAULTS.heartbeat_timeout_ms,
+    lease_timeout_ms: Annotated[
+        int, typer.Option(help="A worker that was silent for so long is over; its splits go to others.")
+    ] = DEFAULTS.lease_timeout_ms,
     test_fraction: Annotated[
         float, typer.Option(help="The last part of the data, kept for the test.")
     ] = DEFAULTS.test_fraction,
@@ -121,6 +124,7 @@ def train(
         transport=transport,
         run_dir=run_dir,
         heartbeat_timeout_ms=heartbeat_timeout_ms,
+        lease_timeout_ms=lease_timeout_ms,
         test_fraction=test_fraction,
         quiet=quiet,
     )

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ecrec.protocol.messages import HistoryEntry
+from ecrec.protocol.messages import DatasetFigures, HistoryEntry
 
 CALM_S_MIN = 0.25
 """A shorter span between two disturbances has no throughput worth the name."""
@@ -173,3 +173,17 @@ def lost_updates(acked: Mapping[int, Mapping[int, int]], watermarks: Mapping[int
         for worker, shards in acked.items()
         for shard, push in shards.items()
     )
+
+
+def data_figures(datasets: Sequence[DatasetFigures], pushed: int) -> dict[str, int]:
+    """What the scheduler counted of the data; ``pushed`` examples, where the workers had no leases.
+
+    ``examples_repeated`` is exact: examples of batches that were on their way when their worker died, which some shards
+    had applied and others had not, and which another worker trained on again.
+    """
+    return {
+        "examples_trained": sum(d.trained for d in datasets) if datasets else pushed,
+        "examples_repeated": sum(d.repeated for d in datasets),
+        "splits": sum(d.splits for d in datasets),
+        "splits_handed_on": sum(d.handed_on for d in datasets),
+    }

@@ -5,7 +5,6 @@ wants done to the transport. A step pulls the rows of all its *parts* (embedding
 request a shard, and pushes all their gradients in one push.
 """
 
-import math
 import secrets
 import time
 from collections import deque

@@ -1,6 +1,7 @@
 """The worker of ``ecrec train``: trains a DLRM on Criteo rows, or rows like them, and says how it goes.
 
-Its events are ``step``, ``first_row`` and, at the end, ``done``. `ecrec.launch.train_worker` is the program.
+Its events are ``joined``, ``step``, ``first_row`` and, at the end, ``done``; the program is
+`ecrec.launch.train_worker`.
 """
 
 import time
@@ -109,6 +110,7 @@ def run(
         timeout_s=config.timeout_s,
         keys=keys,
     ) as session:
+        emit({"event": "joined", "epoch": session.machine.epoch, "at": time.monotonic()})
         model, sparse, dense = build(config, session, data.rows_per_table)
         seconds = _train(config, session, data, model, sparse, dense, emit)
         session.wait(lambda: session.machine.durable, "all pushes to be durable")
@@ -225,7 +227,7 @@ def _work(config: TrainConfig, session: Session, data: BatchSource) -> Iterator[
     if config.sync and session.world_size > 1:
         yield _shares(config, session, data)
         return
-    size = -(-config.batch // session.world_size)
+    size = max(1, config.batch // session.world_size)
     end = examples_of_steps(data.train_rows, config.batch, epochs=config.epochs, steps=config.steps)
     if not end:
         return
