@@ -273,7 +273,7 @@ class ClientMachine:
             raise RuntimeError(f"worker {self.worker} already waits for a split of {self._asking[1].name!r}")
         self._requests += 1
         self._asking, self._asking_ms = (self._requests, dataset), 0.0
-        return [Send(_SCHEDULER, LeaseSplit(*self._asking))]
+        return [Send(_SCHEDULER, LeaseSplit(*self._asking, self.cursor))]
 
     @property
     def examples_left(self) -> int | None:
@@ -376,7 +376,7 @@ class ClientMachine:
             effects += [Send(_SCHEDULER, CreateTable(*asked)) for asked in self._creating.values()]
         if self._asking and now_ms - self._asking_ms >= self.config.heartbeat_ms:
             self._asking_ms = now_ms
-            effects.append(Send(_SCHEDULER, LeaseSplit(*self._asking)))
+            effects.append(Send(_SCHEDULER, LeaseSplit(*self._asking, self.cursor)))
         for number, shard in sorted(self._shards.items()):
             if shard.connected and not shard.greeted:
                 if shard.quiet_ms >= self.config.heartbeat_ms:

@@ -25,8 +25,8 @@ EXAMPLES_MAX = 1 << 48
 SPLIT_EXAMPLES_MAX = (1 << m.CURSOR_BITS) - 1
 LEASES_MAX = (1 << (63 - m.CURSOR_BITS)) - 1
 """Leases in a cluster's life: their numbers are the upper bits of a cursor."""
-LEASES_HELD_MAX = 8
-"""Leases of one worker at a time. A session holds two: the one that it trains on, and the next."""
+LEASES_AHEAD_MAX = 2
+"""Leases of a worker that it has not pushed to the end: the one that it trains on, and the next."""
 
 
 class Lease(msgspec.Struct):
@@ -115,6 +115,8 @@ class Leases:
         if source.role != WORKER or source.epoch != epoch or not epoch or self.is_fenced(source.id, epoch):
             self._send(source, m.Fenced(f"{source} is not, or no longer, a worker that may lease splits"))
             return
+        if not self.heard(source, epoch, message.cursor):
+            return
         asked_epoch, asked = state.asked.get(source.id, (0, 0))
         if asked_epoch == epoch and message.request <= asked:
             for lease in self.held(source.id, epoch):
@@ -123,8 +125,10 @@ class Leases:
             return
         try:
             index = self._index(message.dataset)
-            if len(self.held(source.id, epoch)) >= LEASES_HELD_MAX:
-                raise ConfigurationError(f"worker {source.id} holds {LEASES_HELD_MAX} splits: train on them first")
+            # Of those that are pushed to the end, each has at least one push that is not durable.
+            held, held_max = self.held(source.id, epoch), self.machine.config.pushes_in_flight_max + LEASES_AHEAD_MAX
+            if len(held) >= held_max:
+                raise ConfigurationError(f"worker {source.id} holds {held_max} splits: train on them first")
         except ConfigurationError as error:
             self._send(source, m.Refused(message.request, str(error)))
             return
@@ -196,8 +200,11 @@ class Leases:
         return state.next >= state.dataset.end and not state.returned and not out
 
     # ------------------------------------------------------------------ workers report
-    def heard(self, source: Address, epoch: int, cursor: int) -> None:
-        """A worker's heartbeat: its leases are renewed, those behind its cursor are done."""
+    def heard(self, source: Address, epoch: int, cursor: int) -> bool:
+        """A worker says how far it is: its leases are renewed, those behind its cursor are done.
+
+        False for a cursor that cannot be; the worker is fenced then.
+        """
         self._heard_ms[source.id] = self.machine.now_ms
         number, done = cursor >> m.CURSOR_BITS, cursor % (1 << m.CURSOR_BITS)
         held = self.held(source.id, epoch)
@@ -208,17 +215,18 @@ class Leases:
             )
             self._send(source, m.Fenced(reason))
             self.fence(source.id, epoch, reason)
-            return
+            return False
         for lease in held:
             size = sizes[lease.number]
             if lease.number > number:
-                return
+                break
             # A heartbeat that was held up may know less than one before it.
             lease.done = size if lease.number < number else max(done, lease.done)
             if lease.done == size:
                 self.state.leases.remove(lease)
                 self.state.datasets[lease.dataset].trained += size
                 self.machine.changed()
+        return True
 
     # ------------------------------------------------------------------ workers die
     def is_fenced(self, worker: int, epoch: int) -> bool:

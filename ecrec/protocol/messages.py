@@ -423,6 +423,8 @@ class LeaseSplit(Message, frozen=True):
 
     request: int
     dataset: Dataset
+    cursor: int
+    """As in WorkerStatus."""
 
 
 class Leased(Message, frozen=True):
