@@ -542,7 +542,8 @@ class SchedulerMachine:
         views = list(status.views[:groups]) + [-1] * (groups - len(status.views))
         key = (source.role, source.id)
         client = self.clients.get(key)
-        if client is None or client.address != source:
+        # Two lives of a worker that both have yet to hear of their epoch have the same address.
+        if client is None or client.address != source or client.epoch != epoch:
             client = self.clients[key] = Client(source, epoch, views, [-1] * groups, -1e18, self.now_ms, {})
         client.views, client.heard_ms, client.figures = views, self.now_ms, status.figures
 

@@ -17,6 +17,7 @@ from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.stream import Numbered
 from ecrec.simulator.faults import Faults
+from ecrec.simulator.leases import LeasingWorker, check_examples
 from ecrec.simulator.network import Link, Packet, Parcel, Process
 from ecrec.simulator.plan import Plan
 from ecrec.simulator.record import Record, RowsOf, gather, sections_of
@@ -195,6 +196,9 @@ class Cluster:
                         f"worker {worker.number} made {pushed} pushes to shard {shard}, its lineage ends with "
                         f"{self.record.watermarks[shard].get(worker.number, 0)}", [shard],
                     )  # fmt: skip
+        if self.plan.leases is not None:
+            assert self.scheduler is not None
+            check_examples(self.plan, self.record, self.scheduler.machine.leases.figures())
         if self.oracle is not None:
             for shard in self.shards:
                 if self._data(shard) != self.oracle.records(shard):
@@ -239,7 +243,8 @@ class Cluster:
         machine = ClientMachine(number, name)
         self._add(name, WORKER, machine)
         if number == len(self.workers):
-            self.workers.append(Worker(self.plan, number, machine, self.record, self.oracle))
+            kind = LeasingWorker if self.plan.leases else Worker
+            self.workers.append(kind(self.plan, number, machine, self.record, self.oracle))
         else:
             self.workers[number].restart(machine)
             self.note(f"is worker {number} again", name)
@@ -319,7 +324,11 @@ class Cluster:
         worker = self.workers[process.machine.worker]
         effects = worker.advance(self.now_ms)
         self._carry_out(process, effects)
-        if worker.machine.failed and not self.record.lost:
+        life = worker.number, worker.machine.epoch
+        if worker.machine.failed_kind == "fenced" and life in self.record.fenced:
+            self.kill(process, "it was given up")
+            self.post(self.now_ms + 0.1 + self.rng.random() * 50.0, self.start_worker, worker.number)
+        elif worker.machine.failed and not self.record.lost:
             raise ViolationError(f"worker {worker.number} cannot go on: {worker.machine.failed}")
 
     def _carry_out(self, process: Process, effects: Sequence[e.Effect]) -> None:
