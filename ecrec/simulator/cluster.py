@@ -13,7 +13,7 @@ from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.messages import SCHEDULER, SHARD, WORKER, Address
-from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.scheduler import SchedulerMachine, read_state
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.stream import Numbered
 from ecrec.simulator.faults import Faults
@@ -324,12 +324,20 @@ class Cluster:
         worker = self.workers[process.machine.worker]
         effects = worker.advance(self.now_ms)
         self._carry_out(process, effects)
-        life = worker.number, worker.machine.epoch
-        if worker.machine.failed_kind == "fenced" and life in self.record.fenced:
+        if worker.machine.failed_kind == "fenced" and self._is_over(worker.number, worker.machine.epoch):
             self.kill(process, "it was given up")
             self.post(self.now_ms + 0.1 + self.rng.random() * 50.0, self.start_worker, worker.number)
         elif worker.machine.failed and not self.record.lost:
             raise ViolationError(f"worker {worker.number} cannot go on: {worker.machine.failed}")
+
+    def _is_over(self, worker: int, epoch: int) -> bool:
+        """A life of a worker is announced to be over, or the scheduler has heard of another process of it.
+
+        That may be one that died before: its heartbeats can be late.
+        """
+        if (worker, epoch) in self.record.fenced:
+            return True
+        return self.persisted is not None and read_state(self.persisted).workers.get(worker, (0, ""))[0] > epoch
 
     def _carry_out(self, process: Process, effects: Sequence[e.Effect]) -> None:
         stop_after = self.faults.effects_before_crash(process, len(effects))
