@@ -302,13 +302,12 @@ class Leases:
 
     # ------------------------------------------------------------------ for people
     def figures(self) -> list[m.DatasetFigures]:
-        return [
-            m.DatasetFigures(
-                d.dataset, d.trained, d.repeated, d.splits, d.handed_on, d.deaths,
-                sum(lease.dataset == index for lease in self.state.leases),
-            )
-            for index, d in enumerate(self.state.datasets)
-        ]  # fmt: skip
+        figures = []
+        for index, d in enumerate(self.state.datasets):
+            out = [lease for lease in self.state.leases if lease.dataset == index]
+            trained = d.trained + sum(lease.done for lease in out)
+            figures.append(m.DatasetFigures(d.dataset, trained, d.repeated, d.splits, d.handed_on, d.deaths, len(out)))
+        return figures
 
     def _send(self, to: Address, message: m.Message) -> None:
         self.machine.effects.append(Send(to, message))

@@ -1,0 +1,100 @@
+"""Workers that lease their data, die and come back: what each example was trained on, counted from the lineages.
+
+Each way in which a split could be handed on wrongly is put into the shipped machines, and shown to be caught.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from ecrec.protocol import leases
+from ecrec.protocol.leases import Fence, Leases
+from ecrec.protocol.shard import ShardMachine
+from ecrec.simulator.plan import draw
+from ecrec.simulator.run import run_seed
+
+SEEDS = int(os.environ.get("ECREC_LEASE_SEEDS", "96"))
+CHUNK = 24
+
+
+def with_leases() -> Iterator[int]:
+    """Seeds in which workers lease splits and die."""
+    for seed in itertools.count(1, 2):
+        plan = draw(seed)
+        if plan.leases is not None and any(fault.kind.startswith("worker") for fault in plan.faults):
+            yield seed
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_every_example_is_trained_on_and_the_repeated_ones_are_counted(first: int) -> None:
+    for seed in itertools.islice(with_leases(), first, first + CHUNK):
+        outcome = run_seed(seed)
+        assert outcome.code == 0, outcome.report()
+
+
+def shards_do_not_know_who_is_fenced() -> AbstractContextManager[Any]:
+    return mock.patch.object(ShardMachine, "fence_worker", lambda self, worker, epoch: None)
+
+
+def the_split_goes_on_where_some_shard_is() -> AbstractContextManager[Any]:
+    real = Leases._hand_on
+
+    def hand_on(self: Leases, fence: Fence, everywhere: int, somewhere: int) -> None:
+        real(self, fence, somewhere, somewhere)
+
+    return mock.patch.object(Leases, "_hand_on", hand_on)
+
+
+def the_split_is_handed_on_before_the_shards_know() -> AbstractContextManager[Any]:
+    real = Leases._cursors
+
+    def cursors(self: Leases, fence: Fence) -> list[int] | None:
+        return real(self, Fence(fence.worker, fence.epoch, [0] * len(fence.views)))
+
+    return mock.patch.object(Leases, "_cursors", cursors)
+
+
+def a_request_that_comes_late_is_granted_again() -> AbstractContextManager[Any]:
+    real = Leases.on_lease_split
+
+    def on_lease_split(self: Leases, source: Any, message: Any) -> None:
+        self.state.asked.pop(source.id, None)
+        real(self, source, message)
+
+    return mock.patch.object(Leases, "on_lease_split", on_lease_split)
+
+
+def what_is_counted_ends_with_the_oldest_lease() -> AbstractContextManager[Any]:
+    real = leases._done
+
+    def done(lease: Any, cursor: int) -> int:
+        return real(lease, cursor) if cursor >> 32 == lease.number else 0
+
+    return mock.patch.object(leases, "_done", done)
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        shards_do_not_know_who_is_fenced,
+        the_split_goes_on_where_some_shard_is,
+        the_split_is_handed_on_before_the_shards_know,
+        a_request_that_comes_late_is_granted_again,
+        what_is_counted_ends_with_the_oldest_lease,
+    ],
+)
+def test_a_split_handed_on_wrongly_is_caught(mutation: Callable[[], AbstractContextManager[Any]]) -> None:
+    caught = None
+    for seed in itertools.islice(with_leases(), 400):
+        with mutation():
+            outcome = run_seed(seed)
+        if outcome.code:
+            caught = seed
+            break
+    assert caught is not None, "400 schedules do not catch it"
+    assert run_seed(caught).code == 0, "without the mutation the seed must pass"
