@@ -25,7 +25,10 @@ def test_a_kill_is_read_and_written():
     assert str(WorkerKill(1, 20)) == "worker:1@20"
 
 
-@pytest.mark.parametrize("text", ["", "2@20", "ps:2", "ps:x@2", "ps:2@", "ps:-1@2", "worker:@3", "worker:0", "scheduler:0@3", "ps2@3", "ps:2@1.5"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "2@20", "ps:2", "ps:x@2", "ps:2@", "ps:-1@2", "worker:@3", "worker:0", "scheduler:0@3", "ps2@3", "ps:2@1.5"],
+)
 def test_anything_else_is_refused(text):
     with pytest.raises(ConfigurationError, match="expected ps:SHARD@STEP"):
         parse_kill(text)

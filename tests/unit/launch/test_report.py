@@ -2,12 +2,13 @@ from ecrec.launch.report import (
     FirstRow,
     KillDone,
     Step,
+    data_figures,
     kill_entries,
     longest_pause_s,
     lost_updates,
     throughput,
 )
-from ecrec.protocol.messages import HistoryEntry
+from ecrec.protocol.messages import Dataset, DatasetFigures, HistoryEntry
 
 
 def steady(begin, end, every, worker=0, examples=100):
@@ -96,3 +97,12 @@ def test_lost_updates_are_acknowledged_pushes_beyond_the_watermark():
     acked = {0: {0: 30, 1: 30}, 1: {0: 29, 1: 30}}
     assert lost_updates(acked, {0: {0: 30, 1: 29}, 1: {0: 31, 1: 30}}) == 0
     assert lost_updates(acked, {0: {0: 28, 1: 29}, 1: {0: 30}}) == 2 + 30
+
+
+def test_the_figures_of_the_data_are_the_schedulers_or_what_was_pushed():
+    one = DatasetFigures(Dataset("a", 10, 20, 5), 20, 3, 6, 2, 1, 0)
+    two = DatasetFigures(Dataset("b", 10, 10, 5), 10, 0, 2, 0, 0, 0)
+    assert data_figures([one, two], 99) == {
+        "examples_trained": 30, "examples_repeated": 3, "splits": 8, "splits_handed_on": 2,
+    }  # fmt: skip
+    assert data_figures([], 99)["examples_trained"] == 99
