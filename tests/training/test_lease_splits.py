@@ -95,7 +95,7 @@ def test_a_worker_that_was_given_up_is_told_so() -> None:
     with cluster.session(rank=1, world_size=2) as other:
         train(other, split_examples=24)
         assert (times(other) == 1).all()
-    with pytest.raises(FencedError, match="over|fenced"):
+    with pytest.raises(FencedError, match=r"over|fenced"):
         for _ in range(100):
             (-sparse(features(0, BATCH))).sum().backward()
             session.push(BATCH)

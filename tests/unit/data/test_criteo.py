@@ -81,6 +81,7 @@ def test_ranges_are_the_rows_of_the_batches_in_any_order(
 
 
 def test_splits_that_go_forwards_open_the_files_once(tsv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
     data = CriteoDataset([tsv], HashedIds(500), cache_rows_max=0)
     opened = []
     monkeypatch.setattr("ecrec.data.criteo.read_raw", lambda *a: opened.append(a) or read_raw(*a))
