@@ -1,10 +1,13 @@
-"""Workers that lease their data, die and come back: what each example was trained on, counted from the lineages.
+"""Workers that lease their data, die and come back: who was trained on what, counted from the lineages.
 
 Each way in which a split could be handed on wrongly is put into the shipped machines, and shown to be caught.
+``python -m tests.simulator.test_leases SEEDS`` runs many schedules and prints what happened in them.
 """
 
 import itertools
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,8 +18,10 @@ import pytest
 from ecrec.protocol import leases
 from ecrec.protocol.leases import Fence, Leases
 from ecrec.protocol.shard import ShardMachine
+from ecrec.simulator.cluster import Cluster
 from ecrec.simulator.plan import draw
 from ecrec.simulator.run import run_seed
+from ecrec.simulator.story import Story
 
 SEEDS = int(os.environ.get("ECREC_LEASE_SEEDS", "96"))
 CHUNK = 24
@@ -59,6 +64,17 @@ def the_split_is_handed_on_before_the_shards_know() -> AbstractContextManager[An
     return mock.patch.object(Leases, "_cursors", cursors)
 
 
+def a_new_life_gets_a_split_before_the_last_one_of_the_old_is_settled() -> AbstractContextManager[Any]:
+    real = Leases.on_lease_split
+
+    def on_lease_split(self: Leases, source: Any, message: Any) -> None:
+        fences, self.state.fences = self.state.fences, []
+        real(self, source, message)
+        self.state.fences += fences
+
+    return mock.patch.object(Leases, "on_lease_split", on_lease_split)
+
+
 def a_request_that_comes_late_is_granted_again() -> AbstractContextManager[Any]:
     real = Leases.on_lease_split
 
@@ -84,6 +100,7 @@ def what_is_counted_ends_with_the_oldest_lease() -> AbstractContextManager[Any]:
         shards_do_not_know_who_is_fenced,
         the_split_goes_on_where_some_shard_is,
         the_split_is_handed_on_before_the_shards_know,
+        a_new_life_gets_a_split_before_the_last_one_of_the_old_is_settled,
         a_request_that_comes_late_is_granted_again,
         what_is_counted_ends_with_the_oldest_lease,
     ],
@@ -98,3 +115,26 @@ def test_a_split_handed_on_wrongly_is_caught(mutation: Callable[[], AbstractCont
             break
     assert caught is not None, "400 schedules do not catch it"
     assert run_seed(caught).code == 0, "without the mutation the seed must pass"
+
+
+def main(count: int) -> None:
+    """Run schedules and print what their schedulers counted; each was compared with the lineages of the shards."""
+    begin = time.monotonic()
+    trained = repeated = handed_on = deaths = shards = 0
+    for seed in itertools.islice(with_leases(), count):
+        cluster = Cluster(draw(seed), Story())
+        cluster.run()
+        for figures in cluster.scheduler.machine.leases.figures() if cluster.scheduler else []:
+            trained += figures.trained
+            repeated += figures.repeated
+            handed_on += figures.handed_on
+            deaths += figures.deaths
+        shards += cluster.faults.deaths
+    print(
+        f"{count} schedules in {time.monotonic() - begin:.0f} s: {deaths} deaths of workers with splits, {shards} of "
+        f"shards; {trained} examples trained on, {handed_on} splits handed on, {repeated} examples repeated"
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
