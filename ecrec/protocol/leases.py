@@ -6,6 +6,7 @@ shard has confirmed that view and all that it has of that life is durable, nothi
 more: only then does what is left of its splits go to others.
 """
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -97,6 +98,10 @@ class Leases:
 
     def __init__(self, machine: "SchedulerMachine") -> None:
         self.machine = machine
+        self._held: defaultdict[tuple[int, int], list[Lease]] = defaultdict(list)
+        """The leases of the state by (worker, epoch): each heartbeat looks them up."""
+        for lease in self.state.leases:
+            self._held[lease.worker, lease.epoch].append(lease)
         self._heard_ms: dict[int, float] = {}
         """When a worker with leases was last heard of."""
 
@@ -106,7 +111,14 @@ class Leases:
 
     def held(self, worker: int, epoch: int) -> list[Lease]:
         """Leases of a life of a worker, in order."""
-        return [lease for lease in self.state.leases if (lease.worker, lease.epoch) == (worker, epoch)]
+        return list(self._held.get((worker, epoch), ()))
+
+    def _remove(self, lease: Lease) -> None:
+        self.state.leases.remove(lease)
+        some = self._held[lease.worker, lease.epoch]
+        some.remove(lease)
+        if not some:
+            del self._held[lease.worker, lease.epoch]
 
     # ------------------------------------------------------------------ workers ask
     def on_lease_split(self, source: Address, message: m.LeaseSplit) -> None:
@@ -144,6 +156,7 @@ class Leases:
         dataset.handed_on += handed_on
         lease = Lease(state.number, index, first, last, source.id, epoch, message.request, handed_on)
         state.leases.append(lease)
+        self._held[source.id, epoch].append(lease)
         state.asked[source.id] = epoch, message.request
         self._heard_ms[source.id] = self.machine.now_ms
         self.machine.changed()
@@ -223,7 +236,7 @@ class Leases:
             # A heartbeat that was held up may know less than one before it.
             lease.done = size if lease.number < number else max(done, lease.done)
             if lease.done == size:
-                self.state.leases.remove(lease)
+                self._remove(lease)
                 self.state.datasets[lease.dataset].trained += size
                 self.machine.changed()
         return True
@@ -251,14 +264,13 @@ class Leases:
     def on_tick(self, pause_ms: float) -> None:
         """Fence the workers with leases that are silent; ``pause_ms``: in which the scheduler itself stood still."""
         timeout_ms = self.machine.config.lease_timeout_ms
-        holders = {(lease.worker, lease.epoch) for lease in self.state.leases}
-        for worker, epoch in sorted(holders):
+        for worker, epoch in sorted(self._held):
             heard_ms = self._heard_ms.setdefault(worker, self.machine.now_ms) + pause_ms
             self._heard_ms[worker] = heard_ms
             silent_ms = self.machine.now_ms - heard_ms
             if silent_ms > timeout_ms:
                 self.fence(worker, epoch, f"silent for {silent_ms:.0f} ms, {timeout_ms} are allowed")
-        for worker in self._heard_ms.keys() - {worker for worker, _ in holders}:
+        for worker in self._heard_ms.keys() - {worker for worker, _ in self._held}:
             del self._heard_ms[worker]
 
     def advance(self) -> None:
@@ -296,7 +308,7 @@ class Leases:
             state.repeated += max(0, _done(lease, somewhere) - trained)
             if lease.first + trained < lease.last:
                 state.returned.append((lease.first + trained, lease.last))
-            self.state.leases.remove(lease)
+            self._remove(lease)
         for index in {lease.dataset for lease in held}:
             self.state.datasets[index].deaths += 1
 
