@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from ecrec.launch.status import bytes_text, plain, render
-from ecrec.protocol.messages import ClusterState, HistoryEntry, ShardFigures
+from ecrec.protocol.messages import ClusterState, Dataset, DatasetFigures, HistoryEntry, ShardFigures
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
 
@@ -46,6 +46,12 @@ def test_shards_workers_tables_and_events_are_shown():
 def test_lost_data_comes_first():
     state = ClusterState(1, 2, 1, [9], [], {}, [], [], 0, "shards 1 and 2 are gone")
     assert shown(state).startswith("DATA LOST: shards 1 and 2 are gone")
+
+
+def test_how_far_the_data_is():
+    data = [DatasetFigures(Dataset("train", 1000, 2000, 100), 1500, 64, 17, 1, 1, 3)]
+    text = shown(ClusterState(1, 2, 1, [9], [], {}, [], [], 0, "", data))
+    assert "data train: 1,500 of 2,000 examples trained on, 64 of them again; 3 splits leased" in text
 
 
 def test_bytes():
