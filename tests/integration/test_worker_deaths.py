@@ -14,7 +14,7 @@ from test_train_processes import cluster, ecrec, wait_until, words
 from ecrec.launch.cluster import ClusterSettings, LocalCluster
 from ecrec.launch.verify import cluster_state, scrub
 
-STEPS, BATCH = 60, 256
+STEPS, BATCH = 40, 256
 OPTIONS = (*SMALL, "--steps", str(STEPS), "--batch", str(BATCH))
 
 
@@ -46,15 +46,9 @@ def test_the_only_worker_is_killed(trainer):
     check(trainer.run(*OPTIONS, "--kill", "worker:0@10"), 1)
 
 
-def test_without_deaths_nothing_is_repeated(trainer):
-    report = check(trainer.run(*OPTIONS, "--workers", "2"), 0)
-    assert report["examples_repeated"] == report["splits_handed_on"] == 0
-    assert report["examples"] == report["examples_trained"]
-
-
 def test_a_worker_that_stood_still_is_fenced_when_it_comes_back(trainer):
-    options = (*SMALL, "--steps", "300", "--batch", "256", "--workers", "3", "--lease-timeout-ms", "1500")
-    run = trainer.start(*options, "--kill", "worker:2@100")
+    options = (*SMALL, "--steps", "150", "--batch", "256", "--workers", "3", "--lease-timeout-ms", "1500")
+    run = trainer.start(*options, "--kill", "worker:2@50")
     process, run_dir, _ = run
     words(process, "step 1/")
     zombie = next(p for p in workers(process) if p.environ()["RANK"] == "1")
@@ -66,7 +60,7 @@ def test_a_worker_that_stood_still_is_fenced_when_it_comes_back(trainer):
     assert finished.code == 0, finished.story
     report = finished.report
     assert report["worker_deaths"] == 2, finished.story
-    assert report["examples_trained"] == 300 * 256, finished.story
+    assert report["examples_trained"] == 150 * 256, finished.story
     assert report["splits_handed_on"] >= 2, finished.story
     assert report["lost_updates"] == 0, finished.story
     assert report["parity_ok"] is True, finished.story
@@ -79,13 +73,13 @@ def workers(launcher):
 
 
 def test_a_worker_that_never_comes_back_does_not_hold_up_the_others(trainer):
-    run = trainer.start(*SMALL, "--steps", "200", "--workers", "3", "--lease-timeout-ms", "1500")
+    run = trainer.start(*SMALL, "--steps", "100", "--workers", "3", "--lease-timeout-ms", "1500")
     process, _, _ = run
     words(process, "step 1/")
     next(p for p in workers(process) if p.environ()["RANK"] == "1").suspend()
     finished = trainer.finish(*run)
     assert finished.code == 0, finished.story
-    assert finished.report["examples_trained"] == 200 * 256, finished.story
+    assert finished.report["examples_trained"] == 100 * 256, finished.story
     assert finished.report["worker_deaths"] == 1, finished.story
 
 
