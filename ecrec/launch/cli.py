@@ -85,7 +85,7 @@ def train(
     sync: Annotated[bool, typer.Option("--sync", help="Sum the gradients of all workers in each step.")] = False,
     prefetch: Annotated[int, typer.Option(help="Batches whose rows are fetched ahead.")] = DEFAULTS.prefetch,
     kill: Annotated[
-        list[str] | None, typer.Option(help="ps:SHARD@STEP: SIGKILL to a server at a step; repeatable.")
+        list[str] | None, typer.Option(help="ps:SHARD@STEP or worker:RANK@STEP: SIGKILL at a step; repeatable.")
     ] = None,
     chaos_kill_every: Annotated[
         str | None,
@@ -103,6 +103,9 @@ def train(
     on_data_loss: Annotated[
         str, typer.Option(help=f"After more deaths than the code stands: {' or '.join(ON_DATA_LOSS)} the lost rows.")
     ] = DEFAULTS.on_data_loss,
+    lease_timeout_ms: Annotated[
+        int, typer.Option(help="A worker that was silent for so long is over; its splits go to others.")
+    ] = DEFAULTS.lease_timeout_ms,
     test_fraction: Annotated[
         float, typer.Option(help="The last part of the data, kept for the test.")
     ] = DEFAULTS.test_fraction,
@@ -139,6 +142,7 @@ def train(
         run_dir=run_dir,
         heartbeat_timeout_ms=heartbeat_timeout_ms,
         on_data_loss=on_data_loss,
+        lease_timeout_ms=lease_timeout_ms,
         test_fraction=test_fraction,
         quiet=quiet,
     )

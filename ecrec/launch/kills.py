@@ -1,4 +1,4 @@
-"""Which shards are to be killed, and when: decisions only, no processes."""
+"""Which shards and workers are to be killed, and when: decisions only, no processes."""
 
 import random
 import re
@@ -19,6 +19,16 @@ class Kill(NamedTuple):
         return f"ps:{self.shard}@{self.step}"
 
 
+class WorkerKill(NamedTuple):
+    """SIGKILL to a worker's process at a step; the launcher starts it again."""
+
+    worker: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"worker:{self.worker}@{self.step}"
+
+
 class Standing(NamedTuple):
     """What the scheduler last said of a shard."""
 
@@ -27,13 +37,14 @@ class Standing(NamedTuple):
     endpoint: str = ""
 
 
-def parse_kill(text: str) -> Kill:
-    """``"ps:2@20"`` -> Kill(2, 20). Raises ConfigurationError for anything else."""
+def parse_kill(text: str) -> Kill | WorkerKill:
+    """``"ps:2@20"`` -> Kill(2, 20), ``"worker:1@20"`` -> WorkerKill(1, 20). Raises ConfigurationError for anything
+    else."""
     target, at, step = text.partition("@")
-    kind, colon, shard = target.partition(":")
-    if kind != "ps" or not colon or not at or not _is_number(shard) or not _is_number(step):
-        raise ConfigurationError(f"--kill {text!r}: expected ps:SHARD@STEP, for example ps:2@20")
-    return Kill(int(shard), int(step))
+    kind, colon, number = target.partition(":")
+    if kind not in ("ps", "worker") or not (colon and at and _is_number(number) and _is_number(step)):
+        raise ConfigurationError(f"--kill {text!r}: expected ps:SHARD@STEP or worker:RANK@STEP, for example ps:2@20")
+    return Kill(int(number), int(step)) if kind == "ps" else WorkerKill(int(number), int(step))
 
 
 def _is_number(text: str) -> bool:
@@ -98,6 +109,17 @@ class ChaosSchedule:
         shard = self._random.choice(sorted(standing))
         self._last_s, self._killed[shard] = now_s, standing[shard].epoch
         return shard
+
+
+def check_worker_kills(kills: Sequence[WorkerKill], workers: int, steps: int | None) -> None:
+    """Raise ConfigurationError for kills of workers that cannot be done."""
+    for kill in kills:
+        if kill.worker >= workers:
+            raise ConfigurationError(f"--kill {kill}: there is no worker {kill.worker}; they are 0 to {workers - 1}")
+        if kill.step < 1 or (steps is not None and kill.step > steps):
+            raise ConfigurationError(f"--kill {kill}: steps are 1 to {steps or 'the last one'}")
+        if list(kills).count(kill) > 1:
+            raise ConfigurationError(f"--kill {kill} is given twice: a worker can die only once at a step")
 
 
 class KillSchedule:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.kills import Kill, check_kills, parse_kill
+from ecrec.launch.kills import Kill, WorkerKill, check_kills, check_worker_kills, parse_kill
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec, Placement
 
@@ -77,6 +77,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: str | None = None
     heartbeat_timeout_ms: int = ProtocolConfig().heartbeat_timeout_ms
     on_data_loss: str = STOP
+    lease_timeout_ms: int = ProtocolConfig().lease_timeout_ms
     quiet: bool = False
 
     @property
@@ -85,7 +86,17 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kill_list(self) -> list[Kill]:
-        return [parse_kill(text) for text in self.kills]
+        """Of servers."""
+        return [kill for kill in map(parse_kill, self.kills) if isinstance(kill, Kill)]
+
+    @property
+    def worker_kills(self) -> list[WorkerKill]:
+        return [kill for kill in map(parse_kill, self.kills) if isinstance(kill, WorkerKill)]
+
+    @property
+    def leases_splits(self) -> bool:
+        """Workers lease what they train on, and may die. With sync they go through the data in step."""
+        return self.workers == 1 or not self.sync
 
     @property
     def learning_rate(self) -> float:
@@ -144,6 +155,12 @@ def check_options(options: TrainOptions) -> list[str]:
         raise ConfigurationError(
             f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
         )
+    if options.lease_timeout_ms < 10 * options.heartbeat_ms:
+        limit = f"{10 * options.heartbeat_ms}, ten heartbeats"
+        raise ConfigurationError(f"--lease-timeout-ms {options.lease_timeout_ms}: must be at least {limit}")
+    if options.worker_kills and not options.leases_splits:
+        raise ConfigurationError(f"--kill {options.worker_kills[0]}: with --sync no worker may die; leave it out")
+    check_worker_kills(options.worker_kills, options.workers, options.steps)
     code = options.code_spec
     try:
         Placement(options.shards).check(code)

@@ -170,6 +170,9 @@ def summary(report: Mapping[str, Any]) -> Table:
         table.add_row(f"kill ps {kill['shard']} at step {kill['step']}", _kill_text(kill))
     for kill in report.get("kills_not_done", []):
         table.add_row(f"kill {kill}", Text("not done: training had ended", style="bold yellow"))
+    if report.get("worker_deaths"):
+        again = f"{report['examples_repeated']:,} of {report['examples_trained']:,} examples trained on again"
+        table.add_row("worker_deaths", f"{report['worker_deaths']}, {again}")
     lost = report["lost_updates"]
     table.add_row("lost_updates", Text(str(lost), style="bold green" if lost == 0 else "bold red"))
     if report.get("rows_reinitialised"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ecrec.protocol.loss import describe_rows
-from ecrec.protocol.messages import ClusterState, HistoryEntry
+from ecrec.protocol.messages import ClusterState, DatasetFigures, HistoryEntry
 
 CALM_S_MIN = 0.25
 """A shorter span between two disturbances has no throughput worth the name."""
@@ -204,3 +204,17 @@ def loss_entries(state: ClusterState) -> list[dict[str, Any]]:
         }
         for loss in state.losses
     ]
+
+
+def data_figures(datasets: Sequence[DatasetFigures], pushed: int) -> dict[str, int]:
+    """What the scheduler counted of the data; ``pushed`` examples, where the workers had no leases.
+
+    ``examples_repeated`` is exact: examples of batches that were on their way when their worker died, which some shards
+    had applied and others had not, and which another worker trained on again.
+    """
+    return {
+        "examples_trained": sum(d.trained for d in datasets) if datasets else pushed,
+        "examples_repeated": sum(d.repeated for d in datasets),
+        "splits": sum(d.splits for d in datasets),
+        "splits_handed_on": sum(d.handed_on for d in datasets),
+    }

@@ -59,6 +59,14 @@ def scheduler(
     heartbeat_timeout_ms: Annotated[
         int, typer.Option(min=1, help="A shard that was silent for so long is down.")
     ] = DEFAULTS.heartbeat_timeout_ms,
+    lease_timeout_ms: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="A worker that was silent for so long is over, and its splits of the data go to others. A worker says "
+            "nothing while it computes: more than a step takes.",
+        ),
+    ] = DEFAULTS.lease_timeout_ms,
     reconnect_grace_ms: Annotated[
         int, typer.Option(min=1, help="A shard whose connection stays closed for so long is down.")
     ] = DEFAULTS.reconnect_grace_ms,
@@ -79,6 +87,12 @@ def scheduler(
             f"{2 * heartbeat_ms}",
             param_hint="--heartbeat-timeout-ms",
         )
+    if lease_timeout_ms <= 2 * heartbeat_ms:
+        raise typer.BadParameter(
+            f"{lease_timeout_ms} ms: one late heartbeat would end a worker; expected more than 2 * --heartbeat-ms = "
+            f"{2 * heartbeat_ms}",
+            param_hint="--lease-timeout-ms",
+        )
     if (state is None) == (coordinator is None):
         raise typer.BadParameter("expected a file, or else a --coordinator", param_hint="--state")
     if on_data_loss not in ON_DATA_LOSS:
@@ -89,6 +103,7 @@ def scheduler(
         heartbeat_timeout_ms=heartbeat_timeout_ms,
         reconnect_grace_ms=reconnect_grace_ms,
         reinitialise_lost=on_data_loss == REINITIALISE,
+        lease_timeout_ms=lease_timeout_ms,
     )
 
     def node(machine: SchedulerMachine, links: Links, store: StateStore) -> Node:

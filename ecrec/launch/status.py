@@ -58,6 +58,10 @@ def render(state: ClusterState) -> RenderableType:
         codes = sorted({str(table.code) for table in state.tables})
         rows = sum(table.rows for table in state.tables)
         parts.append(Text(f"tables: {len(state.tables)} with {rows:,} rows, code {', '.join(codes)}"))
+    for data in state.datasets:
+        again = f", {data.repeated:,} of them again" if data.repeated else ""
+        done = f"{data.trained:,} of {data.dataset.end:,} examples trained on{again}"
+        parts.append(Text(f"data {data.dataset.name}: {done}; {data.leased} splits leased"))
     if state.workers:
         parts.append(_workers(state))
     if state.losses:

@@ -65,3 +65,6 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     reinitialise_lost: bool = False
     """After more deaths than the code stands: go on with the lost rows at their initial records, counted, instead of
     stopping. Off, because nobody should train on a damaged model without having asked for it."""
+    lease_timeout_ms: int = 15_000
+    """A worker that was silent for so long is over, and its splits go to others. It reports only while it waits for
+    shards: a step must not take so long. What a worker that is started again has left goes on without waiting."""

@@ -40,6 +40,7 @@ class Membership:
             m.ShardUp: self._on_up,
             m.ShardWhole: self._on_whole,
             m.TableAdded: self._on_table,
+            m.WorkerFenced: self._on_worker_fenced,
             m.DataLost: self._on_lost,
             m.Reinitialise: self._on_reinitialise,
         }
@@ -82,7 +83,7 @@ class Membership:
                 listed = sorted(member.shard for member in view.members)
                 if not 1 <= n <= SHARDS_IN_GROUP_MAX or listed != list(range(n)) or view.window < 0:
                     raise ValueError(f"Start: {len(view.members)} members, window {view.window}, in a group of {n}")
-            elif isinstance(view, m.TableAdded | m.DataLost):
+            elif isinstance(view, m.TableAdded | m.WorkerFenced | m.DataLost):
                 continue
             elif isinstance(view, m.Reinitialise):
                 classes = placement.classes if placement else []
@@ -120,6 +121,7 @@ class Membership:
         machine.buffers = WindowBuffers(machine.store)
         machine.state = RECOVERING if start.recovering else UP
         machine.marks, machine.durable = dict(start.marks), dict(start.marks)
+        machine.fenced = dict(start.fenced)
         machine.window_number, machine.stable = start.window + 1, start.window
         for member in start.members:
             peer = Peer(member.shard, member.epoch, member.state, member.endpoint, reseeding=set(member.reseeding))
@@ -245,6 +247,9 @@ class Membership:
         machine.dims.append(view.table.dim)
         self.tables.append(view.table)
         machine.seeding.table_added()
+
+    def _on_worker_fenced(self, view: m.WorkerFenced) -> None:
+        self.machine.fence_worker(view.worker, view.epoch)
 
     def _on_lost(self, view: m.DataLost) -> None:
         self.machine.note("error", view.reason)

@@ -23,6 +23,22 @@ WORKERS_MAX = 1 << 16
 """Workers are numbered below this; bounds what invented ones can cost."""
 
 
+CURSOR_BITS = 32
+"""A cursor says how far a worker is in the splits that it leases: number of the lease << CURSOR_BITS, plus the examples
+of its split that are done. Leases are numbered over all workers, and a worker takes its own in order, so that its
+cursor only rises."""
+
+
+def cursor_key(worker: int) -> int:
+    """Where watermarks have a worker's cursor: beside the number of its last push, and raised with it."""
+    return WORKERS_MAX + worker
+
+
+def pushes_of(marks: dict[int, int]) -> int:
+    """How many pushes of all workers watermarks stand for; cursors are none."""
+    return sum(number for worker, number in marks.items() if worker < WORKERS_MAX)
+
+
 class Address(NamedTuple):
     """One life of a member. Shards are numbered over all groups: group * n + number in the group."""
 
@@ -45,7 +61,7 @@ class Window(Message, frozen=True, gc=False):
     number: int
     stable: int
     marks: dict[int, int]
-    """Watermarks that this window raises: worker -> push."""
+    """Watermarks that this window raises: worker -> push, and `cursor_key` of the worker -> its cursor."""
     begins: dict[int, int]
     """Classes whose seeding begins before the rows of this window: class -> round."""
     ends: list[int]
@@ -195,6 +211,8 @@ class Push(Message, frozen=True, gc=False):
     """0, or how many workers' pushes of this number are applied as one sum."""
     assign: bool
     sections: list[Section]
+    cursor: int = 0
+    """Of the worker with this push done; 0: the push is no part of a leased split."""
 
 
 class PushAck(Message, frozen=True, gc=False):
@@ -318,6 +336,8 @@ class Start(View, frozen=True):
     """Classes whose data rows are not repaired, but begin at their initial records."""
     damaged: list[str] = []
     """Replicated tables (k = 1) that lost rows in all copies, ever: for workers."""
+    fenced: dict[int, int] = {}
+    """Worker -> newest epoch of it that is over."""
 
 
 class ShardDown(View, frozen=True):
@@ -348,6 +368,13 @@ class TableAdded(View, frozen=True):
     table: TableSpec
 
 
+class WorkerFenced(View, frozen=True):
+    """A worker's life is over: nothing is taken from it any more, and its splits are handed on."""
+
+    worker: int
+    epoch: int
+
+
 class DataLost(View, frozen=True):
     """More shards are gone than the code can stand."""
 
@@ -364,7 +391,9 @@ class Reinitialise(View, frozen=True):
     """Replicated tables (k = 1) among them. A model's dense part is one, and does not work with some of it zero."""
 
 
-AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost | Reinitialise
+AnyView: TypeAlias = (
+    Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | WorkerFenced | DataLost | Reinitialise
+)
 
 
 class LostRows(msgspec.Struct, frozen=True, array_like=True):
@@ -438,6 +467,8 @@ class WorkerStatus(Message, frozen=True):
     process: str
     views: list[int]
     figures: dict[str, float]
+    cursor: int = 0
+    """How far its leases are done and durable; a heartbeat renews them all."""
 
 
 class Views(Message, frozen=True):
@@ -468,6 +499,46 @@ class Refused(Message, frozen=True):
     reason: str
 
 
+class Dataset(msgspec.Struct, frozen=True, array_like=True):
+    """What is to be trained on, as the scheduler knows it: examples 0 <= i < end, over all passes, in splits.
+
+    Example i is example ``i % examples`` of pass ``i // examples``; no split goes over the end of a pass.
+    """
+
+    name: str
+    examples: int
+    """Of one pass."""
+    end: int
+    """Of all passes; the last one may end early."""
+    split_examples: int
+    """Of a split, at most."""
+
+
+class LeaseSplit(Message, frozen=True):
+    """A worker asks for one more split. Repeated with the same number until it is answered."""
+
+    request: int
+    dataset: Dataset
+    cursor: int
+    """As in WorkerStatus."""
+
+
+class Leased(Message, frozen=True):
+    """Examples first <= i < last of the data set are the worker's, under this number."""
+
+    request: int
+    lease: int
+    first: int
+    last: int
+
+
+class NoSplit(Message, frozen=True):
+    """There is none: all examples are trained on (``finished``), or others still have the rest."""
+
+    request: int
+    finished: bool
+
+
 class ClusterQuery(Message, frozen=True):
     request: int
 
@@ -492,6 +563,24 @@ class ShardFigures(msgspec.Struct, frozen=True):
     figures: dict[str, float]
 
 
+class DatasetFigures(msgspec.Struct, frozen=True, array_like=True):
+    """How far a data set is."""
+
+    dataset: Dataset
+    trained: int
+    """Examples whose push is durable on all shards, each counted once."""
+    repeated: int
+    """Examples of dead workers' batches that some shards had and others had not, and that were leased again."""
+    splits: int
+    """Leases granted."""
+    handed_on: int
+    """Of them, those of a split that another life of a worker had begun or held."""
+    deaths: int
+    """Lives of workers that ended with a lease."""
+    leased: int
+    """Leases that are out now."""
+
+
 class ClusterState(Message, frozen=True):
     """Answer to ClusterQuery; shards are numbered over all groups."""
 
@@ -511,6 +600,9 @@ class ClusterState(Message, frozen=True):
     """In all losses after which training went on."""
     updates_damaged: int = 0
     """Updates that these losses may have undone in part."""
+    datasets: list[DatasetFigures] = []
+    fenced: dict[int, int] = {}
+    """Worker -> newest epoch of it that is over."""
 
 
 AnyMessage: TypeAlias = (
@@ -546,6 +638,9 @@ AnyMessage: TypeAlias = (
     | Fenced
     | CreateTable
     | TableReady
+    | LeaseSplit
+    | Leased
+    | NoSplit
     | Refused
     | ClusterQuery
     | ClusterState

@@ -16,6 +16,7 @@ from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Connect, Disconnect, Disconnected, Effect, Event, Note, Persist, Received, Send, Tick
+from ecrec.protocol.leases import Leases, LeaseState
 from ecrec.protocol.loss import LOST_ROWS_MAX, describe_rows, has_data, lost_rows, undecodable
 from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, SCHEDULER, SEEDED, SHARD, TOOL, UP, WORKER, Address
 from ecrec.protocol.placement import CodeSpec, Placement, TableSpec
@@ -99,6 +100,7 @@ class State(msgspec.Struct):
     """In all losses, those no longer kept included."""
     updates_damaged: int = 0
     """The same of `Loss.updates`."""
+    leases: LeaseState = msgspec.field(default_factory=LeaseState)
 
 
 @dataclass(slots=True)
@@ -156,6 +158,7 @@ def read_state(data: bytes) -> State:
                 f"scheduler state: group {number} has {len(group.places)} places, {len(group.table_views)} table views "
                 f"and settlements of {sorted(group.settlements)}; expected {state.n}, {len(state.tables)} and shards"
             )
+    state.leases.check(len(state.groups))
     return state
 
 
@@ -187,11 +190,13 @@ class SchedulerMachine:
         self.effects: list[Effect] = []
         self._resumed = state is None
         self._changed = False
+        self.leases = Leases(self)
         self._handlers: dict[type, Callable[[Address, Any], None]] = {
             m.Register: self._on_register,
             m.ShardStatus: self._on_shard_status,
             m.WorkerStatus: self._on_worker_status,
             m.CreateTable: self._on_create_table,
+            m.LeaseSplit: self.leases.on_lease_split,
             m.ClusterQuery: self._on_query,
         }
 
@@ -216,6 +221,7 @@ class SchedulerMachine:
             self._on_tick()
         for number in range(len(self.state.groups)):
             self._advance(number)
+        self.leases.advance()
         self._send_views()
         effects, self.effects = self.effects, []
         if self._changed:
@@ -250,6 +256,17 @@ class SchedulerMachine:
         group.views.append(view)
         del group.views[:-VIEWS_KEPT_MAX]
         self._changed = True
+
+    def changed(self) -> None:
+        """The state must be persisted before anything else is said."""
+        self._changed = True
+
+    def announce_fence(self, group: Group, worker: int, epoch: int) -> int:
+        """Number of the view that tells a group that a life of a worker is over; 0 for one that has not started."""
+        if not group.view:
+            return 0
+        self._add_view(group, m.WorkerFenced(self._next_view(group), worker, epoch))
+        return group.view
 
     def _next_view(self, group: Group) -> int:
         group.view += 1
@@ -398,7 +415,7 @@ class SchedulerMachine:
         unsettled = [members[s] for s, settlement in group.settlements.items() if settlement.view < 0]
         place.start = m.Start(
             view, number, len(self.state.groups), self.state.n, shard, place.epoch, recovering, window, marks,
-            members, list(self.state.tables), unsettled, "", self.config, list(reinitialised),
+            members, list(self.state.tables), unsettled, "", self.config, list(reinitialised), [], self.leases.fenced(),
         )  # fmt: skip
         self.contacts[number, shard] = Contact(self.now_ms)
         self.effects.append(Connect(self._address(number, shard), place.endpoint))
@@ -486,11 +503,11 @@ class SchedulerMachine:
     def _applied(self, number: int, shard: int, settlement: Settlement | None) -> int:
         """Pushes that a shard had applied, as far as is known here."""
         if settlement is not None and settlement.view >= 0:
-            return sum(settlement.marks.values())
+            return m.pushes_of(settlement.marks)
         if settlement is not None:
-            return max((sum(report.marks.values()) for report in settlement.reports.values()), default=0)
+            return max((m.pushes_of(report.marks) for report in settlement.reports.values()), default=0)
         contact = self.contacts.get((number, shard))
-        return sum(contact.status.marks.values()) if contact and contact.status else 0
+        return m.pushes_of(contact.status.marks) if contact and contact.status else 0
 
     def _add_loss(
         self, number: int, view: int, rows: list[m.LostRows], updates: int, reinitialised: bool = False
@@ -647,7 +664,7 @@ class SchedulerMachine:
             for table, count in tables.items()
             if 0 <= table < known and count > 0
         ]
-        self._add_loss(number, view, rows, sum(status.marks.values()), reinitialised=True)
+        self._add_loss(number, view, rows, m.pushes_of(status.marks), reinitialised=True)
         self._remember("reinitialised", number, shard, place.epoch)
         self.effects.append(Note("warning", f"re-initialised too: {describe_rows(rows, self.state.tables)}"))
 
@@ -666,17 +683,25 @@ class SchedulerMachine:
                     reason = f"worker {source.id} has been started again (epoch {known})"
                     self.effects.append(Send(source, m.Fenced(reason)))
                     return
+                self.leases.fence(source.id, known, "it has been started again")
                 known += 1
                 self.state.workers[source.id] = known, status.process
                 self._changed = True
+            elif self.leases.is_fenced(source.id, known):
+                reason = f"epoch {known} of worker {source.id} is over, and its splits are another's: start it again"
+                self.effects.append(Send(source, m.Fenced(reason)))
+                return
             epoch = known
+            if source.epoch == epoch:
+                self.leases.heard(source, epoch, status.cursor)
         elif source.role != TOOL:
             return
         groups = len(self.state.groups)
         views = list(status.views[:groups]) + [-1] * (groups - len(status.views))
         key = (source.role, source.id)
         client = self.clients.get(key)
-        if client is None or client.address != source:
+        # Two lives of a worker that both have yet to hear of their epoch have the same address.
+        if client is None or client.address != source or client.epoch != epoch:
             client = self.clients[key] = Client(source, epoch, views, [-1] * groups, -1e18, self.now_ms, {})
         client.views, client.heard_ms, client.figures = views, self.now_ms, status.figures
 
@@ -684,7 +709,9 @@ class SchedulerMachine:
         timeout_ms = self.config.heartbeat_timeout_ms
         pause_ms = 0.0 if self._ticked_ms is None else self.now_ms - self._ticked_ms
         self._ticked_ms = self.now_ms
-        if pause_ms > timeout_ms / 2:
+        stood_still = pause_ms > timeout_ms / 2
+        self.leases.on_tick(pause_ms if stood_still else 0.0)
+        if stood_still:
             # it was I, or the whole machine, that stood still: what was silent meanwhile says nothing
             for contact in self.contacts.values():
                 contact.heard_ms += pause_ms
@@ -838,6 +865,7 @@ class SchedulerMachine:
             message.request, self.state.n, len(self.state.groups), [g.view for g in self.state.groups], shards, workers,
             self.state.tables, self.state.history, len(self.candidates), "; ".join(_nonempty(self.state.groups)),
             self.state.losses, self.state.rows_reinitialised, self.state.updates_damaged,
+            self.leases.figures(), self.leases.fenced(),
         )  # fmt: skip
         self.effects.append(Send(source, state))
 

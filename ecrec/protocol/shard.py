@@ -121,6 +121,8 @@ class ShardMachine:
         self.marks: dict[int, int] = {}
         self.durable: dict[int, int] = {}
         self.workers: dict[int, WorkerState] = {}
+        self.fenced: dict[int, int] = {}
+        """Worker -> newest epoch of it that is over."""
         self.pulls: list[QueuedPull] = []
         self.window_number = 1
         self.stable = 0
@@ -283,6 +285,9 @@ class ShardMachine:
     def _worker(self, source: Address) -> WorkerState | None:
         """The worker's state; None (and a refusal) for a process that a newer one has replaced."""
         worker = self.workers.get(source.id)
+        if source.epoch <= self.fenced.get(source.id, 0):
+            self.reply(source, m.Fenced(f"epoch {source.epoch} of worker {source.id} is over"))
+            return None
         if worker is None:
             if not 0 <= source.id < m.WORKERS_MAX:
                 self.reply(source, m.Fenced(f"there is no worker {source.id}: they are 0 to {m.WORKERS_MAX - 1}"))
@@ -295,6 +300,14 @@ class ShardMachine:
             worker.address = source
             worker.queue.clear()
         return worker
+
+    def fence_worker(self, worker: int, epoch: int) -> None:
+        """Take nothing more of this life of a worker, nor of an earlier one; what is applied stays."""
+        self.fenced[worker] = max(epoch, self.fenced.get(worker, 0))
+        state = self.workers.get(worker)
+        if state is not None and state.address.epoch <= epoch:
+            state.queue.clear()
+            self.pulls = [q for q in self.pulls if q.source.role != WORKER or q.source.id != worker]
 
     def _on_push(self, source: Address, push: m.Push, frames: m.Frames) -> None:
         worker = self._worker(source) if source.role == WORKER else None
@@ -338,6 +351,8 @@ class ShardMachine:
     def _apply(self, batch: list[QueuedPush]) -> bool:
         """Apply pushes as one, or ask for the rows they wait for and return False."""
         try:
+            for p in batch:
+                self._check_cursor(p)
             parts = [_sections(p.push.sections, p.frames, values=True) for p in batch]
             if self._lacks([s for part in parts for s in part]):
                 return False
@@ -350,9 +365,21 @@ class ShardMachine:
         for p in batch:
             self.workers[p.worker].queue.popleft()
             self.marks[p.worker] = self.open_marks[p.worker] = p.number
+            if p.push.cursor:
+                key = m.cursor_key(p.worker)
+                self.marks[key] = self.open_marks[key] = p.push.cursor
         if self.observer is not None:
             self.observer.applied(self.address, self.window_number, batch)
         return True
+
+    def _check_cursor(self, p: QueuedPush) -> None:
+        """Raise ValueError for a cursor that cannot follow the one of the push before."""
+        before = self.marks.get(m.cursor_key(p.worker), 0)
+        if p.push.cursor and not before < p.push.cursor < 1 << 63:
+            raise ValueError(
+                f"the cursor goes from lease {before >> m.CURSOR_BITS}, {before % (1 << m.CURSOR_BITS)} examples done, "
+                f"to lease {p.push.cursor >> m.CURSOR_BITS}, {p.push.cursor % (1 << m.CURSOR_BITS)} done; it only rises"
+            )
 
     def _lacks(self, sections: list[Rows]) -> bool:
         """Whether rows are still to be repaired; if so, they are asked for."""

@@ -13,10 +13,11 @@ from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.messages import SCHEDULER, SHARD, WORKER, Address
-from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.scheduler import SchedulerMachine, read_state
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.stream import Numbered
 from ecrec.simulator.faults import Faults
+from ecrec.simulator.leases import LeasingWorker, check_examples
 from ecrec.simulator.network import Link, Packet, Parcel, Process
 from ecrec.simulator.plan import Plan
 from ecrec.simulator.record import Record, RowsOf, gather, sections_of
@@ -198,6 +199,9 @@ class Cluster:
                     )  # fmt: skip
         if self.scheduler is not None:
             self.record.check_counted(self.scheduler.machine.state.rows_reinitialised)
+        if self.plan.leases is not None:
+            assert self.scheduler is not None
+            check_examples(self.plan, self.record, self.scheduler.machine.leases.figures())
         if self.oracle is not None and not self.record.set_back:
             for shard in self.shards:
                 if self._data(shard) != self.oracle.records(shard):
@@ -242,7 +246,8 @@ class Cluster:
         machine = ClientMachine(number, name)
         self._add(name, WORKER, machine)
         if number == len(self.workers):
-            self.workers.append(Worker(self.plan, number, machine, self.record, self.oracle))
+            kind = LeasingWorker if self.plan.leases else Worker
+            self.workers.append(kind(self.plan, number, machine, self.record, self.oracle))
         else:
             self.workers[number].restart(machine)
             self.note(f"is worker {number} again", name)
@@ -322,8 +327,20 @@ class Cluster:
         worker = self.workers[process.machine.worker]
         effects = worker.advance(self.now_ms)
         self._carry_out(process, effects)
-        if worker.machine.failed and not self.record.lost:
+        if worker.machine.failed_kind == "fenced" and self._is_over(worker.number, worker.machine.epoch):
+            self.kill(process, "it was given up")
+            self.post(self.now_ms + 0.1 + self.rng.random() * 50.0, self.start_worker, worker.number)
+        elif worker.machine.failed and not self.record.lost:
             raise ViolationError(f"worker {worker.number} cannot go on: {worker.machine.failed}")
+
+    def _is_over(self, worker: int, epoch: int) -> bool:
+        """A life of a worker is announced to be over, or the scheduler has heard of another process of it.
+
+        That may be one that died before: its heartbeats can be late.
+        """
+        if (worker, epoch) in self.record.fenced:
+            return True
+        return self.persisted is not None and read_state(self.persisted).workers.get(worker, (0, ""))[0] > epoch
 
     def _carry_out(self, process: Process, effects: Sequence[e.Effect]) -> None:
         stop_after = self.faults.effects_before_crash(process, len(effects))

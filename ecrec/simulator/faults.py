@@ -252,6 +252,14 @@ class Faults:
         self.cluster.note(f"slow link to {b.label}: {link.slow_ms:.1f} ms for {fault.lasts_ms:.1f} ms", a.label)
         return True
 
+    def _strike_worker_stall(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A worker stands still, maybe so long that it is given up; then it comes back as a ghost."""
+        process = self.cluster.worker_process(self.rng.randrange(self.plan.workers))
+        if process is not None and process.paused_until_ms <= self.cluster.now_ms:
+            self.cluster.note(f"stalls for {fault.lasts_ms:.1f} ms", process.label)
+            process.paused_until_ms = self.cluster.now_ms + fault.lasts_ms
+        return True
+
     def _strike_worker(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A worker dies, with the pushes that it had in flight, and comes back as another process."""
         number = self.rng.randrange(self.plan.workers)

@@ -2,11 +2,15 @@
 
 import random
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, Placement, TableSpec
+
+if TYPE_CHECKING:
+    from ecrec.simulator.leases import LeasePlan
 
 SINGLE, ASYNC, BARRIER = "single", "async", "barrier"
 
@@ -48,7 +52,7 @@ class Fault:
     """
 
     kind: str
-    """crash, massacre, pause, stall, slow-pair, scheduler, worker"""
+    """crash, massacre, pause, stall, slow-pair, scheduler, worker, worker-stall"""
     at_ms: float = 0.0
     message: str = ""
     count: int = 0
@@ -103,6 +107,8 @@ class Plan:
     """More shards may be lost than the code can stand."""
     validate: bool
     """Machines check their invariants after every event."""
+    leases: "LeasePlan | None" = None
+    """Workers lease what they push; else each has operations of its own."""
 
     @property
     def tolerance(self) -> int:
@@ -125,8 +131,9 @@ class Plan:
         codes = ", ".join(
             f"{t.name} {t.rows}x{t.dim} {t.code} {t.code.generator} {t.optimizer.name}" for t in self.tables
         )
+        leases = " with leases" if self.leases else ""
         return (
-            f"{self.mode}, {self.groups} x {self.n} shards, {self.workers} workers, tables [{codes}], "
+            f"{self.mode}, {self.groups} x {self.n} shards, {self.workers} workers{leases}, tables [{codes}], "
             f"{len(self.faults)} faults, {self.spares} spares{', more than r deaths' if self.too_many else ''}"
         )
 
@@ -369,7 +376,7 @@ def draw(seed: int) -> Plan:
     if mode == ASYNC and rng.random() < 0.2:  # only there, because the pushes it had in flight die with it
         faults.append(Fault("worker", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 100.0))
     spares = rng.choice((0, 0, 1, 2))
-    return Plan(
+    plan = Plan(
         seed=seed,
         mode=mode,
         n=n,
@@ -387,6 +394,11 @@ def draw(seed: int) -> Plan:
         too_many=too_many,
         validate=seed % 4 == 0,
     )
+    if mode == ASYNC and seed % 2:
+        from ecrec.simulator.leases import draw_leases
+
+        return draw_leases(seed, plan)
+    return plan
 
 
 def replace_code(table: TableSpec, code: CodeSpec) -> TableSpec:

@@ -171,6 +171,10 @@ class Record:
         self._starts: dict[tuple[int, int], m.Start] = {}
         self._shadows: dict[int, tuple[Any, int]] = {}
         self._pushed: dict[tuple[int, int, int, int], list[bytes]] = {}
+        self.examples: dict[tuple[int, int, int, int], range] = {}
+        """(worker, epoch, shard, push) -> what was trained on for it, where it was leased."""
+        self.fenced: set[tuple[int, int]] = set()
+        """Lives of workers that are announced to be over."""
         self.pushes_applied = 0
         self.rows_checked = 0
 
@@ -199,6 +203,8 @@ class Record:
                     f"{marks.get(p.worker, 0)}", [who],
                 )  # fmt: skip
             marks[p.worker] = p.number
+            if p.push.cursor:
+                marks[m.cursor_key(p.worker)] = p.push.cursor
         if some[0].push.barrier > 1 and [p.worker for p in some] != list(range(some[0].push.barrier)):
             raise ViolationError(f"{shard} applies a barrier of workers {[p.worker for p in some]}", [who])
         if len({p.push.barrier for p in some}) > 1 or (some[0].push.barrier <= 1 and len(some) > 1):
@@ -206,8 +212,12 @@ class Record:
         self.lineage[who].append(Entry(epoch, window, some))
         self.pushes_applied += len(some)
 
-    def made(self, worker: int, epoch: int, shard: int, number: int, frames: Sequence[Any]) -> None:
-        """A worker made a push for a shard."""
+    def made(
+        self, worker: int, epoch: int, shard: int, number: int, frames: Sequence[Any], examples: range = range(0)
+    ) -> None:
+        """A worker made a push for a shard, of these examples if it leases them."""
+        if examples:
+            self.examples[worker, epoch, shard, number] = examples
         self._pushed[worker, epoch, shard, number] = [bytes(np.ascontiguousarray(f)) for f in frames]
 
     def _check_content(self, shard: int, p: Applied) -> None:
@@ -264,6 +274,8 @@ class Record:
                 self.whole[base + view.shard] = True
         elif isinstance(view, m.TableAdded):
             self._table(group, view.table)
+        elif isinstance(view, m.WorkerFenced):
+            self.fenced.add((view.worker, view.epoch))
         elif isinstance(view, m.DataLost):
             self.lost = view.reason
         elif isinstance(view, m.Reinitialise):
@@ -386,6 +398,8 @@ class Record:
         for entry in kept:
             for p in entry.pushes:
                 marks[p.worker] = p.number
+                if p.push.cursor:
+                    marks[m.cursor_key(p.worker)] = p.push.cursor
         self.watermarks[shard] = marks
         for (who, worker), number in self.acked.items():
             if who == shard and number > marks.get(worker, 0):

@@ -185,16 +185,20 @@ class Worker:
             operation.kind, rows, operation.value_seed, operation.think_ms, operation.records, operation.split
         )
 
-    def _push(self, operation: Operation) -> list[Effect]:
+    def _push(self, operation: Operation, examples: int = 0) -> list[Effect]:
         machine, assign = self.machine, operation.kind == "assign"
         barrier = self.plan.workers if self.plan.mode == BARRIER else 0
         operation = self._usable(operation)
         by_shard = self._split(operation, self._index, True)
-        effects = machine.push(by_shard, barrier=barrier, assign=assign)
+        done = range(0)
+        if examples:
+            first = machine.leases[0].last - (machine.examples_left or 0)
+            done = range(first, first + examples)
+        effects = machine.push(by_shard, barrier=barrier, assign=assign, examples=examples)
         ours = self._split(operation, lambda i: i, True) if self.oracle is not None else {}
         for shard, number in machine.pushed.items():
             sections, frames = by_shard.get(shard, ([], []))
-            self.record.made(self.number, machine.epoch, shard, number, frames)
+            self.record.made(self.number, machine.epoch, shard, number, frames, done)
             if self.oracle is not None:
                 # The oracle numbers the tables as the plan does: the order of creation is the schedule's.
                 sections, frames = ours.get(shard, ([], []))

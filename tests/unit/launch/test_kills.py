@@ -1,7 +1,17 @@
 import pytest
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.kills import ChaosSchedule, Kill, KillSchedule, Standing, check_kills, parse_interval, parse_kill
+from ecrec.launch.kills import (
+    ChaosSchedule,
+    Kill,
+    KillSchedule,
+    Standing,
+    WorkerKill,
+    check_kills,
+    check_worker_kills,
+    parse_interval,
+    parse_kill,
+)
 
 
 def cluster(**changes):
@@ -13,9 +23,14 @@ def cluster(**changes):
 def test_a_kill_is_read_and_written():
     assert parse_kill("ps:2@20") == Kill(2, 20)
     assert str(Kill(2, 20)) == "ps:2@20"
+    assert parse_kill("worker:1@20") == WorkerKill(1, 20)
+    assert str(WorkerKill(1, 20)) == "worker:1@20"
 
 
-@pytest.mark.parametrize("text", ["", "2@20", "ps:2", "ps:x@2", "ps:2@", "ps:-1@2", "worker:0@3", "ps2@3", "ps:2@1.5"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "2@20", "ps:2", "ps:x@2", "ps:2@", "ps:-1@2", "worker:@3", "worker:0", "scheduler:0@3", "ps2@3", "ps:2@1.5"],
+)
 def test_anything_else_is_refused(text):
     with pytest.raises(ConfigurationError, match="expected ps:SHARD@STEP"):
         parse_kill(text)
@@ -33,6 +48,21 @@ def test_kills_that_cannot_happen_are_refused(kill, words):
 def test_the_same_kill_twice_is_refused():
     with pytest.raises(ConfigurationError, match="given twice"):
         check_kills([Kill(1, 3), Kill(1, 3)], shards=5, tolerance=2, steps=None)
+
+
+@pytest.mark.parametrize(
+    ("kills", "words"),
+    [
+        ([WorkerKill(3, 3)], "no worker 3"),
+        ([WorkerKill(1, 0)], "steps are 1 to 30"),
+        ([WorkerKill(1, 31)], "steps are 1 to 30"),
+        ([WorkerKill(1, 3)] * 2, "given twice"),
+    ],
+)
+def test_kills_of_workers_that_cannot_happen_are_refused(kills, words):
+    with pytest.raises(ConfigurationError, match=words):
+        check_worker_kills(kills, workers=3, steps=30)
+    check_worker_kills([WorkerKill(2, 30), WorkerKill(2, 1)], workers=3, steps=30)
 
 
 def test_more_kills_at_a_step_than_the_code_stands_are_warned_of():

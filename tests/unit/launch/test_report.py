@@ -2,13 +2,14 @@ from ecrec.launch.report import (
     FirstRow,
     KillDone,
     Step,
+    data_figures,
     kill_entries,
     longest_pause_s,
     loss_entries,
     lost_updates,
     throughput,
 )
-from ecrec.protocol.messages import ClusterState, HistoryEntry, Loss, LostRows
+from ecrec.protocol.messages import ClusterState, Dataset, DatasetFigures, HistoryEntry, Loss, LostRows
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
 
@@ -109,3 +110,12 @@ def test_losses_name_their_rows():
     assert entry["text"].endswith(
         "20 rows were lost, and up to 41 updates in part: C1: 20 of 100 rows (every 10th from 3, 8 on shard 1)"
     )
+
+
+def test_the_figures_of_the_data_are_the_schedulers_or_what_was_pushed():
+    one = DatasetFigures(Dataset("a", 10, 20, 5), 20, 3, 6, 2, 1, 0)
+    two = DatasetFigures(Dataset("b", 10, 10, 5), 10, 0, 2, 0, 0, 0)
+    assert data_figures([one, two], 99) == {
+        "examples_trained": 30, "examples_repeated": 3, "splits": 8, "splits_handed_on": 2,
+    }  # fmt: skip
+    assert data_figures([], 99)["examples_trained"] == 99
