@@ -23,7 +23,8 @@ from ecrec.protocol.repair import Repairs
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.seeding import Seeding
 from ecrec.protocol.shard import ShardMachine
-from ecrec.simulator.plan import Plan, draw
+from ecrec.simulator.draw import draw
+from ecrec.simulator.plan import Plan
 from ecrec.simulator.run import CORRECTNESS, CRASH, run_seed
 
 Mutation = Callable[[], AbstractContextManager[Any]]
