@@ -7,9 +7,7 @@ from pathlib import Path
 
 from ecrec.simulator.draw import draw
 from ecrec.simulator.minimise import Kept, minimise
-from ecrec.simulator.run import COVERAGE, FAILURES, Totals, replay, run_many
-
-NIGHTLY_SEEDS = 10_000
+from ecrec.simulator.run import COVERAGE, FAILURES, SEEDS_NIGHTLY, Totals, replay, run_many
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with --require-coverage something was never reached."""
     parser = argparse.ArgumentParser(prog="python -m ecrec.simulator", description=__doc__, epilog=main.__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="how many schedules")
-    parser.add_argument("--nightly", action="store_true", help=f"{NIGHTLY_SEEDS} schedules")
+    parser.add_argument("--nightly", action="store_true", help=f"{SEEDS_NIGHTLY} schedules")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
@@ -37,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.minimise is not None:
         return _minimise(options.minimise, options.keep, options.last)
     totals = Totals()
-    count = NIGHTLY_SEEDS if options.nightly else options.seeds
+    count = SEEDS_NIGHTLY if options.nightly else options.seeds
     for outcome in run_many(range(options.first, options.first + count), options.jobs):
         totals.add(outcome)
         if outcome.code:
