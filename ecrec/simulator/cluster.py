@@ -336,7 +336,8 @@ class Cluster:
 
     def _advance_worker(self, process: Process) -> None:
         worker = self.workers[process.machine.worker]
-        effects = worker.advance(self.now_ms)
+        saves = self.now_ms < self.faults.saves_until_ms and all(self.record.whole.values())
+        effects = worker.advance(self.now_ms, saves)
         self._carry_out(process, effects)
         if worker.machine.failed and not self.record.lost:
             raise ViolationError(f"worker {worker.number} cannot go on: {worker.machine.failed}")

@@ -46,6 +46,7 @@ class Faults:
         self.rng = random.Random(self.plan.seed * 2 + 2)
         self.began = False
         """The tables are there: faults may strike."""
+        self.saves_until_ms = 0.0
         self.quiet = False
         self.quiet_at_ms = 0.0
         self.deadline_ms = 0.0
@@ -80,10 +81,13 @@ class Faults:
                 self._aimed[kind] = [(self._counts[kind] + f.count if f.again else at, f) for at, f in aimed]
         elif isinstance(view, m.DataLost) and not self.plan.too_many:
             raise ViolationError(f"said to be lost, with no more deaths than the code stands: {view.reason}")
+        # Before anybody has heard of it.
+        self._strike_aimed(type(view).__name__, None, None)
 
     def _begin(self) -> None:
         self.began = True
         now_ms = self.cluster.now_ms
+        self.saves_until_ms = now_ms + self.plan.saves_ms
         last_ms = 0.0
         for fault in self.plan.faults:
             if fault.message:
@@ -115,7 +119,7 @@ class Faults:
         self._strike_aimed(kind, source, to)
         self._strike_aimed("any", source, to)
 
-    def _strike_aimed(self, kind: str, source: Process, to: Process) -> None:
+    def _strike_aimed(self, kind: str, source: Process | None, to: Process | None) -> None:
         self._counts[kind] += 1
         aimed = self._aimed.get(kind)
         if not aimed or self.quiet:
@@ -313,7 +317,10 @@ class Faults:
         elif scheduler is None or not running:
             return False
         elif fault.side == "from-scheduler":
-            ends, what = [scheduler, self.rng.choice(running + workers)], "from the scheduler"
+            # Aimed at a view, it hits one of those who repair and seed.
+            whole = [p for p in running if self.cluster.record.whole.get(p.address.id)]
+            some = whole if fault.message and whole else running + workers
+            ends, what = [scheduler, self.rng.choice(some)], "from the scheduler"
         else:
             process = self._victim(fault, None, None)
             if process is None:

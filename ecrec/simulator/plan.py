@@ -45,7 +45,7 @@ class Network:
 @dataclass(frozen=True)
 class Fault:
     """It strikes at ``at_ms`` after the tables are there, or at the delivery of the ``count``-th ``message`` ("any": of
-    any kind).
+    any kind), or when the ``count``-th view of that name is decided.
 
     With ``again`` the messages are counted anew from each start of a replacement: it strikes in the middle of recovery.
     """
@@ -101,6 +101,8 @@ class Plan:
     """Every process asks for the place it had; else any process takes any place."""
     workers: int
     operations: tuple[tuple[Operation, ...], ...]
+    saves_ms: float
+    """For so long after the tables are there workers save two thirds of their operations for recoveries."""
     faults: tuple[Fault, ...]
     scrubs_ms: tuple[float, ...]
     """When a tool begins to scrub the running cluster, after the tables are there."""
@@ -124,7 +126,7 @@ class Plan:
             self.network, lag_rate=0.0, views_lag_rate=0.0, straggle_rate=0.0, loss_rate=0.0, repeat_rate=0.0,
             outage_rate=0.0, delay_max_ms=1.0, delay_min_ms=0.5,
         )  # fmt: skip
-        return replace(self, network=quiet, faults=(), scrubs_ms=(), too_many=False)
+        return replace(self, network=quiet, faults=(), saves_ms=0.0, scrubs_ms=(), too_many=False)
 
     @property
     def events(self) -> int:

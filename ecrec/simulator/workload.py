@@ -100,8 +100,8 @@ class Worker:
             f"(acked, pushed) by shard {behind}; open pulls {[(t, sorted(s)) for t, (s, _) in self.open_pulls.items()]}"
         )
 
-    def advance(self, now_ms: float) -> list[Effect]:
-        """Do what can be done now."""
+    def advance(self, now_ms: float, saves: bool) -> list[Effect]:
+        """Do what can be done now; with ``saves`` the last two thirds of the operations are not for now."""
         effects: list[Effect] = []
         machine = self.machine
         while not self.finished and not machine.failed and machine.ready and now_ms >= self.busy_until_ms:
@@ -111,6 +111,8 @@ class Worker:
             for table in missing:
                 effects += machine.create_table(table)
             if missing:
+                break
+            if saves and len(self.operations) // 3 <= self.next < len(self.operations):
                 break
             if self.next == len(self.operations):
                 if not machine.durable or self.open_pulls:
