@@ -178,6 +178,9 @@ class SchedulerMachine:
         """Take one event; return what is to be done, in order. A changed state is persisted before anything is sent."""
         self.now_ms = now_ms
         self.effects = []
+        if self._ticked_ms is None:
+            # Before the first Tick too it may be I who stands still.
+            self._ticked_ms = now_ms
         self._resume()
         if isinstance(event, Received):
             handler = self._handlers.get(type(event.message))
@@ -524,7 +527,8 @@ class SchedulerMachine:
 
     def _on_tick(self) -> None:
         timeout_ms = self.config.heartbeat_timeout_ms
-        pause_ms = 0.0 if self._ticked_ms is None else self.now_ms - self._ticked_ms
+        assert self._ticked_ms is not None  # `handle` has seen to it
+        pause_ms = self.now_ms - self._ticked_ms
         self._ticked_ms = self.now_ms
         if pause_ms > timeout_ms / 2:
             # it was I, or the whole machine, that stood still: what was silent meanwhile says nothing

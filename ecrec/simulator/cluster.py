@@ -17,7 +17,7 @@ from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, WORKER, Address
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.stream import Numbered
-from ecrec.simulator.coverage import Coverage, Watch, Witness
+from ecrec.simulator.coverage import GHOST_READ, Coverage, Watch, Witness
 from ecrec.simulator.faults import Faults
 from ecrec.simulator.network import Link, Packet, Parcel, Process
 from ecrec.simulator.plan import Plan
@@ -551,6 +551,7 @@ class Cluster:
                 if self.record.current(source):
                     self.record.check_rows(source, process.lineage_before, pull, to.id, sections, effect.frames)
                 else:
+                    self.coverage.transitions[GHOST_READ] += 1
                     self.record.check_rows_of_ghost(source, pull, sections, effect.frames)
 
     def _is_fenced(self, process: Process, source: Address) -> bool:

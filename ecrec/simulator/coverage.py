@@ -59,6 +59,8 @@ TRAPS = {
 }
 """Trap, as named in docs/protocol.md -> the situation in which it could snap."""
 
+GHOST_READ = "a shard that was declared dead answers a pull"
+
 VIEWS = ("ShardDown", "Settle", "ShardUp", "ShardWhole", "TableAdded")
 STAGES = ("nothing repaired yet", "repairs and seeds under way", "data here, seeds missing", "seeds here, data missing")
 """Where a recovering shard can stand when something dies."""
@@ -112,6 +114,7 @@ def transitions() -> list[str]:
     names += [f"worker: view {view}" for view in (*VIEWS, "Start", "DataLost")]
     names += [f"worker: {kind}" for kind in ("Welcome", "PushAck", "Rows", "TableReady")]
     names += [f"scheduler: {kind.__name__}" for kind in scheduler._handlers]
+    names.append(GHOST_READ)
     names += [f"a death, while a shard recovers: {stage}" for stage in STAGES]
     return names
 
