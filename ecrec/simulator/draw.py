@@ -88,9 +88,10 @@ def _draw_table(rng: random.Random, index: int, code: CodeSpec, rows: int) -> Ta
 
 def _draw_tables(rng: random.Random, n: int, storm: bool) -> tuple[TableSpec, ...]:
     codes = [code for code in CODES if sum(code) <= n and (not storm or code[1] > 1)]
-    # Parities are solved together where two rows of a stripe are lost; that others of it go on needs a third.
-    hard = [code for code in codes if code[0] > 2 and code[1] > 1]
-    k, r = rng.choice(hard if storm and hard and rng.random() < 0.6 else codes)
+    # Parities are solved together where two rows of a stripe are lost; that others of it go on needs a third. And some
+    # traps snap only where a third shard dies beside two.
+    hard = [code for code in codes if (code[0] > 2 and code[1] > 1) or code[1] > 2]
+    k, r = rng.choice(hard if storm and hard and rng.random() < 0.7 else codes)
     generator = rng.choice(("cauchy", "cauchy", "isal-cauchy"))
     tables = [_draw_table(rng, 0, CodeSpec(k, r, generator), rng.randint(max(1, n * k // 2), 4 * n * k))]
     if rng.random() < 0.7 and 1 + r <= n:  # the dense part: replicated
@@ -145,6 +146,7 @@ def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_m
                 count=rng.choice((1, 1, 2, 3, 4, 6, 8, 12, 20)),
                 again=True,
                 side=rng.choice(("sender", "receiver", "other")),
+                burst=rng.choice((1, 1, 2)),
                 lasts_ms=rng.random() * rng.choice((5.0, 50.0)),
                 noticed=rng.random() < 0.8,
                 prefer_recovering=rng.random() < 0.3,
@@ -157,6 +159,14 @@ def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_m
                 "partition", message=rng.choice(("ShardUp", "ShardUp", "Settle", "ShardDown", "ShardWhole")),
                 count=rng.choice((1, 1, 2, 3)),
                 again=rng.random() < 0.5, side="from-scheduler", lasts_ms=rng.random() * timeout_ms,
+            )
+        )  # fmt: skip
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        # Or of what a member sends, be it one that has just come up: what it sends to others overtakes it by far.
+        faults.append(
+            Fault(
+                "partition", message=rng.choice(("Join", "Join", "Joined", "Reseed", "Repair", "Snap", "Mark")),
+                count=rng.choice((1, 2, 3, 5)), again=True, side="peers", lasts_ms=rng.random() * timeout_ms,
             )
         )  # fmt: skip
     if rng.random() < 0.4:

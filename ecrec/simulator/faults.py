@@ -309,6 +309,8 @@ class Faults:
             if len(running) < 2:
                 return False
             ends, what = self.rng.sample(running, 2), "of two shards"
+            if source in running:
+                ends = [source, ends[0] if ends[0] is not source else ends[1]]
         elif fault.side == "worker":
             if not running or not workers:
                 return False

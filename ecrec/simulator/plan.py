@@ -84,7 +84,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a seed decides before the run. Two runs of one plan are equal, event for event."""
+    """Everything that a seed decides before the run. Two runs of one plan are equal, event for event.
+
+    A field that is added later needs a default, so that plans that were kept can still be read.
+    """
 
     seed: int
     mode: str
