@@ -571,7 +571,7 @@ class Cluster:
         """All of a process that somebody else's message could change for others."""
         machine = process.machine
         if process.role == WORKER:
-            return machine.acked, machine.pushed, sum(len(ticket.answers) for ticket in machine._tickets.values())
+            return machine.acked, sum(len(ticket.answers) for ticket in machine._tickets.values())
         if process.role == SCHEDULER:
             return self.persisted
         received = [(peer.shard, peer.received, len(peer.undo)) for peer in machine.peers.values()]
