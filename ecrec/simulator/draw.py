@@ -133,23 +133,34 @@ def _draw_operations(
 def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_ms: float) -> list[Fault]:
     """A death early on, and others in the middle of the recoveries: that is where the traps are."""
     burst = tolerance if rng.random() < 0.4 else rng.randint(1, tolerance)
+    triple = tolerance > 2 and rng.random() < 0.5
     first = Fault(
-        "crash", at_ms=rng.random() * horizon_ms / 4, burst=burst,
+        "crash", at_ms=rng.random() * horizon_ms / 4, burst=rng.randint(1, 2) if triple else burst,
         lasts_ms=rng.random() * 20.0, noticed=rng.random() < 0.9,
     )  # fmt: skip
     faults = [first]
-    for _ in range(rng.randint(1, 5)):
+    if triple:
+        # Two more die while the first comes back, and it is not well heard of.
+        faults += [
+            Fault("crash", message=rng.choice(("Join", "Reseed", "Window", "ShardStatus")), since="ShardUp",
+                  count=rng.choice((1, 2, 4, 8, 16, 32)), side="other", burst=rng.randint(1, 2), noticed=True,
+                  lasts_ms=rng.random() * 20.0),
+            Fault("partition", message="Join", since="ShardUp", count=rng.randint(1, 6), side="peers",
+                  lasts_ms=(0.5 + rng.random()) * timeout_ms),
+        ]  # fmt: skip
+    for _ in range(rng.randint(1, 2 if triple else 5)):
+        busy = rng.random() < 0.3
         faults.append(
             Fault(
                 "crash",
-                message=rng.choice(WATCHED),
-                count=rng.choice((1, 1, 2, 3, 4, 6, 8, 12, 20)),
-                again=True,
-                side=rng.choice(("sender", "receiver", "other")),
+                message=rng.choice(("Window", "WindowAck", "Push") if busy else WATCHED),
+                count=rng.randint(1, 40) if busy else rng.choice((1, 1, 2, 3, 4, 6, 8, 12, 20)),
+                since=rng.choice(("ShardUp", "ShardUp", "ShardDown")),
+                side="other" if busy else rng.choice(("sender", "receiver", "other")),
                 burst=rng.choice((1, 1, 2)),
                 lasts_ms=rng.random() * rng.choice((5.0, 50.0)),
                 noticed=rng.random() < 0.8,
-                prefer_recovering=rng.random() < 0.3,
+                prefer_recovering=busy or rng.random() < 0.3,
             )
         )
     for _ in range(rng.choice((0, 1, 2, 3))):
@@ -157,8 +168,8 @@ def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_m
         faults.append(
             Fault(
                 "partition", message=rng.choice(("ShardUp", "ShardUp", "Settle", "ShardDown", "ShardWhole")),
-                count=rng.choice((1, 1, 2, 3)),
-                again=rng.random() < 0.5, side="from-scheduler", lasts_ms=rng.random() * timeout_ms,
+                count=rng.choice((1, 1, 2, 3)), since=rng.choice(("", "ShardUp", "ShardDown")),
+                side="from-scheduler", lasts_ms=rng.random() * timeout_ms,
             )
         )  # fmt: skip
     for _ in range(rng.choice((0, 1, 1, 2))):
@@ -166,13 +177,13 @@ def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_m
         faults.append(
             Fault(
                 "partition", message=rng.choice(("Join", "Join", "Joined", "Reseed", "Repair", "Snap", "Mark")),
-                count=rng.choice((1, 2, 3, 5)), again=True, side="peers", lasts_ms=rng.random() * timeout_ms,
+                count=rng.choice((1, 2, 3, 5)), since="ShardUp", side="peers", lasts_ms=rng.random() * timeout_ms,
             )
         )  # fmt: skip
     if rng.random() < 0.4:
         message, count = rng.choice(("ShardStatus", "Views", "Register")), rng.choice((1, 2, 4, 8, 16))
         lasts_ms = rng.random() * rng.choice((10.0, 100.0, 500.0))
-        faults.append(Fault("scheduler", message=message, count=count, again=True, lasts_ms=lasts_ms))
+        faults.append(Fault("scheduler", message=message, count=count, since="ShardUp", lasts_ms=lasts_ms))
     return faults
 
 
@@ -220,11 +231,11 @@ def _draw_troubles(rng: random.Random, timeout_ms: float, tolerance: int, horizo
     """Slow shards, partitions and clocks that jump; any may fall into a recovery."""
     faults: list[Fault] = []
     for _ in range(rng.choice((0, 0, 0, 1, 2))):
-        message, again = rng.choice((("", False), ("Join", True), ("Repair", True)))
+        message = rng.choice(("", "Join", "Repair"))
         faults.append(
             Fault(
                 "slow-shard", at_ms=rng.random() * horizon_ms, message=message, count=rng.choice((1, 2, 4)),
-                again=again, lasts_ms=rng.random() * timeout_ms / 2,
+                since="ShardUp" if message else "", lasts_ms=rng.random() * timeout_ms / 2,
             )
         )  # fmt: skip
     for _ in range(rng.choice((0, 0, 0, 1, 2))):

@@ -76,11 +76,11 @@ class Faults:
             alive = process is not None and process.alive and process.address.epoch == view.epoch
             if alive and (shard, view.epoch) not in self._doomed:
                 raise ViolationError(f"shard {shard} (epoch {view.epoch}) is declared dead and is not", [shard])
-        elif isinstance(view, m.ShardUp):
-            for kind, aimed in self._aimed.items():
-                self._aimed[kind] = [(self._counts[kind] + f.count if f.again else at, f) for at, f in aimed]
         elif isinstance(view, m.DataLost) and not self.plan.too_many:
             raise ViolationError(f"said to be lost, with no more deaths than the code stands: {view.reason}")
+        for kind, aimed in self._aimed.items():
+            since = type(view).__name__
+            self._aimed[kind] = [(self._counts[kind] + f.count if f.since == since else at, f) for at, f in aimed]
         # Before anybody has heard of it.
         self._strike_aimed(type(view).__name__, None, None)
 
@@ -91,7 +91,7 @@ class Faults:
         last_ms = 0.0
         for fault in self.plan.faults:
             if fault.message:
-                at = NEVER if fault.again else self._counts[fault.message] + fault.count
+                at = NEVER if fault.since else self._counts[fault.message] + fault.count
                 self._aimed[fault.message].append((at, fault))
             else:
                 self._pending += 1

@@ -47,7 +47,7 @@ class Fault:
     """It strikes at ``at_ms`` after the tables are there, or at the delivery of the ``count``-th ``message`` ("any": of
     any kind), or when the ``count``-th view of that name is decided.
 
-    With ``again`` the messages are counted anew from each start of a replacement: it strikes in the middle of recovery.
+    With ``since`` they are counted anew from each view of that name: it strikes in the middle of a recovery.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Fault:
     at_ms: float = 0.0
     message: str = ""
     count: int = 0
-    again: bool = False
+    since: str = ""
     side: str = ""
     """Whom a crash at a message hits (sender, receiver, other); of a partition, what is cut off (peers, worker,
     from-scheduler, to-scheduler); of a clock, whose it is (scheduler, member)."""
