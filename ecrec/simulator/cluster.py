@@ -258,6 +258,8 @@ class Cluster:
 
     def start_tool(self) -> None:
         """Begin a scrub, by the tool's process, which is made for the first one."""
+        if self.faults.quiet:
+            return
         if self.tool is None:
             self.tool = ScrubTool(self.plan)
             self._add("tool", TOOL, self.tool)
@@ -404,9 +406,12 @@ class Cluster:
             between_shards = process.role == SHARD and target.role == SHARD
             link = Link(process, target, ideal=between_shards and not self.network.streams)
             if self.rng.random() < self.network.lag_rate:
-                # Heartbeats must come in time; between shards nothing has to.
-                lag_max_ms = self.network.lag_max_ms * (3.0 if between_shards else 1.0)
-                link.lag_ms = self.rng.random() * lag_max_ms
+                # Heartbeats must come in time; between shards nothing has to, and least of all to and from one that
+                # has just come up.
+                factor = (
+                    1.0 if not between_shards else 6.0 if max(process.address.epoch, target.address.epoch) > 1 else 3.0
+                )
+                link.lag_ms = self.rng.random() * self.network.lag_max_ms * factor
             if target.role == SCHEDULER:
                 link.cut_until_ms = self.faults.isolated_until_ms(process)
             self._links[process, target] = link

@@ -110,6 +110,8 @@ class Faults:
             return
         self.quiet = True
         self._aimed.clear()
+        if self.cluster.tool:
+            self.cluster.tool.stop()
         self.quiet_at_ms = self.cluster.now_ms
         self.deadline_ms = self.quiet_at_ms + LIVENESS_MS
         self.cluster.note("faults stop")

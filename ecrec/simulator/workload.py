@@ -240,10 +240,17 @@ class ScrubTool:
         """(shard, class, first position)"""
         self._request = 0
         self._wants_state = False
+        self._stopped = False
         self._asked_ms = 0.0
 
     def begin(self) -> None:
         self._wants_state = True
+
+    def stop(self) -> None:
+        """No further question: the run comes to its end."""
+        self._wants_state = False
+        self._todo.clear()
+        self._stopped = True
 
     def handle(self, event: Event, now_ms: float) -> list[Effect]:
         if isinstance(event, Tick):
@@ -271,7 +278,7 @@ class ScrubTool:
                     "at one cut", [event.source.id], bad.tolist(),
                 )  # fmt: skip
             self.chunks += 1
-            if message.last < message.size:
+            if message.last < message.size and not self._stopped:
                 self._todo.append((event.source, message.class_id, message.last))
             return self._next()
         return []
