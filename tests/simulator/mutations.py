@@ -24,21 +24,23 @@ class Mutation(NamedTuple):
     trap: str
     """As docs/protocol.md and `ecrec.simulator.coverage.TRAPS` name it."""
     make: Make
+    seed: int
+    """One that catches it; if none does any more, because the protocol or the drawing changed, others are tried."""
 
 
 MUTATIONS: dict[str, Mutation] = {}
 
 
-def mutation(trap: str) -> Callable[[Make], Make]:
+def mutation(trap: str, seed: int) -> Callable[[Make], Make]:
     def register(make: Make) -> Make:
-        MUTATIONS[make.__name__] = Mutation(trap, make)
+        MUTATIONS[make.__name__] = Mutation(trap, make, seed)
         return make
 
     return register
 
 
 # ------------------------------------------------------------------ pushes, pulls, windows
-@mutation("push-again")
+@mutation("push-again", 0)
 def a_push_that_comes_again_is_applied_again() -> AbstractContextManager[Any]:
     real = ShardMachine._on_push
 
@@ -50,7 +52,7 @@ def a_push_that_comes_again_is_applied_again() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_on_push", on_push)
 
 
-@mutation("stable-before-durable")
+@mutation("stable-before-durable", 0)
 def pushes_are_acknowledged_when_applied() -> AbstractContextManager[Any]:
     real = ShardMachine._apply
 
@@ -64,7 +66,7 @@ def pushes_are_acknowledged_when_applied() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_apply", apply)
 
 
-@mutation("stable-before-durable")
+@mutation("stable-before-durable", 0)
 def a_window_is_stable_when_one_peer_has_it() -> AbstractContextManager[Any]:
     def acknowledged(self: ShardMachine, peer: Peer, number: int) -> None:
         done = [unstable for window, unstable in self.unstable.items() if window <= number and unstable.waiting]
@@ -76,7 +78,7 @@ def a_window_is_stable_when_one_peer_has_it() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_acknowledged", acknowledged)
 
 
-@mutation("pull-again")
+@mutation("pull-again", 0)
 def pushes_go_on_while_an_exact_pull_waits() -> AbstractContextManager[Any]:
     def why_no_push(self: ClientMachine) -> str:
         full = any(s.pushed - s.acked >= self.config.pushes_in_flight_max for s in self._shards.values())
@@ -86,7 +88,7 @@ def pushes_go_on_while_an_exact_pull_waits() -> AbstractContextManager[Any]:
 
 
 # ------------------------------------------------------------------ a death
-@mutation("undone-beyond-the-cut")
+@mutation("undone-beyond-the-cut", 0)
 def nothing_is_undone_beyond_the_cut() -> AbstractContextManager[Any]:
     real = Membership._on_settle
 
@@ -96,7 +98,7 @@ def nothing_is_undone_beyond_the_cut() -> AbstractContextManager[Any]:
     return mock.patch.object(Membership, "_on_settle", on_settle)
 
 
-@mutation("reports-differ")
+@mutation("reports-differ", 0)
 def the_longest_report_is_the_cut() -> AbstractContextManager[Any]:
     def longest(*some: Any, **by: Any) -> Any:
         reports = len(some) == 1 and all(isinstance(one, m.Report) for one in some[0])
@@ -105,12 +107,12 @@ def the_longest_report_is_the_cut() -> AbstractContextManager[Any]:
     return mock.patch.object(scheduler, "min", longest, create=True)
 
 
-@mutation("marks-with-report")
+@mutation("marks-with-report", 0)
 def watermarks_are_not_those_of_the_reported_window() -> AbstractContextManager[Any]:
     return mock.patch.object(Peer, "marks_received", lambda self: dict(self.marks))
 
 
-@mutation("reporter-dies")
+@mutation("reporter-dies", 0)
 def a_report_of_a_survivor_that_died_still_counts() -> AbstractContextManager[Any]:
     """Its windows died with it; a cut below those of all others is one that nobody can go back to."""
     real = SchedulerMachine._try_settle
@@ -127,7 +129,7 @@ def a_report_of_a_survivor_that_died_still_counts() -> AbstractContextManager[An
     return mock.patch.object(SchedulerMachine, "_try_settle", try_settle)
 
 
-@mutation("nothing-heard")
+@mutation("nothing-heard", 0)
 def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextManager[Any]:
     real = Membership._on_up
 
@@ -139,7 +141,7 @@ def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextMan
     return mock.patch.object(Membership, "_on_up", on_up)
 
 
-@mutation("younger-reporter")
+@mutation("younger-reporter", 0)
 def a_shard_younger_than_the_dead_reports_too() -> AbstractContextManager[Any]:
     real = Membership._place
 
@@ -151,7 +153,7 @@ def a_shard_younger_than_the_dead_reports_too() -> AbstractContextManager[Any]:
     return mock.patch.object(Membership, "_place", place)
 
 
-@mutation("settle-confirmed")
+@mutation("settle-confirmed", 0)
 def a_replacement_starts_before_the_settlement_is_confirmed() -> AbstractContextManager[Any]:
     real = SchedulerMachine._try_replace
 
@@ -168,7 +170,7 @@ def a_replacement_starts_before_the_settlement_is_confirmed() -> AbstractContext
     return mock.patch.object(SchedulerMachine, "_try_replace", try_replace)
 
 
-@mutation("fenced")
+@mutation("fenced", 0)
 def what_a_dead_incarnation_sent_is_still_taken() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -184,13 +186,13 @@ def what_a_dead_incarnation_sent_is_still_taken() -> AbstractContextManager[Any]
     return mock.patch.object(ShardMachine, "_on_shard", on_shard)
 
 
-@mutation("too-many")
+@mutation("too-many", 0)
 def more_deaths_than_the_code_stands_go_unsaid() -> AbstractContextManager[Any]:
     return mock.patch.object(SchedulerMachine, "_check_lost", lambda self, number, group: None)
 
 
 # ------------------------------------------------------------------ repair
-@mutation("recovering-marks")
+@mutation("recovering-marks", 0)
 def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
     real = Repairs._members
 
@@ -200,12 +202,12 @@ def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
     return mock.patch.object(Repairs, "_members", members)
 
 
-@mutation("repair-in-one-view")
+@mutation("repair-in-one-view", 0)
 def a_repair_outlives_its_view() -> AbstractContextManager[Any]:
     return mock.patch.object(Repairs, "forget_all", lambda self: None)
 
 
-@mutation("old-view-dropped")
+@mutation("old-view-dropped", 0)
 def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -221,12 +223,12 @@ def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any
     return mock.patch.object(ShardMachine, "_on_shard", on_shard)
 
 
-@mutation("no-repair-unsettled")
+@mutation("no-repair-unsettled", 0)
 def lost_rows_are_repaired_while_parities_differ() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "settled", True)
 
 
-@mutation("held-behind-view")
+@mutation("held-behind-view", 0)
 def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -244,7 +246,7 @@ def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManag
 
 
 # ------------------------------------------------------------------ seeding
-@mutation("seed-stable")
+@mutation("seed-stable", 0)
 def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     real = ShardMachine._on_window
 
@@ -256,25 +258,12 @@ def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_on_window", on_window)
 
 
-@mutation("seed-starts-over")
+@mutation("seed-starts-over", 0)
 def seeding_does_not_start_over() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "start_over", lambda self: None)
 
 
-@mutation("wiped-not-undone")
-def what_was_wiped_is_undone_too() -> AbstractContextManager[Any]:
-    real = Seeding.start_over
-
-    def start_over(self: Seeding) -> None:
-        undo = [(u, u.class_mask) for peer in self.machine.peers.values() for u in peer.undo]
-        real(self)
-        for one, mask in undo:
-            one.class_mask = mask
-
-    return mock.patch.object(Seeding, "start_over", start_over)
-
-
-@mutation("wiped-not-undone")
+@mutation("wiped-not-undone", 0)
 def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     real = Seeding.start_over
 
@@ -287,12 +276,12 @@ def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "start_over", start_over)
 
 
-@mutation("old-round-skipped")
+@mutation("old-round-skipped", 0)
 def rows_of_an_old_round_count() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "accepted", lambda self, shard, rounds: ALL_CLASSES)
 
 
-@mutation("round-once")
+@mutation("round-once", 0)
 def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[Any]:
     real = Seeding.on_reseed
 
@@ -303,7 +292,7 @@ def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[A
     return mock.patch.object(Seeding, "on_reseed", on_reseed)
 
 
-@mutation("joined-before-push")
+@mutation("joined-before-push", 0)
 def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]:
     real = Membership.join
 
@@ -315,7 +304,7 @@ def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]
 
 
 # ------------------------------------------------------------------ the scheduler
-@mutation("persist-first")
+@mutation("persist-first", 0)
 def the_scheduler_sends_before_it_persists() -> AbstractContextManager[Any]:
     real = SchedulerMachine.handle
 
