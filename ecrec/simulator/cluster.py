@@ -405,13 +405,13 @@ class Cluster:
         if link is None:
             between_shards = process.role == SHARD and target.role == SHARD
             link = Link(process, target, ideal=between_shards and not self.network.streams)
-            if self.rng.random() < self.network.lag_rate:
-                # Heartbeats must come in time; between shards nothing has to, and least of all to and from one that
-                # has just come up.
-                factor = (
-                    1.0 if not between_shards else 6.0 if max(process.address.epoch, target.address.epoch) > 1 else 3.0
-                )
-                link.lag_ms = self.rng.random() * self.network.lag_max_ms * factor
+            # Heartbeats must come in time; between shards nothing has to. One that has just come up is heard well by
+            # most, so that it recovers, and now and then by some other very late.
+            newcomer = between_shards and max(process.address.epoch, target.address.epoch) > 1
+            if newcomer and self.rng.random() < self.network.lag_rate / 3:
+                link.lag_ms = self.rng.random() * self.network.lag_max_ms * 8.0
+            elif self.rng.random() < self.network.lag_rate / (3 if newcomer else 1):
+                link.lag_ms = self.rng.random() * self.network.lag_max_ms * (3.0 if between_shards else 1.0)
             if target.role == SCHEDULER:
                 link.cut_until_ms = self.faults.isolated_until_ms(process)
             self._links[process, target] = link

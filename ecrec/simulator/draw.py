@@ -116,7 +116,7 @@ def _draw_operations(
         rows = tuple(
             tuple(
                 rng.choice(hot[i]) if rng.random() < 0.3 else rng.randrange(table.rows)
-                for _ in range(rng.choice((0, 1, 2, 4)))
+                for _ in range(rng.choice((1, 2, 4) if eager else (0, 1, 2, 4)))
             )
             for i, table in enumerate(tables)
         )
@@ -154,7 +154,7 @@ def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_m
             Fault(
                 "crash",
                 message=rng.choice(("Window", "WindowAck", "Push") if busy else WATCHED),
-                count=rng.randint(1, 40) if busy else rng.choice((1, 1, 2, 3, 4, 6, 8, 12, 20)),
+                count=rng.randint(1, rng.choice((10, 40, 150))) if busy else rng.choice((1, 1, 2, 3, 4, 6, 8, 12, 20)),
                 since=rng.choice(("ShardUp", "ShardUp", "ShardDown")),
                 side="other" if busy else rng.choice(("sender", "receiver", "other")),
                 burst=rng.choice((1, 1, 2)),
