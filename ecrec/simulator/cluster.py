@@ -329,6 +329,7 @@ class Cluster:
             process.streams.reset()
             self.shards[address.id] = process
             self.note(f"is {address}", process.name)
+            self.faults.placed(process)
         if machine.marks != process.marks:
             for worker, mark in process.marks.items():
                 now = machine.marks.get(worker, -1)

@@ -145,7 +145,7 @@ def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_m
             Fault("crash", message=rng.choice(("Join", "Reseed", "Window", "ShardStatus")), since="ShardUp",
                   count=rng.choice((1, 2, 4, 8, 16, 32)), side="other", burst=rng.randint(1, 2), noticed=True,
                   lasts_ms=rng.random() * 20.0),
-            Fault("partition", message="Join", since="ShardUp", count=rng.randint(1, 6), side="peers",
+            Fault("partition", message="Start", since="ShardUp", count=1, side="peers",
                   lasts_ms=(0.5 + rng.random()) * timeout_ms),
         ]  # fmt: skip
     for _ in range(rng.randint(1, 2 if triple else 5)):
@@ -176,7 +176,7 @@ def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_m
         # Or of what a member sends, be it one that has just come up: what it sends to others overtakes it by far.
         faults.append(
             Fault(
-                "partition", message=rng.choice(("Join", "Join", "Joined", "Reseed", "Repair", "Snap", "Mark")),
+                "partition", message=rng.choice(("Start", "Start", "Joined", "Reseed", "Repair", "Snap", "Mark")),
                 count=rng.choice((1, 2, 3, 5)), since="ShardUp", side="peers", lasts_ms=rng.random() * timeout_ms,
             )
         )  # fmt: skip

@@ -116,6 +116,10 @@ class Faults:
         self.deadline_ms = self.quiet_at_ms + LIVENESS_MS
         self.cluster.note("faults stop")
 
+    def placed(self, process: Process) -> None:
+        """A process has become an incarnation, and has sent nothing yet."""
+        self._strike_aimed("Start", process, process)
+
     def delivered(self, kind: str, source: Process, to: Process) -> None:
         """A message was delivered: is a fault aimed at it?"""
         self._strike_aimed(kind, source, to)

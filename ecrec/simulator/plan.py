@@ -45,7 +45,7 @@ class Network:
 @dataclass(frozen=True)
 class Fault:
     """It strikes at ``at_ms`` after the tables are there, or at the delivery of the ``count``-th ``message`` ("any": of
-    any kind), or when the ``count``-th view of that name is decided.
+    any kind), or when the ``count``-th view of that name is decided; at a Start, before the newcomer says anything.
 
     With ``since`` they are counted anew from each view of that name: it strikes in the middle of a recovery.
     """
