@@ -16,6 +16,10 @@ WATCHED = (
 """Messages at whose delivery, and views at whose decision, a crash may be aimed: the rare ones of recovery are where
 the traps are."""
 
+LATE_VIEWS_EVERY = 16
+"""One seed of so many is drawn for members that hear of a replacement late, while two shards of a wide code recover and
+all others are pushed to: what comes before its view then carries rows."""
+
 CODES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2), (2, 3), (3, 3))
 
 
@@ -86,12 +90,14 @@ def _draw_table(rng: random.Random, index: int, code: CodeSpec, rows: int) -> Ta
     )
 
 
-def _draw_tables(rng: random.Random, n: int, storm: bool) -> tuple[TableSpec, ...]:
+def _draw_tables(rng: random.Random, n: int, storm: bool, late_views: bool) -> tuple[TableSpec, ...]:
     codes = [code for code in CODES if sum(code) <= n and (not storm or code[1] > 1)]
     # Parities are solved together where two rows of a stripe are lost; that others of it go on needs a third. And some
     # traps snap only where a third shard dies beside two.
     hard = [code for code in codes if (code[0] > 2 and code[1] > 1) or code[1] > 2]
     k, r = rng.choice(hard if storm and hard and rng.random() < 0.7 else codes)
+    if late_views:
+        k, r = rng.choice([code for code in codes if code[0] > 2])
     generator = rng.choice(("cauchy", "cauchy", "isal-cauchy"))
     tables = [_draw_table(rng, 0, CodeSpec(k, r, generator), rng.randint(max(1, n * k // 2), 4 * n * k))]
     if rng.random() < 0.7 and 1 + r <= n:  # the dense part: replicated
@@ -255,10 +261,13 @@ def _draw_troubles(rng: random.Random, timeout_ms: float, tolerance: int, horizo
 def draw(seed: int) -> Plan:
     """The plan of a seed. Does not look at anything but the seed."""
     rng = random.Random(seed)
-    storm = rng.random() < 0.6
+    late_views = seed % LATE_VIEWS_EVERY == LATE_VIEWS_EVERY - 3
+    storm = rng.random() < 0.6 or late_views
     n = rng.choice((3, 4, 5, 5, 6) if storm else (2, 3, 3, 4, 4, 5, 5, 6, 7))
     groups = 2 if n <= 4 and rng.random() < 0.12 else 1
-    tables = _draw_tables(rng, n, storm)
+    if late_views:
+        n, groups = rng.choice((5, 6)), 1
+    tables = _draw_tables(rng, n, storm, late_views)
     if not storm and rng.random() < 0.03:
         tables = tuple(msgspec.structs.replace(table, code=CodeSpec(table.code.k, 0)) for table in tables)
     placement = Placement(n)
@@ -266,7 +275,7 @@ def draw(seed: int) -> Plan:
         placement.add(table.code)
     # Workers that wait for nothing, be it a pull or an acknowledgement, go on through every recovery. Else they soon
     # stand still in one, and there are no deltas for which it matters where a MARK stands in the stream.
-    eager = storm and rng.random() < 0.4
+    eager = storm and (rng.random() < 0.4 or late_views)
     config = _draw_config(rng, storm, eager)
     mode = rng.choice((SINGLE, ASYNC, ASYNC, BARRIER) if storm else (SINGLE, SINGLE, ASYNC, ASYNC, BARRIER))
     workers = 1 if mode == SINGLE else rng.randint(2, 3)
@@ -295,6 +304,12 @@ def draw(seed: int) -> Plan:
     if not faults or rng.random() < 0.3:
         faults += _draw_faults(rng, config, tolerance, horizon_ms)
     faults += _draw_troubles(rng, config.heartbeat_timeout_ms, tolerance, horizon_ms)
+    if late_views:
+        timeout_ms = config.heartbeat_timeout_ms
+        faults = [Fault("crash", at_ms=rng.random() * horizon_ms / 4, burst=2, lasts_ms=rng.random() * 20.0)] + [
+            Fault("partition", message="ShardUp", count=count, side="from-scheduler", lasts_ms=timeout_ms / count)
+            for count in (1, 2)
+        ] + faults[: rng.randint(0, 3)]  # fmt: skip
     too_many = rng.random() < 0.04
     if too_many:
         faults.append(Fault("massacre", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 100.0))

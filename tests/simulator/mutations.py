@@ -52,7 +52,7 @@ def a_push_that_comes_again_is_applied_again() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_on_push", on_push)
 
 
-@mutation("stable-before-durable", 0)
+@mutation("stable-before-durable", 1)
 def pushes_are_acknowledged_when_applied() -> AbstractContextManager[Any]:
     real = ShardMachine._apply
 
@@ -66,7 +66,7 @@ def pushes_are_acknowledged_when_applied() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_apply", apply)
 
 
-@mutation("stable-before-durable", 0)
+@mutation("stable-before-durable", 4)
 def a_window_is_stable_when_one_peer_has_it() -> AbstractContextManager[Any]:
     def acknowledged(self: ShardMachine, peer: Peer, number: int) -> None:
         done = [unstable for window, unstable in self.unstable.items() if window <= number and unstable.waiting]
@@ -78,7 +78,7 @@ def a_window_is_stable_when_one_peer_has_it() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_acknowledged", acknowledged)
 
 
-@mutation("pull-again", 0)
+@mutation("pull-again", 2)
 def pushes_go_on_while_an_exact_pull_waits() -> AbstractContextManager[Any]:
     def why_no_push(self: ClientMachine) -> str:
         full = any(s.pushed - s.acked >= self.config.pushes_in_flight_max for s in self._shards.values())
@@ -88,7 +88,7 @@ def pushes_go_on_while_an_exact_pull_waits() -> AbstractContextManager[Any]:
 
 
 # ------------------------------------------------------------------ a death
-@mutation("undone-beyond-the-cut", 0)
+@mutation("undone-beyond-the-cut", 4)
 def nothing_is_undone_beyond_the_cut() -> AbstractContextManager[Any]:
     real = Membership._on_settle
 
@@ -98,7 +98,7 @@ def nothing_is_undone_beyond_the_cut() -> AbstractContextManager[Any]:
     return mock.patch.object(Membership, "_on_settle", on_settle)
 
 
-@mutation("reports-differ", 0)
+@mutation("reports-differ", 4)
 def the_longest_report_is_the_cut() -> AbstractContextManager[Any]:
     def longest(*some: Any, **by: Any) -> Any:
         reports = len(some) == 1 and all(isinstance(one, m.Report) for one in some[0])
@@ -107,12 +107,12 @@ def the_longest_report_is_the_cut() -> AbstractContextManager[Any]:
     return mock.patch.object(scheduler, "min", longest, create=True)
 
 
-@mutation("marks-with-report", 0)
+@mutation("marks-with-report", 1)
 def watermarks_are_not_those_of_the_reported_window() -> AbstractContextManager[Any]:
     return mock.patch.object(Peer, "marks_received", lambda self: dict(self.marks))
 
 
-@mutation("reporter-dies", 0)
+@mutation("reporter-dies", 75)
 def a_report_of_a_survivor_that_died_still_counts() -> AbstractContextManager[Any]:
     """Its windows died with it; a cut below those of all others is one that nobody can go back to."""
     real = SchedulerMachine._try_settle
@@ -129,7 +129,7 @@ def a_report_of_a_survivor_that_died_still_counts() -> AbstractContextManager[An
     return mock.patch.object(SchedulerMachine, "_try_settle", try_settle)
 
 
-@mutation("nothing-heard", 0)
+@mutation("nothing-heard", 1055)
 def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextManager[Any]:
     real = Membership._on_up
 
@@ -141,7 +141,7 @@ def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextMan
     return mock.patch.object(Membership, "_on_up", on_up)
 
 
-@mutation("younger-reporter", 0)
+@mutation("younger-reporter", 4)
 def a_shard_younger_than_the_dead_reports_too() -> AbstractContextManager[Any]:
     real = Membership._place
 
@@ -170,7 +170,7 @@ def a_replacement_starts_before_the_settlement_is_confirmed() -> AbstractContext
     return mock.patch.object(SchedulerMachine, "_try_replace", try_replace)
 
 
-@mutation("fenced", 0)
+@mutation("fenced", 80)
 def what_a_dead_incarnation_sent_is_still_taken() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -186,13 +186,13 @@ def what_a_dead_incarnation_sent_is_still_taken() -> AbstractContextManager[Any]
     return mock.patch.object(ShardMachine, "_on_shard", on_shard)
 
 
-@mutation("too-many", 0)
+@mutation("too-many", 37)
 def more_deaths_than_the_code_stands_go_unsaid() -> AbstractContextManager[Any]:
     return mock.patch.object(SchedulerMachine, "_check_lost", lambda self, number, group: None)
 
 
 # ------------------------------------------------------------------ repair
-@mutation("recovering-marks", 0)
+@mutation("recovering-marks", 11)
 def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
     real = Repairs._members
 
@@ -202,12 +202,12 @@ def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
     return mock.patch.object(Repairs, "_members", members)
 
 
-@mutation("repair-in-one-view", 0)
+@mutation("repair-in-one-view", 21)
 def a_repair_outlives_its_view() -> AbstractContextManager[Any]:
     return mock.patch.object(Repairs, "forget_all", lambda self: None)
 
 
-@mutation("old-view-dropped", 0)
+@mutation("old-view-dropped", 249)
 def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -223,7 +223,7 @@ def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any
     return mock.patch.object(ShardMachine, "_on_shard", on_shard)
 
 
-@mutation("no-repair-unsettled", 0)
+@mutation("no-repair-unsettled", 359)
 def lost_rows_are_repaired_while_parities_differ() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "settled", True)
 
@@ -246,7 +246,7 @@ def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManag
 
 
 # ------------------------------------------------------------------ seeding
-@mutation("seed-stable", 0)
+@mutation("seed-stable", 470)
 def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     real = ShardMachine._on_window
 
@@ -258,12 +258,12 @@ def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_on_window", on_window)
 
 
-@mutation("seed-starts-over", 0)
+@mutation("seed-starts-over", 247)
 def seeding_does_not_start_over() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "start_over", lambda self: None)
 
 
-@mutation("wiped-not-undone", 0)
+@mutation("wiped-not-undone", 8)
 def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     real = Seeding.start_over
 
@@ -276,12 +276,12 @@ def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "start_over", start_over)
 
 
-@mutation("old-round-skipped", 0)
+@mutation("old-round-skipped", 8)
 def rows_of_an_old_round_count() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "accepted", lambda self, shard, rounds: ALL_CLASSES)
 
 
-@mutation("round-once", 0)
+@mutation("round-once", 1055)
 def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[Any]:
     real = Seeding.on_reseed
 
@@ -292,7 +292,7 @@ def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[A
     return mock.patch.object(Seeding, "on_reseed", on_reseed)
 
 
-@mutation("joined-before-push", 0)
+@mutation("joined-before-push", 21)
 def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]:
     real = Membership.join
 
@@ -304,7 +304,7 @@ def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]
 
 
 # ------------------------------------------------------------------ the scheduler
-@mutation("persist-first", 0)
+@mutation("persist-first", 8)
 def the_scheduler_sends_before_it_persists() -> AbstractContextManager[Any]:
     real = SchedulerMachine.handle
 
