@@ -228,7 +228,7 @@ def lost_rows_are_repaired_while_parities_differ() -> AbstractContextManager[Any
     return mock.patch.object(ShardMachine, "settled", True)
 
 
-@mutation("held-behind-view", 0)
+@mutation("held-behind-view", 813)
 def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
