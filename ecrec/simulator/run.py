@@ -93,7 +93,7 @@ class Totals:
         return (
             f"{self.seeds} schedules in {seconds:.1f} s ({self.seeds / max(seconds, 1e-9):.1f} a second): "
             f"{self.deaths} deaths, {self.lost} losses announced, {self.pushes} pushes, {self.pulls} pulls, "
-            f"{self.messages} messages, {self.rows_checked} rows checked, {self.scrubs} scrubs while running; "
+            f"{self.messages} messages, {self.rows_checked} rows checked, {self.scrubs} chunks scrubbed while running; "
             f"failures: {failures or 'none'}"
         )
 
