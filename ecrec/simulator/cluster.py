@@ -409,7 +409,9 @@ class Cluster:
             # Heartbeats must come in time; between shards nothing has to. One that has just come up is heard well by
             # most, so that it recovers, and now and then by some other very late.
             newcomer = between_shards and max(process.address.epoch, target.address.epoch) > 1
-            if newcomer and self.rng.random() < self.network.lag_rate / 3:
+            if self.faults.quiet:
+                pass
+            elif newcomer and self.rng.random() < self.network.lag_rate / 3:
                 link.lag_ms = self.rng.random() * self.network.lag_max_ms * 8.0
             elif self.rng.random() < self.network.lag_rate / (3 if newcomer else 1):
                 link.lag_ms = self.rng.random() * self.network.lag_max_ms * (3.0 if between_shards else 1.0)
@@ -417,6 +419,11 @@ class Cluster:
                 link.cut_until_ms = self.faults.isolated_until_ms(process)
             self._links[process, target] = link
         return link
+
+    def calm_links(self) -> None:
+        """Faults stop: no link lags any more. (A repair that takes longer than its time-outs never ends.)"""
+        for link in self._links.values():
+            link.lag_ms = link.slow_ms = 0.0
 
     def _transmit(self, process: Process, target: Process, parcel: Parcel) -> None:
         link = self.link(process, target)

@@ -110,6 +110,7 @@ class Faults:
             return
         self.quiet = True
         self._aimed.clear()
+        self.cluster.calm_links()
         if self.cluster.tool:
             self.cluster.tool.stop()
         self.quiet_at_ms = self.cluster.now_ms
