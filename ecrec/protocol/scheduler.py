@@ -205,6 +205,9 @@ class SchedulerMachine:
         """Take one event; return what is to be done, in order. A changed state is persisted before anything is sent."""
         self.now_ms = now_ms
         self.effects = []
+        if self._ticked_ms is None:
+            # Before the first Tick too it may be I who stands still.
+            self._ticked_ms = now_ms
         self._resume()
         if isinstance(event, Received):
             handler = self._handlers.get(type(event.message))
@@ -707,7 +710,8 @@ class SchedulerMachine:
 
     def _on_tick(self) -> None:
         timeout_ms = self.config.heartbeat_timeout_ms
-        pause_ms = 0.0 if self._ticked_ms is None else self.now_ms - self._ticked_ms
+        assert self._ticked_ms is not None  # `handle` has seen to it
+        pause_ms = self.now_ms - self._ticked_ms
         self._ticked_ms = self.now_ms
         stood_still = pause_ms > timeout_ms / 2
         self.leases.on_tick(pause_ms if stood_still else 0.0)

@@ -7,27 +7,18 @@ every shard, and what the scheduler says was repeated must be what lives of work
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.events import Effect
-from ecrec.simulator.plan import Fault, Operation, Plan
+from ecrec.simulator.plan import Fault, LeasePlan, Operation, Plan
 from ecrec.simulator.record import Record
 from ecrec.simulator.story import ViolationError
 from ecrec.simulator.workload import Worker
 
 NAME = "examples"
-
-
-@dataclass(frozen=True)
-class LeasePlan:
-    """Examples of all passes, and how they are dealt out."""
-
-    dataset: m.Dataset
-    batch: int
-    timeout_ms: int
 
 
 def draw_leases(seed: int, plan: Plan) -> Plan:
@@ -59,8 +50,8 @@ def draw_leases(seed: int, plan: Plan) -> Plan:
 class LeasingWorker(Worker):
     """Leases splits and pushes their batches, with the rows of the plan's operations in turn; its pulls in between."""
 
-    def advance(self, now_ms: float) -> list[Effect]:
-        """Do what can be done now."""
+    def advance(self, now_ms: float, saves: bool) -> list[Effect]:
+        """Do what can be done now; with ``saves`` all but a third of its operations are not for now."""
         leases = self.plan.leases
         assert leases is not None
         effects: list[Effect] = []
@@ -75,6 +66,8 @@ class LeasingWorker(Worker):
                 effects += machine.lease(leases.dataset)
             if not machine.leases:
                 self.finished = NAME in machine.finished and machine.durable and not self.open_pulls
+                break
+            if saves and self.next >= len(self.operations) // 3:
                 break
             operation = self.operations[self.next % len(self.operations)]
             kind = operation.kind if self.next % 2 else "push"

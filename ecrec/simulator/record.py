@@ -154,7 +154,12 @@ class Record:
         self.cuts: dict[tuple[int, int], int] = {}
         """Settled incarnation -> cut."""
         self.whole: dict[int, bool] = {}
-        self.down: set[tuple[int, int]] = set()
+        self.down: dict[tuple[int, int], int] = {}
+        """Incarnation that was declared dead -> number of that view."""
+        self._lives: dict[tuple[int, int], tuple[list[Entry], list[Entry]]] = {}
+        """Incarnation -> the lineage that it began with, and all that it applied, beyond its cut too."""
+        self.undone = 0
+        """Entries that a cut took back."""
         self.lost = ""
         self.damaged = False
         """Classes were re-initialised, though perhaps without a row in them."""
@@ -185,6 +190,7 @@ class Record:
         who, epoch = shard.id, shard.epoch
         for p in some:
             self._check_content(who, p)
+        self._lives[who, epoch][1].append(Entry(epoch, window, some))
         cut = self.cuts.get((who, epoch))
         if cut is not None:
             if window <= cut:
@@ -267,7 +273,7 @@ class Record:
             self._up(base + view.shard, view.epoch, view.window, view.marks)
         elif isinstance(view, m.ShardDown):
             self.whole[base + view.shard] = False
-            self.down.add((base + view.shard, view.epoch))
+            self.down[base + view.shard, view.epoch] = view.number
             self._set_back.pop(base + view.shard, None)
         elif isinstance(view, m.ShardWhole):
             if self.epochs[base + view.shard] == view.epoch and (base + view.shard, view.epoch) not in self.down:
@@ -309,10 +315,14 @@ class Record:
         """What was done to these rows so far is undone: the lineage goes on without it."""
         self.set_back += [(shard, epoch, key) for key in sorted(keys)]
         if keys:
-            self.lineage[shard] = [
-                entry._replace(pushes=[self._without(p, keys) for p in entry.pushes]) for entry in self.lineage[shard]
-            ]
+            self.lineage[shard] = self._all_without(self.lineage[shard], keys)
             self._shadows.pop(shard, None)
+        if keys and epoch:  # rows that it never had: no answer of that life can have shown them
+            base, applied = self._lives[shard, epoch]
+            self._lives[shard, epoch] = self._all_without(base, keys), self._all_without(applied, keys)
+
+    def _all_without(self, entries: list[Entry], keys: set[int]) -> list[Entry]:
+        return [entry._replace(pushes=[self._without(p, keys) for p in entry.pushes]) for entry in entries]
 
     def _without(self, p: Applied, keys: set[int]) -> Applied:
         sections, frames = [], []
@@ -368,6 +378,7 @@ class Record:
         else:
             self.epochs[shard] = view.epoch
             self.whole[shard] = True
+            self._lives[shard, view.epoch] = [], []
 
     def _table(self, group: int, table: TableSpec) -> None:
         index = self._tables_seen[group]
@@ -407,6 +418,7 @@ class Record:
                     f"acknowledged push {number} of worker {worker} is lost: SETTLE(shard {shard}, epoch {view.epoch}, "
                     f"window {view.window}) goes back to push {marks.get(worker, 0)}", [shard],
                 )  # fmt: skip
+        self.undone += len(undone)
         if undone:
             self._shadows.pop(shard, None)
 
@@ -427,6 +439,7 @@ class Record:
             )  # fmt: skip
         self.epochs[shard] = epoch
         self.whole[shard] = False
+        self._lives[shard, epoch] = list(self.lineage[shard]), []
 
     # ------------------------------------------------------------------ replay
     def new_store(self, shard: int) -> Any:
@@ -468,6 +481,23 @@ class Record:
             self.shadow(who, done + 1)
         if pull.after > self.watermarks[who].get(worker, 0):
             raise ViolationError(f"{shard} answers a pull after push {pull.after} of worker {worker} too early", [who])
+        self.rows_checked += sum(len(s.rows) for s in sections)
+
+    def check_rows_of_ghost(self, shard: Address, pull: m.Pull, sections: Sequence[RowsOf], got: Any) -> None:
+        """Rows that an incarnation gave away after it was declared dead: such as it had at some point of its own life.
+
+        Workers may take them, as long as they know nothing of its death; a row that never was is still an error.
+        """
+        base, applied = self._lives[shard.id, shard.epoch]
+        answer = [bytes(frame) for frame in got]
+        store = self.new_store(shard.id)
+        for number, entry in enumerate([*base, *applied]):
+            if number >= len(base) and gather(store, sections, pull.records) == answer:
+                break
+            apply_entry(store, entry.pushes, self.dims)
+        else:
+            if gather(store, sections, pull.records) != answer:
+                raise ViolationError(f"{shard}, a ghost: rows of pull {pull.request} never were", [shard.id])
         self.rows_checked += sum(len(s.rows) for s in sections)
 
     def check_keys(self, shard: Address, store: Any, keys: Any) -> None:

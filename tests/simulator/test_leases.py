@@ -19,7 +19,7 @@ from ecrec.protocol import leases
 from ecrec.protocol.leases import Fence, Leases
 from ecrec.protocol.shard import ShardMachine
 from ecrec.simulator.cluster import Cluster
-from ecrec.simulator.plan import draw
+from ecrec.simulator.draw import draw
 from ecrec.simulator.run import run_seed
 from ecrec.simulator.story import Story
 
@@ -29,7 +29,7 @@ CHUNK = 24
 
 def with_leases() -> Iterator[int]:
     """Seeds in which workers lease splits and die."""
-    for seed in itertools.count(1, 2):
+    for seed in itertools.count(0, 2):
         plan = draw(seed)
         if plan.leases is not None and any(fault.kind.startswith("worker") for fault in plan.faults):
             yield seed

@@ -48,7 +48,7 @@ Capture::Capture(std::shared_ptr<const Store> store, int class_id, std::span<con
         }
     }
     for (const std::uint64_t key : keys) {
-        keys_.insert(key, 0);
+        keys_.insert(key);
         const Table& table = store_->table_of(key);
         const std::uint64_t quotient = store_->place_of(key).quotient;
         if (!table.parity_touched(index).test(quotient)) continue;

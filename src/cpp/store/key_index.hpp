@@ -1,77 +1,88 @@
-// Open-addressing hash from a key to a number below 2^32.
+// A set of keys in order of insertion: an open-addressing hash from a key to its number.
 #pragma once
 
 #include <bit>
 #include <cstdint>
+#include <utility>
 #include <vector>
+
+#include "store/bytes.hpp"
 
 namespace ecrec {
 
 class KeyIndex {
 public:
-    static constexpr std::uint64_t absent = ~std::uint64_t{0};
+    static constexpr std::uint32_t absent = ~std::uint32_t{0};
 
-    std::size_t size() const { return size_; }
+    std::uint32_t size() const { return static_cast<std::uint32_t>(keys_.size()); }
+    const Growing<std::uint64_t>& keys() const { return keys_; }
 
-    std::uint64_t find(std::uint64_t key) const {
-        if (size_ == 0) return absent;
-        const Slot& slot = slots_[place(key)];
-        return slot.age == age_ ? slot.value : absent;
+    std::uint32_t find(std::uint64_t key) const {
+        if (size() == 0) return absent;
+        const Slot& slot = slots_[place(hash(key), key)];
+        return slot.value >= first_ ? slot.value - first_ : absent;
     }
 
-    // The value of the key, which is `value` if it was absent until now.
-    std::uint32_t insert(std::uint64_t key, std::uint32_t value) {
-        if (2 * (size_ + 1) > slots_.size()) grow();
-        Slot& slot = slots_[place(key)];
-        if (slot.age != age_) {
-            slot = {key, value, age_};
-            ++size_;
-        }
-        return slot.value;
+    // The number of the key; size() has grown if it is new.
+    std::uint32_t insert(std::uint64_t key) {
+        if (2 * (std::size_t{size()} + 1) > slots_.size()) grow();
+        const std::uint64_t mixed = hash(key);
+        Slot& slot = slots_[place(mixed, key)];
+        if (slot.value >= first_) return slot.value - first_;
+        const std::uint32_t number = size();
+        slot = {static_cast<std::uint32_t>(mixed), first_ + number};
+        keys_.push_back(key);
+        return number;
     }
 
     void prefetch(std::uint64_t key) const {
-        if (!slots_.empty()) __builtin_prefetch(&slots_[hash(key)]);
+        if (!slots_.empty()) __builtin_prefetch(&slots_[hash(key) >> shift_]);
     }
 
-    // Wipes nothing: slots of another age are empty.
-    void clear() {
-        size_ = 0;
-        if (++age_ == 0) {
+    void make_room(std::size_t keys) { keys_.make_room(keys); }
+
+    // The keys, which are forgotten. Slots are not wiped: what is smaller than all values from now on is empty.
+    Growing<std::uint64_t> take() {
+        first_ += size();
+        if (first_ > ~std::uint32_t{0} / 2) {
             slots_.assign(slots_.size(), Slot{});
-            age_ = 1;
+            first_ = 1;
         }
+        return std::exchange(keys_, {});
     }
 
 private:
     struct Slot {
-        std::uint64_t key = 0;
-        std::uint32_t value = 0;
-        std::uint32_t age = 0;
+        std::uint32_t tag = 0;    // lower bits of the hash; the place is made of upper ones
+        std::uint32_t value = 0;  // first_ + number
     };
 
-    std::size_t hash(std::uint64_t key) const {
+    static std::uint64_t hash(std::uint64_t key) {
         // Multiplication by an odd constant; the upper bits are the well mixed ones.
-        return static_cast<std::size_t>(((key ^ (key >> 32)) * 0x9e3779b97f4a7c15ull) >> shift_);
+        const std::uint64_t mixed = (key ^ (key >> 32)) * 0x9e3779b97f4a7c15ull;
+        return mixed ^ (mixed >> 32);
     }
-    std::size_t place(std::uint64_t key) const {
+    std::size_t place(std::uint64_t mixed, std::uint64_t key) const {
         const std::size_t mask = slots_.size() - 1;
-        std::size_t i = hash(key);
-        while (slots_[i].age == age_ && slots_[i].key != key) i = (i + 1) & mask;
+        std::size_t i = mixed >> shift_;
+        while (slots_[i].value >= first_ &&
+               (slots_[i].tag != static_cast<std::uint32_t>(mixed) || keys_[slots_[i].value - first_] != key)) {
+            i = (i + 1) & mask;
+        }
         return i;
     }
     void grow() {
-        std::vector<Slot> old(slots_.empty() ? 64 : 2 * slots_.size());
-        old.swap(slots_);
+        slots_.assign(slots_.empty() ? 64 : 2 * slots_.size(), Slot{});
         shift_ = 64 - std::countr_zero(slots_.size());
-        for (const Slot& slot : old) {
-            if (slot.age == age_) slots_[place(slot.key)] = slot;
+        for (std::uint32_t number = 0; number < size(); ++number) {
+            const std::uint64_t mixed = hash(keys_[number]);
+            slots_[place(mixed, keys_[number])] = {static_cast<std::uint32_t>(mixed), first_ + number};
         }
     }
 
+    Growing<std::uint64_t> keys_;
     std::vector<Slot> slots_;
-    std::size_t size_ = 0;
-    std::uint32_t age_ = 1;
+    std::uint32_t first_ = 1;
     int shift_ = 58;
 };
 

@@ -10,26 +10,27 @@
 namespace ecrec {
 
 void RowBuffer::make_room(std::size_t rows, std::size_t bytes_each) {
-    if (rows_.keys.size() == 0) {
-        rows_.keys.reserve(expected_rows_);
-        rows_.records.reserve(expected_bytes_);
+    if (size() == 0) {
+        index_.make_room(expected_rows_);
+        records_.reserve(expected_bytes_);
     }
-    rows_.keys.make_room(rows);
-    rows_.records.make_room(rows * bytes_each);
+    index_.make_room(rows);
+    places_.make_room(rows);
+    records_.make_room(rows * bytes_each);
 }
 
 std::uint8_t* RowBuffer::unset_record(std::uint64_t key, std::size_t bytes, bool& is_new) {
     constexpr std::size_t unit = 16;  // which records are multiples of
-    const std::size_t end = rows_.records.size() / unit;
-    const std::uint32_t place = index_.insert(key, static_cast<std::uint32_t>(end));
-    is_new = place == end;
-    if (!is_new) return rows_.records.data() + place * unit;
-    rows_.keys.push_back(key);
-    return rows_.records.extend(bytes);
+    const std::size_t before = size();
+    const std::uint32_t number = index_.insert(key);
+    is_new = number == before;
+    if (!is_new) return records_.data() + places_[number] * unit;
+    places_.push_back(static_cast<std::uint32_t>(records_.size() / unit));
+    return records_.extend(bytes);
 }
 
 std::uint8_t* RowBuffer::record(std::uint64_t key, std::size_t bytes) {
-    if (rows_.keys.size() == 0) make_room(1, bytes);
+    if (size() == 0) make_room(1, bytes);
     bool is_new = false;
     std::uint8_t* found = unset_record(key, bytes, is_new);
     if (is_new) std::memset(found, 0, bytes);
@@ -54,8 +55,8 @@ void RowBuffer::fold(std::uint8_t coefficient, std::span<const std::uint64_t> ke
 Growing<std::uint64_t> RowBuffer::nonzero() const {
     const Operations& operations = ecrec::operations();
     Growing<std::uint64_t> found;
-    const std::uint8_t* source = rows_.records.data();
-    for (const std::uint64_t key : rows_.keys) {
+    const std::uint8_t* source = records_.data();
+    for (const std::uint64_t key : index_.keys()) {
         const std::size_t bytes = store_->table_of(key).record_bytes();
         if (!operations.is_zero(bytes, source)) found.push_back(key);
         source += bytes;
@@ -65,8 +66,7 @@ Growing<std::uint64_t> RowBuffer::nonzero() const {
 
 void RowBuffer::remove_class(int class_id) {
     store_->check_class(class_id);
-    RowsBlob old = std::exchange(rows_, {});
-    index_.clear();
+    const RowsBlob old = take();
     const std::uint8_t* source = old.records.data();
     for (const std::uint64_t key : old.keys) {
         const std::size_t bytes = store_->table_of(key).record_bytes();
@@ -76,10 +76,10 @@ void RowBuffer::remove_class(int class_id) {
 }
 
 RowsBlob RowBuffer::take() {
-    expected_rows_ = rows_.keys.size();
-    expected_bytes_ = rows_.records.size();
-    index_.clear();
-    return std::exchange(rows_, {});
+    expected_rows_ = size();
+    expected_bytes_ = records_.size();
+    places_.shrink_to(0);
+    return {index_.take(), std::exchange(records_, {})};
 }
 
 }  // namespace ecrec

@@ -23,8 +23,8 @@ class RowBuffer {
 public:
     explicit RowBuffer(std::shared_ptr<const Store> store) : store_(std::move(store)) {}
 
-    std::size_t size() const { return rows_.keys.size(); }
-    std::size_t record_bytes() const { return rows_.records.size(); }
+    std::size_t size() const { return index_.size(); }
+    std::size_t record_bytes() const { return records_.size(); }
 
     // The record of a key, zero if it is new. Valid until the next call that adds a row.
     std::uint8_t* record(std::uint64_t key, std::size_t bytes);
@@ -42,8 +42,9 @@ public:
 
 private:
     std::shared_ptr<const Store> store_;
-    KeyIndex index_;  // key -> offset of its record in units of 16 bytes
-    RowsBlob rows_;
+    KeyIndex index_;
+    Growing<std::uint32_t> places_;  // of each key's record, in units of 16 bytes
+    Growing<std::uint8_t> records_;
     // What was taken last: the next window is likely to be as large.
     std::size_t expected_rows_ = 0;
     std::size_t expected_bytes_ = 0;

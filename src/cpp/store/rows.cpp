@@ -141,8 +141,7 @@ void Store::gather(const Sections& sections, bool records, std::span<std::uint8_
 
 Growing<std::uint64_t> Store::missing(const Sections& sections) const {
     resolve("missing", sections, false);
-    Growing<std::uint64_t> found;
-    KeyIndex seen;
+    KeyIndex found;
     std::size_t i = 0;
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const std::uint64_t index = static_cast<std::uint64_t>(sections.tables[s]);
@@ -152,14 +151,10 @@ Growing<std::uint64_t> Store::missing(const Sections& sections) const {
         for (; i < end; ++i) {
             const RowPlace& row = places_[i];
             if (table.is_recovered(row.quotient, row.slot)) continue;
-            const std::uint64_t key =
-                index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
-            const std::size_t before = seen.size();
-            seen.insert(key, 0);
-            if (seen.size() != before) found.push_back(key);
+            found.insert(index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue)));
         }
     }
-    return found;
+    return found.take();
 }
 
 Growing<std::uint64_t> Store::keys(const Sections& sections) const {
