@@ -6,7 +6,7 @@ heartbeat, and the scheduler sends again the views that a heartbeat shows to be 
 all views up to it; that is how a settlement is confirmed by everybody.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -732,7 +732,7 @@ class SchedulerMachine:
             for shard, silent_ms in silent.items():
                 if silent_ms > patience_ms:
                     self._down(number, shard, f"silent for {silent_ms:.0f} ms, {patience_ms} are allowed")
-            self._part_those_cut_off(number, group)
+            self._part_those_cut_off(number, group, silent.keys())
         for process, candidate in list(self.candidates.items()):
             if self.now_ms - candidate.heard_ms > timeout_ms:
                 del self.candidates[process]
@@ -740,14 +740,17 @@ class SchedulerMachine:
             if self.now_ms - client.heard_ms > 10 * timeout_ms:
                 del self.clients[key]
 
-    def _part_those_cut_off(self, number: int, group: Group) -> None:
-        """Replace one of two members that do not reach each other, unless data would be lost by it."""
+    def _part_those_cut_off(self, number: int, group: Group, silent: Collection[int]) -> None:
+        """Replace one of two members that do not reach each other, unless data would be lost by it.
+
+        Not for a member that is silent here too: it is that one which is dead, and given up in its own time.
+        """
         accusations = set()
         for shard, place in enumerate(group.places):
             contact = self.contacts.get((number, shard))
-            if place.state == DOWN or contact is None or contact.status is None:
+            if place.state == DOWN or shard in silent or contact is None or contact.status is None:
                 continue
-            for other in contact.status.missed:
+            for other in set(contact.status.missed).difference(silent):
                 accused = group.places[other] if 0 <= other < self.state.n and other != shard else None
                 # What it says of an incarnation before this one counts no more.
                 if accused and accused.state != DOWN and accused.start and contact.status.view >= accused.start.number:
