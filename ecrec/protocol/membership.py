@@ -243,9 +243,12 @@ class Membership:
             # The scheduler checks what can be checked; without the table every later one would have another number.
             machine.effects.append(Stop(f"cannot hold table {view.table.name!r}: {error}"))
             return
+        was_coded = machine.coded()
         machine.placement.add(view.table.code)
         machine.dims.append(view.table.dim)
         self.tables.append(view.table)
+        if machine.coded() and not was_coded:
+            machine.first_coded()
         machine.seeding.table_added()
 
     def _on_worker_fenced(self, view: m.WorkerFenced) -> None:

@@ -400,7 +400,7 @@ class ShardMachine:
                 raise ValueError("pushes of one barrier mix weights and gradients")
             parts_in_order = [(s.tables, s.counts, s.rows, s.values) for s in sections]
             sections = [Rows(*sum_sections(parts_in_order, np.array(self.dims, np.int32)))]
-        buffers = self.buffers if self._coded() else None
+        buffers = self.buffers if self.coded() else None
         if len(sections) > 1:
             for s in sections:
                 self.store.check(s.tables, s.counts, s.rows, s.values)
@@ -408,7 +408,7 @@ class ShardMachine:
             step = self.store.assign if assign else self.store.apply
             step(s.tables, s.counts, s.rows, s.values, buffers)
 
-    def _coded(self) -> bool:
+    def coded(self) -> bool:
         return any(code.r for code in self.placement.codes)
 
     # ------------------------------------------------------------------ workers: pulls
@@ -486,7 +486,7 @@ class ShardMachine:
         if len(self.unstable) >= config.windows_in_flight_max and not full:
             return
         due_ms = self._window_closed_ms + config.window_interval_ms
-        hurry = full or self.announces or self.seeding.tasks or self.state in SEEDED or not self._coded()
+        hurry = full or self.announces or self.seeding.tasks or self.state in SEEDED or not self.coded()
         if hurry or self.now_ms >= due_ms:
             self.close_window()
         else:
@@ -495,7 +495,12 @@ class ShardMachine:
     def close_window(self) -> None:
         """Close the open window, empty or not, and send it to every running peer that has joined."""
         marks, self.open_marks = self.open_marks, {}
-        targets = [p for p in self.others() if p.joined] if self._coded() else []
+        if not self.coded():
+            # Nobody else keeps anything of it. Windows are numbered from the first on that is sent.
+            self.announces = False
+            self._make_durable(marks)
+            return
+        targets = [p for p in self.others() if p.joined]
         for peer in targets:
             keys, records = self.buffers.buffer(peer.shard).take()
             window = m.Window(self.window_number, self.stable, marks, peer.begins, peer.ends, peer.received or 0)
@@ -518,15 +523,22 @@ class ShardMachine:
         if stable == self.stable:
             return
         self.stable = stable
-        for worker, number in durable.items():
-            self.durable[worker] = number
-            state = self.workers.get(worker)
-            if state is not None:
-                self.reply(state.address, m.PushAck(number))
+        self._make_durable(durable)
         for peer in self.others():
             # it counts a class as seeded only when it knows that the seed is stable; no later window may come
             if peer.joined and peer.state in SEEDED:
                 self.send(peer, m.Stable(stable))
+
+    def _make_durable(self, marks: dict[int, int]) -> None:
+        for worker, number in marks.items():
+            self.durable[worker] = number
+            state = self.workers.get(worker)
+            if state is not None:
+                self.reply(state.address, m.PushAck(number))
+
+    def first_coded(self) -> None:
+        """From now on there are peers that keep something of mine: what was pushed before, they have yet to hear."""
+        self.open_marks, self.announces = dict(self.marks), True
 
     def _on_window_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
         self._acknowledged(peer, message.number)

@@ -165,6 +165,59 @@ def test_lost_rows_begin_again_and_all_others_stay(n: int, code: str, dead: list
     cluster.scrub()
 
 
+def test_a_coded_table_after_one_without_parity() -> None:
+    """Without a coded table nobody is sent windows; the first one that is must be one that all expect."""
+    cluster, plain, coded = Cluster(5, GOES_ON), table("plain", code="4+0"), table("coded")
+    cluster.create(plain)
+    initial = cluster.read(plain)
+    for _ in range(3):
+        cluster.push(plain, dict.fromkeys(range(plain.rows), 1.0))
+        cluster.drain()
+    ((_, before),) = trained(cluster, coded)
+    cluster.scrub()
+    cluster.kill(1)
+    cluster.replace(1)
+    cluster.drain()
+    assert cluster.read(coded).tobytes() == before.tobytes()
+    now = cluster.read(plain)
+    lost = rows_on(cluster, plain, [1])
+    assert now[lost].tobytes() == initial[lost].tobytes()
+    cluster.push(coded, dict.fromkeys(range(coded.rows), 1.0))
+    cluster.drain()
+    cluster.scrub()
+    assert not cluster.failed
+
+
+def test_what_was_pushed_before_the_first_coded_table_is_known_to_all() -> None:
+    """The replacement of a shard that got no push since goes on with the number that its worker uses."""
+    cluster, plain = Cluster(5, GOES_ON), table("plain", code="4+0")
+    cluster.create(plain)
+    for _ in range(3):
+        cluster.push(plain, dict.fromkeys(range(plain.rows), 1.0))
+        cluster.drain()
+    cluster.create(table("coded"))
+    cluster.run()
+    cluster.kill(1)
+    machine = cluster.replace(1)
+    assert machine.marks == {0: 3}
+    cluster.push(plain, dict.fromkeys(range(plain.rows), 1.0))
+    cluster.drain()
+    assert not cluster.failed
+
+
+def test_a_first_table_after_a_death() -> None:
+    cluster, spec = Cluster(5), table()
+    cluster.kill(1)
+    cluster.replace(1)
+    cluster.drain()
+    ((_, before),) = trained(cluster, spec)
+    cluster.kill(2)
+    cluster.replace(2)
+    cluster.drain()
+    assert cluster.read(spec).tobytes() == before.tobytes()
+    cluster.scrub()
+
+
 def test_pushes_go_on_while_rows_begin_again() -> None:
     config = ProtocolConfig(reinitialise_lost=True, repair_rows_max=1, seed_rows_max=1)
     cluster, spec, dense = Cluster(5, config), table(rows=200), table("dense", rows=20, code="1+1")

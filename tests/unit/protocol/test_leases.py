@@ -10,7 +10,7 @@ from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import Received, Tick
+from ecrec.protocol.events import Disconnected, Received, Tick
 from ecrec.protocol.leases import LEASES_AHEAD_MAX
 from ecrec.protocol.messages import CURSOR_BITS, SCHEDULER, SHARD, TOOL, WORKER, Address, Dataset
 from ecrec.protocol.scheduler import SchedulerMachine, read_state
@@ -23,9 +23,9 @@ TIMEOUT_MS = 2000
 class Workers(Cluster):
     """A group with any number of workers. Worker 0 is the cluster's client."""
 
-    def __init__(self, n: int = 3) -> None:
+    def __init__(self, n: int = 3, config: ProtocolConfig | None = None) -> None:
         self.lives = 0
-        super().__init__(n, ProtocolConfig(lease_timeout_ms=TIMEOUT_MS))
+        super().__init__(n, config or ProtocolConfig(lease_timeout_ms=TIMEOUT_MS))
         self.create(table(code="2+1"))
 
     def start_worker(self, number: int) -> ClientMachine:
@@ -93,6 +93,35 @@ def test_splits_come_in_order_and_end_with_their_pass() -> None:
     assert got == [(0, 4), (4, 8), (8, 10), (10, 14), (14, 18), (18, 20), (20, 24), (24, 25)]
     figures = workers.figures
     assert (figures.trained, figures.repeated, figures.splits, figures.handed_on, figures.leased) == (25, 0, 8, 0, 0)
+
+
+def test_splits_go_on_where_they_were_when_rows_begin_again() -> None:
+    """Rows are lost, watermarks and cursors are not: what was durable is not trained on again."""
+    workers = Workers(config=ProtocolConfig(lease_timeout_ms=TIMEOUT_MS, reinitialise_lost=True))
+    one, two = workers.client, workers.worker(1)
+    dataset = Dataset("d", 12, 12, 6)
+    assert workers.lease(one, dataset) == (0, 6)
+    assert workers.lease(two, dataset) == (6, 12)
+    for _ in range(2):
+        workers.train(one, 2)
+        workers.train(two, 1)
+    workers.durable(one)
+    workers.end(two)
+    dead = [workers.machines.pop(workers.shards[shard]).address for shard in (0, 1)]
+    for address in dead:
+        workers.give("scheduler", Disconnected(address))
+    for shard in (0, 1):
+        workers.shards[shard] = workers.start(shard)
+    workers.settle_down(lambda: workers.scheduler.state.rows_reinitialised > 0 and workers.whole())
+    workers.train(one, 2)
+    three = workers.worker(1)
+    assert workers.lease(three, dataset) == (8, 12)
+    workers.train(three, 4)
+    assert workers.lease(one, dataset) is None
+    workers.settle_down(lambda: "d" in one.finished)
+    figures = workers.figures
+    assert (figures.trained, figures.repeated, figures.handed_on) == (12, 0, 1)
+    assert workers.scheduler.state.updates_damaged == 2 * 4, "four pushes a shard; cursors are no pushes"
 
 
 def test_no_two_workers_get_the_same_and_the_end_waits_for_all() -> None:
