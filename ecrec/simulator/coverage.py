@@ -22,7 +22,8 @@ FAULTS_COUNTED = (
     "message delayed by a straggler", "message lost", "message delivered twice", "message overtook one of another link",
     "views held up", "connection broken", "connection made again", "delivered again after a reconnect, and dropped",
     "slow link", "slow shard", "stuck shard", "stalled shard, taken for dead", "stalled worker",
-    "partition, one way, of two shards",
+    "partition, one way, of two shards", "partition, one way, of two shards, until one is replaced",
+   
     "partition, one way, of a worker and a shard", "partition, one way, from the scheduler",
     "partition, one way, to the scheduler: taken for dead, and works on", "crash of a shard at a message",
     "crash of a shard at any time", "crash of a shard in a recovery", "crash of a recovering shard",

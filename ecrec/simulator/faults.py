@@ -327,6 +327,16 @@ class Faults:
             ends, what = self.rng.sample(running, 2), "of two shards"
             if source in running:
                 ends = [source, ends[0] if ends[0] is not source else ends[1]]
+            if fault.lasts_ms > self.plan.config.link_timeout_ms:
+                group = ends[0].address.id // self.plan.n
+                gone = self._not_whole(group)
+                apart = group != ends[1].address.id // self.plan.n
+                if apart or len(gone) >= self.plan.tolerance or gone & {end.address.id for end in ends}:
+                    return False
+                for end in ends:
+                    self._doom(end, fault)
+                self.deaths -= 1  # one of them is replaced
+                what = "of two shards, until one is replaced"
         elif fault.side == "worker":
             if not running or not workers:
                 return False

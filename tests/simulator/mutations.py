@@ -223,7 +223,7 @@ def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any
     return mock.patch.object(ShardMachine, "_on_shard", on_shard)
 
 
-@mutation("no-repair-unsettled", 359)
+@mutation("no-repair-unsettled", 4866)
 def lost_rows_are_repaired_while_parities_differ() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "settled", True)
 
