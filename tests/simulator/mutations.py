@@ -66,7 +66,7 @@ def pushes_are_acknowledged_when_applied() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_apply", apply)
 
 
-@mutation("stable-before-durable", 4)
+@mutation("stable-before-durable", 12)
 def a_window_is_stable_when_one_peer_has_it() -> AbstractContextManager[Any]:
     def acknowledged(self: ShardMachine, peer: Peer, number: int) -> None:
         done = [unstable for window, unstable in self.unstable.items() if window <= number and unstable.waiting]
@@ -88,7 +88,7 @@ def pushes_go_on_while_an_exact_pull_waits() -> AbstractContextManager[Any]:
 
 
 # ------------------------------------------------------------------ a death
-@mutation("undone-beyond-the-cut", 4)
+@mutation("undone-beyond-the-cut", 47)
 def nothing_is_undone_beyond_the_cut() -> AbstractContextManager[Any]:
     real = Membership._on_settle
 
@@ -98,7 +98,7 @@ def nothing_is_undone_beyond_the_cut() -> AbstractContextManager[Any]:
     return mock.patch.object(Membership, "_on_settle", on_settle)
 
 
-@mutation("reports-differ", 4)
+@mutation("reports-differ", 50)
 def the_longest_report_is_the_cut() -> AbstractContextManager[Any]:
     def longest(*some: Any, **by: Any) -> Any:
         reports = len(some) == 1 and all(isinstance(one, m.Report) for one in some[0])
@@ -112,7 +112,7 @@ def watermarks_are_not_those_of_the_reported_window() -> AbstractContextManager[
     return mock.patch.object(Peer, "marks_received", lambda self: dict(self.marks))
 
 
-@mutation("reporter-dies", 75)
+@mutation("reporter-dies", 284)
 def a_report_of_a_survivor_that_died_still_counts() -> AbstractContextManager[Any]:
     """Its windows died with it; a cut below those of all others is one that nobody can go back to."""
     real = SchedulerMachine._try_settle
@@ -129,7 +129,7 @@ def a_report_of_a_survivor_that_died_still_counts() -> AbstractContextManager[An
     return mock.patch.object(SchedulerMachine, "_try_settle", try_settle)
 
 
-@mutation("nothing-heard", 1055)
+@mutation("nothing-heard", 1016)
 def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextManager[Any]:
     real = Membership._on_up
 
@@ -141,7 +141,7 @@ def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextMan
     return mock.patch.object(Membership, "_on_up", on_up)
 
 
-@mutation("younger-reporter", 4)
+@mutation("younger-reporter", 25)
 def a_shard_younger_than_the_dead_reports_too() -> AbstractContextManager[Any]:
     real = Membership._place
 
@@ -192,7 +192,7 @@ def more_deaths_than_the_code_stands_go_unsaid() -> AbstractContextManager[Any]:
 
 
 # ------------------------------------------------------------------ repair
-@mutation("recovering-marks", 11)
+@mutation("recovering-marks", 8)
 def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
     real = Repairs._members
 
@@ -207,7 +207,7 @@ def a_repair_outlives_its_view() -> AbstractContextManager[Any]:
     return mock.patch.object(Repairs, "forget_all", lambda self: None)
 
 
-@mutation("old-view-dropped", 249)
+@mutation("old-view-dropped", 223)
 def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -223,12 +223,12 @@ def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any
     return mock.patch.object(ShardMachine, "_on_shard", on_shard)
 
 
-@mutation("no-repair-unsettled", 4866)
+@mutation("no-repair-unsettled", 1016)
 def lost_rows_are_repaired_while_parities_differ() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "settled", True)
 
 
-@mutation("held-behind-view", 813)
+@mutation("held-behind-view", 125)
 def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -246,7 +246,7 @@ def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManag
 
 
 # ------------------------------------------------------------------ seeding
-@mutation("seed-stable", 470)
+@mutation("seed-stable", 192)
 def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     real = ShardMachine._on_window
 
@@ -258,12 +258,12 @@ def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_on_window", on_window)
 
 
-@mutation("seed-starts-over", 247)
+@mutation("seed-starts-over", 36)
 def seeding_does_not_start_over() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "start_over", lambda self: None)
 
 
-@mutation("wiped-not-undone", 8)
+@mutation("wiped-not-undone", 18)
 def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     real = Seeding.start_over
 
@@ -281,7 +281,7 @@ def rows_of_an_old_round_count() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "accepted", lambda self, shard, rounds: ALL_CLASSES)
 
 
-@mutation("round-once", 1055)
+@mutation("round-once", 232)
 def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[Any]:
     real = Seeding.on_reseed
 
@@ -292,7 +292,7 @@ def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[A
     return mock.patch.object(Seeding, "on_reseed", on_reseed)
 
 
-@mutation("joined-before-push", 21)
+@mutation("joined-before-push", 533)
 def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]:
     real = Membership.join
 
@@ -304,7 +304,7 @@ def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]
 
 
 # ------------------------------------------------------------------ the scheduler
-@mutation("persist-first", 8)
+@mutation("persist-first", 180)
 def the_scheduler_sends_before_it_persists() -> AbstractContextManager[Any]:
     real = SchedulerMachine.handle
 

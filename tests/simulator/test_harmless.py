@@ -11,7 +11,7 @@ from ecrec.simulator.draw import draw
 from ecrec.simulator.plan import Plan
 from ecrec.simulator.run import SEEDS_CI, run_seed
 
-SEEN = (133,)
+SEEN = (869,)
 """Seeds that came into it when this was written; others are looked for where none of them does any more."""
 
 
