@@ -29,5 +29,10 @@ class ClusterError(EcrecError):
     """The cluster cannot serve: it is not reachable, or not complete, in the time allowed."""
 
 
+class FencedError(ClusterError):
+    """This process is not a worker any more: it was silent for too long, or has been started again; its splits went to
+    others. What it pushed before stays, nothing more is taken from it."""
+
+
 class DataLostError(ClusterError):
     """More shards are gone than the code can stand; says which."""

@@ -71,6 +71,10 @@ class BatchSource(Protocol):
         """Batches of the training part, in row order; see `batch_ranges` for which rows each one has."""
         ...
 
+    def train_range(self, first: int, last: int, batch_size: int) -> Iterator[Batch]:
+        """Rows [first, last) of the training part, in batches of ``batch_size``; the last one may be short."""
+        ...
+
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         """Batches of the test part, in row order, each row once."""
         ...
@@ -99,3 +103,21 @@ def batch_ranges(
     for step in range(first_step, total):
         start = step % steps_per_epoch * batch_size
         yield start, min(start + batch_size, rows)
+
+
+def examples_of_steps(rows: int, batch_size: int, *, epochs: int = 1, steps: int | None = None) -> int:
+    """How many rows, over all epochs, the batches of `batch_ranges` have together. Raises as that does."""
+    if steps is None:
+        return max(0, epochs) * rows
+    if steps > 0 and rows == 0:
+        raise DataError(f"{steps} steps were asked for, but this part of the data has no rows")
+    whole, rest = divmod(steps, max(1, -(-rows // batch_size)))
+    return whole * rows + min(rest * batch_size, rows)
+
+
+def range_batches(first: int, last: int, rows: int, batch_size: int) -> Iterator[tuple[int, int]]:
+    """[first, last), a range of ``rows`` rows, in pieces of at most ``batch_size``. ValueError where it is none."""
+    if batch_size < 1 or not 0 <= first <= last <= rows:
+        raise ValueError(f"rows {first} to {last} of {rows} in batches of {batch_size}: there are none such")
+    for start in range(first, last, batch_size):
+        yield start, min(start + batch_size, last)

@@ -15,14 +15,14 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecrec.data.batch import Batch, batch_ranges
+from ecrec.data.batch import Batch, batch_ranges, range_batches
 from ecrec.data.criteo_format import RawRows, parse_block
 from ecrec.data.ids import HashedIds, IdMapping, VocabularyIds, VocabularyTables
 from ecrec.errors import DataError
@@ -167,6 +167,8 @@ class CriteoDataset:
             else ids
         )
         self._cache: Batch | None = None
+        self._reader: _Reader | None = None
+        """Of `train_range`: splits mostly come in order, and a zipped file cannot be entered in the middle."""
         if rows <= cache_rows_max:
             self._cache = _concatenate([self._to_batch(raw) for raw in read_raw(self._files)])
 
@@ -197,6 +199,20 @@ class CriteoDataset:
         ranges = batch_ranges(self._train_rows, batch_size, epochs=epochs, steps=steps, first_step=first_step)
         return self._read(ranges, self._train_rows)
 
+    def train_range(self, first: int, last: int, batch_size: int) -> Iterator[Batch]:
+        """Rows [first, last) of the training part, in batches.
+
+        Where the rows are not kept in memory, a range behind the one before is read on from there; any other
+        opens the files again. Raises ValueError for rows that are not there.
+        """
+        for start, stop in range_batches(first, last, self._train_rows, batch_size):
+            if self._cache is not None:
+                yield self._cache.rows(start, stop)
+                continue
+            if self._reader is None or not self._reader.reaches(start):
+                self._reader = _Reader(self._files, self._to_batch, start, self._train_rows)
+            yield self._reader.rows(start, stop)
+
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         """Batches of the test part, in row order, each row once."""
         shift = self._train_rows
@@ -208,30 +224,52 @@ class CriteoDataset:
             for start, stop in ranges:
                 yield self._cache.rows(start, stop)
             return
-        stream: Iterator[RawRows] = iter(())
-        held: Batch | None = None
-        held_start = row = -1
+        reader: _Reader | None = None
         for start, stop in ranges:
             # Ranges run on without a gap inside an epoch; a new epoch opens the files again.
-            if start != row:
-                stream, held, held_start = read_raw(self._files, start, stop_row), None, start
-            if held is None or held_start + len(held) < stop:
-                pieces = [] if held is None else [held.rows(start - held_start, len(held))]
-                held_start = start
-                while sum(map(len, pieces)) < stop - start:
-                    pieces.append(self._to_batch(self._next_piece(stream)))
-                held = _concatenate(pieces)
-            row = stop
-            yield held.rows(start - held_start, stop - held_start)
-
-    def _next_piece(self, stream: Iterator[RawRows]) -> RawRows:
-        for piece in stream:
-            return piece
-        names = ", ".join(map(str, self._files))
-        raise DataError(f"{names}: found fewer rows than when they were counted, expected unchanged files")
+            if reader is None or not reader.reaches(start):
+                reader = _Reader(self._files, self._to_batch, start, stop_row)
+            yield reader.rows(start, stop)
 
     def _to_batch(self, raw: RawRows) -> Batch:
         return Batch(raw.labels, transform_integers(raw.integers), self._mapping(raw.tokens))
+
+
+class _Reader:
+    """Reads rows [start, stop) of the files once, forwards."""
+
+    def __init__(self, files: Sequence[Path], convert: Callable[[RawRows], Batch], start: int, stop: int) -> None:
+        self._files = files
+        self._convert = convert
+        self._stream = read_raw(files, start, stop)
+        self._held: Batch | None = None
+        self._held_start = start
+
+    def reaches(self, start: int) -> bool:
+        """Rows from ``start`` on are not behind."""
+        return start >= self._held_start
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows [start, stop)."""
+        held_stop = self._held_start + (0 if self._held is None else len(self._held))
+        if self._held is None or held_stop < stop:
+            pieces = []
+            if self._held is not None and start < held_stop:
+                pieces.append(self._held.rows(start - self._held_start, len(self._held)))
+            while held_stop < stop:
+                raw = self._next_piece()
+                if held_stop + len(raw) > start:
+                    piece = self._convert(raw)
+                    pieces.append(piece.rows(max(0, start - held_stop), len(piece)))
+                held_stop += len(raw)
+            self._held, self._held_start = _concatenate(pieces), start
+        return self._held.rows(start - self._held_start, stop - self._held_start)
+
+    def _next_piece(self) -> RawRows:
+        for piece in self._stream:
+            return piece
+        names = ", ".join(map(str, self._files))
+        raise DataError(f"{names}: found fewer rows than when they were counted, expected unchanged files")
 
 
 def _concatenate(batches: list[Batch]) -> Batch:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ecrec.data.batch import Batch, batch_ranges
+from ecrec.data.batch import Batch, batch_ranges, range_batches
 from ecrec.data.criteo import transform_integers, write_rows
 from ecrec.data.criteo_format import INTEGERS, MISSING_TOKEN, TOKENS, RawRows
 from ecrec.data.ids import HashedIds, mix64
@@ -109,6 +109,10 @@ class SyntheticDataset:
         """Batches of the training part, in row order; see `ecrec.data.batch.batch_ranges`."""
         ranges = batch_ranges(self._train_rows, batch_size, epochs=epochs, steps=steps, first_step=first_step)
         return (self.batch(start, stop) for start, stop in ranges)
+
+    def train_range(self, first: int, last: int, batch_size: int) -> Iterator[Batch]:
+        """Rows [first, last) of the training part, in batches. Raises ValueError for rows that are not there."""
+        return (self.batch(start, stop) for start, stop in range_batches(first, last, self._train_rows, batch_size))
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         """Batches of the test part, in row order, each row once."""

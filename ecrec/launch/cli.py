@@ -14,20 +14,27 @@ from rich.live import Live
 
 from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError, EcrecError
 from ecrec.launch.environment import CURVE_DIR_HELP
+from ecrec.launch.kills import parse_interval
 from ecrec.launch.options import (
     DENSE_LEARNING_RATES,
     LEARNING_RATES,
+    ON_DATA_LOSS,
+    RATE_MB_S,
     TRANSPORTS,
     TrainOptions,
     check_options,
     parse_sizes,
 )
 
-EXIT_FAILED, EXIT_OPTIONS, EXIT_DATA_LOST, EXIT_BAD_PARITY = 1, 2, 3, 4
+EXIT_FAILED, EXIT_OPTIONS, EXIT_DATA_LOST, EXIT_BAD_PARITY, EXIT_REPAIRED = 1, 2, 3, 4, 5
 EXIT_INTERRUPTED = 130
 EXIT_CODES_HELP = (
     "Exit codes: 0 done, 1 failed, 2 options that cannot be, 3 data was lost, 4 parity or acknowledged "
     "updates are not as they must be."
+)
+VERIFY_EXIT_CODES_HELP = (
+    "Exit codes: 0 all fits, 1 failed, 2 options that cannot be, 3 data was lost, 4 there is damage that was not "
+    "repaired, 5 all damage found was repaired."
 )
 
 app = typer.Typer(
@@ -60,6 +67,7 @@ def train(
     workers: Annotated[int, typer.Option(help="Worker processes.")] = DEFAULTS.workers,
     steps: Annotated[int | None, typer.Option(help="Steps of each worker; as many as the data gives.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = DEFAULTS.epochs,
+    seconds: Annotated[float | None, typer.Option(help="Begin no step after so long.")] = None,
     batch: Annotated[int, typer.Option(help="Examples in a step, over all workers.")] = DEFAULTS.batch,
     dim: Annotated[int, typer.Option(help="Floats in an embedding vector.")] = DEFAULTS.dim,
     rows: Annotated[int, typer.Option(help="Hash buckets a table.")] = DEFAULTS.rows,
@@ -77,7 +85,11 @@ def train(
     sync: Annotated[bool, typer.Option("--sync", help="Sum the gradients of all workers in each step.")] = False,
     prefetch: Annotated[int, typer.Option(help="Batches whose rows are fetched ahead.")] = DEFAULTS.prefetch,
     kill: Annotated[
-        list[str] | None, typer.Option(help="ps:SHARD@STEP: SIGKILL to a server at a step; repeatable.")
+        list[str] | None, typer.Option(help="ps:SHARD@STEP or worker:RANK@STEP: SIGKILL at a step; repeatable.")
+    ] = None,
+    chaos_kill_every: Annotated[
+        str | None,
+        typer.Option(help="Like 10s: SIGKILL to a random server whenever all are whole and so long has passed."),
     ] = None,
     report: Annotated[str | None, typer.Option(help="Write the report here, as JSON.")] = None,
     spares: Annotated[
@@ -88,6 +100,12 @@ def train(
     heartbeat_timeout_ms: Annotated[
         int, typer.Option(help="A server that was silent for so long is down.")
     ] = DEFAULTS.heartbeat_timeout_ms,
+    on_data_loss: Annotated[
+        str, typer.Option(help=f"After more deaths than the code stands: {' or '.join(ON_DATA_LOSS)} the lost rows.")
+    ] = DEFAULTS.on_data_loss,
+    lease_timeout_ms: Annotated[
+        int, typer.Option(help="A worker that was silent for so long is over; its splits go to others.")
+    ] = DEFAULTS.lease_timeout_ms,
     test_fraction: Annotated[
         float, typer.Option(help="The last part of the data, kept for the test.")
     ] = DEFAULTS.test_fraction,
@@ -103,6 +121,7 @@ def train(
         workers=workers,
         steps=steps,
         epochs=epochs,
+        seconds=seconds,
         batch=batch,
         dim=dim,
         rows=rows,
@@ -116,11 +135,14 @@ def train(
         sync=sync,
         prefetch=prefetch,
         kills=tuple(kill or ()),
+        chaos_kill_every_s=parse_interval("--chaos-kill-every", chaos_kill_every) if chaos_kill_every else None,
         report=report,
         spares=spares,
         transport=transport,
         run_dir=run_dir,
         heartbeat_timeout_ms=heartbeat_timeout_ms,
+        on_data_loss=on_data_loss,
+        lease_timeout_ms=lease_timeout_ms,
         test_fraction=test_fraction,
         quiet=quiet,
     )
@@ -132,7 +154,9 @@ def train(
         console.print(summary(result))
     for text in result["kills_not_done"]:
         _say(f"warning: --kill {text} was not done: training had ended")
-    if result["lost_updates"] or result["parity_ok"] is False:
+    for loss in result["losses"]:
+        _say(f"warning: {loss['text']}")
+    if result["lost_updates"] > result["updates_damaged"] or result["parity_ok"] is False:
         raise typer.Exit(EXIT_BAD_PARITY)
 
 
@@ -163,30 +187,48 @@ def status(
                 live.console.print(str(error))
 
 
-@app.command(help="Compare all parity with all data of a running cluster. " + EXIT_CODES_HELP)
+@app.command(
+    help="Compare all parity with all data of a running cluster, while training goes on, and rewrite parity rows that "
+    "do not fit. Data rows are never changed. " + VERIFY_EXIT_CODES_HELP
+)
 def verify(
     scheduler: SchedulerOption,
+    rate: Annotated[
+        float, typer.Option(min=0.0, help="Megabytes a second to read, of all servers together; 0: no limit.")
+    ] = RATE_MB_S,
+    repair: Annotated[bool, typer.Option("--repair/--no-repair", help="Rewrite wrong parity, or only report.")] = True,
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds without progress until it is given up.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     curve_dir: CurveDirOption = None,
 ) -> None:
     from ecrec.launch.verify import describe_bad, scrub
 
-    outcome = scrub(scheduler, timeout, curve_dir=curve_dir)
+    outcome = scrub(scheduler, timeout, curve_dir=curve_dir, repair=repair, rate_mb_s=rate or None)
+    left = len(outcome.unrepaired)
     if as_json:
         bad = [stripe._asdict() for stripe in outcome.bad]
-        figures = {"stripes_scrubbed": outcome.stripes, "parity_rows_scrubbed": outcome.parity_rows}
+        figures = {
+            "stripes_scrubbed": outcome.stripes,
+            "parity_rows_scrubbed": outcome.parity_rows,
+            "bytes_read": outcome.bytes_read,
+            "restarts": outcome.restarts,
+            "repaired": len(outcome.bad) - left,
+        }
         print(json.dumps({"parity_ok": outcome.ok, **figures, "bad": bad}))
     else:
         for line in describe_bad(outcome.bad):
             print(line)
+        if outcome.restarts:
+            print(
+                f"{outcome.restarts} classes of stripes were begun again: a server that holds their parity was replaced"
+            )
         if outcome.ok is None:
             print("nothing to compare: no stripe with parity was touched")
         else:
-            found = "all parity fits" if outcome.ok else f"{len(outcome.bad)} parity rows do not fit"
+            found = "all parity fits" if outcome.ok else f"{len(outcome.bad)} rows do not fit, {left} are not repaired"
             print(f"{found}: {outcome.stripes} stripes, {outcome.parity_rows} parity rows compared")
     if outcome.ok is False:
-        raise typer.Exit(EXIT_BAD_PARITY)
+        raise typer.Exit(EXIT_BAD_PARITY if left else EXIT_REPAIRED)
 
 
 @app.command(

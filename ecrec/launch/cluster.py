@@ -38,6 +38,8 @@ class ClusterSettings(NamedTuple):
     """Sockets of the file system cost less than TCP's; ``"tcp"`` is what a cluster of several machines has."""
     heartbeat_ms: int | None = None
     heartbeat_timeout_ms: int | None = None
+    on_data_loss: str | None = None
+    lease_timeout_ms: int | None = None
     scheduler_module: str = "ecrec.launch.scheduler"
     shard_module: str = "ecrec.launch.ps"
 
@@ -164,6 +166,10 @@ class LocalCluster:
             events=True,
         )
 
+    def kill_worker(self, child: Child) -> float:
+        """SIGKILL to a worker. Returns when, in seconds of the monotonic clock."""
+        return self.children.kill(child)
+
     # ------------------------------------------------------------------ servers
     def _servers(self) -> list[Child]:
         return [*([self._scheduler] if self._scheduler else []), *self._shards]
@@ -183,6 +189,10 @@ class LocalCluster:
             arguments += ["--heartbeat-ms", str(self.settings.heartbeat_ms)]
         if self.settings.heartbeat_timeout_ms is not None:
             arguments += ["--heartbeat-timeout-ms", str(self.settings.heartbeat_timeout_ms)]
+        if self.settings.on_data_loss is not None:
+            arguments += ["--on-data-loss", self.settings.on_data_loss]
+        if self.settings.lease_timeout_ms is not None:
+            arguments += ["--lease-timeout-ms", str(self.settings.lease_timeout_ms)]
         self._scheduler = self._start("scheduler", self.settings.scheduler_module, arguments)
 
     def _start_shard(self, shard: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.launch.cluster import ClusterSettings, LocalCluster
 from ecrec.launch.environment import curve_keys
+from ecrec.launch.options import ON_DATA_LOSS, STOP
 from ecrec.protocol.placement import CodeSpec, Placement
 
 if TYPE_CHECKING:
@@ -58,20 +59,28 @@ def connect(
 
 @contextmanager
 def local_cluster(
-    *, shards: int = 5, code: str = DEFAULT_CODE, run_dir: str | None = None, transport: str = "ipc"
+    *,
+    shards: int = 5,
+    code: str = DEFAULT_CODE,
+    run_dir: str | None = None,
+    transport: str = "ipc",
+    on_data_loss: str = STOP,
 ) -> "Iterator[Session]":
     """Start a scheduler and shards on this machine, give a session, end them all at exit.
 
-    A thread replaces shards that die. Raises ConfigurationError for a code that does not fit the shards,
-    ClusterError when the processes cannot be started.
+    A thread replaces shards that die. ``on_data_loss``: what happens when more die than the code stands, ``"stop"``
+    (DataLostError) or ``"reinitialise"`` the lost rows and go on. Raises ConfigurationError for a code that does not
+    fit the shards or another ``on_data_loss``, ClusterError when the processes cannot be started.
     """
+    if on_data_loss not in ON_DATA_LOSS:
+        raise ConfigurationError(f"on_data_loss {on_data_loss!r}: expected one of {', '.join(ON_DATA_LOSS)}")
     spec = CodeSpec.parse(code)
     Placement(shards).check(spec)
     join = _training_connect()
     with tempfile.TemporaryDirectory(prefix="ecrec-") as scratch:
         directory = Path(run_dir or scratch)
         directory.mkdir(parents=True, exist_ok=True)
-        with LocalCluster(ClusterSettings(shards, directory, transport)) as cluster:
+        with LocalCluster(ClusterSettings(shards, directory, transport, on_data_loss=on_data_loss)) as cluster:
             endpoint = cluster.start()
             cluster.wait_ready()
             with Keeper(cluster), join(endpoint, code=spec, keys=curve_keys()) as session:

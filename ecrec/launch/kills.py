@@ -1,5 +1,7 @@
-"""Which shards are to be killed, and when: decisions only, no processes."""
+"""Which shards and workers are to be killed, and when: decisions only, no processes."""
 
+import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +19,16 @@ class Kill(NamedTuple):
         return f"ps:{self.shard}@{self.step}"
 
 
+class WorkerKill(NamedTuple):
+    """SIGKILL to a worker's process at a step; the launcher starts it again."""
+
+    worker: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"worker:{self.worker}@{self.step}"
+
+
 class Standing(NamedTuple):
     """What the scheduler last said of a shard."""
 
@@ -25,20 +37,23 @@ class Standing(NamedTuple):
     endpoint: str = ""
 
 
-def parse_kill(text: str) -> Kill:
-    """``"ps:2@20"`` -> Kill(2, 20). Raises ConfigurationError for anything else."""
+def parse_kill(text: str) -> Kill | WorkerKill:
+    """``"ps:2@20"`` -> Kill(2, 20), ``"worker:1@20"`` -> WorkerKill(1, 20). Raises ConfigurationError for anything
+    else."""
     target, at, step = text.partition("@")
-    kind, colon, shard = target.partition(":")
-    if kind != "ps" or not colon or not at or not _is_number(shard) or not _is_number(step):
-        raise ConfigurationError(f"--kill {text!r}: expected ps:SHARD@STEP, for example ps:2@20")
-    return Kill(int(shard), int(step))
+    kind, colon, number = target.partition(":")
+    if kind not in ("ps", "worker") or not (colon and at and _is_number(number) and _is_number(step)):
+        raise ConfigurationError(f"--kill {text!r}: expected ps:SHARD@STEP or worker:RANK@STEP, for example ps:2@20")
+    return Kill(int(number), int(step)) if kind == "ps" else WorkerKill(int(number), int(step))
 
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def check_kills(kills: Sequence[Kill], shards: int, tolerance: int, steps: int | None) -> list[str]:
+def check_kills(
+    kills: Sequence[Kill], shards: int, tolerance: int, steps: int | None, goes_on: bool = False
+) -> list[str]:
     """Warnings about kills that lose data. Raises ConfigurationError for those that cannot be done."""
     for kill in kills:
         if kill.shard >= shards:
@@ -53,11 +68,58 @@ def check_kills(kills: Sequence[Kill], shards: int, tolerance: int, steps: int |
     for step in sorted({kill.step for kill in kills}):
         together = [kill for kill in kills if kill.step == step]
         if len(together) > tolerance:
+            then = "rows may begin again at their initial values" if goes_on else "the run will end with an error"
             warnings.append(
                 f"killing {len(together)} shard{'s' if len(together) > 1 else ''} at step {step} is more than "
-                f"the code stands (r = {tolerance}): data will be lost, and the run will end with an error"
+                f"the code stands (r = {tolerance}): data will be lost, and {then}"
             )
     return warnings
+
+
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0}
+
+
+def parse_interval(option: str, text: str) -> float:
+    """``"10s"``, ``"500ms"`` or ``"2m"`` in seconds. Raises ConfigurationError for anything else, naming the option."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m)", text)
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise ConfigurationError(f"{option} {text!r}: expected a time like 10s, 500ms or 2m, more than 0")
+    return seconds
+
+
+class ChaosSchedule:
+    """A random shard each time that the cluster is whole and ``every_s`` have passed; the seed gives the order."""
+
+    def __init__(self, every_s: float, seed: int) -> None:
+        self._every_s = every_s
+        self._random = random.Random(seed)
+        self._killed: dict[int, int] = {}
+        self._last_s: float | None = None
+
+    def due(self, now_s: float, standing: Mapping[int, Standing]) -> int | None:
+        """The shard to kill now, or None; it counts as killed. The first call starts the clock."""
+        if self._last_s is None:
+            self._last_s = now_s
+        if now_s - self._last_s < self._every_s or not standing:
+            return None
+        # The news may be older than the last kill.
+        if any(now.state != UP or now.epoch <= self._killed.get(shard, -1) for shard, now in standing.items()):
+            return None
+        shard = self._random.choice(sorted(standing))
+        self._last_s, self._killed[shard] = now_s, standing[shard].epoch
+        return shard
+
+
+def check_worker_kills(kills: Sequence[WorkerKill], workers: int, steps: int | None) -> None:
+    """Raise ConfigurationError for kills of workers that cannot be done."""
+    for kill in kills:
+        if kill.worker >= workers:
+            raise ConfigurationError(f"--kill {kill}: there is no worker {kill.worker}; they are 0 to {workers - 1}")
+        if kill.step < 1 or (steps is not None and kill.step > steps):
+            raise ConfigurationError(f"--kill {kill}: steps are 1 to {steps or 'the last one'}")
+        if list(kills).count(kill) > 1:
+            raise ConfigurationError(f"--kill {kill} is given twice: a worker can die only once at a step")
 
 
 class KillSchedule:

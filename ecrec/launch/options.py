@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.kills import Kill, check_kills, parse_kill
+from ecrec.launch.kills import Kill, WorkerKill, check_kills, check_worker_kills, parse_kill
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec, Placement
 
@@ -28,6 +28,12 @@ DENSE_LEARNING_RATES = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adagrad
 """The same for the dense part. Row-wise Adagrad does not go with it, and FTRL would forget the first values."""
 
 TRANSPORTS = ("tcp", "ipc")
+ON_DATA_LOSS = STOP, REINITIALISE = ("stop", "reinitialise")
+"""What happens when more servers die than the code stands: training stops with an error, or goes on with the lost rows
+at their initial records."""
+RATE_MB_S = 64.0
+"""Megabytes a second that `ecrec verify` reads, of all members together, where nothing else is said: little beside what
+training moves; 10 GB in three minutes."""
 HEARTBEATS_IN_TIMEOUT = 8
 """A shard is down after so many heartbeats that did not come."""
 
@@ -43,6 +49,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     steps: int | None = None
     """None: as many as the data gives."""
     epochs: int = 1
+    seconds: float | None = None
+    """No step is begun after so long; None: no such end."""
     batch: int = 512
     dim: int = 64
     rows: int = 50_000
@@ -59,6 +67,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Batches fetched ahead."""
     test_fraction: float = 0.2
     kills: tuple[str, ...] = ()
+    chaos_kill_every_s: float | None = None
+    """SIGKILL to a random server so often; None: never."""
     report: str | None = None
     spares: int | None = None
     """Idle servers that take the place of one that dies at once: a process takes a while to start, on a busy machine
@@ -66,6 +76,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     transport: str = "ipc"
     run_dir: str | None = None
     heartbeat_timeout_ms: int = ProtocolConfig().heartbeat_timeout_ms
+    on_data_loss: str = STOP
+    lease_timeout_ms: int = ProtocolConfig().lease_timeout_ms
     quiet: bool = False
 
     @property
@@ -74,7 +86,17 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kill_list(self) -> list[Kill]:
-        return [parse_kill(text) for text in self.kills]
+        """Of servers."""
+        return [kill for kill in map(parse_kill, self.kills) if isinstance(kill, Kill)]
+
+    @property
+    def worker_kills(self) -> list[WorkerKill]:
+        return [kill for kill in map(parse_kill, self.kills) if isinstance(kill, WorkerKill)]
+
+    @property
+    def leases_splits(self) -> bool:
+        """Workers lease what they train on, and may die. With sync they go through the data in step."""
+        return self.workers == 1 or not self.sync
 
     @property
     def learning_rate(self) -> float:
@@ -125,6 +147,7 @@ def check_options(options: TrainOptions) -> list[str]:
     _check_choice("--optimizer", options.optimizer, tuple(LEARNING_RATES))
     _check_choice("--dense-optimizer", options.dense_optimizer, tuple(DENSE_LEARNING_RATES))
     _check_choice("--transport", options.transport, TRANSPORTS)
+    _check_choice("--on-data-loss", options.on_data_loss, ON_DATA_LOSS)
     for name, rate in (("--lr", options.lr), ("--dense-lr", options.dense_lr)):
         if rate is not None and not 0 < rate < float("inf"):
             raise ConfigurationError(f"{name} {rate}: must be a positive number")
@@ -132,16 +155,33 @@ def check_options(options: TrainOptions) -> list[str]:
         raise ConfigurationError(
             f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
         )
+    if options.lease_timeout_ms < 10 * options.heartbeat_ms:
+        limit = f"{10 * options.heartbeat_ms}, ten heartbeats"
+        raise ConfigurationError(f"--lease-timeout-ms {options.lease_timeout_ms}: must be at least {limit}")
+    if options.worker_kills and not options.leases_splits:
+        raise ConfigurationError(f"--kill {options.worker_kills[0]}: with --sync no worker may die; leave it out")
+    check_worker_kills(options.worker_kills, options.workers, options.steps)
     code = options.code_spec
     try:
         Placement(options.shards).check(code)
     except ConfigurationError as error:
         raise ConfigurationError(f"--shards {options.shards} --code {options.code}: {error}") from error
+    if options.seconds is not None and not 0 < options.seconds < float("inf"):
+        raise ConfigurationError(f"--seconds {options.seconds}: must be a positive number")
+    if options.seconds is not None and options.sync and options.workers > 1:
+        raise ConfigurationError("--seconds with --sync: the workers would stop at different steps; give --steps")
+    if options.chaos_kill_every_s is not None:
+        if code.r < 1:
+            raise ConfigurationError(f"--chaos-kill-every: code {options.code} stands no death")
+        if options.kills:
+            raise ConfigurationError(
+                "--chaos-kill-every and --kill: give one of them; together they could kill too many"
+            )
     for file in options.data:
         _check_readable(file)
     _check_writable(options.report)
     _check_run_dir(options)
-    return check_kills(options.kill_list, options.shards, code.r, options.steps)
+    return check_kills(options.kill_list, options.shards, code.r, options.steps, options.on_data_loss == REINITIALISE)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

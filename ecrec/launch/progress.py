@@ -170,8 +170,14 @@ def summary(report: Mapping[str, Any]) -> Table:
         table.add_row(f"kill ps {kill['shard']} at step {kill['step']}", _kill_text(kill))
     for kill in report.get("kills_not_done", []):
         table.add_row(f"kill {kill}", Text("not done: training had ended", style="bold yellow"))
+    if report.get("worker_deaths"):
+        again = f"{report['examples_repeated']:,} of {report['examples_trained']:,} examples trained on again"
+        table.add_row("worker_deaths", f"{report['worker_deaths']}, {again}")
     lost = report["lost_updates"]
     table.add_row("lost_updates", Text(str(lost), style="bold green" if lost == 0 else "bold red"))
+    if report.get("rows_reinitialised"):
+        rows = Text(f"{report['rows_reinitialised']:,}", style="bold red")
+        table.add_row("rows_reinitialised", rows)
     table.add_row("parity_ok", _parity_text(report))
     table.add_row("model_digest", str(report.get("model_digest")))
     return table

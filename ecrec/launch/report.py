@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ecrec.protocol.messages import HistoryEntry
+from ecrec.protocol.loss import describe_rows
+from ecrec.protocol.messages import ClusterState, DatasetFigures, HistoryEntry
 
 CALM_S_MIN = 0.25
 """A shorter span between two disturbances has no throughput worth the name."""
@@ -173,3 +174,47 @@ def lost_updates(acked: Mapping[int, Mapping[int, int]], watermarks: Mapping[int
         for worker, shards in acked.items()
         for shard, push in shards.items()
     )
+
+
+def loss_entries(state: ClusterState) -> list[dict[str, Any]]:
+    """One entry for each time that more shards died than the code stands: which rows, how many updates with them."""
+    sizes = {table.name: table.rows for table in state.tables}
+    return [
+        {
+            "at_s": loss.at_ms / 1e3,
+            "view": loss.view,
+            "rows": sum(some.rows for some in loss.rows),
+            "updates": loss.updates,
+            "reinitialised": loss.reinitialised,
+            "lost": [
+                {
+                    "table": some.table,
+                    "of": sizes[some.table],
+                    "shard": some.shard,
+                    "rows": some.rows,
+                    "first": some.first,
+                    "step": some.step,
+                }
+                for some in loss.rows
+            ],
+            "text": (
+                f"more servers died than the code stands: {sum(some.rows for some in loss.rows):,} rows were lost, and "
+                f"up to {loss.updates:,} updates in part: {describe_rows(loss.rows, state.tables)}"
+            ),
+        }
+        for loss in state.losses
+    ]
+
+
+def data_figures(datasets: Sequence[DatasetFigures], pushed: int) -> dict[str, int]:
+    """What the scheduler counted of the data; ``pushed`` examples, where the workers had no leases.
+
+    ``examples_repeated`` is exact: examples of batches that were on their way when their worker died, which some shards
+    had applied and others had not, and which another worker trained on again.
+    """
+    return {
+        "examples_trained": sum(d.trained for d in datasets) if datasets else pushed,
+        "examples_repeated": sum(d.repeated for d in datasets),
+        "splits": sum(d.splits for d in datasets),
+        "splits_handed_on": sum(d.handed_on for d in datasets),
+    }

@@ -8,6 +8,7 @@ import typer
 
 from ecrec.errors import ConfigurationError
 from ecrec.launch.environment import CURVE_DIR_HELP, curve_keys, log_to_stderr
+from ecrec.launch.options import ON_DATA_LOSS, REINITIALISE, STOP
 from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, Server, advertised, run_server
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
@@ -58,9 +59,24 @@ def scheduler(
     heartbeat_timeout_ms: Annotated[
         int, typer.Option(min=1, help="A shard that was silent for so long is down.")
     ] = DEFAULTS.heartbeat_timeout_ms,
+    lease_timeout_ms: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="A worker that was silent for so long is over, and its splits of the data go to others. A worker says "
+            "nothing while it computes: more than a step takes.",
+        ),
+    ] = DEFAULTS.lease_timeout_ms,
     reconnect_grace_ms: Annotated[
         int, typer.Option(min=1, help="A shard whose connection stays closed for so long is down.")
     ] = DEFAULTS.reconnect_grace_ms,
+    on_data_loss: Annotated[
+        str,
+        typer.Option(
+            help="When more shards die than the code stands: stop, or reinitialise: go on with the lost rows at their "
+            "initial values, counted."
+        ),
+    ] = STOP,
     curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
     allow_plain_network: Annotated[bool, typer.Option("--allow-plain-network", help=PLAIN_HELP)] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
@@ -71,13 +87,23 @@ def scheduler(
             f"{2 * heartbeat_ms}",
             param_hint="--heartbeat-timeout-ms",
         )
+    if lease_timeout_ms <= 2 * heartbeat_ms:
+        raise typer.BadParameter(
+            f"{lease_timeout_ms} ms: one late heartbeat would end a worker; expected more than 2 * --heartbeat-ms = "
+            f"{2 * heartbeat_ms}",
+            param_hint="--lease-timeout-ms",
+        )
     if (state is None) == (coordinator is None):
         raise typer.BadParameter("expected a file, or else a --coordinator", param_hint="--state")
+    if on_data_loss not in ON_DATA_LOSS:
+        raise typer.BadParameter(f"{on_data_loss!r}: expected {' or '.join(ON_DATA_LOSS)}", param_hint="--on-data-loss")
     log_to_stderr(verbose)
     config = ProtocolConfig(
         heartbeat_ms=heartbeat_ms,
         heartbeat_timeout_ms=heartbeat_timeout_ms,
         reconnect_grace_ms=reconnect_grace_ms,
+        reinitialise_lost=on_data_loss == REINITIALISE,
+        lease_timeout_ms=lease_timeout_ms,
     )
 
     def node(machine: SchedulerMachine, links: Links, store: StateStore) -> Node:

@@ -24,9 +24,13 @@ EXIT_FENCED = 3
 EXIT_STATE = 4
 """The scheduler cannot write its state. Make room, then start it again."""
 
+EXIT_MEMORY = 5
+"""No more memory. What the process held counts no more; another one is to take its place."""
+
 EXIT_CODES_HELP = (
     "Prints one JSON line on stdout when it is ready; logs to stderr. Exit codes: 0 ended by SIGTERM or SIGINT, "
-    "1 unexpected, 2 options or files that cannot work, 3 told to stop by the cluster, 4 state cannot be written."
+    "1 unexpected, 2 options or files that cannot work, 3 told to stop by the cluster, 4 state cannot be written, "
+    "5 out of memory."
 )
 
 SCHEDULER_HELP = (
@@ -102,6 +106,9 @@ def run_server(make: Callable[[], Server], ready: dict[str, Any]) -> int:
     except ClusterError as error:
         log.error("%s", error)
         return EXIT_STATE
+    except MemoryError as error:
+        log.error("out of memory, which is a death like others: %s", error or "an allocation failed")
+        return EXIT_MEMORY
     finally:
         node.close()
     if node.stopped:

@@ -9,11 +9,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ecrec.protocol.loss import describe_places
 from ecrec.protocol.messages import DOWN, UP, ClusterState, HistoryEntry, ShardFigures
 
 STATE_STYLES = {UP: "green", DOWN: "bold red"}
 OTHER_STYLE = "yellow"
 EVENTS_SHOWN = 8
+LOST_SHOWN = 64
 
 
 def plain(value: Any) -> Any:
@@ -45,6 +47,9 @@ def render(state: ClusterState) -> RenderableType:
     parts: list[RenderableType] = []
     if state.lost:
         parts.append(Text(f"DATA LOST: {state.lost}", style="bold red"))
+    if state.rows_reinitialised:
+        updates = f"up to {state.updates_damaged:,} updates lost in part"
+        parts.append(Text(f"DATA LOST: {state.rows_reinitialised:,} rows re-initialised, {updates}", style="bold red"))
     parts.append(_shards(state.shards))
     spares = f", {state.spares} spare" if state.spares else ""
     groups = f"{state.groups} groups of {state.n}" if state.groups > 1 else f"{state.n}"
@@ -53,8 +58,14 @@ def render(state: ClusterState) -> RenderableType:
         codes = sorted({str(table.code) for table in state.tables})
         rows = sum(table.rows for table in state.tables)
         parts.append(Text(f"tables: {len(state.tables)} with {rows:,} rows, code {', '.join(codes)}"))
+    for data in state.datasets:
+        again = f", {data.repeated:,} of them again" if data.repeated else ""
+        done = f"{data.trained:,} of {data.dataset.end:,} examples trained on{again}"
+        parts.append(Text(f"data {data.dataset.name}: {done}; {data.leased} splits leased"))
     if state.workers:
         parts.append(_workers(state))
+    if state.losses:
+        parts.append(_losses(state))
     if state.history:
         parts.append(_events(state.history))
     return Group(*parts)
@@ -99,6 +110,22 @@ def _workers(state: ClusterState) -> Table:
     table = _table("workers", ("worker",), names)
     for worker, figures in sorted(state.workers.items()):
         table.add_row(str(worker), *(f"{figures[name]:,.6g}" if name in figures else "" for name in names))
+    return table
+
+
+def _losses(state: ClusterState) -> Table:
+    """Which rows were lost, the newest loss first."""
+    sizes = {table.name: table.rows for table in state.tables}
+    table = _table("lost rows", ("table",), ("shard", "rows", "of"))
+    table.add_column("which", overflow="fold")
+    table.add_column("then")
+    entries = [(loss, some) for loss in reversed(state.losses) for some in loss.rows]
+    for loss, some in entries[:LOST_SHOWN]:
+        which = describe_places(some).rpartition(" on shard")[0]
+        then = "re-initialised" if loss.reinitialised else "stopped"
+        table.add_row(some.table, str(some.shard), f"{some.rows:,}", f"{sizes.get(some.table, 0):,}", which, then)
+    if len(entries) > LOST_SHOWN:
+        table.add_row(f"and {len(entries) - LOST_SHOWN} more: see --json")
     return table
 
 

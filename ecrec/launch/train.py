@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,12 +18,14 @@ import msgspec
 import ecrec
 from ecrec.errors import ClusterError, DataLostError
 from ecrec.launch.children import Child, Ended, Line
-from ecrec.launch.cluster import ClusterSettings, LocalCluster
-from ecrec.launch.kills import KillSchedule
+from ecrec.launch.cluster import ENDS_MAX, ENDS_SPAN_S, ClusterSettings, LocalCluster
+from ecrec.launch.kills import ChaosSchedule, KillSchedule, Standing
 from ecrec.launch.options import TrainOptions
 from ecrec.launch.progress import ProgressView
-from ecrec.launch.report import FirstRow, KillDone, Step, kill_entries, lost_updates
+from ecrec.launch.report import FirstRow, KillDone, Step, data_figures, kill_entries, loss_entries, lost_updates
+from ecrec.launch.server import EXIT_FENCED
 from ecrec.launch.threads import cores, thread_environment, worker_threads
+from ecrec.launch.train_worker import EXIT_DATA_LOST
 from ecrec.launch.verify import ScrubOutcome, cluster_state, describe_bad, scrub
 from ecrec.launch.watch import ClusterWatch
 from ecrec.protocol.messages import DOWN, UP, ClusterState
@@ -37,6 +40,9 @@ WHOLE_TIMEOUT_S = 120.0
 
 SCRUB_TIMEOUT_S = 60.0
 """A scrub that does not go on for so long is given up."""
+
+FENCED_GRACE_S = 10.0
+"""A worker that the scheduler has given up ends on its own, if it runs at all; after so long it is killed."""
 
 FAILURES_SHOWN = 2
 """Ends of servers that an error message tells of."""
@@ -53,7 +59,16 @@ class TrainingRun:
         self._run_dir = run_dir
         self._progress = progress
         self._schedule = KillSchedule(options.kill_list, options.code_spec.r)
+        every_s = options.chaos_kill_every_s
+        self._chaos = None if every_s is None else ChaosSchedule(every_s, options.seed)
+        self._worker_kills = list(options.worker_kills)
         self._workers: dict[Child, int] = {}
+        """Rank of each worker's process that runs."""
+        self._epochs: dict[Child, int] = {}
+        self._fenced_at: dict[Child, float] = {}
+        self._worker_ends: defaultdict[int, deque[float]] = defaultdict(deque)
+        self._worker_deaths = 0
+        self._steps_of_first = 0
         self._steps: list[Step] = []
         self._first_rows: list[FirstRow] = []
         self._kills: list[KillDone] = []
@@ -73,6 +88,8 @@ class TrainingRun:
             self._options.transport,
             self._options.heartbeat_ms,
             self._options.heartbeat_timeout_ms,
+            self._options.on_data_loss,
+            self._options.lease_timeout_ms,
         )
         with LocalCluster(settings) as cluster:
             endpoint = cluster.start()
@@ -92,16 +109,22 @@ class TrainingRun:
     # ------------------------------------------------------------------ workers
     def _start_workers(self, cluster: LocalCluster) -> None:
         threads = worker_threads(cores(), self._options.workers)
-        config = self._run_dir / "config.json"
-        config.write_text(json.dumps(worker_config(self._options, threads)))
+        self._worker_config.write_text(json.dumps(worker_config(self._options, threads)))
         for rank in range(self._options.workers):
-            child = cluster.start_worker(
-                rank,
-                self._options.workers,
-                ["-m", WORKER_MODULE, "--config", str(config)],
-                thread_environment(threads),
-            )
-            self._workers[child] = rank
+            self._start_worker(cluster, rank)
+
+    @property
+    def _worker_config(self) -> Path:
+        return self._run_dir / "config.json"
+
+    def _start_worker(self, cluster: LocalCluster, rank: int) -> None:
+        child = cluster.start_worker(
+            rank,
+            self._options.workers,
+            ["-m", WORKER_MODULE, "--config", str(self._worker_config)],
+            thread_environment(worker_threads(cores(), self._options.workers)),
+        )
+        self._workers[child] = rank
 
     def _train(self, cluster: LocalCluster, watch: ClusterWatch) -> None:
         spares_started = False
@@ -112,13 +135,15 @@ class TrainingRun:
                     cluster.add_spare()
             for event in cluster.pump(PUMP_S):
                 if isinstance(event, Line):
-                    self._on_event(self._workers[event.child], event.data)
+                    self._on_event(event.child, event.data)
                     # At once: the next step may already be in the pipe.
                     self._kill_what_is_due(cluster, watch)
+                    self._kill_workers_due(cluster)
                 else:
-                    self._on_worker_ended(event)
+                    self._on_worker_ended(cluster, event)
             self._look(watch)
             self._kill_what_is_due(cluster, watch)
+            self._end_fenced_workers(cluster, watch)
 
     def _look(self, watch: ClusterWatch) -> None:
         if watch.lost:
@@ -132,17 +157,51 @@ class TrainingRun:
             for shard, now in watch.standing.items()
         }
         for kill in self._schedule.due(self._step, standing):
-            at = cluster.kill(standing[kill.shard].endpoint)
-            self._kills.append(KillDone(at, kill.shard, kill.step))
-            self._progress.say(f"step {self._step}: SIGKILL to ps {kill.shard}")
+            self._kill(cluster, standing, kill.shard, kill.step)
+        if self._chaos is not None and self._step:
+            shard = self._chaos.due(time.monotonic(), standing)
+            if shard is not None:
+                self._kill(cluster, standing, shard, self._step)
 
-    def _on_event(self, rank: int, event: Mapping[str, Any]) -> None:
+    def _kill(self, cluster: LocalCluster, standing: Mapping[int, Standing], shard: int, step: int) -> None:
+        at = cluster.kill(standing[shard].endpoint)
+        self._kills.append(KillDone(at, shard, step))
+        self._progress.say(f"step {self._step}: SIGKILL to ps {shard}")
+
+    def _kill_workers_due(self, cluster: LocalCluster) -> None:
+        """A worker that has joined is killed at its step; one that is still starting, as soon as it has."""
+        for kill in [kill for kill in self._worker_kills if kill.step <= self._step]:
+            child = next((c for c, rank in self._workers.items() if rank == kill.worker and c in self._epochs), None)
+            if child is not None:
+                self._worker_kills.remove(kill)
+                self._epochs.pop(child)
+                cluster.kill_worker(child)
+                self._progress.say(f"step {self._step}: SIGKILL to worker {kill.worker}")
+
+    def _end_fenced_workers(self, cluster: LocalCluster, watch: ClusterWatch) -> None:
+        """A worker that the scheduler has given up, and that does not end, is stopped: its place is another's."""
+        others_done = len(self._done) >= self._options.workers - 1
+        for child, epoch in list(self._epochs.items()):
+            rank = self._workers.get(child)
+            if rank is None or rank in self._done or watch.fenced.get(rank, 0) < epoch:
+                continue
+            since = self._fenced_at.setdefault(child, time.monotonic())
+            if others_done or time.monotonic() - since > FENCED_GRACE_S:
+                self._epochs.pop(child)
+                cluster.kill_worker(child)
+
+    def _on_event(self, child: Child, event: Mapping[str, Any]) -> None:
+        rank = self._workers[child]
         kind = event.get("event")
-        if kind == "step":
+        if kind == "joined":
+            self._epochs[child] = event["epoch"]
+        elif kind == "step":
             self._steps.append(Step(event["at"], rank, event["examples"]))
+            self._steps_of_first += rank == 0
             self._not_shown += event["examples"]
-            if rank == 0:
-                self._step = event["step"]
+            step = self._steps_done()
+            if step > self._step:
+                self._step = step
                 self._progress.step(self._step, self._not_shown, event["loss"])
                 self._not_shown = 0
         elif kind == "first_row":
@@ -150,15 +209,35 @@ class TrainingRun:
         elif kind == "done":
             self._done[rank] = dict(event)
 
-    def _on_worker_ended(self, event: Ended) -> None:
-        rank = self._workers[event.child]
-        if event.code != 0 or rank not in self._done:
+    def _steps_done(self) -> int:
+        """Steps of all workers; none waits for another one that is slower, or dead, if it need not."""
+        if self._options.leases_splits:
+            return len(self._steps) // self._options.workers
+        return self._steps_of_first
+
+    def _on_worker_ended(self, cluster: LocalCluster, event: Ended) -> None:
+        rank = self._workers.pop(event.child)
+        self._epochs.pop(event.child, None)
+        if event.code == 0 and rank in self._done:
+            return
+        if event.code == EXIT_DATA_LOST:
+            raise DataLostError(event.child.describe_end())
+        died = event.code < 0 or event.code == EXIT_FENCED
+        ends = self._worker_ends[rank]
+        ends.append(time.monotonic())
+        while ends[0] < ends[-1] - ENDS_SPAN_S:
+            ends.popleft()
+        if not died or not self._options.leases_splits or len(ends) >= ENDS_MAX:
             raise ClusterError(event.child.describe_end())
+        self._done.pop(rank, None)
+        self._worker_deaths += 1
+        self._progress.say(f"worker {rank} died; another process goes on with its part of the data")
+        self._start_worker(cluster, rank)
 
     def _explain(self, error: ClusterError, cluster: LocalCluster, watch: ClusterWatch) -> ClusterError:
         """The error with what lies behind it: lost data, and servers that ended on their own."""
         lost = error if isinstance(error, DataLostError) else None
-        if lost is None and (reason := watch.lost or _lost_by_now(cluster.endpoint)):
+        if reason := watch.lost or _lost_by_now(cluster.endpoint):
             # The worker's end may be seen before the reason for it.
             lost = DataLostError(reason)
         failures = [failure for failure in cluster.failures if failure not in str(error)][:FAILURES_SHOWN]
@@ -201,19 +280,27 @@ class TrainingRun:
         acked = {rank: {int(shard): push for shard, push in done["acked"].items()} for rank, done in self._done.items()}
         first = self._done[0]
         seconds = max(done["seconds"] for done in self._done.values())
-        examples = sum(done["examples"] for done in self._done.values())
+        if self._worker_deaths:
+            times = [step.at for step in self._steps]
+            seconds = max(times) - min(times)
+        examples = sum(step.examples for step in self._steps)
         return {
-            "steps": first["steps"],
+            "steps": self._steps_done(),
             "examples": examples,
             "seconds": seconds,
             "examples_per_s": examples / seconds if seconds else None,
             "auc": first["auc"],
             "logloss": first["logloss"],
             "model_digest": first["model_digest"],
-            "lost_updates": lost_updates(acked, {s.shard: s.marks for s in state.shards}),
+            "lost_updates": lost_updates(acked, {s.shard: s.marks for s in state.shards}) + state.updates_damaged,
+            "updates_damaged": state.updates_damaged,
+            "rows_reinitialised": state.rows_reinitialised,
+            "losses": loss_entries(state),
             "kills": kill_entries(self._kills, self._steps, state.history, self._first_rows),
             "deaths": sum(entry.event == "down" for entry in state.history),
-            "kills_not_done": [str(kill) for kill in self._schedule.left],
+            "kills_not_done": [str(kill) for kill in [*self._schedule.left, *self._worker_kills]],
+            **data_figures(state.datasets, examples),
+            "worker_deaths": self._worker_deaths,
             "parity_ok": outcome.ok,
             "stripes_scrubbed": outcome.stripes,
             "parity_rows_scrubbed": outcome.parity_rows,

@@ -12,14 +12,18 @@ import os
 import sys
 from typing import Any
 
-from ecrec.errors import EcrecError
+from ecrec.errors import DataLostError, EcrecError, FencedError
 from ecrec.launch.children import EVENTS_FD
 from ecrec.launch.connect import RANK, SCHEDULER, WORLD_SIZE
 from ecrec.launch.environment import curve_keys
+from ecrec.launch.server import EXIT_FENCED
+
+EXIT_DATA_LOST = 4
 
 
 def main() -> None:
-    """Read the arguments and what ecrec-worker has set; exit code 1 and a message for an error."""
+    """Read the arguments and what ecrec-worker has set; a message for an error, and exit code 1, or 3 when the cluster
+    has given this worker up, 4 for lost data."""
     parser = argparse.ArgumentParser(prog="ecrec.launch.train_worker", description=__doc__.partition("\n")[0])
     parser.add_argument("--config", required=True, help="JSON file; see TrainConfig")
     parser.add_argument("--scheduler", default=os.environ.get(SCHEDULER), help="endpoint")
@@ -43,7 +47,9 @@ def main() -> None:
             run(read_config(args.config), args.scheduler, args.rank, args.world_size, emit, curve_keys())
         except EcrecError as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            if isinstance(error, DataLostError):
+                sys.exit(EXIT_DATA_LOST)
+            sys.exit(EXIT_FENCED if isinstance(error, FencedError) else 1)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,26 @@ from ecrec.launch.environment import curve_keys
 from ecrec.protocol.events import Connect, Disconnect, Effect, Event, Received, Send, Tick
 from ecrec.protocol.messages import (
     DOWN,
+    LOCATED,
     SHARD,
     TOOL,
     Address,
     ClusterQuery,
     ClusterState,
+    Frames,
     Scrub,
     ScrubBusy,
     ScrubResult,
 )
 from ecrec.protocol.placement import Placement
+from ecrec.protocol.scheduler import spec_bytes
 from ecrec.transport.client_node import ClientNode, query
 
 ROWS_MAX = 16_384
 """Stripes in one question: about 4 MB from each member at 64 floats a row."""
+
+QUESTION_S = 0.25
+"""With a rate, a question asks for what may be read in so long, so that the load is even."""
 
 AGAIN_MS = 50.0
 """A shard that is busy (the membership changed, a member is not whole) is asked again after so long."""
@@ -44,11 +50,21 @@ _KEY_BITS = 48
 
 
 class BadStripe(NamedTuple):
-    """A parity row that does not fit its data rows."""
+    """A stripe whose parity rows do not fit its data rows."""
 
     table: str
     stripe: int
     shard: int
+    """Of the row that is wrong."""
+    slot: int
+    """In the stripe, data rows first."""
+    row: int | None
+    """The data row that is wrong; None if it is a parity row."""
+    parity: int | None
+    """Which parity row of the stripe is wrong; None if it is a data row."""
+    located: bool
+    """The other members agree on it. Else nobody can tell which is wrong, and the data rows count as right."""
+    repaired: bool
 
 
 class ScrubOutcome(NamedTuple):
@@ -59,56 +75,85 @@ class ScrubOutcome(NamedTuple):
     parity_rows: int
     """Parity rows compared: r of them for each such stripe."""
     bad: list[BadStripe]
+    bytes_read: int = 0
+    restarts: int = 0
+    """Classes that were begun again, because a parity holder of theirs was replaced."""
 
     @property
     def ok(self) -> bool | None:
-        """None where there was nothing to compare with: no stripe has parity."""
-        if self.parity_rows == 0:
-            return None
-        return not self.bad
+        """Nothing was wrong; None where there was nothing to compare with: no stripe has parity."""
+        if self.bad:
+            return False
+        return True if self.parity_rows else None
+
+    @property
+    def unrepaired(self) -> list[BadStripe]:
+        return [stripe for stripe in self.bad if not stripe.repaired]
 
 
 class _Job:
-    """One parity holder's rows of one class, asked for chunk by chunk."""
+    """One class of a group, asked for chunk by chunk of the shard that leads its scrub."""
 
-    def __init__(self, shard: int, class_id: int, leads: bool) -> None:
+    def __init__(self, shard: int, class_id: int, parity: Sequence[int], stripe_bytes: float) -> None:
         self.shard = shard
         self.class_id = class_id
-        self.leads = leads
-        """First holder of the class: it counts the stripes."""
-        self.restart()
+        self.parity = parity
+        """Shards that hold it, over all groups."""
+        self.stripe_bytes = stripe_bytes
+        """At most, of all its members."""
+        self.bad: list[BadStripe] = []
+        self.restarts = 0
+        self._begin()
 
-    def restart(self) -> None:
+    def _begin(self) -> None:
         self.first = 0
-        self.rows = 0
-        self.bad: list[int] = []
+        self.stripes = 0
+        self.parity_rows = 0
+        self.bytes_read = 0
         self.request = 0
         self.asked_ms = 0.0
         self.done = False
 
+    def restart(self) -> None:
+        """A parity holder is another one, with parity of its own."""
+        self.restarts += bool(self.first)
+        self.bad = [stripe for stripe in self.bad if stripe.repaired]
+        self._begin()
+
 
 class ScrubMachine:
-    """Asks every parity holder for all its classes, one question at a time each; sans-I/O like its peers.
+    """Asks for all classes, one question at a time of each shard; sans-I/O like its peers.
 
-    A holder that is replaced meanwhile starts again from the beginning: its parity rows are other ones.
+    A class of which a parity holder is replaced meanwhile is begun again: its parity rows are other ones. With
+    ``rate_mb_s`` there is one question at a time, and a pause after it that keeps to the rate.
     """
 
-    def __init__(self, state: ClusterState) -> None:
+    def __init__(self, state: ClusterState, repair: bool = False, rate_mb_s: float | None = None) -> None:
         self.address = Address(TOOL, secrets.randbelow(1 << 31), 0)
         self.refusal = ""
         """The last reason why a shard was busy."""
-        self._tables = [table.name for table in state.tables]
+        self._repair = repair
+        self._bytes_per_ms = None if rate_mb_s is None else rate_mb_s * 1e3
+        self._free_at_ms = 0.0
+        self._asked_ms = 0.0
+        self._tables = list(state.tables)
+        self._n, self._groups = state.n, state.groups
         self._members: dict[int, Address] = {}
         self._requests = 0
         placement = Placement(state.n)
         for table in state.tables:
             placement.add(table.code)
-        self._jobs = [
-            _Job(group * state.n + shard, stripe.class_id, shard == stripe.parity[0])
-            for group in range(state.groups)
-            for stripe in placement.classes
-            for shard in stripe.parity
-        ]
+        widest = {
+            code: max(spec_bytes(table) / table.rows for table in state.tables if table.code == code)
+            for code in placement.codes
+        }
+        self._jobs = []
+        for group in range(state.groups):
+            for stripe in placement.classes:
+                code = placement.code_of(stripe.class_id)
+                parity = [group * state.n + shard for shard in stripe.parity]
+                if parity:
+                    self._jobs.append(_Job(parity[0], stripe.class_id, parity, widest[code] * (code.k + code.r)))
 
     @property
     def done(self) -> bool:
@@ -117,13 +162,12 @@ class ScrubMachine:
     @property
     def outcome(self) -> ScrubOutcome:
         """What was found so far."""
-        bad = [
-            BadStripe(self._tables[key >> _KEY_BITS], key & ((1 << _KEY_BITS) - 1), job.shard)
-            for job in self._jobs
-            for key in job.bad
-        ]
-        stripes = sum(job.rows for job in self._jobs if job.leads)
-        return ScrubOutcome(stripes, sum(job.rows for job in self._jobs), bad)
+        jobs = self._jobs
+        return ScrubOutcome(
+            sum(job.stripes for job in jobs), sum(job.parity_rows for job in jobs),
+            [stripe for job in jobs for stripe in job.bad], sum(job.bytes_read for job in jobs),
+            sum(job.restarts for job in jobs),
+        )  # fmt: skip
 
     def update(self, state: ClusterState) -> list[Effect]:
         """Take news of the shards."""
@@ -140,7 +184,7 @@ class ScrubMachine:
                 effects.append(Connect(address, shard.endpoint))
                 self._members[shard.shard] = address
             for job in self._jobs:
-                if job.shard == shard.shard:
+                if shard.shard in job.parity:
                     job.restart()
         return effects
 
@@ -166,10 +210,33 @@ class ScrubMachine:
         job.request = 0
         job.asked_ms = 0.0
         job.first = message.last
-        job.rows += message.stripes
-        job.bad += np.frombuffer(event.frames[0], np.uint64).tolist()
+        job.stripes += message.stripes
+        job.parity_rows += message.parity_rows
+        job.bytes_read += message.bytes_read
+        job.bad += self._bad(job, message, event.frames)
         job.done = message.last >= message.size
+        if self._bytes_per_ms is not None:
+            self._free_at_ms = max(self._free_at_ms, self._asked_ms) + message.bytes_read / self._bytes_per_ms
         return self._ask(now_ms)
+
+    def _bad(self, job: _Job, message: ScrubResult, frames: Frames) -> list[BadStripe]:
+        found = []
+        types = (np.uint64, np.uint8, np.uint8)
+        columns = [np.frombuffer(frame, dtype) for frame, dtype in zip(frames, types, strict=True)]
+        for key, slot, verdict in zip(*(column.tolist() for column in columns), strict=True):
+            table = self._tables[key >> _KEY_BITS]
+            within = key & ((1 << _KEY_BITS) - 1)
+            group = job.shard // self._n
+            stripe = within * self._groups + group
+            parity = slot - table.code.k if slot >= table.code.k else None
+            found.append(
+                BadStripe(
+                    table.name, stripe, group * self._n + (within + slot) % self._n, slot,
+                    stripe * table.code.k + slot if parity is None else None, parity, verdict == LOCATED,
+                    message.repaired and parity is not None,
+                )
+            )  # fmt: skip
+        return found
 
     def _ask(self, now_ms: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -179,13 +246,20 @@ class ScrubMachine:
                 continue
             if not job.request and now_ms - job.asked_ms < AGAIN_MS:
                 continue
+            if self._bytes_per_ms is not None and (busy or now_ms < self._free_at_ms):
+                break
             busy.add(job.shard)
             self._requests += 1
             job.request = self._requests
-            job.asked_ms = now_ms
-            scrub = Scrub(job.request, job.class_id, job.first, ROWS_MAX)
+            job.asked_ms = self._asked_ms = now_ms
+            scrub = Scrub(job.request, job.class_id, job.first, self._rows(job), self._repair)
             effects.append(Send(self._members[job.shard], scrub))
         return effects
+
+    def _rows(self, job: _Job) -> int:
+        if self._bytes_per_ms is None:
+            return ROWS_MAX
+        return int(min(ROWS_MAX, max(1.0, self._bytes_per_ms * QUESTION_S * 1e3 / job.stripe_bytes)))
 
 
 def cluster_state(endpoint: str, timeout_s: float = 3.0, curve_dir: str | None = None) -> ClusterState:
@@ -202,14 +276,18 @@ def scrub(
     timeout_s: float,
     meanwhile: Callable[[], None] = lambda: None,
     curve_dir: str | None = None,
+    *,
+    repair: bool = False,
+    rate_mb_s: float | None = None,
 ) -> ScrubOutcome:
     """Compare all parity with all data of the running cluster. ``curve_dir``: as of `cluster_state`.
 
+    ``repair``: parity rows that do not fit are rewritten. ``rate_mb_s``: read at most so many megabytes a second.
     ``meanwhile`` is called every few tens of milliseconds. Raises ClusterError when no chunk is finished for
     ``timeout_s`` seconds, DataLostError when data was lost.
     """
     state = _intact(cluster_state(endpoint, curve_dir=curve_dir))
-    machine = ScrubMachine(state)
+    machine = ScrubMachine(state, repair, rate_mb_s)
     with ClientNode(endpoint, machine, curve_keys(curve_dir)) as node:
         node.perform(machine.update(state))
         asked = moved = time.monotonic()
@@ -243,6 +321,17 @@ def _intact(state: ClusterState) -> ClusterState:
 def describe_bad(bad: Sequence[BadStripe], most: int = 10) -> Iterable[str]:
     """One line for each bad stripe, up to a number of them."""
     for stripe in bad[:most]:
-        yield f"table {stripe.table}, stripe {stripe.stripe}: the parity on shard {stripe.shard} does not fit"
+        yield f"table {stripe.table}, stripe {stripe.stripe}: {_describe(stripe)}"
     if len(bad) > most:
         yield f"and {len(bad) - most} more"
+
+
+def _describe(stripe: BadStripe) -> str:
+    if stripe.row is not None:
+        return (
+            f"data row {stripe.row} on shard {stripe.shard} is wrong, all parity agrees on it; it is not repaired: "
+            "pushes since may have built on it"
+        )
+    done = "rewritten from the data rows" if stripe.repaired else "not repaired"
+    why = "" if stripe.located else ", or else a data row: nobody can tell, and training uses the data rows"
+    return f"parity row {stripe.parity} on shard {stripe.shard} is wrong{why}; {done}"

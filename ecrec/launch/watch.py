@@ -80,6 +80,12 @@ class ClusterWatch:
         seen = self.latest
         return "" if seen is None else seen.state.lost
 
+    @property
+    def fenced(self) -> dict[int, int]:
+        """Worker -> newest epoch of it that is over."""
+        seen = self.latest
+        return {} if seen is None else seen.state.fenced
+
     def _run(self) -> None:
         with ClientNode(self._endpoint, self._machine, curve_keys()) as node:
             while not self._ending.is_set():

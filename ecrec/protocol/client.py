@@ -5,6 +5,7 @@ every pull that is not yet answered, per shard and in the order in which they we
 may not have them (a new incarnation, a silence), they are sent again in that order (docs/protocol.md).
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from ecrec.protocol.events import (
     Tick,
 )
 from ecrec.protocol.messages import (
+    CURSOR_BITS,
     DOWN,
     SCHEDULER,
     SHARD,
@@ -29,16 +31,21 @@ from ecrec.protocol.messages import (
     Address,
     CreateTable,
     DataLost,
+    Dataset,
     Fenced,
     Frames,
     Hello,
+    Leased,
+    LeaseSplit,
     Message,
+    NoSplit,
     Pull,
     PullRefused,
     Push,
     PushAck,
     PushRefused,
     Refused,
+    Reinitialise,
     Rows,
     Section,
     Settle,
@@ -51,12 +58,14 @@ from ecrec.protocol.messages import (
     View,
     Views,
     Welcome,
+    WorkerFenced,
     WorkerStatus,
 )
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX, TableSpec
 
 RESEND_BACKOFF_MAX = 8
-"""A shard that stays silent is sent things again ever more slowly, down to once in resend_ms times this."""
+"""A shard that stays silent is sent things again ever more slowly, down to once in resend_ms times this: everything at
+first, then the oldest request alone, so that copies do not pile up before a shard that hangs."""
 
 GROUPS_MAX = 1 << 16
 """More coding groups than there are workers for; bounds what a damaged view can cost."""
@@ -80,6 +89,7 @@ class _Kept(NamedTuple):
     """``assign`` of a push, ``records`` of a pull."""
     sections: list[Section]
     frames: Frames
+    cursor: int = 0
 
 
 class _Shard:
@@ -93,12 +103,22 @@ class _Shard:
         """The watermark of this worker's life is known: numbers can be given."""
         self.greeted = False
         """The present incarnation may be sent pushes and pulls."""
+        self.base = 0
+        """Pushes of this worker's earlier lives."""
         self.pushed = 0
         self.acked = 0
         self.kept: list[_Kept] = []
         self.quiet_ms = 0.0
         """Time without an answer to the oldest request kept."""
         self.patience = 1
+
+
+class SplitLease(NamedTuple):
+    """Examples first <= i < last of a data set, leased to this worker."""
+
+    lease: int
+    first: int
+    last: int
 
 
 class _Ticket:
@@ -133,6 +153,8 @@ class ClientMachine:
         """Why the worker cannot go on; empty while it can."""
         self.failed_kind = ""
         """``lost`` (data), ``refused`` (a request), ``fenced`` or ``watermark`` (updates were lost)."""
+        self.damaged: set[str] = set()
+        """Replicated tables of which rows were lost in all copies, and begin anew."""
         self.figures: dict[str, float] = {}
         """Sent to the scheduler with each heartbeat, for people."""
         self.first_rows: dict[tuple[int, int], float] = {}
@@ -145,6 +167,22 @@ class ClientMachine:
         self._tickets: dict[int, _Ticket] = {}
         self._creating: dict[str, tuple[int, TableSpec]] = {}
         self._created: set[str] = set()
+        self.cursor = 0
+        """How far the leases are done, and durable on all shards."""
+        self.finished: set[str] = set()
+        """Data sets whose examples are all trained on."""
+        self.leases: deque[SplitLease] = deque()
+        """Leases whose examples are not all pushed, in order."""
+        self._newest_lease = 0
+        self._leased_done = 0
+        """Examples of the first of them that are pushed."""
+        self.split_answers = 0
+        """How often the scheduler has answered `lease`, be it with nothing."""
+        self._asking: tuple[int, Dataset] | None = None
+        self._asking_ms = 0.0
+        self._pushes = 0
+        self._cursors: deque[tuple[int, int]] = deque()
+        """(number of pushes of this life, cursor after them), as long as they are not durable."""
         self._asked_ms = 0.0
         self._now_ms: float | None = None
         self._heartbeat_ms: float | None = None
@@ -212,6 +250,10 @@ class ClientMachine:
             assert not shard.greeted or (shard.connected and shard.welcomed), number
         for ticket in self._tickets.values():
             assert len(ticket.answers) < len(ticket.shards)
+        numbers = [lease.lease for lease in self.leases]
+        assert numbers == sorted(set(numbers)), numbers
+        cursors = [self.cursor, *(cursor for _, cursor in self._cursors)]
+        assert cursors == sorted(set(cursors)), cursors
 
     # ------------------------------------------------------------------ requests
     def create_table(self, spec: TableSpec) -> list[Effect]:
@@ -226,24 +268,56 @@ class ClientMachine:
         self._creating[spec.name] = (self._requests, spec)
         return [Send(_SCHEDULER, CreateTable(self._requests, spec))]
 
+    def lease(self, dataset: Dataset) -> list[Effect]:
+        """Ask for one more split, repeatedly until it is there (`leases`) or there is none left (`finished`).
+
+        Raises RuntimeError while an earlier split is still asked for.
+        """
+        if self._asking is not None:
+            raise RuntimeError(f"worker {self.worker} already waits for a split of {self._asking[1].name!r}")
+        self._requests += 1
+        self._asking, self._asking_ms = (self._requests, dataset), 0.0
+        return [Send(_SCHEDULER, LeaseSplit(*self._asking, self.cursor))]
+
+    @property
+    def examples_left(self) -> int | None:
+        """Of the first lease that is not pushed to its end; None without one."""
+        if not self.leases:
+            return None
+        return self.leases[0].last - self.leases[0].first - self._leased_done
+
+    @property
+    def asking(self) -> bool:
+        """A split is asked for, and the scheduler has neither given one nor said that all are trained on."""
+        return self._asking is not None
+
     def push(
-        self, by_shard: Mapping[int, SectionsAndFrames], *, barrier: int = 0, assign: bool = False
+        self,
+        by_shard: Mapping[int, SectionsAndFrames],
+        *,
+        barrier: int = 0,
+        assign: bool = False,
+        examples: int = 0,
     ) -> list[Effect]:
         """One numbered push to every shard (an empty one to those not named).
 
+        ``examples``: so many of the first lease are done with it; without a lease they do not count.
+
         Frames of a shard: rows int64 and values float32 of each section. They are kept, by reference, until
         the shard acknowledges the push as durable.
-        Raises RuntimeError unless `can_push`; ValueError for an unknown shard.
+        Raises RuntimeError unless `can_push`; ValueError for an unknown shard, or for more examples than are left of
+        the first lease.
         """
         why = self._why_no_push()
         if why:
             raise RuntimeError(f"worker {self.worker} cannot push: {why}")
         self._check_shards(by_shard)
+        cursor = self._advance_cursor(examples)
         effects: list[Effect] = []
         for number, shard in sorted(self._shards.items()):
             sections, frames = by_shard.get(number, ([], ()))
             shard.pushed += 1
-            kept = _Kept(shard.pushed, 0, 0, barrier, assign, sections, frames)
+            kept = _Kept(shard.pushed, 0, 0, barrier, assign, sections, frames, cursor)
             effects += self._keep(number, shard, kept)
         return effects
 
@@ -299,18 +373,21 @@ class ClientMachine:
         effects: list[Effect] = []
         if self._heartbeat_ms is None or now_ms - self._heartbeat_ms >= self.config.heartbeat_ms:
             self._heartbeat_ms = now_ms
-            status = WorkerStatus(self.process, list(self._views), dict(self.figures))
+            status = WorkerStatus(self.process, list(self._views), dict(self.figures), self.cursor)
             effects.append(Send(_SCHEDULER, status))
         if self._creating and self._asked_ms >= self.config.resend_ms:
             self._asked_ms = 0.0
             effects += [Send(_SCHEDULER, CreateTable(*asked)) for asked in self._creating.values()]
+        if self._asking and now_ms - self._asking_ms >= self.config.heartbeat_ms:
+            self._asking_ms = now_ms
+            effects.append(Send(_SCHEDULER, LeaseSplit(*self._asking, self.cursor)))
         for number, shard in sorted(self._shards.items()):
             if shard.connected and not shard.greeted:
                 if shard.quiet_ms >= self.config.heartbeat_ms:
                     effects += self._greet(number, shard)
             elif shard.kept and shard.greeted and shard.quiet_ms >= self.config.resend_ms * shard.patience:
+                effects += self._resend(number, shard, oldest_alone=shard.patience > 1)
                 shard.patience = min(2 * shard.patience, RESEND_BACKOFF_MAX)
-                effects += self._resend(number, shard)
         return effects
 
     # ------------------------------------------------------------------ from the scheduler
@@ -325,7 +402,11 @@ class ClientMachine:
             return effects
         if isinstance(message, TableReady):
             return self._on_table_ready(message)
+        if isinstance(message, Leased | NoSplit):
+            return self._on_split(message)
         if isinstance(message, Refused):
+            if self._asking and message.request == self._asking[0]:
+                return self._fail("refused", f"the scheduler refused a split: {message.reason}")
             for name, (request, _) in self._creating.items():
                 if request == message.request:
                     return self._fail("refused", f"table {name!r} was refused by the scheduler: {message.reason}")
@@ -358,6 +439,24 @@ class ClientMachine:
                 self._created.add(name)
         return []
 
+    def _on_split(self, message: Leased | NoSplit) -> list[Effect]:
+        if self._asking is None or message.request != self._asking[0]:
+            return []
+        self.split_answers += 1
+        if isinstance(message, NoSplit):
+            if message.finished:
+                self.finished.add(self._asking[1].name)
+                self._asking = None
+            return []
+        if not (self._newest_lease < message.lease and 0 <= message.first < message.last):
+            raise ValueError(
+                f"lease {message.lease} of examples {message.first} to {message.last}, after lease {self._newest_lease}"
+            )
+        self._asking = None
+        self._newest_lease = message.lease
+        self.leases.append(SplitLease(message.lease, message.first, message.last))
+        return []
+
     def _on_view(self, group: int, view: View) -> list[Effect]:
         if isinstance(view, Start):
             if group < len(self._views) and view.number <= self._views[group]:
@@ -379,6 +478,13 @@ class ClientMachine:
             return []
         if isinstance(view, DataLost):
             return self._fail("lost", f"data was lost in group {group}: {view.reason}")
+        if isinstance(view, Reinitialise):
+            self.damaged.update(view.damaged)
+            return [Note("warning", f"group {group}: {view.reason}")]
+        if isinstance(view, WorkerFenced):
+            if self.role == WORKER and view.worker == self.worker and 0 < self.epoch <= view.epoch:
+                return self._fail("fenced", f"epoch {self.epoch} of worker {self.worker} is over: start it again")
+            return []
         assert isinstance(view, Settle | ShardWhole), view
         return []
 
@@ -390,6 +496,7 @@ class ClientMachine:
             self._views = [-1] * view.groups
             self._tables_seen = [0] * view.groups
         effects: list[Effect] = []
+        self.damaged.update(view.damaged)
         if view.epoch > self.epoch:
             self.epoch = view.epoch
             for shard in self._shards.values():
@@ -446,6 +553,9 @@ class ClientMachine:
         # Only an answer to the oldest request counts: a shard that acknowledges pushes may still never have
         # seen a pull that was lost with a connection.
         if not shard.kept or shard.kept[0] is not oldest:
+            if shard.patience > 2 and shard.greeted:
+                # What it answered may have been a lone copy.
+                effects += self._resend(event.source.id, shard)
             shard.quiet_ms, shard.patience = 0.0, 1
         return effects
 
@@ -475,7 +585,7 @@ class ClientMachine:
         # went on from them would then skip: wait for them (Hello is repeated until then).
         if message.durable < message.mark:
             return []
-        shard.pushed = shard.acked = message.mark
+        shard.base = shard.pushed = shard.acked = message.mark
         shard.welcomed = shard.greeted = True
         return self._resend(number, shard)
 
@@ -521,14 +631,14 @@ class ClientMachine:
     def _send(self, number: int, shard: _Shard, kept: _Kept) -> Send:
         message: Message
         if kept.push:
-            message = Push(self.epoch, kept.push, kept.barrier, kept.flag, kept.sections)
+            message = Push(self.epoch, kept.push, kept.barrier, kept.flag, kept.sections, kept.cursor)
         else:
             message = Pull(kept.request, kept.after, kept.flag, kept.sections)
         return Send(Address(SHARD, number, shard.epoch), message, kept.frames)
 
-    def _resend(self, number: int, shard: _Shard) -> list[Effect]:
+    def _resend(self, number: int, shard: _Shard, oldest_alone: bool = False) -> list[Effect]:
         shard.quiet_ms = 0.0
-        return [self._send(number, shard, kept) for kept in shard.kept]
+        return [self._send(number, shard, kept) for kept in (shard.kept[:1] if oldest_alone else shard.kept)]
 
     def _greet(self, number: int, shard: _Shard) -> list[Effect]:
         if self.role != WORKER:
@@ -560,6 +670,31 @@ class ClientMachine:
         if durable > shard.acked:
             shard.acked = durable
             shard.kept = [kept for kept in shard.kept if not 0 < kept.push <= durable]
+            if self._cursors:
+                everywhere = min(shard.acked - shard.base for shard in self._shards.values())
+                while self._cursors and self._cursors[0][0] <= everywhere:
+                    self.cursor = self._cursors.popleft()[1]
+
+    def _advance_cursor(self, examples: int) -> int:
+        """Take examples off the first lease; returns the cursor after them, 0 where they are of no lease."""
+        if examples and self.leases:
+            lease = self.leases[0]
+            size, left = lease.last - lease.first, self.examples_left or 0
+            if not 0 < examples <= left:
+                raise ValueError(
+                    f"a push of {examples} examples, but {left} are left of the split {lease.first} to {lease.last}: a "
+                    "batch must not reach into the next split"
+                )
+            self._leased_done = done = self._leased_done + examples
+            if done == size:
+                self.leases.popleft()
+                self._leased_done = 0
+            cursor = (lease.lease << CURSOR_BITS) + done
+            self._cursors.append((self._pushes + 1, cursor))
+        else:
+            cursor = 0
+        self._pushes += 1
+        return cursor
 
     def _fail(self, kind: str, reason: str) -> list[Effect]:
         self.failed, self.failed_kind = reason, kind

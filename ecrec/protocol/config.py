@@ -30,6 +30,10 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The same while more shards are silent, or not whole, than the code stands: to declare so many dead is to declare
     data lost, and a machine without time for its processes looks just like that."""
 
+    link_timeout_ms: int = 4000
+    """A member that acknowledged no window of another for so long is cut off from it, although the scheduler hears
+    both: one of them is to be replaced, because no push can become durable. Far above what a slow shard takes."""
+
     reconnect_grace_ms: int = 150
     """A closed connection that does not come back within this time means death, before the heartbeat does."""
 
@@ -57,3 +61,10 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     resend_ms: int = 500
     """A worker sends what a shard has not answered for so long again; the shard drops what it has."""
+
+    reinitialise_lost: bool = False
+    """After more deaths than the code stands: go on with the lost rows at their initial records, counted, instead of
+    stopping. Off, because nobody should train on a damaged model without having asked for it."""
+    lease_timeout_ms: int = 15_000
+    """A worker that was silent for so long is over, and its splits go to others. It reports only while it waits for
+    shards: a step must not take so long. What a worker that is started again has left goes on without waiting."""

@@ -7,7 +7,7 @@ from ecrec._native import Store
 from ecrec._native import Window as WindowBuffers
 from ecrec.protocol import messages as m
 from ecrec.protocol.events import BAD_CONTENT, Connect, Disconnect, Stop
-from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, UP, Address
+from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, SEEDED, SHARD, UP, Address
 from ecrec.protocol.peer import Peer
 from ecrec.protocol.placement import CLASSES_MAX, SHARDS_IN_GROUP_MAX, Placement, TableSpec
 
@@ -32,13 +32,17 @@ class Membership:
     def __init__(self, machine: "ShardMachine") -> None:
         self.machine = machine
         self.reports: dict[int, m.Report] = {}
+        self.tables: list[TableSpec] = []
+        self.groups = 1
         self._apply: dict[type, Any] = {
             m.ShardDown: self._on_down,
             m.Settle: self._on_settle,
             m.ShardUp: self._on_up,
             m.ShardWhole: self._on_whole,
             m.TableAdded: self._on_table,
+            m.WorkerFenced: self._on_worker_fenced,
             m.DataLost: self._on_lost,
+            m.Reinitialise: self._on_reinitialise,
         }
 
     def on_views(self, message: m.Views) -> None:
@@ -61,6 +65,7 @@ class Membership:
             machine.status_due = True
             # trap: a repair lives within one view
             machine.repairs.forget_all()
+            machine.scrubs.forget_all()
             self._apply[type(view)](view)
             machine.release_held()
             if any(isinstance(effect, Stop) for effect in machine.effects):
@@ -78,7 +83,12 @@ class Membership:
                 listed = sorted(member.shard for member in view.members)
                 if not 1 <= n <= SHARDS_IN_GROUP_MAX or listed != list(range(n)) or view.window < 0:
                     raise ValueError(f"Start: {len(view.members)} members, window {view.window}, in a group of {n}")
-            elif isinstance(view, m.TableAdded | m.DataLost):
+            elif isinstance(view, m.TableAdded | m.WorkerFenced | m.DataLost):
+                continue
+            elif isinstance(view, m.Reinitialise):
+                classes = placement.classes if placement else []
+                if any(not 0 <= class_id < len(classes) for class_id in view.classes):
+                    raise ValueError(f"Reinitialise: classes {view.classes[:CLASSES_MAX]}, there are {len(classes)}")
                 continue
             else:
                 shards = [view.shard]
@@ -107,12 +117,14 @@ class Membership:
         machine.address = Address(SHARD, machine.base + start.shard, start.epoch)
         machine.placement, machine.store = placement, store
         machine.dims = [table.dim for table in start.tables]
+        self.tables, self.groups = list(start.tables), start.groups
         machine.buffers = WindowBuffers(machine.store)
         machine.state = RECOVERING if start.recovering else UP
         machine.marks, machine.durable = dict(start.marks), dict(start.marks)
+        machine.fenced = dict(start.fenced)
         machine.window_number, machine.stable = start.window + 1, start.window
         for member in start.members:
-            peer = Peer(member.shard, member.epoch, member.state, member.endpoint)
+            peer = Peer(member.shard, member.epoch, member.state, member.endpoint, reseeding=set(member.reseeding))
             machine.peers[member.shard] = peer
             if peer.shard != start.shard and peer.running:
                 machine.effects.append(Connect(self._address(peer), peer.endpoint))
@@ -125,7 +137,7 @@ class Membership:
             if member.state == DOWN:
                 machine.peers[member.shard].settling = True
         if start.recovering:
-            machine.repairs.begin()
+            machine.repairs.begin(set(start.reinitialised))
             machine.seeding.begin()
             for peer in machine.others():
                 self.join(peer, restarted=True)
@@ -151,7 +163,7 @@ class Membership:
         machine.close_window()  # nothing older than the Join reaches it
         peer.joined = True
         # trap: until a recovering peer says what it wants seeded, my deltas to it would be wrong
-        peer.awaits_joined = restarted and peer.state == RECOVERING
+        peer.awaits_joined = restarted and peer.state in SEEDED
         peer.begins, peer.ends = {}, []
         machine.send(peer, m.Join(machine.window_number - 1, dict(machine.marks), restarted))
         self._limit(peer, UNLIMITED)
@@ -220,6 +232,7 @@ class Membership:
         machine = self.machine
         peer = machine.peers[view.shard]
         peer.state = UP
+        peer.reseeding.clear()
         machine.seeding.whole(peer.shard)
 
     def _on_table(self, view: m.TableAdded) -> None:
@@ -230,9 +243,33 @@ class Membership:
             # The scheduler checks what can be checked; without the table every later one would have another number.
             machine.effects.append(Stop(f"cannot hold table {view.table.name!r}: {error}"))
             return
+        was_coded = machine.coded()
         machine.placement.add(view.table.code)
         machine.dims.append(view.table.dim)
+        self.tables.append(view.table)
+        if machine.coded() and not was_coded:
+            machine.first_coded()
         machine.seeding.table_added()
+
+    def _on_worker_fenced(self, view: m.WorkerFenced) -> None:
+        self.machine.fence_worker(view.worker, view.epoch)
 
     def _on_lost(self, view: m.DataLost) -> None:
         self.machine.note("error", view.reason)
+
+    def _on_reinitialise(self, view: m.Reinitialise) -> None:
+        """More died than the code stands: what cannot be decoded begins again at its initial records."""
+        machine = self.machine
+        lost = set(view.classes)
+        for peer in machine.peers.values():
+            parity = {c for c in lost if peer.shard in machine.placement.classes[c].parity}
+            if parity and peer.has_data:
+                peer.state = RESEEDING
+                peer.reseeding |= parity
+        if machine.state == RECOVERING:
+            machine.repairs.reinitialise(lost)
+        elif lost.intersection(machine.placement.parity_classes(machine.shard)):
+            # trap: what I reported before, that I am whole, is no longer so
+            machine.state = machine.peers[machine.shard].state
+        machine.seeding.reinitialise(lost)
+        machine.note("warning", view.reason)

@@ -23,6 +23,22 @@ WORKERS_MAX = 1 << 16
 """Workers are numbered below this; bounds what invented ones can cost."""
 
 
+CURSOR_BITS = 32
+"""A cursor says how far a worker is in the splits that it leases: number of the lease << CURSOR_BITS, plus the examples
+of its split that are done. Leases are numbered over all workers, and a worker takes its own in order, so that its
+cursor only rises."""
+
+
+def cursor_key(worker: int) -> int:
+    """Where watermarks have a worker's cursor: beside the number of its last push, and raised with it."""
+    return WORKERS_MAX + worker
+
+
+def pushes_of(marks: dict[int, int]) -> int:
+    """How many pushes of all workers watermarks stand for; cursors are none."""
+    return sum(number for worker, number in marks.items() if worker < WORKERS_MAX)
+
+
 class Address(NamedTuple):
     """One life of a member. Shards are numbered over all groups: group * n + number in the group."""
 
@@ -45,7 +61,7 @@ class Window(Message, frozen=True, gc=False):
     number: int
     stable: int
     marks: dict[int, int]
-    """Watermarks that this window raises: worker -> push."""
+    """Watermarks that this window raises: worker -> push, and `cursor_key` of the worker -> its cursor."""
     begins: dict[int, int]
     """Classes whose seeding begins before the rows of this window: class -> round."""
     ends: list[int]
@@ -82,6 +98,8 @@ class Joined(Message, frozen=True, gc=False):
 class Reseed(Message, frozen=True, gc=False):
     class_id: int
     round: int
+    since: int = 0
+    """View that began this round. trap: taken before it, rows would be seeded that the view re-initialises."""
 
 
 class Stripes(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -147,6 +165,24 @@ class Repaired(Message, frozen=True, gc=False):
     stripes: Stripes
 
 
+class CorrectParity(Message, frozen=True, gc=False):
+    """Some parity rows of the receiver do not fit. Frames: keys, records: what is to be XORed into them.
+
+    That commutes with all deltas that came since the cut at which it was found, and that come.
+    """
+
+    view: int
+    request: int
+    class_id: int
+
+
+class ParityCorrected(Message, frozen=True, gc=False):
+    """It is done."""
+
+    view: int
+    request: int
+
+
 # ------------------------------------------------------------------ workers and tools
 class Section(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Rows of some tables; the frame with their ids follows in the message's frames."""
@@ -175,6 +211,8 @@ class Push(Message, frozen=True, gc=False):
     """0, or how many workers' pushes of this number are applied as one sum."""
     assign: bool
     sections: list[Section]
+    cursor: int = 0
+    """Of the worker with this push done; 0: the push is no part of a leased split."""
 
 
 class PushAck(Message, frozen=True, gc=False):
@@ -209,22 +247,41 @@ class PullRefused(Message, frozen=True, gc=False):
 
 
 class Scrub(Message, frozen=True, gc=False):
-    """A tool asks a shard to compare its parity rows of a class, from a position on, with the data, at one cut."""
+    """A tool asks the first parity holder of a class to compare all parity rows of its stripes with their data rows.
+
+    It is done from a position on, at one cut.
+    """
 
     request: int
     class_id: int
     first: int
     rows_max: int
+    repair: bool = False
+    """Parity rows that do not fit are rewritten."""
+
+
+LOCATED, UNSURE = 0, 1
+"""Verdicts of a scrub: the other members of the stripe agree that this one is wrong, or they cannot tell which is."""
 
 
 class ScrubResult(Message, frozen=True, gc=False):
-    """Frames: keys of bad stripes. ``last`` is where to go on, ``size`` the class's size."""
+    """Frames: keys uint64[m] of stripes that do not fit, slots uint8[m] of the member that is wrong, verdicts uint8[m].
+
+    ``last`` is where to go on, ``size`` the class's size.
+    """
 
     request: int
     class_id: int
     last: int
     size: int
     stripes: int
+    """Touched stripes compared."""
+    parity_rows: int
+    """Parity rows compared."""
+    bytes_read: int
+    """Of records, on all members."""
+    repaired: bool
+    """Those of the parity rows named are rewritten; data rows never are."""
 
 
 class ScrubBusy(Message, frozen=True, gc=False):
@@ -234,6 +291,10 @@ class ScrubBusy(Message, frozen=True, gc=False):
 
 # ------------------------------------------------------------------ views, from the scheduler
 UP, RECOVERING, DOWN = "up", "recovering", "down"
+RESEEDING = "reseeding"
+"""It has all its data rows, but its parity rows of re-initialised stripes are seeded anew."""
+SEEDED = (RECOVERING, RESEEDING)
+"""States in which a shard is seeded."""
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
@@ -241,6 +302,8 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     state: str
     endpoint: str
+    reseeding: list[int] = []
+    """Classes whose parity is seeded anew."""
 
 
 class View(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -269,6 +332,12 @@ class Start(View, frozen=True):
     lost: str
     """Not empty: data was lost, and this is what."""
     config: ProtocolConfig
+    reinitialised: list[int] = []
+    """Classes whose data rows are not repaired, but begin at their initial records."""
+    damaged: list[str] = []
+    """Replicated tables (k = 1) that lost rows in all copies, ever: for workers."""
+    fenced: dict[int, int] = {}
+    """Worker -> newest epoch of it that is over."""
 
 
 class ShardDown(View, frozen=True):
@@ -299,13 +368,58 @@ class TableAdded(View, frozen=True):
     table: TableSpec
 
 
+class WorkerFenced(View, frozen=True):
+    """A worker's life is over: nothing is taken from it any more, and its splits are handed on."""
+
+    worker: int
+    epoch: int
+
+
 class DataLost(View, frozen=True):
     """More shards are gone than the code can stand."""
 
     reason: str
 
 
-AnyView: TypeAlias = Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | DataLost
+class Reinitialise(View, frozen=True):
+    """Stripes of these classes cannot be decoded: data rows of theirs that are not there become initial records, and
+    their parity is seeded anew from all data members."""
+
+    classes: list[int]
+    reason: str
+    damaged: list[str] = []
+    """Replicated tables (k = 1) among them. A model's dense part is one, and does not work with some of it zero."""
+
+
+AnyView: TypeAlias = (
+    Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | WorkerFenced | DataLost | Reinitialise
+)
+
+
+class LostRows(msgspec.Struct, frozen=True, array_like=True):
+    """Rows of a table that a shard lost: ``first[i]``, ``first[i] + step``, and so on, to the end of the table."""
+
+    shard: int
+    """Over all groups."""
+    table: str
+    rows: int
+    first: list[int]
+    """Empty: those that were not yet repaired; only their number is known."""
+    step: int
+
+
+class Loss(msgspec.Struct, frozen=True, array_like=True):
+    """What one event cost."""
+
+    at_ms: float
+    """Milliseconds of the scheduler host's monotonic clock."""
+    group: int
+    view: int
+    rows: list[LostRows]
+    updates: int
+    """Updates (pushes to one shard) that may have been lost in part: all that the shards had applied that lost rows."""
+    reinitialised: bool
+    """Training went on with these rows at their initial records; else it stopped."""
 
 
 # ------------------------------------------------------------------ members and the scheduler; any may be lost
@@ -338,6 +452,10 @@ class ShardStatus(Message, frozen=True):
     durable: dict[int, int]
     figures: dict[str, float]
     """For people: rows touched, bytes, rows still to repair, ..."""
+    reinitialised: dict[int, dict[int, int]] = {}
+    """View -> table -> rows that were not yet repaired and became initial records."""
+    missed: list[int] = []
+    """Members, by their number in the group, that have acknowledged no window of the sender for `link_timeout_ms`."""
 
 
 class WorkerStatus(Message, frozen=True):
@@ -349,6 +467,8 @@ class WorkerStatus(Message, frozen=True):
     process: str
     views: list[int]
     figures: dict[str, float]
+    cursor: int = 0
+    """How far its leases are done and durable; a heartbeat renews them all."""
 
 
 class Views(Message, frozen=True):
@@ -379,6 +499,46 @@ class Refused(Message, frozen=True):
     reason: str
 
 
+class Dataset(msgspec.Struct, frozen=True, array_like=True):
+    """What is to be trained on, as the scheduler knows it: examples 0 <= i < end, over all passes, in splits.
+
+    Example i is example ``i % examples`` of pass ``i // examples``; no split goes over the end of a pass.
+    """
+
+    name: str
+    examples: int
+    """Of one pass."""
+    end: int
+    """Of all passes; the last one may end early."""
+    split_examples: int
+    """Of a split, at most."""
+
+
+class LeaseSplit(Message, frozen=True):
+    """A worker asks for one more split. Repeated with the same number until it is answered."""
+
+    request: int
+    dataset: Dataset
+    cursor: int
+    """As in WorkerStatus."""
+
+
+class Leased(Message, frozen=True):
+    """Examples first <= i < last of the data set are the worker's, under this number."""
+
+    request: int
+    lease: int
+    first: int
+    last: int
+
+
+class NoSplit(Message, frozen=True):
+    """There is none: all examples are trained on (``finished``), or others still have the rest."""
+
+    request: int
+    finished: bool
+
+
 class ClusterQuery(Message, frozen=True):
     request: int
 
@@ -403,6 +563,24 @@ class ShardFigures(msgspec.Struct, frozen=True):
     figures: dict[str, float]
 
 
+class DatasetFigures(msgspec.Struct, frozen=True, array_like=True):
+    """How far a data set is."""
+
+    dataset: Dataset
+    trained: int
+    """Examples whose push is durable on all shards, each counted once."""
+    repeated: int
+    """Examples of dead workers' batches that some shards had and others had not, and that were leased again."""
+    splits: int
+    """Leases granted."""
+    handed_on: int
+    """Of them, those of a split that another life of a worker had begun or held."""
+    deaths: int
+    """Lives of workers that ended with a lease."""
+    leased: int
+    """Leases that are out now."""
+
+
 class ClusterState(Message, frozen=True):
     """Answer to ClusterQuery; shards are numbered over all groups."""
 
@@ -416,6 +594,15 @@ class ClusterState(Message, frozen=True):
     history: list[HistoryEntry]
     spares: int
     lost: str
+    losses: list[Loss] = []
+    """The last ones."""
+    rows_reinitialised: int = 0
+    """In all losses after which training went on."""
+    updates_damaged: int = 0
+    """Updates that these losses may have undone in part."""
+    datasets: list[DatasetFigures] = []
+    fenced: dict[int, int] = {}
+    """Worker -> newest epoch of it that is over."""
 
 
 AnyMessage: TypeAlias = (
@@ -431,6 +618,8 @@ AnyMessage: TypeAlias = (
     | Mark
     | Captured
     | Repaired
+    | CorrectParity
+    | ParityCorrected
     | Hello
     | Welcome
     | Push
@@ -449,6 +638,9 @@ AnyMessage: TypeAlias = (
     | Fenced
     | CreateTable
     | TableReady
+    | LeaseSplit
+    | Leased
+    | NoSplit
     | Refused
     | ClusterQuery
     | ClusterState

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ecrec.protocol.events import Received
-from ecrec.protocol.messages import DOWN
+from ecrec.protocol.messages import DOWN, RESEEDING, UP
 
 
 @dataclass(slots=True)
@@ -58,9 +58,21 @@ class Peer:
     ends: list[int] = field(default_factory=list)
     """For my open window to it: classes whose seeding is complete."""
 
+    reseeding: set[int] = field(default_factory=set)
+    """Classes whose parity rows on it are seeded anew, after rows of theirs were re-initialised."""
+
     @property
     def running(self) -> bool:
         return self.state != DOWN
+
+    @property
+    def has_data(self) -> bool:
+        """All its data rows are there."""
+        return self.state in (UP, RESEEDING)
+
+    def has_parity(self, class_id: int) -> bool:
+        """Its parity rows of the class fit the data."""
+        return self.state == UP or (self.state == RESEEDING and class_id not in self.reseeding)
 
     def marks_received(self) -> dict[int, int]:
         """Its watermarks at the last window that I have."""

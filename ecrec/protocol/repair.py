@@ -1,11 +1,11 @@
-"""Repair of the data rows of a replacement, and the scrub, which is a repair that compares (docs/protocol.md).
+"""Repair of the data rows of a replacement (docs/protocol.md). The scrub, in `scrub.py`, is made of the same parts.
 
 A *capture* is a copy of parity rows at one consistent cut: taken at the first sign of a request, it follows later
 deltas of each data member until that member's MARK. The first surviving parity holder (the assembler) takes the known
 coded rows out of the captures and solves for the lost ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,17 @@ from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
 from ecrec.protocol.arrays import NO_KEYS, NO_RECORDS
 from ecrec.protocol.events import BAD_CONTENT
-from ecrec.protocol.messages import RECOVERING, UP, Address, Stripes
+from ecrec.protocol.loss import lost_rows
+from ecrec.protocol.messages import RECOVERING, Stripes
 from ecrec.protocol.peer import Peer
 
 if TYPE_CHECKING:
     from ecrec.protocol.shard import ShardMachine
 
 TIMEOUT_FACTOR_MAX = 16
+KEY_BITS = 48
+ROWS_AT_ONCE = 1 << 20
+"""Rows that are looked at together where the missing ones of a table are counted."""
 
 
 @dataclass(slots=True)
@@ -57,7 +61,7 @@ class Assembly:
 
 
 class Repairs:
-    """The part of a `ShardMachine` that asks for repairs, takes part in them, and scrubs."""
+    """The part of a `ShardMachine` that asks for repairs and takes part in them."""
 
     def __init__(self, machine: "ShardMachine") -> None:
         self.machine = machine
@@ -65,22 +69,55 @@ class Repairs:
         """My data classes with rows to repair."""
         self.asked: dict[int, Asked] = {}
         self.assemblies: dict[int, Assembly] = {}
-        self.scrubs: dict[int, tuple[Address, int]] = {}
-        """Request -> the tool that asked and its own number of it."""
+        self.reinitialised: dict[int, dict[int, int]] = {}
+        """View -> table -> rows that I lacked then and that became initial records."""
         self._requests = 0
         self._timeout_factor = 1
         """Doubles with each time-out, so that a slow network is not buried under repairs asked again."""
 
     # ------------------------------------------------------------------ asking
-    def begin(self) -> None:
-        """I am a replacement: everything is lost."""
+    def begin(self, reinitialised: set[int]) -> None:
+        """I am a replacement: everything is lost, and to be repaired but for the classes that nobody can."""
         machine = self.machine
-        self.incomplete = set(machine.placement.data_classes(machine.shard))
+        data = set(machine.placement.data_classes(machine.shard))
+        for class_id in data & reinitialised:
+            machine.store.mark_recovered(class_id, 0, machine.store.class_size(class_id))
+        self.incomplete = data - reinitialised
+
+    def reinitialise(self, lost: set[int]) -> None:
+        """I recover, and nobody can give me my rows of these classes that I still lack: they begin anew, counted."""
+        machine = self.machine
+        counts: dict[int, int] = {}
+        for class_id in sorted(lost & self.incomplete):
+            for keys in self._missing(class_id):
+                if machine.observer is not None:
+                    machine.observer.reinitialised(machine.address, machine.view, keys)
+                tables, rows = np.unique(keys >> np.uint64(KEY_BITS), return_counts=True)
+                for table, count in zip(tables.tolist(), rows.tolist(), strict=True):
+                    counts[table] = counts.get(table, 0) + count
+            machine.store.mark_recovered(class_id, 0, machine.store.class_size(class_id))
+        self.incomplete -= lost
+        if counts:
+            self.reinitialised[machine.view] = counts
+
+    def _missing(self, class_id: int) -> Iterator[Any]:
+        """Keys of my rows of a class that are not there, chunk by chunk."""
+        machine = self.machine
+        groups = machine.membership.groups
+        for table, spec in enumerate(machine.membership.tables):
+            some = lost_rows(machine.placement, [spec], [class_id], machine.shard, machine.group, groups)
+            for part in some:
+                for first in part.first:
+                    for begin in range(first, spec.rows, part.step * ROWS_AT_ONCE):
+                        end = min(spec.rows, begin + part.step * ROWS_AT_ONCE)
+                        rows = np.arange(begin, end, part.step, dtype=np.int64)
+                        counts = np.array([len(rows)], np.int64)
+                        yield machine.store.missing(np.array([table], np.int32), counts, rows)
 
     def complete(self) -> bool:
         return not self.incomplete
 
-    def _request(self) -> int:
+    def new_request(self) -> int:
         self._requests += 1
         return (self.machine.shard << 48) | self._requests
 
@@ -124,7 +161,7 @@ class Repairs:
         holders = self._holders(stripes.class_id)
         if not holders:
             return False
-        request = self._request()
+        request = self.new_request()
         self.asked[request] = Asked(stripes, keys, background, machine.now_ms)
         machine.send(holders[0], m.Repair(machine.view, request, stripes), (keys,))
         return True
@@ -132,11 +169,11 @@ class Repairs:
     def _holders(self, class_id: int) -> list[Peer]:
         """Parity holders that are whole, in order of their slots."""
         peers = self.machine.peers
-        return [peers[p] for p in self.machine.placement.classes[class_id].parity if peers[p].state == UP]
+        return [peers[p] for p in self.machine.placement.classes[class_id].parity if peers[p].has_parity(class_id)]
 
     def on_repaired(self, peer: Peer, message: m.Repaired, frames: m.Frames) -> None:
         store = self.machine.store
-        self._check(message.stripes, arrays.keys(frames[0]), as_data=True)
+        self.check(message.stripes, arrays.keys(frames[0]), as_data=True)
         # late answers count too: a lost row's value does not change within a view
         asked, keys, records = arrays.keys(frames[0]), arrays.keys(frames[1]), arrays.records(frames[2])
         stripes = message.stripes
@@ -151,7 +188,7 @@ class Repairs:
         if store.next_missing(stripes.class_id, 0) < 0:
             self.incomplete.discard(stripes.class_id)
 
-    def _check(self, stripes: Stripes, keys: Any, as_data: bool) -> None:
+    def check(self, stripes: Stripes, keys: Any, as_data: bool) -> None:
         """Raise ValueError or IndexError for stripes of which I hold no data (or no parity), or that there are not."""
         machine, class_id = self.machine, stripes.class_id
         classes = machine.placement.classes
@@ -173,9 +210,6 @@ class Repairs:
         self.asked.clear()
         self._timeout_factor = 1
         self.assemblies.clear()
-        for tool, request in self.scrubs.values():
-            self.machine.reply(tool, m.ScrubBusy(request, "the membership changed; ask again"))
-        self.scrubs.clear()
 
     def on_tick(self) -> None:
         machine = self.machine
@@ -188,10 +222,9 @@ class Repairs:
         abandoned_ms = 2 * TIMEOUT_FACTOR_MAX * machine.config.repair_timeout_ms
         for request in [r for r, a in self.assemblies.items() if machine.now_ms - a.at_ms > abandoned_ms]:
             del self.assemblies[request]
-            self.scrubs.pop(request, None)
 
     # ------------------------------------------------------------------ a parity holder
-    def _assembly(self, request: int, stripes: Stripes, keys: Any) -> Assembly:
+    def open(self, request: int, stripes: Stripes, keys: Any) -> Assembly:
         """The request's assembly; at its first sign the capture is taken."""
         assembly = self.assemblies.get(request)
         if assembly is None:
@@ -213,20 +246,20 @@ class Repairs:
         """I am the assembler: capture, ask the members to mark, and the other holders I need for their captures."""
         machine = self.machine
         stripes, keys = message.stripes, arrays.keys(frames[0])
-        self._check(stripes, keys, as_data=False)
+        self.check(stripes, keys, as_data=False)
         if peer.shard not in machine.placement.classes[stripes.class_id].data:
             raise ValueError(f"shard {peer.shard} asks to repair class {stripes.class_id}, of which it holds no data")
         code = machine.placement.code_of(stripes.class_id)
         # trap: a member that is itself recovering must mark too, its new deltas are in flight
         members = [p for p in self._members(stripes.class_id) if p.running and p.shard != peer.shard]
-        full = [p.shard for p in members if p.state == UP]
+        full = [p.shard for p in members if p.has_data]
         holders = self._holders(stripes.class_id)[: code.k - len(full)]
         if len(full) + len(holders) < code.k:
             return  # cannot be decoded in this view
         if stripes.last:
             last = machine.store.span(stripes.class_id, stripes.first, stripes.last, machine.config.repair_rows_max)
             stripes = Stripes(stripes.class_id, stripes.first, last)
-        assembly = self._assembly(message.request, stripes, keys)
+        assembly = self.open(message.request, stripes, keys)
         assembly.members, assembly.full = {p.shard for p in members}, full
         assembly.used = [p.shard for p in holders]
 
@@ -241,15 +274,15 @@ class Repairs:
         for member in members:
             snap = m.Snap(machine.view, message.request, stripes, assembly.used, member.shard in full)
             machine.send(member, snap, (keys,))
-        self._try(message.request)
+        self.try_finish(message.request)
 
     def _members(self, class_id: int) -> list[Peer]:
         return [self.machine.peers[s] for s in self.machine.placement.classes[class_id].data]
 
     def on_capture_parity(self, peer: Peer, message: m.CaptureParity, frames: m.Frames) -> None:
         keys = arrays.keys(frames[0])
-        self._check(message.stripes, keys, as_data=False)
-        assembly = self._assembly(message.request, message.stripes, keys)
+        self.check(message.stripes, keys, as_data=False)
+        assembly = self.open(message.request, message.stripes, keys)
         assembly.members = set(message.members)
 
         def finish(assembly: Assembly) -> None:
@@ -257,24 +290,24 @@ class Repairs:
             self.machine.send(peer, captured, assembly.capture.take())
 
         assembly.finish = finish
-        self._try(message.request)
+        self.try_finish(message.request)
 
     def on_mark(self, peer: Peer, message: m.Mark, frames: m.Frames) -> None:
         keys = arrays.keys(frames[0])
-        self._check(message.stripes, keys, as_data=False)
+        self.check(message.stripes, keys, as_data=False)
         rows = arrays.keys(frames[1]), arrays.records(frames[2])
-        assembly = self._assembly(message.request, message.stripes, keys)
+        assembly = self.open(message.request, message.stripes, keys)
         assembly.marked.add(peer.shard)
         assembly.rows[peer.shard] = rows
-        self._try(message.request)
+        self.try_finish(message.request)
 
     def on_captured(self, peer: Peer, message: m.Captured, frames: m.Frames) -> None:
         assembly = self.assemblies.get(message.request)
         if assembly is not None:
             assembly.captures[peer.shard] = arrays.keys(frames[0]), arrays.records(frames[1])
-            self._try(message.request)
+            self.try_finish(message.request)
 
-    def _try(self, request: int) -> None:
+    def try_finish(self, request: int) -> None:
         """Finish the request if all it needs is here."""
         assembly = self.assemblies[request]
         if assembly.finish is None or assembly.members is None or not assembly.members <= assembly.marked:
@@ -288,7 +321,7 @@ class Repairs:
             # Of the members' rows one does not fit; whoever asked asks again.
             self.machine.note("error", f"gave up a repair of class {assembly.stripes.class_id}: {error}")
 
-    def _remainder(self, assembly: Assembly, holder: int, code: Code) -> RowBuffer:
+    def remainder(self, assembly: Assembly, holder: int, code: Code) -> RowBuffer:
         """The holder's capture less the rows of the full members: what the lost rows contribute."""
         stripe = self.machine.placement.classes[assembly.stripes.class_id]
         row = code.coefficients[stripe.parity.index(holder)]
@@ -302,7 +335,7 @@ class Repairs:
             rest.fold(int(row[stripe.data.index(member)]), *assembly.rows[member])
         return rest
 
-    def _code(self, class_id: int) -> Code:
+    def code(self, class_id: int) -> Code:
         spec = self.machine.placement.code_of(class_id)
         return Code(spec.k, spec.r, spec.generator)
 
@@ -310,14 +343,14 @@ class Repairs:
         """Solve for the peer's rows and send them to it, each once."""
         machine = self.machine
         stripe = machine.placement.classes[assembly.stripes.class_id]
-        code = self._code(assembly.stripes.class_id)
+        code = self.code(assembly.stripes.class_id)
         unknown = [j for j, shard in enumerate(stripe.data) if shard not in assembly.full]
         equations = [stripe.parity.index(holder) for holder in assembly.used]
         solution = gf_invert_matrix(np.ascontiguousarray(code.coefficients[np.ix_(equations, unknown)]))
         wanted = solution[unknown.index(stripe.data.index(peer.shard))]
         lost = RowBuffer(machine.store)
         for holder, coefficient in zip(assembly.used, wanted, strict=True):
-            lost.fold(int(coefficient), *self._remainder(assembly, holder, code).take())
+            lost.fold(int(coefficient), *self.remainder(assembly, holder, code).take())
         repaired = m.Repaired(machine.view, request, assembly.stripes)
         machine.send(peer, repaired, (assembly.keys, *lost.take()))
 
@@ -326,7 +359,7 @@ class Repairs:
         """Put my MARK in the streams right behind the deltas that the coded rows contain."""
         machine = self.machine
         keys, stripes = arrays.keys(frames[0]), message.stripes
-        self._check(stripes, keys, as_data=True)
+        self.check(stripes, keys, as_data=True)
         for shard in message.holders:
             if shard not in machine.peers or shard == machine.shard:
                 raise ValueError(f"shard {shard} cannot get a MARK from shard {machine.shard}")
@@ -341,39 +374,3 @@ class Repairs:
             if machine.peers[shard].running:
                 part = rows if shard == peer.shard else (NO_KEYS, NO_RECORDS)
                 machine.send(machine.peers[shard], mark, (keys, *part))
-
-    # ------------------------------------------------------------------ scrub
-    def on_scrub(self, tool: Address, message: m.Scrub, frames: m.Frames) -> None:
-        """Compare my parity rows of some stripes with their data rows at a cut."""
-        machine = self.machine
-        class_id = message.class_id
-        classes = machine.placement.classes
-        if not 0 <= class_id < len(classes) or machine.shard not in classes[class_id].parity:
-            machine.reply(tool, m.ScrubBusy(message.request, f"this shard holds no parity of class {class_id}"))
-            return
-        size = machine.store.class_size(class_id)
-        members = self._members(class_id)
-        if machine.state != UP or not machine.settled or any(p.state != UP for p in members):
-            machine.reply(tool, m.ScrubBusy(message.request, "a member of these stripes is not whole"))
-            return
-        first = min(max(message.first, 0), size)
-        if first == size:
-            machine.reply(tool, m.ScrubResult(message.request, class_id, size, size, 0), (NO_KEYS,))
-            return
-        last = machine.store.span(class_id, first, size, max(1, message.rows_max))
-        stripes, request = Stripes(class_id, first, last), self._request()
-        self.scrubs[request] = tool, message.request
-        assembly = self._assembly(request, stripes, NO_KEYS)
-        assembly.full = [p.shard for p in members]
-        assembly.members, assembly.used = set(assembly.full), [machine.shard]
-
-        def finish(assembly: Assembly) -> None:
-            tool, tool_request = self.scrubs.pop(request)
-            rest = self._remainder(assembly, machine.shard, self._code(class_id))
-            stripes_seen, bad = len(rest), rest.nonzero()
-            result = m.ScrubResult(tool_request, class_id, last, size, stripes_seen)
-            machine.reply(tool, result, (bad,))
-
-        assembly.finish = finish
-        for member in members:
-            machine.send(member, m.Snap(machine.view, request, stripes, [machine.shard], True), (NO_KEYS,))

@@ -8,7 +8,7 @@ who is seeded (rounds and who has finished).
 from typing import TYPE_CHECKING
 
 from ecrec.protocol import messages as m
-from ecrec.protocol.messages import RECOVERING
+from ecrec.protocol.messages import SEEDED
 from ecrec.protocol.peer import Peer
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ class Seeding:
         for class_id in self.done:
             self._ask(class_id)
 
-    def _ask(self, class_id: int) -> None:
+    def _ask(self, class_id: int, since: int = 0) -> None:
         machine = self.machine
         for shard in machine.placement.classes[class_id].data:
             peer = machine.peers[shard]
             if peer.running:
-                machine.send(peer, m.Reseed(class_id, self.rounds[class_id]))
+                machine.send(peer, m.Reseed(class_id, self.rounds[class_id], since))
 
     def table_added(self) -> None:
         """Parity of a new code is zero, and so are its data: nothing to seed."""
         machine = self.machine
-        if machine.state == RECOVERING:
+        if machine.state in SEEDED:
             for class_id in machine.placement.parity_classes(machine.shard):
                 if class_id not in self.done:
                     self.rounds[class_id] = 0
@@ -73,7 +73,7 @@ class Seeding:
 
     def accepted(self, shard: int, rounds: dict[int, int]) -> int:
         """Bits of the classes whose deltas and seeds from a peer count, by the rounds that it announced."""
-        if self.machine.state != RECOVERING:
+        if self.machine.state not in SEEDED:
             return ALL_CLASSES
         mask = ALL_CLASSES
         for class_id, done in self.done.items():
@@ -92,19 +92,41 @@ class Seeding:
     def start_over(self) -> None:
         """trap: somebody was settled; classes not fully seeded begin again under a new round."""
         machine = self.machine
-        if machine.state != RECOVERING:
+        if machine.state not in SEEDED:
             return
         for class_id in self.done:
-            if not self._unfinished(class_id):
-                continue
-            self.rounds[class_id] += 1
-            self.done[class_id] = set()
-            machine.store.wipe_parity(class_id)
-            for peer in machine.peers.values():  # what was wiped can not be undone
-                for undo in peer.undo:
-                    undo.class_mask &= ~(1 << class_id)
-                    undo.ends = [c for c in undo.ends if c != class_id]
-            self._ask(class_id)
+            if self._unfinished(class_id):
+                self._begin_round(class_id)
+                self._ask(class_id)
+
+    def _begin_round(self, class_id: int) -> None:
+        machine = self.machine
+        self.rounds[class_id] = self.rounds.get(class_id, 0) + 1
+        self.done[class_id] = set()
+        machine.store.wipe_parity(class_id)
+        for peer in machine.peers.values():  # what was wiped can not be undone
+            for undo in peer.undo:
+                undo.class_mask &= ~(1 << class_id)
+                undo.ends = [c for c in undo.ends if c != class_id]
+
+    def reinitialise(self, lost: set[int]) -> None:
+        """Data rows of these classes are no longer what their parity was made of: all parity of theirs begins anew.
+
+        trap: also that of shards which are whole, and of classes that were fully seeded.
+        """
+        machine = self.machine
+        for peer in machine.others():
+            for class_id in lost:
+                stripe = machine.placement.classes[class_id]
+                if machine.shard in stripe.data and peer.shard in stripe.parity:
+                    self.tasks[peer.shard, class_id] = False
+                    machine.buffers.set_limit(peer.shard, class_id, 0)
+                    machine.buffers.buffer(peer.shard).remove_class(class_id)
+                    peer.begins.pop(class_id, None)
+                    peer.ends = [c for c in peer.ends if c != class_id]
+        for class_id in sorted(lost.intersection(machine.placement.parity_classes(machine.shard))):
+            self._begin_round(class_id)
+            self._ask(class_id, machine.view)
 
     # ------------------------------------------------------------------ seeding others
     def hold_back(self, peer: Peer) -> None:
@@ -164,7 +186,7 @@ class Seeding:
         served: set[int] = set()
         for (shard, class_id), asked in list(self.tasks.items()):
             peer = machine.peers[shard]
-            if not asked or shard in served or not peer.joined or peer.state != RECOVERING:
+            if not asked or shard in served or not peer.joined or peer.state not in SEEDED:
                 continue
             finished, blocked = machine.store.seed(machine.buffers, shard, class_id, machine.config.seed_rows_max)
             if blocked.size:

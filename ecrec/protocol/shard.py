@@ -1,7 +1,7 @@
 """The machine of one shard: pushes and pulls, windows and acknowledgements (docs/protocol.md).
 
 `ShardMachine` owns the state and dispatches; what happens when shards die and come back stands in ``membership.py``,
-the repair of data rows (and the scrub) in ``repair.py``, the seeding of parity rows in ``seeding.py``.
+the repair of data rows in ``repair.py``, the scrub in ``scrub.py``, the seeding of parity rows in ``seeding.py``.
 """
 
 from collections import deque
@@ -18,15 +18,23 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import BAD_CONTENT, Effect, Event, Note, Received, Send, Stop, Tick
 from ecrec.protocol.membership import Membership
-from ecrec.protocol.messages import RECOVERING, SCHEDULER, SHARD, UP, WORKER, Address
+from ecrec.protocol.messages import RECOVERING, SCHEDULER, SEEDED, SHARD, UP, WORKER, Address
 from ecrec.protocol.peer import Peer, Undo
 from ecrec.protocol.placement import CLASSES_MAX, Placement
 from ecrec.protocol.repair import Repairs
+from ecrec.protocol.scrub import Scrubs
 from ecrec.protocol.seeding import Seeding
 
 SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
 PULLS_WAITING_MAX = 1024
 """Pulls of one worker that wait for a push or for lost rows; a session has a few."""
+PULLS_WAITING_ALL_MAX = 1 << 16
+"""The same of all workers and tools, of which anybody can invent some."""
+HELD_MAX = 4096
+"""Messages of one peer that wait for a view; no more are taken from its stream until the view comes. It waits for
+acknowledgements meanwhile, so that it sends little more than its windows in flight, and repairs asked again."""
+EARLY_MAX = 4096
+"""Messages to a process without a place. What a peer sends to one that is being placed waits in the transport."""
 NEVER_MS = float("inf")
 FIGURES_MS = 500.0
 """How often the figures for people are counted anew; counting scans bitmaps."""
@@ -36,6 +44,8 @@ class Observer(Protocol):
     """Told of what the machine does, for tests that keep their own record."""
 
     def applied(self, shard: Address, window: int, pushes: "list[QueuedPush]") -> None: ...
+
+    def reinitialised(self, shard: Address, view: int, keys: Any) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +70,8 @@ class Unstable:
 
     waiting: set[int]
     marks: dict[int, int]
+    closed_ms: float
+    """In the time that passed while this process was awake."""
 
 
 @dataclass(slots=True)
@@ -98,6 +110,8 @@ class ShardMachine:
         self.base = 0
         self.state = ""
         self.now_ms = 0.0
+        self.awake_ms = 0.0
+        """Time that passed, less that in which this process stood still."""
         self.store: Store = None  # type: ignore[assignment]
         self.placement: Placement = None  # type: ignore[assignment]
         self.buffers: WindowBuffers = None  # type: ignore[assignment]
@@ -107,6 +121,8 @@ class ShardMachine:
         self.marks: dict[int, int] = {}
         self.durable: dict[int, int] = {}
         self.workers: dict[int, WorkerState] = {}
+        self.fenced: dict[int, int] = {}
+        """Worker -> newest epoch of it that is over."""
         self.pulls: list[QueuedPull] = []
         self.window_number = 1
         self.stable = 0
@@ -123,6 +139,7 @@ class ShardMachine:
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
         self.repairs = Repairs(self)
+        self.scrubs = Scrubs(self)
         self.seeding = Seeding(self)
         self.membership = Membership(self)
         self._from_shards: dict[type, Callable[[Peer, Any, m.Frames], None]] = {
@@ -138,12 +155,14 @@ class ShardMachine:
             m.Mark: self.repairs.on_mark,
             m.Captured: self.repairs.on_captured,
             m.Repaired: self.repairs.on_repaired,
+            m.CorrectParity: self.scrubs.on_correct_parity,
+            m.ParityCorrected: self.scrubs.on_parity_corrected,
         }
         self._from_clients: dict[type, Callable[[Address, Any, m.Frames], None]] = {
             m.Hello: self._on_hello,
             m.Push: self._on_push,
             m.Pull: self._on_pull,
-            m.Scrub: self.repairs.on_scrub,
+            m.Scrub: self.scrubs.on_scrub,
         }
 
     # ------------------------------------------------------------------ the one way in
@@ -153,6 +172,7 @@ class ShardMachine:
         Raises one of BAD_CONTENT for a message of a server that does not fit; nothing of it is done then. Workers and
         tools are answered with a refusal.
         """
+        self.awake_ms += min(max(now_ms - self.now_ms, 0.0), float(self.config.heartbeat_ms))
         self.now_ms = now_ms
         self.effects = []
         if isinstance(event, Tick):
@@ -165,6 +185,11 @@ class ShardMachine:
             self._send_status()
         effects, self.effects = self.effects, []
         return effects
+
+    def takes_from(self, source: Address) -> bool:
+        """False while so much of a peer waits for a view that the transport is to leave the rest with it."""
+        peer = self.peers.get(source.id - self.base)
+        return peer is None or len(peer.held) < HELD_MAX
 
     def _on_received(self, event: Received) -> None:
         role = event.source.role
@@ -190,7 +215,8 @@ class ShardMachine:
         """Take a peer's message, or hold it until its view is here, and then all that comes behind it."""
         source = event.source
         if not self.state:
-            self.early.append(event)
+            if len(self.early) < EARLY_MAX:
+                self.early.append(event)
             return
         peer = self.peers.get(source.id - self.base)
         handler = self._from_shards.get(type(event.message))
@@ -210,6 +236,9 @@ class ShardMachine:
                 return
             if view < self.view:
                 return
+        if isinstance(event.message, m.Reseed) and event.message.since > self.view:
+            peer.held.append(event)
+            return
         handler(peer, event.message, event.frames)
 
     def release_held(self) -> None:
@@ -256,6 +285,9 @@ class ShardMachine:
     def _worker(self, source: Address) -> WorkerState | None:
         """The worker's state; None (and a refusal) for a process that a newer one has replaced."""
         worker = self.workers.get(source.id)
+        if source.epoch <= self.fenced.get(source.id, 0):
+            self.reply(source, m.Fenced(f"epoch {source.epoch} of worker {source.id} is over"))
+            return None
         if worker is None:
             if not 0 <= source.id < m.WORKERS_MAX:
                 self.reply(source, m.Fenced(f"there is no worker {source.id}: they are 0 to {m.WORKERS_MAX - 1}"))
@@ -268,6 +300,14 @@ class ShardMachine:
             worker.address = source
             worker.queue.clear()
         return worker
+
+    def fence_worker(self, worker: int, epoch: int) -> None:
+        """Take nothing more of this life of a worker, nor of an earlier one; what is applied stays."""
+        self.fenced[worker] = max(epoch, self.fenced.get(worker, 0))
+        state = self.workers.get(worker)
+        if state is not None and state.address.epoch <= epoch:
+            state.queue.clear()
+            self.pulls = [q for q in self.pulls if q.source.role != WORKER or q.source.id != worker]
 
     def _on_push(self, source: Address, push: m.Push, frames: m.Frames) -> None:
         worker = self._worker(source) if source.role == WORKER else None
@@ -311,6 +351,8 @@ class ShardMachine:
     def _apply(self, batch: list[QueuedPush]) -> bool:
         """Apply pushes as one, or ask for the rows they wait for and return False."""
         try:
+            for p in batch:
+                self._check_cursor(p)
             parts = [_sections(p.push.sections, p.frames, values=True) for p in batch]
             if self._lacks([s for part in parts for s in part]):
                 return False
@@ -323,9 +365,21 @@ class ShardMachine:
         for p in batch:
             self.workers[p.worker].queue.popleft()
             self.marks[p.worker] = self.open_marks[p.worker] = p.number
+            if p.push.cursor:
+                key = m.cursor_key(p.worker)
+                self.marks[key] = self.open_marks[key] = p.push.cursor
         if self.observer is not None:
             self.observer.applied(self.address, self.window_number, batch)
         return True
+
+    def _check_cursor(self, p: QueuedPush) -> None:
+        """Raise ValueError for a cursor that cannot follow the one of the push before."""
+        before = self.marks.get(m.cursor_key(p.worker), 0)
+        if p.push.cursor and not before < p.push.cursor < 1 << 63:
+            raise ValueError(
+                f"the cursor goes from lease {before >> m.CURSOR_BITS}, {before % (1 << m.CURSOR_BITS)} examples done, "
+                f"to lease {p.push.cursor >> m.CURSOR_BITS}, {p.push.cursor % (1 << m.CURSOR_BITS)} done; it only rises"
+            )
 
     def _lacks(self, sections: list[Rows]) -> bool:
         """Whether rows are still to be repaired; if so, they are asked for."""
@@ -346,7 +400,7 @@ class ShardMachine:
                 raise ValueError("pushes of one barrier mix weights and gradients")
             parts_in_order = [(s.tables, s.counts, s.rows, s.values) for s in sections]
             sections = [Rows(*sum_sections(parts_in_order, np.array(self.dims, np.int32)))]
-        buffers = self.buffers if self._coded() else None
+        buffers = self.buffers if self.coded() else None
         if len(sections) > 1:
             for s in sections:
                 self.store.check(s.tables, s.counts, s.rows, s.values)
@@ -354,7 +408,7 @@ class ShardMachine:
             step = self.store.assign if assign else self.store.apply
             step(s.tables, s.counts, s.rows, s.values, buffers)
 
-    def _coded(self) -> bool:
+    def coded(self) -> bool:
         return any(code.r for code in self.placement.codes)
 
     # ------------------------------------------------------------------ workers: pulls
@@ -369,6 +423,8 @@ class ShardMachine:
         waiting = [q.pull.request for q in self.pulls if q.source == source]
         if len(waiting) >= PULLS_WAITING_MAX:
             self.reply(source, m.PullRefused(pull.request, f"{len(waiting)} pulls of this worker wait already"))
+        elif len(self.pulls) >= PULLS_WAITING_ALL_MAX:
+            self.reply(source, m.PullRefused(pull.request, f"{len(self.pulls)} pulls wait already"))
         elif pull.request not in waiting:
             self.pulls.append(QueuedPull(source, pull, sections))
 
@@ -413,7 +469,7 @@ class ShardMachine:
             self.close_window_if_due()
         if self.seeding.tasks:
             self.seeding.advance()
-        if self.state == RECOVERING:
+        if self.state in SEEDED:
             self.repairs.sweep()
             self.close_window_if_due()
             self.check_whole()
@@ -430,7 +486,7 @@ class ShardMachine:
         if len(self.unstable) >= config.windows_in_flight_max and not full:
             return
         due_ms = self._window_closed_ms + config.window_interval_ms
-        hurry = full or self.announces or self.seeding.tasks or self.state == RECOVERING or not self._coded()
+        hurry = full or self.announces or self.seeding.tasks or self.state in SEEDED or not self.coded()
         if hurry or self.now_ms >= due_ms:
             self.close_window()
         else:
@@ -439,7 +495,12 @@ class ShardMachine:
     def close_window(self) -> None:
         """Close the open window, empty or not, and send it to every running peer that has joined."""
         marks, self.open_marks = self.open_marks, {}
-        targets = [p for p in self.others() if p.joined] if self._coded() else []
+        if not self.coded():
+            # Nobody else keeps anything of it. Windows are numbered from the first on that is sent.
+            self.announces = False
+            self._make_durable(marks)
+            return
+        targets = [p for p in self.others() if p.joined]
         for peer in targets:
             keys, records = self.buffers.buffer(peer.shard).take()
             window = m.Window(self.window_number, self.stable, marks, peer.begins, peer.ends, peer.received or 0)
@@ -448,7 +509,7 @@ class ShardMachine:
             peer.begins, peer.ends = {}, []
         self.announces = False
         self._window_closed_ms, self._window_due_ms = self.now_ms, NEVER_MS
-        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks)
+        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks, self.awake_ms)
         self.window_number += 1
         self.settle_windows()
 
@@ -462,15 +523,22 @@ class ShardMachine:
         if stable == self.stable:
             return
         self.stable = stable
-        for worker, number in durable.items():
+        self._make_durable(durable)
+        for peer in self.others():
+            # it counts a class as seeded only when it knows that the seed is stable; no later window may come
+            if peer.joined and peer.state in SEEDED:
+                self.send(peer, m.Stable(stable))
+
+    def _make_durable(self, marks: dict[int, int]) -> None:
+        for worker, number in marks.items():
             self.durable[worker] = number
             state = self.workers.get(worker)
             if state is not None:
                 self.reply(state.address, m.PushAck(number))
-        for peer in self.others():
-            # it counts a class as seeded only when it knows that the seed is stable; no later window may come
-            if peer.joined and peer.state == RECOVERING:
-                self.send(peer, m.Stable(stable))
+
+    def first_coded(self) -> None:
+        """From now on there are peers that keep something of mine: what was pushed before, they have yet to hear."""
+        self.open_marks, self.announces = dict(self.marks), True
 
     def _on_window_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
         self._acknowledged(peer, message.number)
@@ -484,6 +552,11 @@ class ShardMachine:
                 done = True
         if done:
             self.settle_windows()
+
+    def missed(self) -> list[int]:
+        """Members that have had a window of mine for too long without a word."""
+        oldest_ms = self.awake_ms - self.config.link_timeout_ms
+        return sorted({shard for u in self.unstable.values() if u.closed_ms < oldest_ms for shard in u.waiting})
 
     def _acknowledge(self, peer: Peer) -> None:
         if peer.ack_due and peer.received is not None:
@@ -534,7 +607,7 @@ class ShardMachine:
     # ------------------------------------------------------------------ the scheduler
     def check_whole(self) -> None:
         """All data rows here and all classes seeded: the group can lose r shards again."""
-        if self.state == RECOVERING and self.repairs.complete() and self.seeding.complete():
+        if self.state in SEEDED and self.repairs.complete() and self.seeding.complete():
             self.state = UP
             self.status_due = True
             self.note("info", f"shard {self.base + self.shard} is whole again")
@@ -548,6 +621,7 @@ class ShardMachine:
                 self.effects.append(Send(SCHEDULER_ADDRESS, register))
             return
         self.repairs.on_tick()
+        self.scrubs.on_tick()
         if self.now_ms >= self._acks_at_ms:
             self._acks_at_ms = NEVER_MS
             for peer in self.others():
@@ -565,11 +639,12 @@ class ShardMachine:
             self._figures = {name: float(value) for name, value in self.store.memory().items()}
         figures = dict(self._figures)
         figures["windows"] = float(self.window_number - 1)
+        figures["parity_rows_corrected"] = float(self.scrubs.corrected)
         figures["classes_to_repair"] = float(len(self.repairs.incomplete))
         figures["classes_to_seed"] = float(self.seeding.incomplete())
         status = m.ShardStatus(
             self.process, self.view, self.state == UP, list(self.membership.reports.values()),
-            dict(self.marks), dict(self.durable), figures,
+            dict(self.marks), dict(self.durable), figures, dict(self.repairs.reinitialised), self.missed(),
         )  # fmt: skip
         self.effects.append(Send(SCHEDULER_ADDRESS, status))
 

@@ -4,6 +4,10 @@ A stream joins two incarnations of shards. Messages are numbered from 1. The sen
 acknowledged; acknowledgements are cumulative and ride on every message that goes the other way. The receiver takes
 the next number and nothing else. Over one connection ZeroMQ keeps the order and loses nothing, so a gap means that a
 connection broke: everything after it is on its way again, and buffering it would not pay.
+
+What is kept is bounded by the protocol: of a peer that acknowledges nothing, no window becomes stable, and there are at
+most `windows_in_flight_max` of them but for those that close at their size limit, or for a MARK, before workers stop at
+`pushes_in_flight_max`. Copies are bounded here: to a peer that hangs all is sent again once, then the oldest alone.
 """
 
 from collections import deque
@@ -37,6 +41,8 @@ class OutStream(Generic[Item]):
         self._next = 1
         self._progress_ms = 0.0
         self._wait_ms = RESEND_MS
+        self._probing = False
+        """All was sent again in vain: the oldest is, until there is progress."""
 
     def append(self, item: Item, now_ms: float) -> int:
         """Keep an item and return its number."""
@@ -54,19 +60,27 @@ class OutStream(Generic[Item]):
         while self._kept and self._kept[0].sequence <= ack:
             self._kept.popleft()
         self._progress_ms = now_ms
-        self._wait_ms = RESEND_MS
+        # What was taken may have been a lone copy: then the others are wanted at once.
+        self._wait_ms = 0.0 if self._probing and self._kept else RESEND_MS
+        self._probing = False
 
     def due(self, now_ms: float) -> list[Numbered[Item]]:
-        """What must be sent again because nothing was acknowledged for too long."""
+        """What must be sent again because nothing was acknowledged for too long.
+
+        That is everything at first, then the oldest alone: copies must not pile up before a peer that hangs.
+        """
         if not self._kept or now_ms - self._progress_ms < self._wait_ms:
             return []
-        self._wait_ms = min(2 * self._wait_ms, RESEND_MS_MAX)
+        if self._wait_ms > RESEND_MS:
+            self._probing = True
+        self._wait_ms = min(2 * max(self._wait_ms, RESEND_MS), RESEND_MS_MAX)
         self._progress_ms = now_ms
-        return list(self._kept)
+        return [self._kept[0]] if self._probing else list(self._kept)
 
     def reconnected(self, now_ms: float) -> list[Numbered[Item]]:
         """What must be sent again on a new connection."""
         self._progress_ms = now_ms
+        self._wait_ms, self._probing = RESEND_MS, False
         return list(self._kept)
 
     @property

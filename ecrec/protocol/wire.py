@@ -31,6 +31,7 @@ from ecrec.protocol.messages import (
     AnyMessage,
     Captured,
     CaptureParity,
+    CorrectParity,
     Frames,
     Mark,
     Message,
@@ -70,7 +71,8 @@ _FRAME_COUNTS: dict[type[Message], int] = {
     Mark: 3,
     Captured: 2,
     Repaired: 3,
-    ScrubResult: 1,
+    CorrectParity: 2,
+    ScrubResult: 3,
 }
 """Payload frames by type; types that are not named have none, or as many as their sections ask for."""
 

@@ -8,20 +8,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ecrec._native import Capture
 from ecrec.protocol import events as e
 from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.client import ClientMachine
-from ecrec.protocol.messages import SCHEDULER, SHARD, WORKER, Address
-from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, WORKER, Address
+from ecrec.protocol.scheduler import SchedulerMachine, read_state
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.stream import Numbered
+from ecrec.simulator.coverage import GHOST_READ, Coverage, Watch, Witness
 from ecrec.simulator.faults import Faults
+from ecrec.simulator.leases import LeasingWorker, check_examples
 from ecrec.simulator.network import Link, Packet, Parcel, Process
 from ecrec.simulator.plan import Plan
 from ecrec.simulator.record import Record, RowsOf, gather, sections_of
 from ecrec.simulator.story import LivenessError, Story, ViolationError
-from ecrec.simulator.workload import Oracle, Worker
+from ecrec.simulator.workload import Oracle, ScrubTool, Worker
 
 LOOK_MS = 10.0
 """How often the run looks whether it has come to its end."""
@@ -53,7 +56,10 @@ class Ending(NamedTuple):
     messages: int
     rows_checked: int
     lost: bool
+    reinitialised: int
     simulated_ms: float
+    scrubs: int
+    coverage: Coverage
 
 
 class Cluster:
@@ -63,6 +69,8 @@ class Cluster:
         self.plan = plan
         self.story = story
         self.now_ms = 0.0
+        self.coverage = Coverage()
+        self.witness = Witness(self.coverage)
         self.record = Record(plan)
         self.network = plan.network
         self.rng = random.Random(plan.seed * 2 + 1)
@@ -74,11 +82,15 @@ class Cluster:
         self.persisted: bytes | None = None
         self.oracle = Oracle(plan, self.record.layout) if plan.deterministic else None
         self.workers: list[Worker] = []
+        self.tool: ScrubTool | None = None
         self.messages = 0
         self.ended = False
         self._links: dict[tuple[Process, Process], Link] = {}
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._posted = 0
+        self._sent = 0
+        self._newest: dict[Process, int] = {}
+        """Number of the newest parcel that arrived at a process."""
         self._made = 0
         self._pulls: dict[tuple[str, Address, int], tuple[m.Pull, list[RowsOf]]] = {}
         self.faults = Faults(self)
@@ -120,7 +132,7 @@ class Cluster:
         if not self.faults.quiet:
             return
         if self._whole_and_quiet():
-            if self.faults.must_lose and not self.record.lost:
+            if self.faults.must_lose and not self.record.lost and not self.record.damaged:
                 raise ViolationError(f"more died than the code stands, and nobody said so: {self.faults.must_lose}")
             self.ended = True
         elif self.now_ms > self.faults.deadline_ms:
@@ -171,6 +183,7 @@ class Cluster:
         return "\n".join(lines)
 
     def _end(self) -> Ending:
+        self.coverage.traps["stable-before-durable"] += self.record.undone
         data: list[bytes] = []
         if not self.record.lost:
             self.check_everything()
@@ -178,7 +191,7 @@ class Cluster:
         return Ending(
             self.story.digest, tuple(data), self.faults.deaths, self.record.pushes_applied,
             sum(w.pulls_done for w in self.workers), self.messages, self.record.rows_checked, bool(self.record.lost),
-            self.now_ms,
+            len(self.record.set_back), self.now_ms, self.tool.chunks if self.tool else 0, self.coverage,
         )  # fmt: skip
 
     def check_everything(self) -> None:
@@ -195,7 +208,12 @@ class Cluster:
                         f"worker {worker.number} made {pushed} pushes to shard {shard}, its lineage ends with "
                         f"{self.record.watermarks[shard].get(worker.number, 0)}", [shard],
                     )  # fmt: skip
-        if self.oracle is not None:
+        if self.scheduler is not None:
+            self.record.check_counted(self.scheduler.machine.state.rows_reinitialised)
+        if self.plan.leases is not None:
+            assert self.scheduler is not None
+            check_examples(self.plan, self.record, self.scheduler.machine.leases.figures())
+        if self.oracle is not None and not self.record.set_back:
             for shard in self.shards:
                 if self._data(shard) != self.oracle.records(shard):
                     raise ViolationError(f"shard {shard} ends with other rows than a run without faults", [shard])
@@ -229,6 +247,7 @@ class Cluster:
         name = f"p{self._made}"
         machine = ShardMachine(name, f"sim://{name}", wanted)
         machine.observer = self.record
+        Watch(self.coverage, machine)
         self.endpoints[machine.endpoint] = self._add(name, SHARD, machine)
         self.note(f"starts, wants shard {wanted}", name)
 
@@ -239,10 +258,20 @@ class Cluster:
         machine = ClientMachine(number, name)
         self._add(name, WORKER, machine)
         if number == len(self.workers):
-            self.workers.append(Worker(self.plan, number, machine, self.record, self.oracle))
+            kind = LeasingWorker if self.plan.leases else Worker
+            self.workers.append(kind(self.plan, number, machine, self.record, self.oracle))
         else:
             self.workers[number].restart(machine)
             self.note(f"is worker {number} again", name)
+
+    def start_tool(self) -> None:
+        """Begin a scrub, by the tool's process, which is made for the first one."""
+        if self.faults.quiet:
+            return
+        if self.tool is None:
+            self.tool = ScrubTool(self.plan)
+            self._add("tool", TOOL, self.tool)
+        self.tool.begin()
 
     def kill(self, process: Process, why: str) -> None:
         """The process is gone. Of what it sent, each link loses everything from some point on."""
@@ -308,6 +337,7 @@ class Cluster:
             process.streams.reset()
             self.shards[address.id] = process
             self.note(f"is {address}", process.name)
+            self.faults.placed(process)
         if machine.marks != process.marks:
             for worker, mark in process.marks.items():
                 now = machine.marks.get(worker, -1)
@@ -317,15 +347,30 @@ class Cluster:
 
     def _advance_worker(self, process: Process) -> None:
         worker = self.workers[process.machine.worker]
-        effects = worker.advance(self.now_ms)
+        saves = self.now_ms < self.faults.saves_until_ms and all(self.record.whole.values())
+        effects = worker.advance(self.now_ms, saves)
         self._carry_out(process, effects)
-        if worker.machine.failed and not self.record.lost:
+        if worker.machine.failed_kind == "fenced" and self._is_over(worker.number, worker.machine.epoch):
+            self.kill(process, "it was given up")
+            self.post(self.now_ms + 0.1 + self.rng.random() * 50.0, self.start_worker, worker.number)
+        elif worker.machine.failed and not self.record.lost:
             raise ViolationError(f"worker {worker.number} cannot go on: {worker.machine.failed}")
+
+    def _is_over(self, worker: int, epoch: int) -> bool:
+        """A life of a worker is announced to be over, or the scheduler has heard of another process of it.
+
+        That may be one that died before: its heartbeats can be late.
+        """
+        if (worker, epoch) in self.record.fenced:
+            return True
+        return self.persisted is not None and read_state(self.persisted).workers.get(worker, (0, ""))[0] > epoch
 
     def _carry_out(self, process: Process, effects: Sequence[e.Effect]) -> None:
         stop_after = self.faults.effects_before_crash(process, len(effects))
         for number, effect in enumerate(effects):
             if number == stop_after:
+                if number and isinstance(effects[number - 1], e.Persist):
+                    self.coverage.traps["persist-first"] += 1
                 self.faults.crash_scheduler("between two effects")
                 return
             if isinstance(effect, e.Send):
@@ -381,29 +426,59 @@ class Cluster:
         if link is None:
             between_shards = process.role == SHARD and target.role == SHARD
             link = Link(process, target, ideal=between_shards and not self.network.streams)
-            if self.rng.random() < self.network.lag_rate:
-                link.lag_ms = self.rng.random() * self.network.lag_max_ms
+            # Heartbeats must come in time; between shards nothing has to. One that has just come up is heard well by
+            # most, so that it recovers, and now and then by some other very late.
+            newcomer = between_shards and max(process.address.epoch, target.address.epoch) > 1
+            if self.faults.quiet:
+                pass
+            elif newcomer and self.rng.random() < self.network.lag_rate / 3:
+                link.lag_ms = self.rng.random() * self.network.lag_max_ms * 8.0
+            elif self.rng.random() < self.network.lag_rate / (3 if newcomer else 1):
+                link.lag_ms = self.rng.random() * self.network.lag_max_ms * (3.0 if between_shards else 1.0)
+            if target.role == SCHEDULER:
+                link.cut_until_ms = self.faults.isolated_until_ms(process)
             self._links[process, target] = link
         return link
+
+    def calm_links(self) -> None:
+        """Faults stop: no link lags any more. (A repair that takes longer than its time-outs never ends.)"""
+        for link in self._links.values():
+            link.lag_ms = link.slow_ms = 0.0
 
     def _transmit(self, process: Process, target: Process, parcel: Parcel) -> None:
         link = self.link(process, target)
         stream = parcel.packet is None or parcel.sequence > 0
         was_broken = link.broken
+        counts = self.coverage.faults
         copies = 1 if self.faults.quiet else link.copies(self.now_ms, self.network, self.rng, stream)
         if copies == 0:
-            if stream and not was_broken:  # a connection breaks as a whole, and somebody notices
-                at_ms = max(self.now_ms, link.outage_until_ms) + self.rng.random() * 5.0
-                self.post(at_ms, self._reconnect, link, parcel.source)
+            if not stream:
+                counts["message lost"] += 1
+            elif not was_broken:  # a connection breaks as a whole, and somebody notices
+                counts["connection broken"] += 1
+                self._notice_break(link, parcel.source)
             return
         if stream and link.broken:
             return  # between the break and the new connection nothing passes
+        if copies > 1:
+            counts["message delivered twice"] += 1
+        self._sent += 1
+        parcel = parcel._replace(sent=self._sent)
+        views = parcel.packet is not None and isinstance(parcel.packet.message, m.Views)
         for _ in range(copies):
             link.queue.append(parcel)
-            self.post(link.delay_ms(self.now_ms, self.network, self.rng), self._deliver, link)
+            self.post(link.delay_ms(self.now_ms, self.network, self.rng, counts, views), self._deliver, link)
+
+    def _notice_break(self, link: Link, source: Address) -> None:
+        over_ms = self.now_ms if self.faults.quiet else max(self.now_ms, link.outage_until_ms, link.cut_until_ms)
+        self.post(over_ms + self.rng.random() * 5.0, self._reconnect, link, source)
 
     def _reconnect(self, link: Link, source: Address) -> None:
+        if not self.faults.quiet and self.now_ms < link.cut_until_ms:  # a partition began meanwhile
+            self._notice_break(link, source)
+            return
         link.broken = False
+        self.coverage.faults["connection made again"] += 1
         if not link.source.alive or not link.to.alive:
             return
         peer = link.to.address
@@ -432,10 +507,19 @@ class Cluster:
         process = link.to
         if not link.queue or not process.alive:
             return
-        if process.paused_until_ms > self.now_ms:
-            self.post(process.paused_until_ms, self._deliver, link)
+        free_ms = max(process.paused_until_ms, process.busy_until_ms)
+        if free_ms > self.now_ms:
+            self.post(free_ms, self._deliver, link)
             return
-        self._arrive(link, link.queue.popleft())
+        if self.now_ms < process.slow_until_ms and not self.faults.quiet:
+            process.busy_until_ms = self.now_ms + process.service_ms
+        parcel = link.queue.popleft()
+        newest = self._newest.get(process, 0)
+        if parcel.sent < newest:
+            self.coverage.faults["message overtook one of another link"] += 1
+        else:
+            self._newest[process] = parcel.sent
+        self._arrive(link, parcel)
 
     def _arrive(self, link: Link, parcel: Parcel) -> None:
         process, source, packet = link.to, parcel.source, parcel.packet
@@ -451,7 +535,12 @@ class Cluster:
         if process.role == SHARD and source.role == SHARD and self.network.streams:
             streams = process.streams
             streams.acknowledge(source, parcel.ack, self.now_ms)
-            if packet is None or not streams.take(source, parcel.sequence):
+            if packet is None:
+                return
+            if not streams.take(source, parcel.sequence):
+                stream = streams._in.get(source)
+                if stream is not None and parcel.sequence <= stream.ack:
+                    self.coverage.faults["delivered again after a reconnect, and dropped"] += 1
                 return
         assert packet is not None
         envelope = wire.decode(wire.seal(packet.packed, source, packet.to))
@@ -464,7 +553,14 @@ class Cluster:
             self._pulls[process.name, source, packet.message.request] = (
                 packet.message, sections_of(packet.message.sections, packet.packed.frames, False),
             )  # fmt: skip
+        self.witness.took(process.role, process.machine, packet.message)
+        before = self._fingerprint(process) if self._is_fenced(process, source) else None
         self.handle(process, e.Received(source, envelope.message, envelope.frames))
+        if before is not None and process.alive and self._fingerprint(process) != before:
+            raise ViolationError(
+                f"{process.label} took a {type(packet.message).__name__} of {source}, which is fenced, and changed",
+                [source.id],
+            )
         if isinstance(packet.message, m.Repaired) and self.record.current(process.address):
             self._check_repaired(process, packet.packed.frames)
         self.faults.delivered(type(packet.message).__name__, link.source, process)
@@ -472,17 +568,54 @@ class Cluster:
     # ------------------------------------------------------------------ what is checked on the way
     def _check_sent(self, process: Process, source: Address, effect: e.Send) -> None:
         message, to = effect.message, effect.to
-        if process.role == SCHEDULER:
+        if process.role == WORKER:
+            self.witness.sent(process.machine, to, message)
+        elif process.role == SCHEDULER:
             if isinstance(message, m.Views):
                 for view in message.views:
                     for new in self.record.announced(message.group, view):
+                        self.witness.announced(process.machine, message.group, new)
                         self.faults.announced(message.group, new)
         elif process.role == SHARD:
             if isinstance(message, m.PushAck | m.Welcome):
                 self.record.acknowledged(source, to.id, message.durable)
-            elif isinstance(message, m.Rows) and self.record.current(source):
+            elif isinstance(message, m.Rows):
                 pull, sections = self._pulls[process.name, to, message.request]
-                self.record.check_rows(source, process.lineage_before, pull, to.id, sections, effect.frames)
+                if self.record.current(source):
+                    self.record.check_rows(source, process.lineage_before, pull, to.id, sections, effect.frames)
+                else:
+                    self.coverage.transitions[GHOST_READ] += 1
+                    self.record.check_rows_of_ghost(source, pull, sections, effect.frames)
+
+    def _is_fenced(self, process: Process, source: Address) -> bool:
+        """The source was declared dead, and this process knows it."""
+        view = self.record.down.get((source.id, source.epoch)) if source.role == SHARD else None
+        if view is None:
+            return False
+        machine = process.machine
+        if process.role == SHARD:
+            return bool(machine.state) and machine.view >= view
+        if process.role == WORKER:
+            group = source.id // self.plan.n
+            return group < len(machine._views) and machine._views[group] >= view
+        return process.role == SCHEDULER
+
+    def _fingerprint(self, process: Process) -> Any:
+        """All of a process that somebody else's message could change for others."""
+        machine = process.machine
+        if process.role == WORKER:
+            return machine.acked, sum(len(ticket.answers) for ticket in machine._tickets.values())
+        if process.role == SCHEDULER:
+            return self.persisted
+        received = [(peer.shard, peer.received, len(peer.undo)) for peer in machine.peers.values()]
+        rows = []
+        for stripe in machine.placement.classes:
+            end = machine.store.class_size(stripe.class_id)
+            if machine.shard in stripe.data:
+                rows += [part.tobytes() for part in machine.store.coded_rows(stripe.class_id, 0, end)]
+            elif machine.shard in stripe.parity:
+                rows += [part.tobytes() for part in Capture(machine.store, stripe.class_id, 0, end).take()]
+        return dict(machine.marks), dict(machine.durable), received, rows
 
     def _check_repaired(self, process: Process, frames: Sequence[Any]) -> None:
         """Rows that came in a repair, now that they were taken."""

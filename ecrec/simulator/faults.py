@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ecrec.protocol import events as e
 from ecrec.protocol import messages as m
-from ecrec.protocol.messages import SHARD
+from ecrec.protocol.messages import SHARD, WORKER
 from ecrec.protocol.placement import Placement
 from ecrec.simulator.network import Process
 from ecrec.simulator.plan import Fault
@@ -30,6 +30,9 @@ RETRIES_MAX = 40
 AIMED_MS = 8_000.0
 """Aimed faults that did not find their message until then are given up."""
 
+SERVICE_MS_MAX = 4.0
+"""What a message costs a slow shard: with that it still gets through what the others send, but late."""
+
 LIVENESS_MS = 20_000.0
 """After the last fault everything must be whole and quiet within this."""
 
@@ -43,11 +46,14 @@ class Faults:
         self.rng = random.Random(self.plan.seed * 2 + 2)
         self.began = False
         """The tables are there: faults may strike."""
+        self.saves_until_ms = 0.0
         self.quiet = False
         self.quiet_at_ms = 0.0
         self.deadline_ms = 0.0
         self.deaths = 0
         self.must_lose = ""
+        self.counts = cluster.coverage.faults
+        self._isolated: dict[Process, float] = {}
         self._pending = 0
         self._aimed: dict[str, list[tuple[int, Fault]]] = defaultdict(list)
         self._counts: dict[str, int] = defaultdict(int)
@@ -62,25 +68,30 @@ class Faults:
         if isinstance(view, m.TableAdded) and not self.began:
             # Only from here on is there something to lose.
             self._begin()
+            for at_ms in self.plan.scrubs_ms:
+                self.cluster.post(self.cluster.now_ms + at_ms, self.cluster.start_tool)
         elif isinstance(view, m.ShardDown):
             shard = base + view.shard
             process = self.cluster.shards.get(shard)
             alive = process is not None and process.alive and process.address.epoch == view.epoch
             if alive and (shard, view.epoch) not in self._doomed:
                 raise ViolationError(f"shard {shard} (epoch {view.epoch}) is declared dead and is not", [shard])
-        elif isinstance(view, m.ShardUp):
-            for kind, aimed in self._aimed.items():
-                self._aimed[kind] = [(self._counts[kind] + f.count if f.again else at, f) for at, f in aimed]
-        elif isinstance(view, m.DataLost) and not self.plan.too_many:
+        elif isinstance(view, m.DataLost | m.Reinitialise) and not self.plan.too_many:
             raise ViolationError(f"said to be lost, with no more deaths than the code stands: {view.reason}")
+        for kind, aimed in self._aimed.items():
+            since = type(view).__name__
+            self._aimed[kind] = [(self._counts[kind] + f.count if f.since == since else at, f) for at, f in aimed]
+        # Before anybody has heard of it.
+        self._strike_aimed(type(view).__name__, None, None)
 
     def _begin(self) -> None:
         self.began = True
         now_ms = self.cluster.now_ms
+        self.saves_until_ms = now_ms + self.plan.saves_ms
         last_ms = 0.0
         for fault in self.plan.faults:
             if fault.message:
-                at = NEVER if fault.again else self._counts[fault.message] + fault.count
+                at = NEVER if fault.since else self._counts[fault.message] + fault.count
                 self._aimed[fault.message].append((at, fault))
             else:
                 self._pending += 1
@@ -99,12 +110,23 @@ class Faults:
             return
         self.quiet = True
         self._aimed.clear()
+        self.cluster.calm_links()
+        if self.cluster.tool:
+            self.cluster.tool.stop()
         self.quiet_at_ms = self.cluster.now_ms
         self.deadline_ms = self.quiet_at_ms + LIVENESS_MS
         self.cluster.note("faults stop")
 
+    def placed(self, process: Process) -> None:
+        """A process has become an incarnation, and has sent nothing yet."""
+        self._strike_aimed("Start", process, process)
+
     def delivered(self, kind: str, source: Process, to: Process) -> None:
         """A message was delivered: is a fault aimed at it?"""
+        self._strike_aimed(kind, source, to)
+        self._strike_aimed("any", source, to)
+
+    def _strike_aimed(self, kind: str, source: Process | None, to: Process | None) -> None:
         self._counts[kind] += 1
         aimed = self._aimed.get(kind)
         if not aimed or self.quiet:
@@ -162,7 +184,7 @@ class Faults:
         running = [
             p
             for s in range(group * n, group * n + n)
-            if (p := self.cluster.shards.get(s)) is not None and p.alive and (s in gone or room > 0)
+            if (p := self.cluster.shards.get(s)) is not None and p.alive and (s in gone or room > 0 or fault.beyond)
         ]
         if at_hand in running:
             return at_hand
@@ -172,21 +194,33 @@ class Faults:
         return self.rng.choice(running) if running else None
 
     def _strike_crash(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
-        hit = False
+        hit = 0
         for _ in range(fault.burst):
             process = self._victim(fault, source, to)
             if process is not None:
-                hit = True
+                hit += 1
+                self.counts[f"crash of a shard at {'a message' if fault.message else 'any time'}"] += 1
                 self._kill(process, fault)
-        return hit
+        if hit > 1 and hit == self.plan.tolerance:
+            self.counts["r simultaneous crashes, r > 1"] += 1
+        return hit > 0
 
     def _kill(self, process: Process, fault: Fault) -> None:
         self.deaths += 1
         address = process.address
+        whole = self.cluster.record.whole
+        if not whole.get(address.id):
+            self.counts["crash of a recovering shard"] += 1
+        elif not all(whole.get(s) for s in self._group_of(address.id)):
+            self.counts["crash of a shard in a recovery"] += 1
         self.cluster.kill(process, f"crash ({fault.message or 'at random'})")
         self._notice(process, fault.noticed)
         wanted = address.id if self.plan.named else -1
         self.cluster.post(self.cluster.now_ms + 0.1 + fault.lasts_ms, self.cluster.start_shard, wanted)
+
+    def _group_of(self, shard: int) -> range:
+        base = shard // self.plan.n * self.plan.n
+        return range(base, base + self.plan.n)
 
     def _notice(self, process: Process, noticed: bool) -> None:
         """The scheduler sees the connection close, after the grace, if it is the one that had it."""
@@ -213,6 +247,7 @@ class Faults:
         if any(p is None or not p.alive for p in processes) or self._not_whole(group) & set(members):
             return False
         self.must_lose = f"shards {members} at {self.cluster.now_ms:.3f} ms"
+        self.counts["more than r simultaneous crashes"] += 1
         for process in processes:
             assert process is not None
             self._kill(process, fault)
@@ -223,6 +258,7 @@ class Faults:
         process = self.rng.choice([p for p in self.cluster.processes.values() if p.alive])
         if process.paused_until_ms <= self.cluster.now_ms:
             self.cluster.note(f"pauses for {fault.lasts_ms:.1f} ms", process.label)
+            self.counts["stuck shard"] += process.role == SHARD
             process.paused_until_ms = self.cluster.now_ms + fault.lasts_ms
         return True
 
@@ -231,14 +267,19 @@ class Faults:
         process = self._victim(fault, None, None)
         if process is None or self.cluster.scheduler is None:
             return False
+        process.paused_until_ms = self._doom(process, fault)
+        self.cluster.note(f"stalls for {fault.lasts_ms:.1f} ms", process.label)
+        self.counts["stalled shard, taken for dead"] += 1
+        return True
+
+    def _doom(self, process: Process, fault: Fault) -> float:
+        """The scheduler may take it for dead: it will not hear of it until the time that is returned."""
         until_ms = self.cluster.now_ms + fault.lasts_ms
         # Long enough for a scheduler that was just restarted to give it the whole time-out again.
         over_ms = until_ms + 3 * self.plan.config.heartbeat_timeout_ms
         self._doomed[process.address.id, process.address.epoch] = over_ms
-        process.paused_until_ms = until_ms
         self.deaths += 1
-        self.cluster.note(f"stalls for {fault.lasts_ms:.1f} ms", process.label)
-        return True
+        return until_ms
 
     def _strike_slow_pair(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """One direction between two shards becomes slow."""
@@ -249,7 +290,93 @@ class Faults:
         link = self.cluster.link(a, b)
         link.slow_until_ms = self.cluster.now_ms + fault.lasts_ms
         link.slow_ms = fault.lasts_ms * self.rng.random()
+        self.counts["slow link"] += 1
         self.cluster.note(f"slow link to {b.label}: {link.slow_ms:.1f} ms for {fault.lasts_ms:.1f} ms", a.label)
+        return True
+
+    def _strike_worker_stall(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A worker stands still, maybe so long that it is given up; then it comes back as a ghost."""
+        process = self.cluster.worker_process(self.rng.randrange(self.plan.workers))
+        if process is not None and process.paused_until_ms <= self.cluster.now_ms:
+            self.cluster.note(f"stalls for {fault.lasts_ms:.1f} ms", process.label)
+            process.paused_until_ms = self.cluster.now_ms + fault.lasts_ms
+            self.counts["stalled worker"] += 1
+        return True
+
+    def _strike_slow_shard(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A shard that takes its time over every message."""
+        running = [p for p in self.cluster.shards.values() if p.alive]
+        if not running:
+            return False
+        process = to if to in running else self.rng.choice(running)
+        process.slow_until_ms = self.cluster.now_ms + fault.lasts_ms
+        process.service_ms = self.rng.random() * SERVICE_MS_MAX
+        self.counts["slow shard"] += 1
+        self.cluster.note(f"is slow for {fault.lasts_ms:.1f} ms: {process.service_ms:.2f} ms a message", process.label)
+        return True
+
+    def _strike_partition(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """One direction between two processes is cut; the other is not."""
+        cluster, scheduler = self.cluster, self.cluster.scheduler
+        running = [p for p in cluster.shards.values() if p.alive]
+        workers = [p for p in cluster.processes.values() if p.alive and p.role == WORKER]
+        until_ms = cluster.now_ms + fault.lasts_ms
+        if fault.side == "peers":
+            if len(running) < 2:
+                return False
+            ends, what = self.rng.sample(running, 2), "of two shards"
+            if source in running:
+                ends = [source, ends[0] if ends[0] is not source else ends[1]]
+            if fault.lasts_ms > self.plan.config.link_timeout_ms:
+                group = ends[0].address.id // self.plan.n
+                gone = self._not_whole(group)
+                apart = group != ends[1].address.id // self.plan.n
+                if apart or len(gone) >= self.plan.tolerance or gone & {end.address.id for end in ends}:
+                    return False
+                for end in ends:
+                    self._doom(end, fault)
+                self.deaths -= 1  # one of them is replaced
+                what = "of two shards, until one is replaced"
+        elif fault.side == "worker":
+            if not running or not workers:
+                return False
+            ends, what = [self.rng.choice(workers), self.rng.choice(running)], "of a worker and a shard"
+            self.rng.shuffle(ends)
+        elif scheduler is None or not running:
+            return False
+        elif fault.side == "from-scheduler":
+            # Aimed at a view, it hits one of those who repair and seed.
+            whole = [p for p in running if self.cluster.record.whole.get(p.address.id)]
+            some = whole if fault.message and whole else running + workers
+            ends, what = [scheduler, self.rng.choice(some)], "from the scheduler"
+        else:
+            process = self._victim(fault, None, None)
+            if process is None:
+                return False
+            self._doom(process, fault)
+            ends, what = [process, scheduler], "to the scheduler: taken for dead, and works on"
+            self._isolated[process] = until_ms
+        cluster.link(*ends).cut_until_ms = until_ms
+        self.counts[f"partition, one way, {what}"] += 1
+        cluster.note(f"cannot reach {ends[1].label} for {fault.lasts_ms:.1f} ms", ends[0].label)
+        return True
+
+    def isolated_until_ms(self, process: Process) -> float:
+        """No scheduler, not even one that has just been started, hears of the process until then."""
+        return self._isolated.get(process, -1.0)
+
+    def _strike_clock(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A monotonic clock jumps ahead, as after a sleep of the machine. By its contract it never goes back."""
+        if fault.side == "scheduler":
+            some = [self.cluster.scheduler] if self.cluster.scheduler else []
+        else:
+            some = [p for p in self.cluster.processes.values() if p.alive and p.role in (SHARD, WORKER)]
+        if not some:
+            return False
+        process = self.rng.choice(some)
+        process.clock_ms += fault.lasts_ms
+        self.counts[f"jump of {('a shard', 'a worker', 'the scheduler')[process.role]}'s clock"] += 1
+        self.cluster.note(f"clock jumps by {fault.lasts_ms:.1f} ms", process.label)
         return True
 
     def _strike_worker(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
@@ -259,6 +386,7 @@ class Faults:
         if process is None or self.cluster.workers[number].finished or process.machine.failed:
             return True
         self.cluster.kill(process, "crash of a worker")
+        self.counts["crash of a worker"] += 1
         self.cluster.post(self.cluster.now_ms + 0.1 + fault.lasts_ms, self.cluster.start_worker, number)
         return True
 
@@ -280,6 +408,9 @@ class Faults:
         scheduler, lasts_ms = self.cluster.scheduler, self._crash_scheduler_at
         assert scheduler is not None and lasts_ms is not None
         self._crash_scheduler_at = None
+        self.counts[f"crash of the scheduler {why}"] += 1
+        if not all(self.cluster.record.whole.values()):
+            self.counts["crash of the scheduler in a recovery"] += 1
         self.cluster.kill(scheduler, f"crash {why}")
         self.cluster.post(self.cluster.now_ms + 0.1 + lasts_ms, self.cluster.start_scheduler)
 

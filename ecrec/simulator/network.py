@@ -1,7 +1,7 @@
 """Processes, and the links between them: delays, losses, repeats, and what a crash leaves on the way."""
 
 import random
-from collections import deque
+from collections import Counter, deque
 from typing import Any, NamedTuple
 
 from ecrec.protocol import wire
@@ -24,6 +24,11 @@ class Process:
         """What its monotonic clock shows at simulated time 0: hosts' clocks have nothing in common."""
         self.alive = True
         self.paused_until_ms = 0.0
+        self.slow_until_ms = 0.0
+        self.service_ms = 0.0
+        """While it is slow, what each message costs it,"""
+        self.busy_until_ms = 0.0
+        """and until when it is at the last one."""
         self.routes: dict[Address, Process] = {}
         """Where an address is reached: learned from Connect, and from what arrived."""
         self.connected: set[Address] = set()
@@ -62,6 +67,8 @@ class Parcel(NamedTuple):
     packet: Packet | None
     sequence: int
     ack: int
+    sent: int = 0
+    """Numbers all parcels of a run: what arrives after a later one has been overtaken."""
 
 
 class Link:
@@ -78,16 +85,25 @@ class Link:
         self.slow_until_ms = 0.0
         self.slow_ms = 0.0
         self.outage_until_ms = -1.0
+        self.cut_until_ms = -1.0
+        """A partition: nothing goes this way until then. An ideal link keeps it, others lose it."""
         self.broken = False
         """An outage swallowed something since the last connection; a stream must send it again."""
 
-    def delay_ms(self, now_ms: float, network: Network, rng: random.Random) -> float:
+    def delay_ms(self, now_ms: float, network: Network, rng: random.Random, counts: Counter[str], views: bool) -> float:
+        """When a message that is sent now arrives."""
         delay = network.delay_min_ms + rng.random() * (network.delay_max_ms - network.delay_min_ms)
         delay += self.lag_ms
         if network.straggle_rate and rng.random() < network.straggle_rate:
             delay += rng.random() * network.straggle_max_ms
+            counts["message delayed by a straggler"] += 1
+        if views and network.views_lag_rate and rng.random() < network.views_lag_rate:
+            delay += rng.random() * network.views_lag_max_ms
+            counts["views held up"] += 1
         if now_ms < self.slow_until_ms:
             delay += self.slow_ms
+        if self.ideal and now_ms < self.cut_until_ms:
+            delay += self.cut_until_ms - now_ms
         self.due_ms = max(self.due_ms + 1e-6, now_ms + delay)
         return self.due_ms
 
@@ -95,7 +111,7 @@ class Link:
         """How many of a message arrive: 0, 1 or 2. A stream's connection loses nothing unless it breaks."""
         if self.ideal:
             return 1
-        if now_ms < self.outage_until_ms:
+        if now_ms < max(self.outage_until_ms, self.cut_until_ms):
             self.broken = True
             return 0
         rested = now_ms > self.outage_until_ms + network.outage_max_ms + OUTAGE_GAP_MS

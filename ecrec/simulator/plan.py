@@ -1,20 +1,23 @@
-"""What one seed means: the cluster, its tables, the network, the faults and the workload, all drawn before the run."""
+"""A plan: everything that is decided before a run. ``draw.py`` makes one of a seed, ``minimise.py`` makes one smaller.
 
-import random
+Plans are data: `Plan.to_json` and `plan_from_json` keep them in files, so that a failure outlives changes of what a
+seed means.
+"""
+
 from dataclasses import dataclass, replace
 
+import msgspec
+
+from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.placement import CodeSpec, OptimizerSpec, Placement, TableSpec
+from ecrec.protocol.placement import TableSpec
 
 SINGLE, ASYNC, BARRIER = "single", "async", "barrier"
 
-WATCHED = (
-    "Window", "WindowAck", "Stable", "Join", "Joined", "Reseed", "Repair", "CaptureParity", "Snap", "Mark", "Captured",
-    "Repaired", "ShardStatus", "Views", "Push", "Pull", "Hello",
+FAULTS = (
+    "crash", "massacre", "pause", "stall", "slow-pair", "slow-shard", "partition", "clock", "scheduler", "worker",
+    "worker-stall",
 )  # fmt: skip
-"""Messages at whose delivery a crash may be aimed: the rare ones of recovery are where the traps are."""
-
-CODES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2), (2, 3), (3, 3))
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Network:
     lag_rate: float
     """Share of the links that lag behind all the time: what is sent at once then arrives in very different order."""
     lag_max_ms: float
+    views_lag_rate: float
+    """Share of the messages with views that are held up on their way: others learn of a view much earlier."""
+    views_lag_max_ms: float
     straggle_rate: float
     straggle_max_ms: float
     loss_rate: float
@@ -40,26 +46,31 @@ class Network:
 
 @dataclass(frozen=True)
 class Fault:
-    """It strikes at ``at_ms`` after the tables are there, or at the delivery of the ``count``-th ``message``.
+    """It strikes at ``at_ms`` after the tables are there, or at the delivery of the ``count``-th ``message`` ("any": of
+    any kind), or when the ``count``-th view of that name is decided; at a Start, before the newcomer says anything.
 
-    With ``again`` the messages are counted anew from each start of a replacement: it strikes in the middle of recovery.
+    With ``since`` they are counted anew from each view of that name: it strikes in the middle of a recovery.
     """
 
     kind: str
-    """crash, massacre, pause, stall, slow-pair, scheduler, worker"""
+    """One of `FAULTS`."""
     at_ms: float = 0.0
     message: str = ""
     count: int = 0
-    again: bool = False
+    since: str = ""
     side: str = ""
-    """Whom a crash at a message hits: sender, receiver, or other."""
+    """Whom a crash at a message hits (sender, receiver, other); of a partition, what is cut off (peers, worker,
+    from-scheduler, to-scheduler); of a clock, whose it is (scheduler, member)."""
     burst: int = 1
     """Shards that crash together, as far as the code stands it."""
     lasts_ms: float = 0.0
-    """How long a pause, a slow link or the scheduler's absence lasts, or until a replacement process comes."""
+    """How long a pause, a slow link, a partition or the scheduler's absence lasts; until a replacement process comes;
+    how far a clock jumps."""
     noticed: bool = True
     """The scheduler sees the connection close; else only the heartbeats stop."""
     prefer_recovering: bool = False
+    beyond: bool = False
+    """It also hits where the code does not stand it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +87,20 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class LeasePlan:
+    """Examples of all passes, and how they are dealt out."""
+
+    dataset: m.Dataset
+    batch: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything that a seed decides before the run. Two runs of one plan are equal, event for event."""
+    """Everything that a seed decides before the run. Two runs of one plan are equal, event for event.
+
+    A field that is added later needs a default, so that plans that were kept can still be read.
+    """
 
     seed: int
     mode: str
@@ -94,11 +117,17 @@ class Plan:
     """Every process asks for the place it had; else any process takes any place."""
     workers: int
     operations: tuple[tuple[Operation, ...], ...]
+    saves_ms: float
+    """For so long after the tables are there workers save two thirds of their operations for recoveries."""
     faults: tuple[Fault, ...]
+    scrubs_ms: tuple[float, ...]
+    """When a tool begins to scrub the running cluster, after the tables are there."""
     too_many: bool
     """More shards may be lost than the code can stand."""
     validate: bool
     """Machines check their invariants after every event."""
+    leases: LeasePlan | None = None
+    """Workers lease what they push; else each has operations of its own."""
 
     @property
     def tolerance(self) -> int:
@@ -112,256 +141,30 @@ class Plan:
     def without_faults(self) -> "Plan":
         """The twin: the same cluster and workload where nothing goes wrong."""
         quiet = replace(
-            self.network, lag_rate=0.0, straggle_rate=0.0, loss_rate=0.0, repeat_rate=0.0, outage_rate=0.0,
-            delay_max_ms=1.0, delay_min_ms=0.5,
+            self.network, lag_rate=0.0, views_lag_rate=0.0, straggle_rate=0.0, loss_rate=0.0, repeat_rate=0.0,
+            outage_rate=0.0, delay_max_ms=1.0, delay_min_ms=0.5,
         )  # fmt: skip
-        return replace(self, network=quiet, faults=(), too_many=False)
+        return replace(self, network=quiet, faults=(), saves_ms=0.0, scrubs_ms=(), too_many=False)
+
+    @property
+    def events(self) -> int:
+        """How much happens in it, for people and for `minimise`: faults, and operations of the workers."""
+        return len(self.faults) + sum(map(len, self.operations))
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
 
     def describe(self) -> str:
         codes = ", ".join(
             f"{t.name} {t.rows}x{t.dim} {t.code} {t.code.generator} {t.optimizer.name}" for t in self.tables
         )
+        leases = " with leases" if self.leases else ""
         return (
-            f"{self.mode}, {self.groups} x {self.n} shards, {self.workers} workers, tables [{codes}], "
+            f"{self.mode}, {self.groups} x {self.n} shards, {self.workers} workers{leases}, tables [{codes}], "
             f"{len(self.faults)} faults, {self.spares} spares{', more than r deaths' if self.too_many else ''}"
         )
 
 
-def _draw_config(rng: random.Random, storm: bool) -> ProtocolConfig:
-    heartbeat_ms = rng.choice((20, 40, 60))
-    rows = (1, 1, 2, 3) if storm else (1, 2, 3, 8, 4096)
-    return ProtocolConfig(
-        window_interval_ms=rng.choice((0, 0, 5, 50)),
-        windows_in_flight_max=rng.choice((1, 2, 2, 2, 3, 4)),
-        window_bytes_max=rng.choice((64, 256, 4096, 64 << 20)),
-        heartbeat_ms=heartbeat_ms,
-        heartbeat_timeout_ms=12 * heartbeat_ms,
-        reconnect_grace_ms=rng.choice((5, 30, 100)),
-        view_resend_ms=rng.choice((20, 60, 150)),
-        repair_timeout_ms=rng.choice((50, 200, 1000)),
-        repair_rows_max=rng.choice(rows),
-        repairs_in_flight_max=rng.choice((1, 2, 4)),
-        seed_rows_max=rng.choice(rows),
-        pushes_in_flight_max=rng.choice((4, 8, 16, 32) if storm else (1, 2, 4, 8)),
-        resend_ms=rng.choice((60, 150, 400)),
-    )
-
-
-def _draw_network(rng: random.Random, config: ProtocolConfig, storm: bool) -> Network:
-    slow = rng.choice((1.0, 5.0, 20.0))
-    lossy = rng.random() < (0.3 if storm else 0.6)
-    return Network(
-        delay_min_ms=0.05,
-        delay_max_ms=slow,
-        lag_rate=rng.choice((0.1, 0.3, 0.5) if storm else (0.0, 0.0, 0.2)),
-        lag_max_ms=rng.choice((0.1, 0.2)) * config.heartbeat_timeout_ms,
-        straggle_rate=rng.choice((0.0, 0.01, 0.1)),
-        # Heartbeats must still arrive in time: what is lost and late together stays below the timeout.
-        straggle_max_ms=min(60.0, config.heartbeat_timeout_ms / 10),
-        loss_rate=rng.choice((0.0, 0.01, 0.1)) if lossy else 0.0,
-        repeat_rate=rng.choice((0.0, 0.02, 0.1)) if lossy else 0.0,
-        outage_rate=rng.choice((0.0, 0.002, 0.01)) if lossy else 0.0,
-        outage_max_ms=config.heartbeat_timeout_ms / 6,
-        cut_on_disconnect=rng.random() < 0.5,
-        streams=rng.random() < 0.5,
-    )
-
-
-def _draw_table(rng: random.Random, index: int, code: CodeSpec, rows: int) -> TableSpec:
-    dim = rng.randint(1, 4)
-    optimizer = rng.choice(
-        (
-            OptimizerSpec("sgd", (0.125,)),
-            OptimizerSpec("adagrad", (0.1, 1e-8)),
-            OptimizerSpec("rowwise-adagrad", (0.1, 1e-8)),
-        )
-    )
-    uniform = rng.random() < 0.7
-    return TableSpec(
-        name=f"t{index}",
-        rows=rows,
-        dim=dim,
-        code=code,
-        optimizer=optimizer,
-        init="uniform" if uniform else "zeros",
-        init_seed=rng.randrange(1 << 31),
-        init_scale=0.25 if uniform else 0.0,
-        init_state=rng.choice((0.0, 0.5)),
-    )
-
-
-def _draw_tables(rng: random.Random, n: int, storm: bool) -> tuple[TableSpec, ...]:
-    codes = [code for code in CODES if sum(code) <= n and (not storm or code[1] > 1)]
-    k, r = rng.choice(codes)
-    generator = rng.choice(("cauchy", "cauchy", "isal-cauchy"))
-    tables = [_draw_table(rng, 0, CodeSpec(k, r, generator), rng.randint(max(1, n * k // 2), 4 * n * k))]
-    if rng.random() < 0.7 and 1 + r <= n:  # the dense part: replicated
-        tables.append(_draw_table(rng, len(tables), CodeSpec(1, r, generator), rng.randint(1, 2 * n)))
-    if rng.random() < 0.4:
-        tables.append(_draw_table(rng, len(tables), CodeSpec(k, r, generator), rng.randint(1, 3 * n * k)))
-    if rng.random() < 0.2:  # a code of its own, so that classes of several codes live side by side
-        k, r = rng.choice([code for code in codes if code[1] >= r])
-        tables.append(_draw_table(rng, len(tables), CodeSpec(k, r, "cauchy"), rng.randint(1, 3 * n)))
-    if rng.random() < 0.5:
-        tables = tables[1:] + tables[:1]
-    return tuple(tables)
-
-
-def _draw_operations(
-    rng: random.Random, tables: tuple[TableSpec, ...], count: int, exact: bool, think_ms: float
-) -> tuple[Operation, ...]:
-    hot = [[rng.randrange(table.rows) for _ in range(4)] for table in tables]
-    operations = []
-    for _ in range(count):
-        kind = "push" if rng.random() < 0.7 else ("assign" if rng.random() < 0.15 else "pull")
-        rows = tuple(
-            tuple(
-                rng.choice(hot[i]) if rng.random() < 0.3 else rng.randrange(table.rows)
-                for _ in range(rng.choice((0, 1, 2, 4)))
-            )
-            for i, table in enumerate(tables)
-        )
-        if exact and kind == "pull":
-            rows = tuple(tuple(dict.fromkeys(some)) for some in rows)
-        operations.append(
-            Operation(
-                kind, rows, rng.randrange(1 << 31), rng.random() * think_ms, rng.random() < 0.3, rng.random() < 0.2
-            )
-        )
-    return tuple(operations)
-
-
-def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float) -> list[Fault]:
-    """A death early on, and others in the middle of the recoveries: that is where the traps are."""
-    first = Fault(
-        "crash", at_ms=rng.random() * horizon_ms / 4, burst=rng.randint(1, tolerance),
-        lasts_ms=rng.random() * 20.0, noticed=rng.random() < 0.9,
-    )  # fmt: skip
-    faults = [first]
-    for _ in range(rng.randint(1, 5)):
-        faults.append(
-            Fault(
-                "crash",
-                message=rng.choice(WATCHED),
-                count=rng.choice((1, 1, 2, 3, 4, 6, 8, 12, 20)),
-                again=True,
-                side=rng.choice(("sender", "receiver", "other")),
-                lasts_ms=rng.random() * rng.choice((5.0, 50.0)),
-                noticed=rng.random() < 0.8,
-                prefer_recovering=rng.random() < 0.3,
-            )
-        )
-    if rng.random() < 0.4:
-        message, count = rng.choice(("ShardStatus", "Views", "Register")), rng.choice((1, 2, 4, 8, 16))
-        lasts_ms = rng.random() * rng.choice((10.0, 100.0, 500.0))
-        faults.append(Fault("scheduler", message=message, count=count, again=True, lasts_ms=lasts_ms))
-    return faults
-
-
-def _draw_faults(rng: random.Random, config: ProtocolConfig, tolerance: int, horizon_ms: float) -> list[Fault]:
-    timeout_ms = config.heartbeat_timeout_ms
-    faults: list[Fault] = []
-    crashes = rng.choice((0, 1, 1, 2, 2, 3, 4, 6)) if tolerance else 0
-    for _ in range(crashes):
-        aimed = rng.random() < 0.6
-        burst = rng.randint(1, tolerance)
-        faults.append(
-            Fault(
-                "crash",
-                at_ms=rng.random() * horizon_ms,
-                message=rng.choice(WATCHED) if aimed else "",
-                count=rng.choice((1, 2, 3, 5, 10, 20, 50)) if aimed else 0,
-                side=rng.choice(("sender", "receiver", "other")),
-                burst=burst if rng.random() < 0.5 else 1,
-                lasts_ms=rng.choice((0.0, 20.0, 100.0, 500.0)) * rng.random(),
-                noticed=rng.random() < 0.7,
-                prefer_recovering=rng.random() < 0.5,
-            )
-        )
-    for _ in range(rng.choice((0, 0, 1, 2))):
-        aimed = rng.random() < 0.5
-        faults.append(
-            Fault(
-                "scheduler",
-                at_ms=rng.random() * horizon_ms,
-                message=rng.choice(("ShardStatus", "Views", "Register")) if aimed else "",
-                count=rng.choice((1, 3, 10, 30)) if aimed else 0,
-                lasts_ms=rng.random() * rng.choice((10.0, 100.0, 1000.0)),
-            )
-        )
-    for _ in range(rng.choice((0, 1, 3))):
-        faults.append(Fault("slow-pair", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 400.0))
-    for _ in range(rng.choice((0, 1, 2))):
-        faults.append(Fault("pause", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * timeout_ms / 10))
-    if tolerance and rng.random() < 0.25:  # so long that it is taken for dead, and comes back a ghost
-        faults.append(Fault("stall", at_ms=rng.random() * horizon_ms, lasts_ms=timeout_ms * (1.5 + 2 * rng.random())))
-    return faults
-
-
-def draw(seed: int) -> Plan:
-    """The plan of a seed. Does not look at anything but the seed."""
-    rng = random.Random(seed)
-    storm = rng.random() < 0.6
-    n = rng.choice((3, 4, 4, 5, 5, 6) if storm else (2, 3, 3, 4, 4, 5, 5, 6, 7))
-    groups = 2 if n <= 4 and rng.random() < 0.12 else 1
-    tables = _draw_tables(rng, n, storm)
-    if not storm and rng.random() < 0.03:
-        tables = tuple(replace_code(table, CodeSpec(table.code.k, 0)) for table in tables)
-    placement = Placement(n)
-    for table in tables:
-        placement.add(table.code)
-    config = _draw_config(rng, storm)
-    mode = rng.choice((SINGLE, ASYNC, ASYNC, BARRIER) if storm else (SINGLE, SINGLE, ASYNC, ASYNC, BARRIER))
-    workers = 1 if mode == SINGLE else rng.randint(2, 3)
-    # In a storm the workers go on pushing while shards recover, instead of having it all in flight before.
-    think_ms = rng.choice((10.0, 30.0, 80.0) if storm else (0.5, 5.0, 30.0))
-    network = _draw_network(rng, config, storm)
-    count = max(4, rng.randint(*((60, 180) if storm else (30, 100))) // (n * groups * workers))
-    if mode == BARRIER:  # the kinds must agree: a barrier takes one push of every worker
-        kinds = _draw_operations(rng, tables, count, True, think_ms)
-        operations = tuple(
-            tuple(
-                Operation(shared.kind, own.rows, own.value_seed, own.think_ms, own.records, own.split)
-                for shared, own in zip(kinds, _draw_operations(rng, tables, count, True, think_ms), strict=True)
-            )
-            for _ in range(workers)
-        )
-    else:
-        operations = tuple(_draw_operations(rng, tables, count, mode == SINGLE, think_ms) for _ in range(workers))
-    tolerance = min(table.code.r for table in tables)
-    horizon_ms = 100.0 + count * (think_ms + 4 * network.delay_max_ms) * 1.5
-    faults = _draw_storm(rng, tolerance, horizon_ms) if storm and rng.random() < 0.8 else []
-    if not faults or rng.random() < 0.3:
-        faults += _draw_faults(rng, config, tolerance, horizon_ms)
-    too_many = rng.random() < 0.04
-    if too_many:
-        faults.append(Fault("massacre", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 100.0))
-    if mode == ASYNC and rng.random() < 0.2:  # only there, because the pushes it had in flight die with it
-        faults.append(Fault("worker", at_ms=rng.random() * horizon_ms, lasts_ms=rng.random() * 100.0))
-    spares = rng.choice((0, 0, 1, 2))
-    return Plan(
-        seed=seed,
-        mode=mode,
-        n=n,
-        groups=groups,
-        tables=tables,
-        late_tables=rng.randint(0, len(tables) - 1) if rng.random() < 0.4 else 0,
-        config=config,
-        network=network,
-        tick_ms=rng.choice((5.0, 10.0, 20.0)),
-        spares=spares,
-        named=not spares and rng.random() < 0.5,
-        workers=workers,
-        operations=operations,
-        faults=tuple(faults),
-        too_many=too_many,
-        validate=seed % 4 == 0,
-    )
-
-
-def replace_code(table: TableSpec, code: CodeSpec) -> TableSpec:
-    """The table with another code."""
-    return TableSpec(
-        table.name, table.rows, table.dim, code, table.optimizer, table.init, table.init_seed, table.init_scale,
-        table.init_state,
-    )  # fmt: skip
+def plan_from_json(data: bytes) -> Plan:
+    """A plan that was kept. Raises msgspec.ValidationError for one of another version of the simulator."""
+    return msgspec.json.decode(data, type=Plan)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from ecrec import _native
@@ -153,12 +154,32 @@ class Record:
         self.cuts: dict[tuple[int, int], int] = {}
         """Settled incarnation -> cut."""
         self.whole: dict[int, bool] = {}
-        self.down: set[tuple[int, int]] = set()
+        self.down: dict[tuple[int, int], int] = {}
+        """Incarnation that was declared dead -> number of that view."""
+        self._lives: dict[tuple[int, int], tuple[list[Entry], list[Entry]]] = {}
+        """Incarnation -> the lineage that it began with, and all that it applied, beyond its cut too."""
+        self.undone = 0
+        """Entries that a cut took back."""
         self.lost = ""
+        self.damaged = False
+        """Classes were re-initialised, though perhaps without a row in them."""
+        self.set_back: list[tuple[int, int, int]] = []
+        """(shard, epoch, key) of every row that was set back to its initial record; the epoch is that of who did it, or
+        0 where it was lost with a dead incarnation."""
+        self._classes_lost: dict[tuple[int, int], set[int]] = {}
+        """(group, view) -> classes that the view re-initialises."""
+        self._set_back: dict[int, set[int]] = defaultdict(set)
+        """Dead shard -> classes set back since it died, or that it never had rows of."""
+        self._born: dict[tuple[int, int], int] = {}
+        """Incarnation -> number of the view that made it."""
         self._views: dict[tuple[int, int], m.View] = {}
         self._starts: dict[tuple[int, int], m.Start] = {}
         self._shadows: dict[int, tuple[Any, int]] = {}
         self._pushed: dict[tuple[int, int, int, int], list[bytes]] = {}
+        self.examples: dict[tuple[int, int, int, int], range] = {}
+        """(worker, epoch, shard, push) -> what was trained on for it, where it was leased."""
+        self.fenced: set[tuple[int, int]] = set()
+        """Lives of workers that are announced to be over."""
         self.pushes_applied = 0
         self.rows_checked = 0
 
@@ -169,6 +190,7 @@ class Record:
         who, epoch = shard.id, shard.epoch
         for p in some:
             self._check_content(who, p)
+        self._lives[who, epoch][1].append(Entry(epoch, window, some))
         cut = self.cuts.get((who, epoch))
         if cut is not None:
             if window <= cut:
@@ -187,6 +209,8 @@ class Record:
                     f"{marks.get(p.worker, 0)}", [who],
                 )  # fmt: skip
             marks[p.worker] = p.number
+            if p.push.cursor:
+                marks[m.cursor_key(p.worker)] = p.push.cursor
         if some[0].push.barrier > 1 and [p.worker for p in some] != list(range(some[0].push.barrier)):
             raise ViolationError(f"{shard} applies a barrier of workers {[p.worker for p in some]}", [who])
         if len({p.push.barrier for p in some}) > 1 or (some[0].push.barrier <= 1 and len(some) > 1):
@@ -194,8 +218,12 @@ class Record:
         self.lineage[who].append(Entry(epoch, window, some))
         self.pushes_applied += len(some)
 
-    def made(self, worker: int, epoch: int, shard: int, number: int, frames: Sequence[Any]) -> None:
-        """A worker made a push for a shard."""
+    def made(
+        self, worker: int, epoch: int, shard: int, number: int, frames: Sequence[Any], examples: range = range(0)
+    ) -> None:
+        """A worker made a push for a shard, of these examples if it leases them."""
+        if examples:
+            self.examples[worker, epoch, shard, number] = examples
         self._pushed[worker, epoch, shard, number] = [bytes(np.ascontiguousarray(f)) for f in frames]
 
     def _check_content(self, shard: int, p: Applied) -> None:
@@ -225,6 +253,7 @@ class Record:
             known = self._starts.get((shard, view.epoch))
             if known is None:
                 self._starts[shard, view.epoch] = view
+                self._born.setdefault((shard, view.epoch), view.number)
                 self._start(shard, view)
                 return [view]
             if (known.window, known.marks, known.recovering) != (view.window, view.marks, view.recovering):
@@ -240,18 +269,106 @@ class Record:
         if isinstance(view, m.Settle):
             self._settle(base + view.shard, view)
         elif isinstance(view, m.ShardUp):
+            self._born.setdefault((base + view.shard, view.epoch), view.number)
             self._up(base + view.shard, view.epoch, view.window, view.marks)
         elif isinstance(view, m.ShardDown):
             self.whole[base + view.shard] = False
-            self.down.add((base + view.shard, view.epoch))
+            self.down[base + view.shard, view.epoch] = view.number
+            self._set_back.pop(base + view.shard, None)
         elif isinstance(view, m.ShardWhole):
             if self.epochs[base + view.shard] == view.epoch and (base + view.shard, view.epoch) not in self.down:
                 self.whole[base + view.shard] = True
         elif isinstance(view, m.TableAdded):
             self._table(group, view.table)
+        elif isinstance(view, m.WorkerFenced):
+            self.fenced.add((view.worker, view.epoch))
         elif isinstance(view, m.DataLost):
             self.lost = view.reason
+        elif isinstance(view, m.Reinitialise):
+            self._reinitialise(group, view)
         return [view]
+
+    # ------------------------------------------------------------------ more deaths than the code stands
+    def _reinitialise(self, group: int, view: m.Reinitialise) -> None:
+        """All rows of these classes that dead shards held are initial ones from here on."""
+        self.damaged = True
+        lost = self._classes_lost[group, view.number] = set(view.classes)
+        for shard in range(group * self.plan.n, (group + 1) * self.plan.n):
+            # Its replacement may have heard of its place before anybody heard of this view.
+            epoch = max((e for (who, e), born in self._born.items() if who == shard and born < view.number), default=0)
+            if (shard, epoch) in self.down:
+                classes = lost - self._set_back[shard]
+                self._set_back[shard] |= lost
+                self._set_to_initial(shard, 0, {key for key in self._keys_on(shard) if self._class_of(key) in classes})
+            elif any(shard in self._parity_of(group, class_id) for class_id in lost):
+                self.whole[shard] = False
+
+    def reinitialised(self, shard: Address, view: int, keys: Any) -> None:
+        """A shard that recovers gives up rows that it still lacked."""
+        lost = self._classes_lost.get((shard.id // self.plan.n, view), set())
+        wrong = [key for key in keys.tolist() if self._class_of(key) not in lost or key not in self._keys_on(shard.id)]
+        if wrong:
+            raise ViolationError(f"{shard} re-initialises rows that view {view} does not name", [shard.id], wrong)
+        self._set_to_initial(shard.id, shard.epoch, set(keys.tolist()))
+
+    def _set_to_initial(self, shard: int, epoch: int, keys: set[int]) -> None:
+        """What was done to these rows so far is undone: the lineage goes on without it."""
+        self.set_back += [(shard, epoch, key) for key in sorted(keys)]
+        if keys:
+            self.lineage[shard] = self._all_without(self.lineage[shard], keys)
+            self._shadows.pop(shard, None)
+        if keys and epoch:  # rows that it never had: no answer of that life can have shown them
+            base, applied = self._lives[shard, epoch]
+            self._lives[shard, epoch] = self._all_without(base, keys), self._all_without(applied, keys)
+
+    def _all_without(self, entries: list[Entry], keys: set[int]) -> list[Entry]:
+        return [entry._replace(pushes=[self._without(p, keys) for p in entry.pushes]) for entry in entries]
+
+    def _without(self, p: Applied, keys: set[int]) -> Applied:
+        sections, frames = [], []
+        for part in sections_of(p.push.sections, p.frames, True):
+            counts, rows, values = [], [], []
+            at = value_at = 0
+            for table, count in zip(part.tables.tolist(), part.counts.tolist(), strict=True):
+                dim = self.dims[table]
+                some = part.rows[at : at + count]
+                stays = np.array([self._key(table, row) not in keys for row in some.tolist()], np.bool_)
+                counts.append(int(stays.sum()))
+                rows.append(some[stays])
+                values.append(part.values[value_at : value_at + count * dim].reshape(count, dim)[stays].reshape(-1))
+                at, value_at = at + count, value_at + count * dim
+            sections.append(m.Section(part.tables.tolist(), counts))
+            frames += [
+                np.concatenate([*rows, np.zeros(0, np.int64)]).tobytes(),
+                np.concatenate([*values, np.zeros(0, np.float32)]).tobytes(),
+            ]
+        return p._replace(push=msgspec.structs.replace(p.push, sections=sections), frames=frames)
+
+    def _key(self, table: int, row: int) -> int:
+        return table << 48 | row // self.tables[table].code.k // self.plan.groups
+
+    def _keys_on(self, shard: int) -> set[int]:
+        rows = self.layout.rows_on(shard, self.tables)
+        tables = np.repeat(rows.tables, rows.counts).tolist()
+        return {self._key(table, row) for table, row in zip(tables, rows.rows.tolist(), strict=True)}
+
+    def _class_of(self, key: int) -> int:
+        codes = list(dict.fromkeys(table.code for table in self.tables))
+        code = codes.index(self.tables[key >> 48].code)
+        return code * self.plan.n + (key & (1 << 48) - 1) % self.plan.n
+
+    def _parity_of(self, group: int, class_id: int) -> list[int]:
+        codes = list(dict.fromkeys(table.code for table in self.tables))
+        code = codes[class_id // self.plan.n]
+        slots = range(code.k, code.k + code.r)
+        return [group * self.plan.n + (class_id + slot) % self.plan.n for slot in slots]
+
+    def check_counted(self, rows: int) -> None:
+        """The scheduler has counted all rows that were set back, those perhaps not that their shard took with it before
+        it could tell."""
+        heard = sum(not epoch or self.epochs[shard] == epoch for shard, epoch, _ in self.set_back)
+        if not heard <= rows <= len(self.set_back):
+            raise ViolationError(f"{rows} rows are said to be re-initialised, and {len(self.set_back)} were")
 
     def _start(self, shard: int, view: m.Start) -> None:
         if view.recovering:
@@ -261,6 +378,7 @@ class Record:
         else:
             self.epochs[shard] = view.epoch
             self.whole[shard] = True
+            self._lives[shard, view.epoch] = [], []
 
     def _table(self, group: int, table: TableSpec) -> None:
         index = self._tables_seen[group]
@@ -269,8 +387,14 @@ class Record:
             if self.tables[index] != table:
                 raise ViolationError(f"table {index} is {self.tables[index].name}, and {table.name} in another group")
             return
+        new_code = all(table.code != other.code for other in self.tables)
         self.tables.append(table)
         self.dims.append(table.dim)
+        for shard in range(self.plan.n * self.plan.groups):
+            if new_code and (shard, self.epochs.get(shard, 0)) in self.down:  # it never had rows of it
+                code = len({other.code for other in self.tables}) - 1
+                slots = range(table.code.k)
+                self._set_back[shard] |= {code * self.plan.n + (shard - slot) % self.plan.n for slot in slots}
         for shadow, _ in self._shadows.values():
             add_table(shadow, table)
 
@@ -285,6 +409,8 @@ class Record:
         for entry in kept:
             for p in entry.pushes:
                 marks[p.worker] = p.number
+                if p.push.cursor:
+                    marks[m.cursor_key(p.worker)] = p.push.cursor
         self.watermarks[shard] = marks
         for (who, worker), number in self.acked.items():
             if who == shard and number > marks.get(worker, 0):
@@ -292,6 +418,7 @@ class Record:
                     f"acknowledged push {number} of worker {worker} is lost: SETTLE(shard {shard}, epoch {view.epoch}, "
                     f"window {view.window}) goes back to push {marks.get(worker, 0)}", [shard],
                 )  # fmt: skip
+        self.undone += len(undone)
         if undone:
             self._shadows.pop(shard, None)
 
@@ -312,6 +439,7 @@ class Record:
             )  # fmt: skip
         self.epochs[shard] = epoch
         self.whole[shard] = False
+        self._lives[shard, epoch] = list(self.lineage[shard]), []
 
     # ------------------------------------------------------------------ replay
     def new_store(self, shard: int) -> Any:
@@ -353,6 +481,23 @@ class Record:
             self.shadow(who, done + 1)
         if pull.after > self.watermarks[who].get(worker, 0):
             raise ViolationError(f"{shard} answers a pull after push {pull.after} of worker {worker} too early", [who])
+        self.rows_checked += sum(len(s.rows) for s in sections)
+
+    def check_rows_of_ghost(self, shard: Address, pull: m.Pull, sections: Sequence[RowsOf], got: Any) -> None:
+        """Rows that an incarnation gave away after it was declared dead: such as it had at some point of its own life.
+
+        Workers may take them, as long as they know nothing of its death; a row that never was is still an error.
+        """
+        base, applied = self._lives[shard.id, shard.epoch]
+        answer = [bytes(frame) for frame in got]
+        store = self.new_store(shard.id)
+        for number, entry in enumerate([*base, *applied]):
+            if number >= len(base) and gather(store, sections, pull.records) == answer:
+                break
+            apply_entry(store, entry.pushes, self.dims)
+        else:
+            if gather(store, sections, pull.records) != answer:
+                raise ViolationError(f"{shard}, a ghost: rows of pull {pull.request} never were", [shard.id])
         self.rows_checked += sum(len(s.rows) for s in sections)
 
     def check_keys(self, shard: Address, store: Any, keys: Any) -> None:

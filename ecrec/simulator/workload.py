@@ -10,7 +10,9 @@ import numpy as np
 from ecrec import _native
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
-from ecrec.protocol.events import Effect, PullDone
+from ecrec.protocol.events import Connect, Effect, Event, PullDone, Received, Send, Tick
+from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, Address
+from ecrec.protocol.placement import Placement
 from ecrec.simulator.plan import BARRIER, Operation, Plan
 from ecrec.simulator.record import Applied, Layout, Record, RowsOf, add_table, apply_entry, gather, sections_of
 from ecrec.simulator.story import ViolationError
@@ -98,8 +100,8 @@ class Worker:
             f"(acked, pushed) by shard {behind}; open pulls {[(t, sorted(s)) for t, (s, _) in self.open_pulls.items()]}"
         )
 
-    def advance(self, now_ms: float) -> list[Effect]:
-        """Do what can be done now."""
+    def advance(self, now_ms: float, saves: bool) -> list[Effect]:
+        """Do what can be done now; with ``saves`` the last two thirds of the operations are not for now."""
         effects: list[Effect] = []
         machine = self.machine
         while not self.finished and not machine.failed and machine.ready and now_ms >= self.busy_until_ms:
@@ -109,6 +111,8 @@ class Worker:
             for table in missing:
                 effects += machine.create_table(table)
             if missing:
+                break
+            if saves and len(self.operations) // 3 <= self.next < len(self.operations):
                 break
             if self.next == len(self.operations):
                 if not machine.durable or self.open_pulls:
@@ -132,7 +136,7 @@ class Worker:
         self.pulls_done += 1
         if set(effect.answers) != set(shards):
             raise ViolationError(f"worker {self.number}: pull of {sorted(shards)} answered by {sorted(effect.answers)}")
-        if self.oracle is None or not exact:
+        if self.oracle is None or not exact or self.record.set_back:
             return
         for shard, frames in effect.answers.items():
             expected = self.oracle.expected(self.number, effect.ticket, shard)
@@ -185,16 +189,20 @@ class Worker:
             operation.kind, rows, operation.value_seed, operation.think_ms, operation.records, operation.split
         )
 
-    def _push(self, operation: Operation) -> list[Effect]:
+    def _push(self, operation: Operation, examples: int = 0) -> list[Effect]:
         machine, assign = self.machine, operation.kind == "assign"
         barrier = self.plan.workers if self.plan.mode == BARRIER else 0
         operation = self._usable(operation)
         by_shard = self._split(operation, self._index, True)
-        effects = machine.push(by_shard, barrier=barrier, assign=assign)
+        done = range(0)
+        if examples:
+            first = machine.leases[0].last - (machine.examples_left or 0)
+            done = range(first, first + examples)
+        effects = machine.push(by_shard, barrier=barrier, assign=assign, examples=examples)
         ours = self._split(operation, lambda i: i, True) if self.oracle is not None else {}
         for shard, number in machine.pushed.items():
             sections, frames = by_shard.get(shard, ([], []))
-            self.record.made(self.number, machine.epoch, shard, number, frames)
+            self.record.made(self.number, machine.epoch, shard, number, frames, done)
             if self.oracle is not None:
                 # The oracle numbers the tables as the plan does: the order of creation is the schedule's.
                 sections, frames = ours.get(shard, ([], []))
@@ -214,3 +222,89 @@ class Worker:
                 rows = sections_of(sections, frames, False)
                 self.oracle.asked(shard, self.number, ticket, self.machine.pushed[shard], rows, operation.records)
         return effects
+
+
+class ScrubTool:
+    """A tool that scrubs a class after the other while everything goes on: parity is right at every consistent cut.
+
+    It asks as `ecrec verify` does: the scheduler who the shards are, a shard for its next chunk. What nobody answers is
+    given up; there will be another scrub. Nothing is to be corrected, but it may be: every second question asks for it.
+    """
+
+    ASK_AGAIN_MS = 100.0
+
+    def __init__(self, plan: Plan) -> None:
+        self.address = Address(TOOL, 0, 0)
+        self.chunks = 0
+        """Answers with nothing bad in them."""
+        self.busy = 0
+        self._rng = random.Random(plan.seed * 2 + 3)
+        self._rows_max = self._rng.choice((1, 3, 4096))
+        self._todo: list[tuple[Address, int, int]] = []
+        """(shard, class, first position)"""
+        self._request = 0
+        self._wants_state = False
+        self._stopped = False
+        self._asked_ms = 0.0
+
+    def begin(self) -> None:
+        self._wants_state = True
+
+    def stop(self) -> None:
+        """No further question: the run comes to its end."""
+        self._wants_state = False
+        self._todo.clear()
+        self._stopped = True
+
+    def handle(self, event: Event, now_ms: float) -> list[Effect]:
+        if isinstance(event, Tick):
+            if self._wants_state and now_ms - self._asked_ms > self.ASK_AGAIN_MS:
+                self._request += 1
+                self._asked_ms = now_ms
+                return [Send(Address(SCHEDULER, 0, 0), m.ClusterQuery(self._request))]
+        elif isinstance(event, Received):
+            return self._on_message(event)
+        return []
+
+    def _on_message(self, event: Received) -> list[Effect]:
+        message = event.message
+        if isinstance(message, m.ClusterState) and self._wants_state:
+            self._wants_state = False
+            return self._on_state(message)
+        if isinstance(message, m.ScrubBusy) and message.request == self._request:
+            self.busy += 1
+            return self._next()
+        if isinstance(message, m.ScrubResult) and message.request == self._request:
+            bad = np.frombuffer(event.frames[0], np.uint64)
+            if len(bad):
+                raise ViolationError(
+                    f"{event.source} finds {len(bad)} parity rows of class {message.class_id} that do not fit the data "
+                    "at one cut", [event.source.id], bad.tolist(),
+                )  # fmt: skip
+            self.chunks += 1
+            if message.last < message.size and not self._stopped:
+                self._todo.append((event.source, message.class_id, message.last))
+            return self._next()
+        return []
+
+    def _on_state(self, state: m.ClusterState) -> list[Effect]:
+        placement = Placement(state.n)
+        for table in state.tables:
+            placement.add(table.code)
+        shards = [figures for figures in state.shards if figures.state != m.DOWN]  # a recovering one says it is busy
+        self._todo = [
+            (Address(SHARD, figures.shard, figures.epoch), class_id, 0)
+            for figures in shards
+            for class_id in placement.parity_classes(figures.shard % state.n)
+            if placement.classes[class_id].parity[0] == figures.shard % state.n
+        ]
+        self._rng.shuffle(self._todo)
+        meet: list[Effect] = [Connect(Address(SHARD, f.shard, f.epoch), f.endpoint) for f in shards]
+        return meet + self._next()
+
+    def _next(self) -> list[Effect]:
+        if not self._todo:
+            return []
+        shard, class_id, first = self._todo.pop()
+        self._request += 1
+        return [Send(shard, m.Scrub(self._request, class_id, first, self._rows_max, self._request % 2 == 0))]

@@ -10,17 +10,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from torch import nn
 
 from ecrec._native import first_nonfinite
-from ecrec.errors import ClusterError, ConfigurationError, DataLostError, GradientError, RefusedError
-from ecrec.protocol.client import ClientMachine, SectionsAndFrames
+from ecrec.errors import (
+    ClusterError,
+    ConfigurationError,
+    DataLostError,
+    FencedError,
+    GradientError,
+    RefusedError,
+)
+from ecrec.protocol.client import ClientMachine, SectionsAndFrames, SplitLease
 from ecrec.protocol.events import Effect, Failed, PullDone
-from ecrec.protocol.messages import WORKER, Frames, Section
+from ecrec.protocol.messages import WORKER, Dataset, Frames, Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.parts import Fetch, Part, Share
@@ -59,6 +67,15 @@ class Figures:
     nonfinite_gradients: int = 0
     waited_s: float = 0.0
     longest_pause_s: float = 0.0
+
+
+class Split(NamedTuple):
+    """Examples first <= i < last of a pass, leased to this worker."""
+
+    epoch: int
+    """Number of the pass, from 0."""
+    first: int
+    last: int
 
 
 class _Asked:
@@ -135,8 +152,11 @@ class Session:
         self.figures = Figures()
         self._node = node
         self._parts: list[Part] = []
+        self._replicated: set[str] = set()
         self._asked: dict[int, _Asked] = {}
         self._closed = False
+        self._split: SplitLease | None = None
+        """What `lease_splits` last gave."""
         self.marks_at_start: dict[int, int] = {}
         """Watermark of each shard for this worker when the session began; not 0: an earlier process pushed."""
 
@@ -203,6 +223,12 @@ class Session:
                 asked.frames = result.answers
         if self.machine.failed:
             self._raise(self.machine.failed)
+        if lost := self.machine.damaged.intersection(self._replicated):
+            raise DataLostError(
+                f"rows of the replicated module {', '.join(sorted(lost))} were lost in all their copies, and training "
+                "cannot go on with some parameters zero: start the cluster and all workers again. More copies "
+                '(replicate(..., code="1+2")) stand more deaths'
+            )
 
     def wait(self, done: Callable[[], bool], what: str, timeout_s: float | None = None) -> None:
         """Pump until ``done()``. Raises ClusterError with advice after the timeout, and what `pump` raises."""
@@ -233,6 +259,8 @@ class Session:
         kind = self.machine.failed_kind
         if kind == "lost":
             raise DataLostError(reason)
+        if kind == "fenced":
+            raise FencedError(reason)
         if kind == "refused":
             raise RefusedError(reason)
         raise ClusterError(reason)
@@ -253,6 +281,7 @@ class Session:
         self, module: nn.Module, optimizer: Optimizer, *, code: CodeSpec | str | None = None, name: str = "dense"
     ) -> ReplicatedModule:
         """Replicate a module's parameters on the shards; see `ReplicatedModule`."""
+        self._replicated.add(name)
         return ReplicatedModule(self, module, optimizer, code=code, name=name)
 
     def register(self, part: Part) -> None:
@@ -294,6 +323,70 @@ class Session:
                 part.offer(seen, fetch)
             yield batch
 
+    def lease_splits(
+        self, name: str, examples: int, *, split_examples: int, epochs: int = 1, end: int | None = None
+    ) -> Iterator[Split]:
+        """Splits of ``epochs`` passes over ``examples`` examples, dealt out to all workers that ask under this name.
+
+        Each `push` takes its examples off the oldest split, in order; push all of a split before you ask for the next.
+        The iterator ends when all examples of the data set, those of the other workers too, are trained on and
+        durable; so long it waits for what a dead worker may leave. A worker that dies leaves its split to the next one
+        that asks, from the first example on that some shard lacks (docs/protocol.md): every example is trained on at
+        least once, and only those of batches that were on their way when their worker died are trained on again.
+
+        ``split_examples``: of a split, at most; best a multiple of the batch size, and small enough for every worker to
+        get several. ``end``: number of examples over all passes, where the last one is to end early.
+        Raises ConfigurationError with ``sync``, for numbers that cannot be, while another iteration has a split, or,
+        before the next split, if one was not pushed to its end; RefusedError for a name that is known with other
+        numbers; FencedError when this worker was given up.
+        """
+        if self.sync:
+            raise ConfigurationError("lease_splits with sync=True: the workers of a sum must go in step")
+        if examples < 1 or split_examples < 1 or epochs < 0 or (end is not None and end < 0):
+            raise ConfigurationError(
+                f"lease_splits({name!r}): examples {examples} and split_examples {split_examples} must be at least 1, "
+                f"epochs {epochs} and end {end} not negative"
+            )
+        return self._lease(Dataset(name, examples, epochs * examples if end is None else end, split_examples))
+
+    def _lease(self, dataset: Dataset) -> Iterator[Split]:
+        machine = self.machine
+        if self._split is not None or machine.leases:
+            raise ConfigurationError(f"lease_splits({dataset.name!r}): another iteration has a split")
+        try:
+            while True:
+                self._ask_for_split(dataset)
+                while machine.asking and not machine.leases:
+                    # Each answer, be it that others have the rest, is a sign of life: wait on as long as they come.
+                    known = machine.split_answers
+                    self.wait(partial(self._split_answered, known), "the scheduler to answer about a split")
+                if not machine.leases:
+                    return
+                # So that the next one is there when this one is done, even if the scheduler is away for a while.
+                self._ask_for_split(dataset)
+                self._split = split = machine.leases[0]
+                epoch, first = divmod(split.first, dataset.examples)
+                yield Split(epoch, first, first + split.last - split.first)
+                if self._examples_left():
+                    raise ConfigurationError(
+                        f"{dataset.name!r}: {self._examples_left()} examples of the split {first} to "
+                        f"{first + split.last - split.first} were not pushed; push(examples) counts them"
+                    )
+        finally:
+            self._split = None
+
+    def _split_answered(self, known: int) -> bool:
+        return self.machine.split_answers != known
+
+    def _ask_for_split(self, dataset: Dataset) -> None:
+        if not self.machine.asking and dataset.name not in self.machine.finished:
+            self._node.perform(self.machine.lease(dataset))
+
+    def _examples_left(self) -> int:
+        """Of the split that `lease_splits` last gave."""
+        leases = self.machine.leases
+        return (self.machine.examples_left or 0) if leases and leases[0] == self._split else 0
+
     def fetch(self, *fetches: Fetch, exact: bool | None = None) -> None:
         """Pull now, and wait for it."""
         self._await(self._ask(fetches, self.exact if exact is None else exact))
@@ -301,9 +394,13 @@ class Session:
     def push(self, examples: int = 0) -> None:
         """Send the gradients that the parts have gathered since the last push, as one push; the end of a step.
 
-        Waits while too many pushes are in flight or an exact pull is not answered. ``examples`` is for the figures.
+        Waits while too many pushes are in flight or an exact pull is not answered. ``examples``: how many went into it,
+        for the figures, and for `lease_splits`, where that is used: so many of the split are then done. Raises
+        ConfigurationError for more than are left of it; nothing is sent then.
         """
-        self._push([part.take_gradients() for part in self._parts], self.world_size if self.sync else 0)
+        self._check_split(examples)
+        gradients = [part.take_gradients() for part in self._parts]
+        self._push(gradients, self.world_size if self.sync else 0, examples=examples)
         self.figures.steps += 1
         self.figures.examples += examples
         self.machine.figures = asdict(self.figures)
@@ -321,7 +418,16 @@ class Session:
         """Ask for whole records (weights and optimizer state); ``.take()`` waits for the answers."""
         return RecordsAsked(self, shares)
 
-    def _push(self, parts: Sequence[Mapping[int, Share]], barrier: int, assign: bool = False) -> None:
+    def _check_split(self, examples: int) -> None:
+        left = self._examples_left()
+        if self._split is not None and not 0 <= examples <= left:
+            raise ConfigurationError(
+                f"a push of {examples} examples, but {left} are left of the split: a batch must not reach into the next"
+            )
+
+    def _push(
+        self, parts: Sequence[Mapping[int, Share]], barrier: int, assign: bool = False, examples: int = 0
+    ) -> None:
         by_shard: dict[int, tuple[list[Section], list[Any]]] = {}
         for shares in parts:
             for shard, share in shares.items():
@@ -333,7 +439,7 @@ class Session:
                 self.figures.bytes_pushed += share.rows.nbytes + share.values.nbytes
         self.wait(lambda: self.machine.can_push, "room for a push")
         barrier = barrier if barrier > 1 else 0
-        self._node.perform(self.machine.push(by_shard, barrier=barrier, assign=assign))
+        self._node.perform(self.machine.push(by_shard, barrier=barrier, assign=assign, examples=examples))
 
     def _check_finite(self, share: Share) -> None:
         """Before any shard has a part of the push: a shard that refuses its part could not undo the others'."""

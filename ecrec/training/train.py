@@ -1,8 +1,11 @@
 """The worker of ``ecrec train``: trains a DLRM on Criteo rows, or rows like them, and says how it goes.
 
-Its events are ``step``, ``first_row`` and, at the end, ``done``. `ecrec.launch.train_worker` is the program.
+Its events are ``joined``, ``step``, ``first_row`` and, at the end, ``done``; the program is
+`ecrec.launch.train_worker`.
 """
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +27,7 @@ from ecrec.data import (
     SyntheticDataset,
     SyntheticOptions,
 )
+from ecrec.data.batch import examples_of_steps
 from ecrec.errors import ConfigurationError
 from ecrec.training.digest import model_digest
 from ecrec.training.dlrm import DLRM
@@ -47,7 +51,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     rows: int = 50_000
     """Hash buckets a table."""
     batch: int = 512
-    """Rows of a step, over all workers."""
+    """Rows of a step, over all workers: each pushes its share of so many."""
     steps: int | None = None
     epochs: int = 1
     dim: int = 64
@@ -63,8 +67,21 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 7
     prefetch: int = 1
     """Batches whose rows are fetched ahead."""
+    seconds: float | None = None
+    """No batch is begun after so long."""
     threads: int | None = None
     timeout_s: float = 60.0
+
+
+DATASET = "train"
+"""Name under which the workers lease splits."""
+
+SPLIT_BATCHES = 32
+"""Batches of a split at most, with several workers: behind each the next batch is not fetched ahead, which then costs a
+few per cent of one batch in so many."""
+
+SPLITS_PER_WORKER = 8
+"""At least so many splits for each worker, if there are as many batches: at the end they wait for the slowest."""
 
 
 class _Work(NamedTuple):
@@ -97,10 +114,9 @@ def run(
         timeout_s=config.timeout_s,
         keys=keys,
     ) as session:
+        emit({"event": "joined", "epoch": session.machine.epoch, "at": time.monotonic()})
         model, sparse, dense = build(config, session, data.rows_per_table)
         seconds = _train(config, session, data, model, sparse, dense, emit)
-        if not config.sync and world_size > 1:
-            session.barrier()
         session.wait(lambda: session.machine.durable, "all pushes to be durable")
         done: dict[str, Any] = {
             "event": "done",
@@ -157,23 +173,28 @@ def _train(
 ) -> float:
     told: set[tuple[int, int]] = set()
     begin = time.monotonic()
-    work_items = _work(config, session, data)
-    steps = session.prefetch(work_items, sparse, dense, features=_features, depth=config.prefetch)
-    for step, work in enumerate(steps, 1):
-        loss = 0.0
-        if len(work.batch):
-            logits = model(torch.from_numpy(work.batch.dense), sparse(work.features))
-            labels = torch.from_numpy(work.batch.labels)
-            total = binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-            # A death noticed here is repaired during the backward pass.
-            session.pump()
-            mean = total / (work.rows_of_all if config.sync else len(work.batch))
-            mean.backward()  # type: ignore[no-untyped-call]
-            loss = total.item() / len(work.batch)
-        session.push(len(work.batch))
-        at = time.monotonic()
-        emit({"event": "step", "step": step, "examples": len(work.batch), "loss": loss, "at": at})
-        _tell_first_rows(session, told, emit)
+    end = math.inf if config.seconds is None else begin + config.seconds
+    step = 0
+    for work_items in _work(config, session, data):
+        in_time = itertools.takewhile(lambda work: time.monotonic() < end, work_items)
+        for work in session.prefetch(in_time, sparse, dense, features=_features, depth=config.prefetch):
+            step += 1
+            loss = 0.0
+            if len(work.batch):
+                logits = model(torch.from_numpy(work.batch.dense), sparse(work.features))
+                labels = torch.from_numpy(work.batch.labels)
+                total = binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+                # A death noticed here is repaired during the backward pass.
+                session.pump()
+                mean = total / (work.rows_of_all if config.sync else len(work.batch))
+                mean.backward()  # type: ignore[no-untyped-call]
+                loss = total.item() / len(work.batch)
+            session.push(len(work.batch))
+            at = time.monotonic()
+            emit({"event": "step", "step": step, "examples": len(work.batch), "loss": loss, "at": at})
+            _tell_first_rows(session, told, emit)
+        if time.monotonic() >= end:
+            break  # what is left of the split is nobody's
     seconds = time.monotonic() - begin
     session.wait(lambda: session.machine.durable, "all pushes to be durable")
     _tell_first_rows(session, told, emit)
@@ -209,10 +230,33 @@ def _evaluate(
     return auc(all_labels, all_logits) if both else None, log_loss(all_labels, all_logits)
 
 
-def _work(config: TrainConfig, session: Session, data: BatchSource) -> Iterator[_Work]:
+def _work(config: TrainConfig, session: Session, data: BatchSource) -> Iterator[Iterator[_Work]]:
+    """What this worker is to do, in stretches: with sync its share of every batch, else the splits that it leases."""
+    if config.sync and session.world_size > 1:
+        yield _shares(config, session, data)
+        return
+    size = max(1, config.batch // session.world_size)
+    end = examples_of_steps(data.train_rows, config.batch, epochs=config.epochs, steps=config.steps)
+    if not end:
+        return
+    split_examples = size * split_batches(min(data.train_rows, end), size, session.world_size)
+    for split in session.lease_splits(DATASET, data.train_rows, split_examples=split_examples, end=end):
+        batches = data.train_range(split.first, split.last, size)
+        yield (_Work(batch, _bag(batch), len(batch)) for batch in batches)
+
+
+def _shares(config: TrainConfig, session: Session, data: BatchSource) -> Iterator[_Work]:
     for batch in data.train_batches(config.batch, epochs=config.epochs, steps=config.steps):
-        mine = batch if session.world_size == 1 else batch.shard(session.rank, session.world_size)
+        mine = batch.shard(session.rank, session.world_size)
         yield _Work(mine, _bag(mine), len(batch))
+
+
+def split_batches(examples: int, batch: int, workers: int) -> int:
+    """Batches of a split, for a pass over so many examples. One worker has no use for more than one split a pass."""
+    batches = -(-examples // batch)
+    if workers == 1:
+        return batches
+    return max(1, min(SPLIT_BATCHES, batches // (SPLITS_PER_WORKER * workers)))
 
 
 def _bag(batch: Batch) -> KeyedJaggedTensor:

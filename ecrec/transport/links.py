@@ -42,6 +42,11 @@ DRAIN_MAX = 64
 ROUTES_MAX = 4096
 """Remembered connections of those without an inbox; the one not heard of for longest goes first."""
 
+QUEUED_MESSAGES_MAX = 1000
+"""High-water mark of each connection, at either end. What the protocol has in flight to one node is far below it; what
+comes to it is repeated by its sender: heartbeats to a scheduler that is away, copies for a peer that hangs, answers to
+one who asks and does not read."""
+
 COPY_BELOW_BYTES = 1 << 16
 """Frames below this are copied: ZeroMQ may put them anywhere in its read buffer, and keeps all of that alive."""
 
@@ -137,6 +142,8 @@ class _Link:
         server_key = keys.server_key(endpoint) if keys else b""
         self.endpoint = endpoint
         self.links = 0
+        self.up = False
+        """It stands, as far as ZeroMQ has told; only of a watched one."""
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self.monitor: zmq.Socket[bytes] | None = None
         _configure(self.socket, keys)
@@ -237,7 +244,7 @@ class Links:
         """Open a connection, in place of the one there is.
 
         ``again``: ZeroMQ gave the old one up, as it does when a handshake fails (no ZeroMQ there, or not with these
-        keys), and would block the next message for ever.
+        keys), and would block the next message for ever; or its queue is full.
         """
         self.disconnect(address)
         link = self._links[address] = _Link(self._context, endpoint, watched, self._keys)
@@ -275,13 +282,19 @@ class Links:
 
     # ------------------------------------------------------------------ messages
     def send(self, to: Address, parts: Sequence[Any]) -> bool:
-        """Send to an incarnation: by its connection, else to where it was heard. False: there is no way to it."""
+        """Send to an incarnation: by its connection, else to where it was heard.
+
+        False: there is no way to it, or too much waits for it already. What is not to get lost is sent again by whoever
+        keeps it. A connection that does not stand, or of which that is not known, drops what waits, so that what is
+        newest arrives.
+        """
         link = self._links.get(to)
         if link is not None:
             try:
                 _send(link.socket, parts, _NOBLOCK)
             except zmq.Again:
-                self._open(to, link.endpoint, link.monitor is not None, again=True)
+                if not link.up:
+                    self._open(to, link.endpoint, link.monitor is not None, again=True)
                 return False
             return True
         route = self._routes.get(to)
@@ -291,13 +304,13 @@ class Links:
         return False
 
     def answer(self, route: bytes, parts: Sequence[Any]) -> bool:
-        """Send to a connection of the inbox. False if it is gone."""
+        """Send to a connection of the inbox. False if it is gone, or does not read what waits for it."""
         if self._inbox is None or not route:
             return False
         try:
-            _send(self._inbox, (route, *parts), 0)
+            _send(self._inbox, (route, *parts), _NOBLOCK)
         except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
+            if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                 raise
             return False
         return True
@@ -344,10 +357,11 @@ class Links:
         news: list[Happening] = []
         while monitor.poll(0):
             event = recv_monitor_message(monitor, zmq.NOBLOCK)["event"]
-            if event == zmq.EVENT_DISCONNECTED:
+            link = self._links[address]
+            link.up = event != zmq.EVENT_DISCONNECTED
+            if not link.up:
                 news.append(Unlinked(address))
             else:
-                link = self._links[address]
                 news.append(Linked(address, link.links > 0))
                 link.links += 1
         return news
@@ -414,9 +428,8 @@ def _receive(socket: "zmq.Socket[bytes]") -> list[Any]:
 
 
 def _configure(socket: "zmq.Socket[bytes]", keys: CurveKeys | None) -> None:
-    # No high-water mark: how much is in flight is the protocol's business, and a full queue would block or drop.
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES_MAX)
+    socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES_MAX)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX + (CURVE_OVERHEAD_BYTES if keys else 0))
     if keys:

@@ -125,7 +125,10 @@ class Node:
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> None:
-        """Go on until `request_stop` or a Stop effect; raises what `perform` raises."""
+        """Go on until `request_stop` or a Stop effect; raises what `perform` raises, and MemoryError.
+
+        After a MemoryError nothing that the machine holds may be used any more.
+        """
         while not (self._stopping or self.stopped):
             self.step(self._tick_ms)
 
@@ -298,13 +301,16 @@ class Node:
         source, message = envelope.source, envelope.message
         if source.role == SHARD and self._address.role == SHARD:
             self._streams.acknowledge(source, envelope.ack, now_ms)
-            if message is None or not self._streams.take(source, envelope.sequence):
+            if message is None or not self._takes_from(source) or not self._streams.take(source, envelope.sequence):
                 return
         if message is None:
             return
         event = Received(source, message, tuple(envelope.frames))
         try:
             effects = self.machine.handle(event, now_ms)
+        except MemoryError:
+            # It may have stopped in the middle: what this process holds counts no more. The code stands its death.
+            raise
         except Exception as error:
             # Whatever a message does to a machine, the server stays: others depend on it.
             name = type(message).__name__
@@ -318,6 +324,11 @@ class Node:
                 self._blame(arrived, f"{name}: {error}", now_ms)
             return
         self._after(effects, now_ms)
+
+    def _takes_from(self, source: Address) -> bool:
+        """Whether the machine has room for another message of a peer; what it has not stays with the peer."""
+        takes_from: Callable[[Address], bool] | None = getattr(self.machine, "takes_from", None)
+        return takes_from is None or takes_from(source)
 
     def _handle(self, event: Event, now_ms: float) -> None:
         self._after(self.machine.handle(event, now_ms), now_ms)
@@ -359,8 +370,10 @@ class Node:
     def _resend(self, peer: Address, numbered: Sequence[Any]) -> None:
         for sequence, packed in numbered:
             ack = self._streams.ack_for(peer)
-            if self.links.is_connected(peer):
-                self.links.send(peer, wire.seal(packed, self._address, peer, sequence, ack))
+            if not self.links.is_connected(peer):
+                return
+            if not self.links.send(peer, wire.seal(packed, self._address, peer, sequence, ack)):
+                return  # behind a gap nothing is taken
 
     def _connect(self, effect: Connect, now_ms: float) -> None:
         address = effect.address
@@ -393,7 +406,10 @@ class Node:
         self.stopped = effect.reason or "no reason given"
 
     def _note(self, effect: Note, now_ms: float) -> None:
-        log.log(_LEVELS.get(effect.level, logging.INFO), "%s", effect.text)
+        if effect.level == "warning":  # such as what a peer can make a machine say, again and again
+            self._complaints.add(effect.text, effect.text, now_ms)
+        else:
+            log.log(_LEVELS.get(effect.level, logging.INFO), "%s", effect.text)
         if self._state_store is not None:
             self._state_store.note(effect.level, effect.text)
 

@@ -3,10 +3,17 @@
 import fcntl
 import os
 import sqlite3
+from collections import deque
 from pathlib import Path
 from typing import IO
 
 from ecrec.errors import ClusterError, ConfigurationError
+
+NOTES_MAX = 1000
+"""Notes that wait for the next `save`; the oldest go first."""
+
+HISTORY_MAX = 100_000
+"""Notes kept in the file, about 10 MB."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS state (only INTEGER PRIMARY KEY CHECK (only = 0), blob BLOB NOT NULL);
@@ -22,7 +29,7 @@ class StateFile:
     def __init__(self, path: str) -> None:
         """Open or create the file. ConfigurationError if it cannot be used, saying why."""
         self.path = path
-        self._notes: list[tuple[str, str]] = []
+        self._notes: deque[tuple[str, str]] = deque(maxlen=NOTES_MAX)
         self._lock = _lock(path)
         try:
             self._connection = sqlite3.connect(path)
@@ -64,6 +71,9 @@ class StateFile:
                 self._connection.execute("REPLACE INTO state VALUES (0, ?)", (state,))
                 self._connection.executemany(
                     "INSERT INTO history VALUES (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), ?, ?)", self._notes
+                )
+                self._connection.execute(
+                    "DELETE FROM history WHERE rowid <= (SELECT max(rowid) FROM history) - ?", (HISTORY_MAX,)
                 )
         except sqlite3.Error as error:
             raise ClusterError(

@@ -1,6 +1,7 @@
 """Hostile input to every decoder and machine: the corpus, and some seconds of mutations of valid input.
 
-For minutes: ``python tests/fuzz/fuzz_random.py``; guided by coverage: ``python tests/fuzz/fuzz_coverage.py TARGET``.
+For minutes: ``python tests/fuzz/fuzz_random.py``; guided by coverage: ``python tests/fuzz/fuzz_all.py``, or
+``python tests/fuzz/fuzz_coverage.py TARGET`` for one.
 """
 
 import random
@@ -10,6 +11,7 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cases import deep, read_case, write_case
 from hypothesis import given, settings
@@ -91,9 +93,12 @@ def test_a_scene_is_lively(name: str) -> None:
     assert len(kinds) >= {"client": 5, "scheduler": 4}.get(name, 8)
 
 
-def test_the_coverage_guided_fuzzer_runs() -> None:
+def test_the_coverage_guided_fuzzer_runs_and_counts(tmp_path: Path) -> None:
     pytest.importorskip("atheris")
+    counts = tmp_path / "counts"
     command = [sys.executable, str(Path(__file__).parent / "fuzz_coverage.py"), "wire", "--seconds", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*command, "--counts", str(counts)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "cov:" in done.stderr
+    inputs, size = np.fromfile(counts, np.int64)
+    assert 100 < inputs < size

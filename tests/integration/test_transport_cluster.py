@@ -195,11 +195,14 @@ class Worker:
         self.node.perform(self.machine.create_table(self.spec))
         self.until(lambda: self.machine.table_ready("t"))
 
-    def push(self) -> None:
-        """Small integers, so that float32 sums are exact."""
+    def draw(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and gradients of the next push: small integers, so that float32 sums are exact."""
+        rows = self.rng.choice(self.spec.rows, size, replace=False)
+        return rows, self.rng.integers(-8, 8, (size, self.spec.dim)).astype(np.float32)
+
+    def push(self, size: int = 200) -> None:
         self.until(lambda: self.machine.can_push)
-        rows = self.rng.choice(self.spec.rows, 200, replace=False)
-        gradients = self.rng.integers(-8, 8, (200, self.spec.dim)).astype(np.float32)
+        rows, gradients = self.draw(size)
         self.expected[rows] -= gradients
         by_shard = {}
         for shard in range(SHARDS):

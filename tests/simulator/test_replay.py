@@ -7,7 +7,7 @@ import pytest
 
 from ecrec.protocol.membership import Membership
 from ecrec.simulator.__main__ import main
-from ecrec.simulator.plan import draw
+from ecrec.simulator.draw import draw
 from ecrec.simulator.run import CORRECTNESS, CRASH, run_many, run_seed
 
 

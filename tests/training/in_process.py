@@ -22,10 +22,10 @@ TICK_MS = 20.0
 class InProcessCluster:
     """Shards are killed with `kill`; each dead one is replaced at once."""
 
-    def __init__(self, n: int = 3, groups: int = 1) -> None:
+    def __init__(self, n: int = 3, groups: int = 1, config: ProtocolConfig | None = None) -> None:
         self.n = n
         self.lock = threading.Lock()
-        self.scheduler = SchedulerMachine(n, groups, ProtocolConfig(), None)
+        self.scheduler = SchedulerMachine(n, groups, config or ProtocolConfig(), None)
         self.machines: dict[str, Any] = {"scheduler": self.scheduler}
         self.results: dict[str, list[PullDone | Failed]] = defaultdict(list)
         self.channels: dict[tuple[str, str], deque[Received]] = defaultdict(deque)

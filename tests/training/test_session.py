@@ -11,8 +11,9 @@ torch = pytest.importorskip("torch")
 from in_process import InProcessCluster, in_threads  # noqa: E402
 from torch import nn  # noqa: E402
 
-from ecrec.errors import ClusterError, ConfigurationError, GradientError  # noqa: E402
+from ecrec.errors import ClusterError, ConfigurationError, DataLostError, GradientError  # noqa: E402
 from ecrec.protocol.client import ClientMachine  # noqa: E402
+from ecrec.protocol.config import ProtocolConfig  # noqa: E402
 from ecrec.training import (  # noqa: E402
     SGD,
     Adagrad,
@@ -340,3 +341,37 @@ def test_gradients_that_are_not_finite_can_be_taken_as_zero() -> None:
         session.push()
     assert session.figures.nonfinite_gradients == 1
     assert model_digest(session, [spec for _, spec in session.machine.tables.values()]) == before
+
+
+def test_lost_data_is_an_error_that_names_the_rows() -> None:
+    cluster = InProcessCluster(n=4)
+    with pytest.raises(DataLostError, match=r"data lost: shards 0 \(down\), 1 \(down\).* a: \d+ of 30 rows \(every"):
+        train_until_lost(cluster, dense_code="1+1")
+
+
+def test_a_dense_part_lost_in_all_copies_stops_also_where_training_may_go_on() -> None:
+    goes_on = ProtocolConfig(reinitialise_lost=True)
+    with pytest.raises(DataLostError, match="rows of the replicated module dense were lost in all their copies"):
+        train_until_lost(InProcessCluster(n=4, config=goes_on), dense_code="1+1")
+    # with one more copy it does go on
+    cluster = InProcessCluster(n=4, config=goes_on)
+    train_until_lost(cluster, dense_code="1+2")
+    assert cluster.scheduler.state.rows_reinitialised > 0
+
+
+def train_until_lost(cluster: InProcessCluster, dense_code: str) -> None:
+    """Two of four servers die in the middle; 2+1 stands one."""
+    with cluster.session(code="2+1") as session:
+        configs = [EmbeddingBagConfig(name, ROWS[name], DIM, [name]) for name in KEYS]
+        sparse = EmbeddingBagCollection(session, configs, optimizer=RowWiseAdagrad(lr=0.05), seed=3)
+        model = tower()
+        dense = session.replicate(model, SGD(lr=0.05), code=dense_code)
+        for step, (features, labels) in enumerate(batches()):
+            if step == 4:
+                cluster.kill(0)
+                cluster.kill(1)
+            session.fetch(*(fetches := [part.plan(features) for part in (sparse, dense)]))
+            for part, fetch in zip((sparse, dense), fetches, strict=True):
+                part.offer(features, fetch)
+            nn.functional.binary_cross_entropy_with_logits(model(sparse(features)).squeeze(1), labels).backward()
+            session.push(len(labels))

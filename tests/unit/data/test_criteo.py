@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ecrec.data import Batch, CriteoDataset, HashedIds, SyntheticDataset, SyntheticOptions, VocabularyIds
+from ecrec.data.batch import examples_of_steps
 from ecrec.data.criteo import LINE_BYTES_MAX, count_rows, line_blocks, read_raw, transform_integers
 from ecrec.data.criteo_format import MISSING_TOKEN
 from ecrec.data.ids import VocabularyTables
@@ -57,6 +58,51 @@ def test_batches_are_the_same_plain_zipped_misnamed_split_in_files_cached_and_st
                 assert all(map(same, data.test_batches(64), expected_test))
                 tail = list(data.train_batches(64, steps=20, first_step=15))
                 assert all(map(same, tail, expected[15:20])) and len(tail) == 5
+
+
+def test_ranges_are_the_rows_of_the_batches_in_any_order(
+    tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
+    zipped = tmp_path / "zipped.gz"
+    zipped.write_bytes(gzip.compress(tsv.read_bytes()))
+    whole = next(CriteoDataset([tsv], HashedIds(500)).train_batches(800))
+    for cache_rows_max in (0, ROWS):
+        data = CriteoDataset([zipped], HashedIds(500), cache_rows_max=cache_rows_max)
+        # on from there, a gap, back, a piece of what is held, the end, the start
+        for first, last in ((0, 70), (70, 130), (300, 420), (100, 140), (141, 150), (700, 800), (0, 1), (5, 5)):
+            batches = list(data.train_range(first, last, 32))
+            assert [len(batch) for batch in batches] == [min(32, last - at) for at in range(first, last, 32)]
+            for at, batch in zip(range(first, last, 32), batches, strict=True):
+                assert same(batch, whole.rows(at, min(at + 32, last)))
+    generated = SyntheticDataset(SyntheticOptions(rows=ROWS))
+    (batch,) = generated.train_range(100, 140, 64)
+    assert same(batch, generated.batch(100, 140))
+
+
+def test_splits_that_go_forwards_open_the_files_once(tsv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
+    data = CriteoDataset([tsv], HashedIds(500), cache_rows_max=0)
+    opened = []
+    monkeypatch.setattr("ecrec.data.criteo.read_raw", lambda *a: opened.append(a) or read_raw(*a))
+    for first in range(0, 800, 100):
+        list(data.train_range(first, first + 50, 20))
+    assert len(opened) == 1
+    list(data.train_range(0, 50, 20))
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize(("first", "last", "batch"), [(-1, 5, 2), (5, 4, 2), (0, 801, 2), (0, 5, 0)])
+def test_ranges_that_are_none_are_refused(tsv: Path, first: int, last: int, batch: int) -> None:
+    for data in (CriteoDataset([tsv], HashedIds(100)), SyntheticDataset(SyntheticOptions(rows=ROWS))):
+        with pytest.raises(ValueError, match="there are none such"):
+            list(data.train_range(first, last, batch))
+
+
+@pytest.mark.parametrize("options", [{"epochs": 3}, {"steps": 0}, {"steps": 5}, {"steps": 13}, {"steps": 40}])
+def test_examples_of_steps_are_those_of_their_batches(options: dict[str, int]) -> None:
+    batches = SyntheticDataset(SyntheticOptions(rows=ROWS)).train_batches(64, **options)
+    assert examples_of_steps(800, 64, **options) == sum(map(len, batches))
 
 
 def test_generated_rows_written_and_read_give_the_generated_batches(tsv: Path) -> None:

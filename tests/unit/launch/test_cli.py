@@ -18,7 +18,8 @@ def ecrec(*arguments):
     [
         (["train", "--code", "5+1"], "a stripe needs k + r = 6 different shards"),
         (["train", "--kill", "ps:7@3"], "there is no shard 7"),
-        (["train", "--kill", "worker:1@3"], "expected ps:SHARD@STEP"),
+        (["train", "--kill", "scheduler:1@3"], "expected ps:SHARD@STEP"),
+        (["train", "--kill", "worker:1@3"], "there is no worker 1"),
         (["train", "--data", "/nonexistent.tsv"], "/nonexistent.tsv: No such file"),
         (["train", "--workers", "0"], "--workers 0"),
         (["train", "--top-mlp", "64,x"], "--top-mlp"),

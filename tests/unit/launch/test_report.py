@@ -2,12 +2,15 @@ from ecrec.launch.report import (
     FirstRow,
     KillDone,
     Step,
+    data_figures,
     kill_entries,
     longest_pause_s,
+    loss_entries,
     lost_updates,
     throughput,
 )
-from ecrec.protocol.messages import HistoryEntry
+from ecrec.protocol.messages import ClusterState, Dataset, DatasetFigures, HistoryEntry, Loss, LostRows
+from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
 
 def steady(begin, end, every, worker=0, examples=100):
@@ -96,3 +99,23 @@ def test_lost_updates_are_acknowledged_pushes_beyond_the_watermark():
     acked = {0: {0: 30, 1: 30}, 1: {0: 29, 1: 30}}
     assert lost_updates(acked, {0: {0: 30, 1: 29}, 1: {0: 31, 1: 30}}) == 0
     assert lost_updates(acked, {0: {0: 28, 1: 29}, 1: {0: 30}}) == 2 + 30
+
+
+def test_losses_name_their_rows():
+    tables = [TableSpec("C1", 100, 8, CodeSpec(2, 1), OptimizerSpec("sgd", (0.1,)), "zeros")]
+    loss = Loss(5000.0, 0, 8, [LostRows(1, "C1", 20, [3, 8], 10)], 41, True)
+    (entry,) = loss_entries(ClusterState(1, 5, 1, [9], [], {}, tables, [], 0, "", [loss], 20, 41))
+    assert entry["lost"] == [{"table": "C1", "of": 100, "shard": 1, "rows": 20, "first": [3, 8], "step": 10}]
+    assert (entry["rows"], entry["updates"], entry["reinitialised"], entry["at_s"]) == (20, 41, True, 5.0)
+    assert entry["text"].endswith(
+        "20 rows were lost, and up to 41 updates in part: C1: 20 of 100 rows (every 10th from 3, 8 on shard 1)"
+    )
+
+
+def test_the_figures_of_the_data_are_the_schedulers_or_what_was_pushed():
+    one = DatasetFigures(Dataset("a", 10, 20, 5), 20, 3, 6, 2, 1, 0)
+    two = DatasetFigures(Dataset("b", 10, 10, 5), 10, 0, 2, 0, 0, 0)
+    assert data_figures([one, two], 99) == {
+        "examples_trained": 30, "examples_repeated": 3, "splits": 8, "splits_handed_on": 2,
+    }  # fmt: skip
+    assert data_figures([], 99)["examples_trained"] == 99

@@ -3,7 +3,15 @@ import io
 from rich.console import Console
 
 from ecrec.launch.status import bytes_text, plain, render
-from ecrec.protocol.messages import ClusterState, HistoryEntry, ShardFigures
+from ecrec.protocol.messages import (
+    ClusterState,
+    Dataset,
+    DatasetFigures,
+    HistoryEntry,
+    Loss,
+    LostRows,
+    ShardFigures,
+)
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
 
@@ -46,6 +54,24 @@ def test_shards_workers_tables_and_events_are_shown():
 def test_lost_data_comes_first():
     state = ClusterState(1, 2, 1, [9], [], {}, [], [], 0, "shards 1 and 2 are gone")
     assert shown(state).startswith("DATA LOST: shards 1 and 2 are gone")
+
+
+def test_lost_rows_are_listed():
+    lost = [LostRows(1, "C1", 200, [3, 8], 10), LostRows(2, "C1", 7, [], 0)]
+    tables = [TableSpec("C1", 1000, 8, CodeSpec(2, 1), OptimizerSpec("sgd", (0.1,)), "zeros")]
+    state = ClusterState(
+        1, 5, 1, [9], [], {}, tables, [], 0, "", [Loss(5.0, 0, 8, lost, 41, True)], 207, 41
+    )  # fmt: skip
+    text = shown(state)
+    assert text.startswith("DATA LOST: 207 rows re-initialised, up to 41 updates lost in part")
+    assert "C1 1 200 1,000 every 10th from 3, 8 re-initialised" in text
+    assert "C1 2 7 1,000 7 not yet recovered re-initialised" in text
+
+
+def test_how_far_the_data_is():
+    data = [DatasetFigures(Dataset("train", 1000, 2000, 100), 1500, 64, 17, 1, 1, 3)]
+    text = shown(ClusterState(1, 2, 1, [9], [], {}, [], [], 0, "", datasets=data))
+    assert "data train: 1,500 of 2,000 examples trained on, 64 of them again; 3 splits leased" in text
 
 
 def test_bytes():

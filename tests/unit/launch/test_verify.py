@@ -1,9 +1,20 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from ecrec.launch.verify import AGAIN_MS, SILENCE_MS, BadStripe, ScrubMachine, ScrubOutcome, describe_bad
 from ecrec.protocol.events import Connect, Disconnect, Received, Send, Tick
-from ecrec.protocol.messages import SHARD, Address, ClusterState, ScrubBusy, ScrubResult, ShardFigures
+from ecrec.protocol.messages import (
+    LOCATED,
+    SHARD,
+    UNSURE,
+    Address,
+    ClusterState,
+    ScrubBusy,
+    ScrubResult,
+    ShardFigures,
+)
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
 N = 4
@@ -37,8 +48,9 @@ def cluster(*codes, epochs=None, down=(), groups=1):
 class Shards:
     """Answers every question at once, or as told."""
 
-    def __init__(self, bad=()):
+    def __init__(self, bad=(), chunk_bytes=0):
         self.bad = list(bad)
+        self.chunk_bytes = chunk_bytes
         self.connected = {}
         self.questions = []
 
@@ -59,10 +71,15 @@ class Shards:
                     effects += machine.handle(Received(effect.to, reply, frames), now_ms)
 
     def answer(self, shard, scrub):
-        last = min(SIZE, scrub.first + CHUNK)
-        keys = [key for holder, class_id, key in self.bad if (holder, class_id) == (shard, scrub.class_id)]
-        reply = ScrubResult(scrub.request, scrub.class_id, last, SIZE, last - scrub.first)
-        return reply, (np.array(keys if last == SIZE else [], np.uint64),)
+        """``bad``: (class, key, slot, verdict); found with the last chunk of the class."""
+        last = min(SIZE, scrub.first + min(CHUNK, scrub.rows_max))
+        bad = [some for class_id, *some in self.bad if class_id == scrub.class_id and last == SIZE]
+        stripes = last - scrub.first
+        reply = ScrubResult(
+            scrub.request, scrub.class_id, last, SIZE, stripes, 2 * stripes, self.chunk_bytes, scrub.repair
+        )  # fmt: skip
+        columns = [np.array([some[i] for some in bad], t) for i, t in enumerate((np.uint64, np.uint8, np.uint8))]
+        return reply, tuple(columns)
 
 
 def run(machine, shards, state):
@@ -74,17 +91,16 @@ def run(machine, shards, state):
     pytest.fail(f"not done: {machine.refusal}")
 
 
-def test_every_parity_holder_of_every_class_is_asked_chunk_by_chunk():
+def test_the_first_parity_holder_of_every_class_is_asked_chunk_by_chunk():
     state = cluster("2+1", "1+2", "2+1")
     machine, shards = ScrubMachine(state), Shards()
     run(machine, shards, state)
     assert {(shard, q.class_id) for shard, q in shards.questions} == {
         *(((g + 2) % N, g) for g in range(N)),
         *(((g + 1) % N, N + g) for g in range(N)),
-        *(((g + 2) % N, N + g) for g in range(N)),
     }
     assert {q.first for _, q in shards.questions} == {0, 4, 8}
-    assert machine.outcome == ScrubOutcome(2 * N * SIZE, 3 * N * SIZE, [])
+    assert machine.outcome == ScrubOutcome(2 * N * SIZE, 4 * N * SIZE, [])
     assert machine.outcome.ok is True
 
 
@@ -95,14 +111,70 @@ def test_shards_of_all_groups_are_asked():
     assert {shard for shard, _ in shards.questions} == set(range(2 * N))
 
 
-def test_what_does_not_fit_is_named():
-    state = cluster("3+1", "3+1")
-    machine, shards = ScrubMachine(state), Shards(bad=[(3, 0, (1 << 48) | 8)])
+@pytest.mark.parametrize("repair", [False, True])
+def test_what_does_not_fit_is_named(repair):
+    state = cluster("2+2", "3+1")
+    bad = [(0, 8, 3, LOCATED), (0, 4, 1, LOCATED), (N, 1 << 48 | 12, 3, UNSURE)]
+    machine, shards = ScrubMachine(state, repair), Shards(bad)
     run(machine, shards, state)
     assert machine.outcome.ok is False
-    assert machine.outcome.bad == [BadStripe("T1", 8, 3)]
-    assert list(describe_bad(machine.outcome.bad)) == ["table T1, stripe 8: the parity on shard 3 does not fit"]
-    assert list(describe_bad(machine.outcome.bad * 12))[-1] == "and 2 more"
+    assert machine.outcome.bad == [
+        BadStripe("T0", 8, 3, 3, None, 1, True, repair),
+        BadStripe("T0", 4, 1, 1, 9, None, True, False),
+        BadStripe("T1", 12, 3, 3, None, 0, False, repair),
+    ]
+    assert len(machine.outcome.unrepaired) == (1 if repair else 3)
+    done = "rewritten from the data rows" if repair else "not repaired"
+    assert list(describe_bad(machine.outcome.bad)) == [
+        f"table T0, stripe 8: parity row 1 on shard 3 is wrong; {done}",
+        "table T0, stripe 4: data row 9 on shard 1 is wrong, all parity agrees on it; it is not repaired: pushes since "
+        "may have built on it",
+        "table T1, stripe 12: parity row 0 on shard 3 is wrong, or else a data row: nobody can tell, and training uses "
+        f"the data rows; {done}",
+    ]
+    assert list(describe_bad(machine.outcome.bad * 4))[-1] == "and 2 more"
+
+
+def test_rows_of_other_groups_are_named_by_their_place_in_the_whole_table():
+    state = cluster("2+1", groups=2)
+    machine, shards = ScrubMachine(state), Shards()
+    shards.carry_out(machine, machine.update(state), 0.0)
+
+    def answer(shard, scrub):
+        if shard != N + 3 or scrub.class_id != 1:
+            return shards.answer(shard, scrub)
+        frames = np.array([5], np.uint64), np.array([2], np.uint8), np.array([UNSURE], np.uint8)
+        return ScrubResult(scrub.request, 1, SIZE, SIZE, SIZE, SIZE, 0, False), frames
+
+    for now_ms in range(0, 1000, 50):
+        shards.carry_out(machine, machine.handle(Tick(), float(now_ms)), float(now_ms), answer)
+    assert machine.outcome.bad == [BadStripe("T0", 11, N + 3, 2, None, 0, False, False)]
+
+
+def test_a_rate_is_kept():
+    """Chunks of 100 kB at 1 MB/s: ten a second, one after the other."""
+    state = cluster("3+1")
+    machine, shards = ScrubMachine(state, rate_mb_s=1.0), Shards(chunk_bytes=100_000)
+    shards.carry_out(machine, machine.update(state), 0.0)
+    now_ms, asked = 0.0, []
+    while not machine.done:
+        before = len(shards.questions)
+        shards.carry_out(machine, machine.handle(Tick(), now_ms), now_ms)
+        asked += [now_ms] * (len(shards.questions) - before)
+        now_ms += 10.0
+        assert now_ms < 10_000
+    assert machine.outcome.bytes_read == 100_000 * len(asked) == 100_000 * N * 3
+    assert min(later - earlier for earlier, later in itertools.pairwise(asked)) >= 100.0
+    assert asked[-1] <= 100.0 * len(asked)
+
+
+def test_with_a_rate_questions_are_short():
+    state = cluster("3+1")
+    machine, shards = ScrubMachine(state, rate_mb_s=0.001), Shards()
+    shards.carry_out(machine, machine.update(state), 0.0)
+    shards.carry_out(machine, machine.handle(Tick(), 1e3), 1e3, lambda shard, scrub: (None, ()))
+    ((_, question),) = shards.questions
+    assert question.rows_max == 1
 
 
 def test_without_parity_there_is_nothing_to_say():
@@ -141,18 +213,22 @@ def test_a_silent_shard_is_asked_again_and_its_late_answer_dropped():
     for shard, scrub in old:
         reply, frames = shards.answer(shard, scrub)
         assert machine.handle(Received(Address(SHARD, shard, 1), reply, frames), 9000.0) == []
-    assert machine.outcome.parity_rows == N * SIZE
+    assert machine.outcome.parity_rows == 2 * N * SIZE
 
 
-def test_a_replaced_holder_starts_again():
-    state = cluster("3+1")
-    machine, shards = ScrubMachine(state), Shards()
+def test_classes_of_a_replaced_holder_start_again():
+    state = cluster("1+2")
+    machine, shards = ScrubMachine(state, repair=True), Shards([(0, 0, 2, LOCATED), (0, 4, 1, UNSURE)])
     run(machine, shards, state)
-    again = cluster("3+1", epochs={2: 2})
-    shards.carry_out(machine, machine.update(cluster("3+1", down=(2,))), 6000.0)
+    again = cluster("1+2", epochs={2: 2})
+    shards.carry_out(machine, machine.update(cluster("1+2", down=(2,))), 6000.0)
     assert not machine.done
     assert 2 not in shards.connected
     shards.questions.clear()
+    shards.bad.clear()
     run(machine, shards, again)
-    assert {shard for shard, _ in shards.questions} == {2}
-    assert machine.outcome.parity_rows == N * SIZE
+    assert {q.class_id for _, q in shards.questions} == {0, 1}
+    assert machine.outcome.restarts == 2
+    assert machine.outcome.parity_rows == 2 * N * SIZE
+    # what was rewritten was wrong, whoever holds it now
+    assert [(bad.stripe, bad.parity) for bad in machine.outcome.bad] == [(0, 1), (4, 0)]

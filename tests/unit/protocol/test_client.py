@@ -450,3 +450,17 @@ def test_pushes_are_applied_once_and_exact_pulls_see_their_point_under_deaths_an
             break
     assert driver.machine.durable and not exact
     assert [s.applied for s in shards] == [list(range(1, pushes + 1))] * 2
+
+
+def test_copies_for_a_shard_that_hangs_do_not_pile_up() -> None:
+    """All is sent again once, then the oldest alone; when that is answered, the rest at once."""
+    driver = ready()
+    for _ in range(CONFIG.pushes_in_flight_max):
+        driver.push()
+    assert not driver.machine.can_push
+    again = sent(driver.pass_time(600_000), 0)
+    assert CONFIG.pushes_in_flight_max < len(again) < CONFIG.pushes_in_flight_max + 600_000 / CONFIG.resend_ms
+    assert {message.number for message in again[CONFIG.pushes_in_flight_max :]} == {1}
+    rest = sent(driver.shard(0, PushAck(1)), 0)
+    assert [message.number for message in rest] == [*range(2, CONFIG.pushes_in_flight_max + 1)]
+    assert sent(driver.shard(0, PushAck(2)), 0) == []

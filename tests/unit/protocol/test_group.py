@@ -6,8 +6,8 @@ from cluster import Cluster, table
 
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Disconnected, Received, Tick
-from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, TOOL, UP, Address, Register, Scrub, ScrubResult
-from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, UP, Address, Register
+from ecrec.protocol.scheduler import SchedulerMachine, cut_off
 
 
 def expected(steps: list[dict[int, float]], initial: np.ndarray) -> np.ndarray:
@@ -191,25 +191,6 @@ def test_a_fenced_shard_stops() -> None:
     cluster.scrub()
 
 
-def test_a_scrub_finds_a_wrong_parity_byte() -> None:
-    cluster, spec = Cluster(5), table()
-    cluster.create(spec)
-    cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
-    cluster.drain()
-    holder = cluster.shard(4)
-    # a delta that no data row has: stripe 0 of table 0 has its parity on shard 4
-    wrong = np.zeros(holder.store.record_bytes(0), np.uint8)
-    wrong[3] = 1
-    holder.store.fold(0, 2**64 - 1, np.array([0], np.uint64), wrong)
-    tool = Address(TOOL, 7, 1)
-    cluster.give(cluster.shards[4], Received(tool, Scrub(1, 0, 0, 100)))
-    cluster.run()
-    result, frames = cluster.tool_answers[-1]
-    assert isinstance(result, ScrubResult)
-    assert (result.last, result.size) == (2, 2)
-    assert np.frombuffer(frames[0], np.uint64).tolist() == [0]
-
-
 def test_a_pause_of_the_whole_machine_kills_nobody() -> None:
     cluster = Cluster(5)
     cluster.now_ms += 10_000
@@ -257,3 +238,109 @@ def test_many_silent_shards_are_given_more_time() -> None:
     cluster.blocked.clear()
     cluster.blocked.add((muted[0], "scheduler"))
     cluster.settle_down(lambda: cluster.scheduler.state.groups[0].places[1].state != UP)
+
+
+def cut(cluster: Cluster, *pairs: tuple[int, int]) -> None:
+    """Nothing goes between these shards any more, in either direction."""
+    for a, b in pairs:
+        cluster.blocked |= {(cluster.shards[a], cluster.shards[b]), (cluster.shards[b], cluster.shards[a])}
+
+
+def test_of_two_members_that_do_not_reach_each_other_one_is_replaced() -> None:
+    """Both are heard by the scheduler, but no push would ever be durable again."""
+    cluster, spec = Cluster(5), table(rows=100)
+    cluster.create(spec)
+    initial = cluster.read(spec)
+    steps = [{r: 0.25 * (r + s) for r in range(s, spec.rows, 3)} for s in range(8)]
+    for step in steps[:2]:
+        cluster.push(spec, step)
+        cluster.run()
+    cut(cluster, (1, 3))
+    for step in steps[2:6]:
+        cluster.push(spec, step)
+        cluster.tick()
+    begin_ms = cluster.now_ms
+    cluster.settle_down(lambda: any(p.state == DOWN for p in cluster.scheduler.state.groups[0].places))
+    assert begin_ms + cluster.config.link_timeout_ms / 2 < cluster.now_ms
+    (dead,) = [s for s, p in enumerate(cluster.scheduler.state.groups[0].places) if p.state == DOWN]
+    assert dead in (1, 3)
+    cluster.settle_down(lambda: cluster.shards[dead] in cluster.stopped)  # it hears that it is dead, and ends
+    cluster.replace(dead)
+    for step in steps[6:]:
+        cluster.settle_down(lambda: cluster.client.can_push)
+        cluster.push(spec, step)
+    cluster.drain()
+    assert cluster.read(spec).tobytes() == expected(steps, initial).tobytes()
+    cluster.scrub()
+
+
+def test_the_one_whose_network_is_gone_is_replaced_not_those_who_miss_it() -> None:
+    cluster, spec = Cluster(5), table(rows=100)
+    cluster.create(spec)
+    cut(cluster, (1, 0), (1, 2), (1, 4))
+    cluster.push(spec, dict.fromkeys(range(100), 0.25))
+    cluster.settle_down(lambda: any(p.state == DOWN for p in cluster.scheduler.state.groups[0].places))
+    assert [p.state for p in cluster.scheduler.state.groups[0].places] == [UP, DOWN, UP, UP, UP]
+
+
+def test_a_cut_network_that_would_cost_data_kills_nobody() -> None:
+    """One is gone already, and r = 1: who is left waits until the network is back."""
+    cluster, spec = Cluster(5), table(rows=100)
+    cluster.create(spec)
+    cluster.kill(0)
+    cut(cluster, (1, 3))
+    cluster.push(spec, dict.fromkeys(range(100), 0.25))
+    for _ in range(500):
+        cluster.tick()
+        cluster.run()
+    assert [p.state for p in cluster.scheduler.state.groups[0].places] == [DOWN, UP, UP, UP, UP]
+    cluster.blocked.clear()
+    cluster.replace(0)
+    cluster.drain()
+    cluster.scrub()
+
+
+def test_who_misses_a_dead_one_is_not_replaced_in_its_stead() -> None:
+    """None of 1+2 would be whole: the scheduler waits with the third, which who recovers has not heard for long."""
+    cluster, spec = Cluster(3), table(rows=100, code="1+2")
+    cluster.create(spec)
+    cluster.kill(0)
+    cluster.settle_down(lambda: cluster.scheduler.state.groups[0].places[0].state == DOWN)
+    config = cluster.config
+    assert config.heartbeat_timeout_ms < config.link_timeout_ms < config.heartbeat_timeout_many_ms
+    recovers = cluster.scheduler.state.groups[0].places[1]
+    recovers.state, recovers.weak_since = RECOVERING, 1 << 30
+    cluster.machines.pop(cluster.shards[2])
+    cluster.push(spec, dict.fromkeys(range(100), 0.25))
+    begin_ms = cluster.now_ms
+    while cluster.now_ms < begin_ms + config.link_timeout_ms + 10 * config.heartbeat_ms / 2:
+        cluster.tick()
+        cluster.run()
+    assert cluster.shard(1).missed() == [2]
+    assert [p.state for p in cluster.scheduler.state.groups[0].places] == [DOWN, RECOVERING, UP]
+
+
+def test_a_member_that_stood_still_accuses_nobody() -> None:
+    """Time in which it did nothing is not time in which it waited."""
+    cluster, spec = Cluster(5), table(rows=100)
+    cluster.create(spec)
+    cut(cluster, (1, 3))
+    cluster.push(spec, dict.fromkeys(range(100), 0.25))
+    machine = cluster.shard(1)
+    cluster.settle_down(lambda: 1 in machine.unstable and machine.unstable[1].waiting == {3})
+    machine.handle(Tick(), cluster.now_ms + 10 * cluster.config.link_timeout_ms)
+    assert machine.missed() == []
+    cluster.now_ms += 10 * cluster.config.link_timeout_ms
+    cluster.settle_down(lambda: machine.missed() == [3])
+
+
+@pytest.mark.parametrize(("accusations", "whole", "victim"), [
+    ({(1, 3), (3, 1)}, {0, 1, 2, 3, 4}, 3),
+    ({(3, 1)}, {0, 1, 2, 3, 4}, 1),
+    ({(1, 3), (3, 1)}, {0, 2, 3, 4}, 1),
+    ({(1, 0), (1, 2), (1, 4)}, {0, 1, 2, 3, 4}, 1),
+    ({(0, 1), (2, 1), (1, 2)}, {0, 1, 2, 3, 4}, 1),
+    (set(), {0, 1}, None),
+])  # fmt: skip
+def test_who_is_taken_out_when_members_miss_each_other(accusations, whole, victim) -> None:
+    assert cut_off(accusations, whole) == victim

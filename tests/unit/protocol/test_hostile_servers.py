@@ -13,6 +13,8 @@ from ecrec._native import Store
 from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
 from ecrec.protocol import scheduler as scheduler_module
+from ecrec.protocol import scrub as scrub_module
+from ecrec.protocol import shard as shard_module
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import BAD_CONTENT, Note, Received, Send, Stop
@@ -101,7 +103,11 @@ def test_rows_of_a_member_that_do_not_fit_end_the_repair_and_no_more(cluster: Cl
         mark = m.Mark(machine.view, snap.message.request, snap.message.stripes)
         bad = np.array([0], np.uint64).tobytes(), b"short"
         notes += machine.handle(Received(snap.to, mark, (b"", *bad)), cluster.now_ms)
-    assert any(isinstance(note, Note) and "gave up a repair of class 0" in note.text for note in notes)
+    for effect in effects:
+        if isinstance(effect, Send) and isinstance(effect.message, m.CaptureParity):
+            captured = m.Captured(machine.view, effect.message.request)
+            notes += machine.handle(Received(effect.to, captured, (b"", b"")), cluster.now_ms)
+    assert any(isinstance(note, Note) and "gave up a scrub of class 0" in note.text for note in notes)
     assert not machine.repairs.assemblies
 
 
@@ -217,6 +223,61 @@ def test_pulls_that_wait_are_bounded(cluster: Cluster) -> None:
     assert len(machine.pulls) == PULLS_WAITING_MAX
     refused = [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, m.PullRefused)]
     assert [r.request for r in refused] == [*range(PULLS_WAITING_MAX, PULLS_WAITING_MAX + 5)]
+
+
+def test_pulls_of_invented_tools_are_bounded(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_module, "PULLS_WAITING_ALL_MAX", 8)
+    machine, effects = cluster.shard(0), []
+    for worker in range(10):
+        source = m.Address(m.WORKER, worker, 1)
+        effects += machine.handle(Received(source, m.Pull(1, 2**40, False, []), ()), 0.0)
+    assert len(machine.pulls) == 8
+    refused = [e.to.id for e in effects if isinstance(e, Send) and isinstance(e.message, m.PullRefused)]
+    assert refused == [8, 9]
+
+
+def test_scrubs_under_way_are_bounded(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a copy of parity rows until its members have marked."""
+    monkeypatch.setattr(scrub_module, "SCRUBS_MAX", 2)
+    for code in ("3+1", "2+1"):
+        cluster.create(table(code, code=code))
+    machine, effects = cluster.shard(4), []
+    led = [1, 6, 12]  # of each code one class has its first parity row on shard 4
+    for request, class_id in enumerate(led):
+        tool = m.Address(m.TOOL, request, 0)
+        effects += machine.handle(Received(tool, m.Scrub(request, class_id, 0, 100), ()), cluster.now_ms)
+    assert [running.class_id for running in machine.scrubs.running.values()] == led[:2]
+    assert len(machine.repairs.assemblies) == 2
+    (busy,) = [e for e in effects if isinstance(e, Send) and isinstance(e.message, m.ScrubBusy)]
+    assert busy.to.id == 2
+    assert "under way" in busy.message.reason
+
+
+def test_messages_that_wait_for_a_view_or_a_place_are_bounded(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_module, "HELD_MAX", 3)
+    monkeypatch.setattr(shard_module, "EARLY_MAX", 3)
+    machine = cluster.shard(0)
+    newer = m.Address(m.SHARD, 1, 2)
+    taken = 0
+    while machine.takes_from(newer):
+        machine.handle(Received(newer, m.WindowAck(taken), ()), cluster.now_ms)
+        taken += 1
+    assert taken == 3
+    assert machine.takes_from(m.Address(m.SHARD, 2, 1)), "it is that peer's matter alone"
+    unplaced = ShardMachine("p", "tcp://x:1")
+    for number in range(10):
+        unplaced.handle(Received(newer, m.WindowAck(number), ()), 0.0)
+    assert len(unplaced.early) == 3
+
+
+def test_tables_waited_for_are_bounded(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "CREATING_MAX", 3)
+    for request in range(10):
+        create = m.CreateTable(request, table("late"))
+        cluster.scheduler.handle(Received(WORKER, create, ()), cluster.now_ms)
+    assert len(cluster.scheduler.creating) == 3
 
 
 def test_processes_and_clients_that_wait_are_bounded(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,22 @@ def test_what_is_not_acknowledged_in_time_is_sent_again_ever_more_slowly() -> No
     assert waits[-1] == RESEND_MS_MAX
 
 
+def test_copies_for_a_peer_that_hangs_do_not_pile_up() -> None:
+    """All is sent again once, then the oldest alone, until it is taken: then the rest at once."""
+    out: OutStream[int] = OutStream()
+    for number in range(100):
+        out.append(number, 0.0)
+    copies = 0
+    for at in range(0, 600_000, 20):
+        copies += len(out.due(float(at)))
+    assert 100 < copies < 100 + 2 * 600_000 / RESEND_MS_MAX
+    out.acknowledge(1, 600_000.0)
+    assert [numbered.item for numbered in out.due(600_000.0)] == list(range(1, 100))
+    assert out.due(600_000.0 + RESEND_MS) == []
+    assert [numbered.item for numbered in out.reconnected(600_001.0)] == list(range(1, 100))
+    assert len(out.due(600_001.0 + RESEND_MS)) == 99, "a new connection is another matter"
+
+
 def test_progress_starts_the_wait_again() -> None:
     out: OutStream[str] = OutStream()
     out.append("a", 0.0)

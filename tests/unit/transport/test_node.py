@@ -434,6 +434,20 @@ def test_a_message_that_a_machine_cannot_handle_kills_nobody(node, raw, caplog) 
     serves(shard, machine, raw)
 
 
+def test_a_machine_without_memory_ends_with_its_process(node, raw) -> None:
+    """It may have stopped in the middle of a push: a death, which the code stands, is better than a wrong row."""
+    shard, machine = node(A)
+
+    def fail(event):
+        raise MemoryError("no room for the deltas")
+
+    machine.on_received = fail
+    raw.connect(shard.links.endpoint)
+    raw.send_multipart(wire.encode(m.WindowAck(1), (), WORKER, A))
+    with pytest.raises(MemoryError, match="no room"):
+        pump([shard], lambda: False)
+
+
 def test_a_message_that_cannot_be_sent_kills_nobody(node, caplog) -> None:
     (a, _), (b, machine) = node(A), node(B)
     a.perform([Connect(B, b.links.endpoint), Send(B, m.Captured(0, 1), (b"",)), Send(B, m.WindowAck(1))])
@@ -535,6 +549,16 @@ def test_what_is_no_endpoint_is_refused(bad: str) -> None:
 def test_a_path_that_would_be_cut_off_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="more than 107 bytes"):
         Links("ipc:///" + "x" * 107)
+
+
+def test_a_peer_cannot_fill_the_log_through_the_machine(node, raw, caplog) -> None:
+    shard, machine = node(A)
+    machine.on_received = lambda event: [Note("warning", f"{event.source}: dropped a WindowAck")]
+    raw.connect(shard.links.endpoint)
+    for number in range(50):
+        raw.send_multipart(wire.encode(m.WindowAck(number), (), WORKER, A))
+    pump([shard], lambda: len(machine.events) == 50)
+    assert 1 <= caplog.text.count("dropped a WindowAck") <= 3
 
 
 def test_complaints_of_one_kind_are_limited(caplog) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from ecrec.errors import ClusterError, ConfigurationError
+from ecrec.transport import persistence
 from ecrec.transport.persistence import StateFile
 
 
@@ -30,6 +31,22 @@ def test_a_state_is_on_disk_when_save_returns(tmp_path: Path) -> None:
     assert state_file._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     other.close()
     state_file.close()
+
+
+def test_notes_are_bounded_in_memory_and_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistence, "HISTORY_MAX", 1500)
+    file = StateFile(str(tmp_path / "state"))
+    for life in range(3):
+        for number in range(5 * persistence.NOTES_MAX):
+            file.note("info", f"{life} {number}")
+        file.save(b"state")
+    history = [event for _, _, event in file.history()]
+    file.close()
+    last = 5 * persistence.NOTES_MAX
+    assert history == [
+        *(f"1 {number}" for number in range(last - 500, last)),
+        *(f"2 {number}" for number in range(last - 1000, last)),
+    ]
 
 
 def test_a_second_scheduler_on_the_file_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""Training at full load while servers are killed all the time: nothing is lost, and no process grows.
+
+    python bench/soak.py --seconds 600 --kill-every 20 --report soak.json
+    python bench/soak.py --seconds 60 --kill-every 10 --warm-up 20
+
+Runs ``ecrec train`` with --chaos-kill-every, and looks at the resident memory of all its processes each second. After
+the warm-up, in which rows are touched for the first time and allocators come to what they keep, the time is cut in
+three: for each role, the median of the last third must not be far above that of the first. Scheduler, worker and
+launcher are one process each. A parameter server lives until it is killed, and its replacement starts small: what is
+compared is the sum over those there are, spares included, and the largest one.
+
+Exit code 1 if something grows, an update is lost, parity does not fit, or there were fewer kills than time for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import psutil
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from bench.running import add_training_options, describe, train, training_options, write_json
+
+EVERY_S = 1.0
+GROWTH_MAX = 0.05
+GROWTH_BYTES_MAX = 8 << 20
+"""A role may grow by so large a part, and so many bytes more: what sampling a cluster in motion leaves open."""
+
+ROLES = {"ecrec.launch.scheduler": "scheduler", "ecrec.launch.ps": "server", "ecrec.launch.worker": "worker"}
+LAUNCHER = "launcher"
+ROWS = 5_000
+"""Buckets a table where --rows is not given: few enough that all are touched within the warm-up."""
+
+
+class Sample(NamedTuple):
+    """Resident bytes of all processes at a time, by role."""
+
+    at: float
+    resident: dict[str, list[int]]
+
+
+class Series(NamedTuple):
+    """One figure over time: name, and a value of each sample."""
+
+    name: str
+    values: list[float]
+
+
+class Trend(NamedTuple):
+    """Medians of the thirds of a series, in bytes, and its largest value."""
+
+    name: str
+    thirds: tuple[float, float, float]
+    largest: float
+
+    @property
+    def grows(self) -> bool:
+        return self.thirds[2] > self.thirds[0] * (1 + GROWTH_MAX) + GROWTH_BYTES_MAX
+
+
+class Sampler:
+    """A thread that looks at this process and all its descendants."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="soak-sampler", daemon=True)
+
+    def _run(self) -> None:
+        while not self._ending.wait(EVERY_S):
+            self.samples.append(Sample(time.monotonic(), look()))
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        self._thread.join()
+
+
+def look() -> dict[str, list[int]]:
+    """Resident bytes of this process and its descendants, by role."""
+    me = psutil.Process()
+    resident: dict[str, list[int]] = {LAUNCHER: [me.memory_info().rss]}
+    for process in me.children(recursive=True):
+        try:
+            words, rss = process.cmdline(), process.memory_info().rss
+        except psutil.Error:
+            continue
+        role = next((ROLES[word] for word in words if word in ROLES), None)
+        if role is not None and rss:
+            resident.setdefault(role, []).append(rss)
+    return resident
+
+
+def series_of(samples: Sequence[Sample]) -> list[Series]:
+    """Of each role the sum; of the servers the largest one too."""
+    roles = sorted({role for sample in samples for role in sample.resident})
+    found = [Series(role, [float(sum(s.resident.get(role, []))) for s in samples]) for role in roles]
+    largest = [float(max(s.resident.get("server", [0]))) for s in samples]
+    return [*found, Series("largest server", largest)]
+
+
+def trend(series: Series) -> Trend:
+    """Raises ValueError for fewer than three values."""
+    values = series.values
+    if len(values) < 3:
+        raise ValueError(f"{series.name}: {len(values)} samples after the warm-up, expected at least 3")
+    cuts = [len(values) * i // 3 for i in range(4)]
+    first, second, third = (statistics.median(values[a:b]) for a, b in itertools.pairwise(cuts))
+    return Trend(series.name, (first, second, third), max(values))
+
+
+def failures(report: dict[str, Any], trends: Sequence[Trend], seconds: float, kill_every_s: float) -> list[str]:
+    """What is not as it must be."""
+    found = [f"{t.name} grows: {_mb(t.thirds[0])} to {_mb(t.thirds[2])} MB" for t in trends if t.grows]
+    if report["lost_updates"] != 0:
+        found.append(f"lost_updates is {report['lost_updates']}")
+    if report["parity_ok"] is not True:
+        found.append(f"parity_ok is {report['parity_ok']}")
+    never = [kill["shard"] for kill in report["kills"] if kill["whole_s"] is None]
+    if never:
+        found.append(f"shards {never} never became whole again")
+    # Each kill waits for a whole cluster, and that for a process that starts.
+    least = int(seconds / (2 * kill_every_s))
+    if len(report["kills"]) < least:
+        found.append(f"{len(report['kills'])} kills, expected at least {least}")
+    if report["deaths"] != len(report["kills"]):
+        found.append(f"{report['deaths']} deaths of {len(report['kills'])} kills: somebody died who was not killed")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    if args.rows is None:
+        args.rows = ROWS
+    options = training_options(
+        args, code=args.code, seed=args.seed, seconds=args.seconds, epochs=1_000_000, chaos_kill_every_s=args.kill_every
+    )
+    with Sampler() as sampler:
+        begin = time.monotonic()
+        recorded = train(options)
+    steps = recorded.steps
+    first = steps[0].at if steps else begin
+    last = steps[-1].at if steps else begin
+    kept = [sample for sample in sampler.samples if first + args.warm_up <= sample.at <= last]
+    trends = [trend(series) for series in series_of(kept)]
+    report = recorded.report
+    kills = report["kills"]
+    whole_s = [kill["whole_s"] for kill in kills if kill["whole_s"] is not None]
+    print(f"{'resident MB':<16}{'first third':>12}{'second':>9}{'last':>9}{'largest':>9}")
+    for t in trends:
+        print(f"{t.name:<16}{_mb(t.thirds[0]):>12}{_mb(t.thirds[1]):>9}{_mb(t.thirds[2]):>9}{_mb(t.largest):>9}")
+    print(
+        f"{last - first:.0f} s, {report['steps']} steps, {report['examples_per_s']:.0f} examples/s, {len(kills)} kills"
+    )
+    if whole_s:
+        print(f"whole again after {statistics.median(whole_s):.2f} s (median; at most {max(whole_s):.2f} s)")
+    print(
+        f"{report['updates_acknowledged']} updates acknowledged, {report['lost_updates']} lost; "
+        f"{report['stripes_scrubbed']} stripes compared, parity_ok {report['parity_ok']}"
+    )
+    print(describe(report))
+    wrong = failures(report, trends, args.seconds, args.kill_every)
+    for text in wrong:
+        print(f"FAILED: {text}")
+    write_json(
+        args.report,
+        {
+            "trends": [t._asdict() for t in trends],
+            "samples": [{"at": round(s.at - first, 2), "resident": s.resident} for s in sampler.samples],
+            "warm_up_s": args.warm_up,
+            "failures": wrong,
+            "report": report,
+        },
+    )
+    return 1 if wrong else 0
+
+
+def _mb(value: float) -> str:
+    return f"{value / 1e6:.1f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--kill-every", type=float, default=20.0, help="seconds from one kill to the next")
+    parser.add_argument("--warm-up", type=float, default=120.0, help="seconds whose samples do not count")
+    parser.add_argument("--code", default="4+1")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--report", help="write the results to this JSON file")
+    add_training_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

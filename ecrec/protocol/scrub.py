@@ -1,0 +1,307 @@
+"""The scrub: all parity of a class against its data at one cut, while training goes on (docs/protocol.md).
+
+It is made of the parts of a repair: captures that follow the deltas of each data member until its MARK. The first
+parity holder of a class leads. It takes the coded rows of all data members out of the captures of all parity holders;
+what is left, the *syndromes*, is zero where all fits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ecrec._native import Code, RowBuffer, gf_inverse, gf_multiply
+from ecrec.protocol import arrays
+from ecrec.protocol import messages as m
+from ecrec.protocol.arrays import NO_KEYS
+from ecrec.protocol.events import BAD_CONTENT
+from ecrec.protocol.messages import LOCATED, UNSURE, UP, Address, Stripes
+from ecrec.protocol.peer import Peer
+from ecrec.protocol.repair import KEY_BITS, TIMEOUT_FACTOR_MAX, Assembly
+
+if TYPE_CHECKING:
+    from ecrec.protocol.shard import ShardMachine
+
+ALL_CLASSES = 2**64 - 1
+SCRUBS_MAX = 64
+"""Scrubs that a shard leads at a time; each keeps a copy of parity rows. `ecrec verify` asks for one at a time."""
+
+
+class Syndromes(NamedTuple):
+    """Stripes of one table that do not fit: keys uint64[m], syndromes uint8[r, m, record bytes]."""
+
+    table: int
+    keys: Any
+    values: Any
+
+
+class Findings(NamedTuple):
+    """As the frames of `ScrubResult`."""
+
+    keys: Any
+    slots: Any
+    verdicts: Any
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A scrub that I lead."""
+
+    tool: Address
+    request: int
+    """The tool's newest number of it."""
+    class_id: int
+    first: int
+    at_ms: float
+    repair: bool
+    result: m.ScrubResult | None = None
+    findings: Findings | None = None
+    waiting: set[int] = field(default_factory=set)
+    """Parity holders that have not yet confirmed their corrections."""
+
+
+class Scrubs:
+    """The part of a `ShardMachine` that leads scrubs, and corrects its own parity when another leads."""
+
+    def __init__(self, machine: "ShardMachine") -> None:
+        self.machine = machine
+        self.running: dict[int, Running] = {}
+        """Request -> the scrub; one of a class at a time, so that no syndrome is corrected twice."""
+        self.corrected = 0
+        """Parity rows that were wrong here, in all."""
+
+    # ------------------------------------------------------------------ a tool asks
+    def on_scrub(self, tool: Address, message: m.Scrub, frames: m.Frames) -> None:
+        machine, class_id = self.machine, message.class_id
+        classes = machine.placement.classes
+        if not 0 <= class_id < len(classes) or classes[class_id].parity[:1] != (machine.shard,):
+            self._busy(tool, message.request, f"this shard does not lead the scrub of class {class_id}")
+            return
+        size = machine.store.class_size(class_id)
+        first = min(max(message.first, 0), size)
+        known = next((running for running in self.running.values() if running.class_id == class_id), None)
+        if known is not None:
+            if (known.tool, known.first, known.repair) == (tool, first, message.repair):
+                known.request = message.request  # it lost patience, and is told when it is done
+            else:
+                self._busy(tool, message.request, "another scrub of these stripes goes on")
+            return
+        if len(self.running) >= SCRUBS_MAX:
+            self._busy(tool, message.request, f"{len(self.running)} scrubs are under way here")
+            return
+        stripe = classes[class_id]
+        members = [machine.peers[shard] for shard in stripe.data + stripe.parity]
+        if machine.state != UP or not machine.settled or any(p.state != UP for p in members):
+            self._busy(tool, message.request, "a member of these stripes is not whole")
+            return
+        if first == size:
+            result = m.ScrubResult(message.request, class_id, size, size, 0, 0, 0, message.repair)
+            machine.reply(tool, result, _nothing())
+            return
+        last = machine.store.span(class_id, first, size, max(1, message.rows_max))
+        request = machine.repairs.new_request()
+        self.running[request] = Running(tool, message.request, class_id, first, machine.now_ms, message.repair)
+        self._begin(request, Stripes(class_id, first, last))
+
+    def _busy(self, tool: Address, request: int, reason: str) -> None:
+        self.machine.reply(tool, m.ScrubBusy(request, reason))
+
+    def _begin(self, request: int, stripes: Stripes) -> None:
+        """Capture here and on the other parity holders, and have all data members mark."""
+        machine = self.machine
+        stripe = machine.placement.classes[stripes.class_id]
+        assembly = machine.repairs.open(request, stripes, NO_KEYS)
+        assembly.full, assembly.used = list(stripe.data), list(stripe.parity)
+        assembly.members = set(stripe.data)
+
+        def finish(assembly: Assembly) -> None:
+            try:
+                self._finish(request, assembly)
+            except BAD_CONTENT as error:
+                machine.note("error", f"gave up a scrub of class {stripes.class_id}: {error}")
+                self._give_up(request, "a member's rows do not fit; ask again")
+
+        assembly.finish = finish
+        for holder in stripe.parity[1:]:
+            capture = m.CaptureParity(machine.view, request, stripes, list(stripe.data))
+            machine.send(machine.peers[holder], capture, (NO_KEYS,))
+        for member in stripe.data:
+            snap = m.Snap(machine.view, request, stripes, list(stripe.parity), True)
+            machine.send(machine.peers[member], snap, (NO_KEYS,))
+
+    # ------------------------------------------------------------------ the cut is complete
+    def _finish(self, request: int, assembly: Assembly) -> None:
+        """Compare, and answer the tool, or first have what does not fit corrected."""
+        machine = self.machine
+        running = self.running[request]
+        stripe = machine.placement.classes[running.class_id]
+        code = machine.repairs.code(running.class_id)
+        read = sum(rows.nbytes for _, rows in (*assembly.rows.values(), *assembly.captures.values()))
+        rests = [machine.repairs.remainder(assembly, holder, code) for holder in stripe.parity]
+        parity_rows, bad = sum(map(len, rests)), [rest.nonzero() for rest in rests]
+        taken = [rest.take() for rest in rests]
+        read += taken[0][1].nbytes  # my own capture
+        stripes = len(np.unique(np.concatenate([keys for keys, _ in taken])))
+        found = [self._judge(some, code) for some in _by_table(machine.store, bad, taken)]
+        running.findings = Findings(*(np.concatenate(parts) for parts in zip(_nothing(), *found, strict=True)))
+        running.result = m.ScrubResult(
+            running.request, running.class_id, assembly.stripes.last, machine.store.class_size(running.class_id),
+            stripes, parity_rows, read, running.repair,
+        )  # fmt: skip
+        if running.repair and len(running.findings.keys):
+            self._correct(request, running, code, taken)
+        self._answer(request, running)
+
+    def _judge(self, some: Syndromes, code: Code) -> Findings:
+        """Which member of each stripe is wrong, as far as the parity can tell.
+
+        With e added to data row j the syndromes are coefficients[i, j] * e, with e added to parity row i all others are
+        zero: r >= 2 tell one wrong member from another. With r = 1, or where more are wrong, they cannot, and the data
+        rows count as right, because they are what training uses.
+        """
+        nonzero = some.values.any(axis=2)
+        count = nonzero.sum(axis=0)
+        data_row = np.full(len(some.keys), -1)
+        if code.r > 1:
+            rows = self._row_exists(some)
+            for j in range(code.k):
+                fits = (count == code.r) & rows[j]
+                ratio = gf_inverse(int(code.coefficients[0, j]))
+                for i in range(1, code.r):
+                    scaled = _times(gf_multiply(ratio, int(code.coefficients[i, j])), some.values[0])
+                    fits &= (scaled == some.values[i]).all(axis=1)
+                data_row[fits] = j
+        in_data = data_row >= 0
+        parity, which = np.nonzero(nonzero & ~in_data)
+        sure = (count[which] == 1) & (code.r > 1)
+        return Findings(
+            np.concatenate([some.keys[in_data], some.keys[which]]),
+            np.concatenate([data_row[in_data], code.k + parity]).astype(np.uint8),
+            np.where(np.concatenate([np.ones(int(in_data.sum()), np.bool_), sure]), LOCATED, UNSURE).astype(np.uint8),
+        )
+
+    def _row_exists(self, some: Syndromes) -> Any:
+        """bool[k, m]: the last stripe of a table may have fewer than k rows."""
+        membership = self.machine.membership
+        spec = membership.tables[some.table]
+        stripes = (some.keys & np.uint64((1 << KEY_BITS) - 1)).astype(np.int64)
+        first = (stripes * membership.groups + self.machine.group) * spec.code.k
+        return first[None, :] + np.arange(spec.code.k)[:, None] < spec.rows
+
+    # ------------------------------------------------------------------ corrections
+    def _correct(self, request: int, running: Running, code: Code, taken: list[tuple[Any, Any]]) -> None:
+        machine = self.machine
+        assert running.findings is not None
+        keys, slots, _ = running.findings
+        for i, holder in enumerate(machine.placement.classes[running.class_id].parity):
+            wrong = keys[slots == code.k + i]
+            if not len(wrong):
+                continue
+            rows = wrong, _select(machine.store, *taken[i], wrong)
+            if holder == machine.shard:
+                self._add_to_parity(running.class_id, *rows)
+            else:
+                running.waiting.add(holder)
+                correct = m.CorrectParity(machine.view, request, running.class_id)
+                machine.send(machine.peers[holder], correct, rows)
+
+    def _add_to_parity(self, class_id: int, keys: Any, records: Any) -> None:
+        """XOR into my parity rows. The store takes data rows, which it multiplies by the coefficient."""
+        machine = self.machine
+        stripe = machine.placement.classes[class_id]
+        coefficient = machine.repairs.code(class_id).coefficients[stripe.parity.index(machine.shard), 0]
+        scaled = RowBuffer(machine.store)
+        scaled.fold(gf_inverse(int(coefficient)), keys, records)
+        machine.store.fold(stripe.data[0], ALL_CLASSES, *scaled.take())
+        self.corrected += len(keys)
+        named = ", ".join(f"{key >> KEY_BITS}:{key & (1 << KEY_BITS) - 1}" for key in keys[:8].tolist())
+        machine.note(
+            "warning", f"a scrub corrected {len(keys)} parity rows of class {class_id}: (table:stripe) {named}"
+        )
+
+    def on_correct_parity(self, peer: Peer, message: m.CorrectParity, frames: m.Frames) -> None:
+        machine = self.machine
+        keys = arrays.keys(frames[0])
+        machine.repairs.check(Stripes(message.class_id, 0, 0), keys, as_data=False)
+        if machine.placement.classes[message.class_id].parity[0] != peer.shard:
+            raise ValueError(f"shard {peer.shard} corrects class {message.class_id}, whose scrub it does not lead")
+        self._add_to_parity(message.class_id, keys, arrays.records(frames[1]))
+        machine.send(peer, m.ParityCorrected(machine.view, message.request))
+
+    def on_parity_corrected(self, peer: Peer, message: m.ParityCorrected, frames: m.Frames) -> None:
+        running = self.running.get(message.request)
+        if running is not None and peer.shard in running.waiting:
+            running.waiting.discard(peer.shard)
+            self._answer(message.request, running)
+
+    # ------------------------------------------------------------------ the end
+    def _answer(self, request: int, running: Running) -> None:
+        if running.waiting or running.result is None or running.findings is None:
+            return
+        del self.running[request]
+        self.machine.reply(running.tool, _renumbered(running.result, running.request), running.findings)
+
+    def _give_up(self, request: int, reason: str) -> None:
+        running = self.running.pop(request)
+        self._busy(running.tool, running.request, reason)
+
+    def forget_all(self) -> None:
+        """trap: a scrub lives within one view, as a repair does."""
+        for request in list(self.running):
+            self._give_up(request, "the membership changed; ask again")
+
+    def on_tick(self) -> None:
+        machine = self.machine
+        abandoned_ms = TIMEOUT_FACTOR_MAX * machine.config.repair_timeout_ms
+        for request, running in list(self.running.items()):
+            # trap: one that waits for corrections only ends with its view: a second one could correct them again
+            if not running.waiting and machine.now_ms - running.at_ms > abandoned_ms:
+                machine.repairs.assemblies.pop(request, None)
+                self._give_up(request, "a member did not answer; ask again")
+
+
+def _nothing() -> Findings:
+    return Findings(np.zeros(0, np.uint64), np.zeros(0, np.uint8), np.zeros(0, np.uint8))
+
+
+def _renumbered(result: m.ScrubResult, request: int) -> m.ScrubResult:
+    return m.ScrubResult(
+        request, result.class_id, result.last, result.size, result.stripes, result.parity_rows, result.bytes_read,
+        result.repaired,
+    )  # fmt: skip
+
+
+def _times(factor: int, records: Any) -> Any:
+    return np.array([gf_multiply(factor, byte) for byte in range(256)], np.uint8)[records]
+
+
+def _places(store: Any, keys: Any) -> tuple[Any, Any]:
+    """Where the record of each key begins in a blob, and how long it is."""
+    tables = (keys >> np.uint64(KEY_BITS)).astype(np.int64)
+    sizes = np.array([store.record_bytes(table) for table in range(store.tables)], np.int64)[tables]
+    return np.cumsum(sizes) - sizes, sizes
+
+
+def _select(store: Any, keys: Any, records: Any, wanted: Any) -> Any:
+    """The records of ``wanted``, which are among the keys, as a blob in that order."""
+    starts, sizes = _places(store, keys)
+    order = np.argsort(keys)
+    at = order[np.searchsorted(keys, wanted, sorter=order)]
+    ends = np.cumsum(sizes[at])
+    total = int(ends[-1]) if len(at) else 0
+    index = np.arange(total) + np.repeat(starts[at] - (ends - sizes[at]), sizes[at])
+    return np.ascontiguousarray(records[index])
+
+
+def _by_table(store: Any, bad: list[Any], taken: list[tuple[Any, Any]]) -> Iterator[Syndromes]:
+    """The stripes that are bad for any parity holder, with all their syndromes, table by table."""
+    keys = np.unique(np.concatenate(bad))
+    tables = keys >> np.uint64(KEY_BITS)
+    for table in np.unique(tables).tolist():
+        some = keys[tables == table]
+        values = np.zeros((len(taken), len(some), store.record_bytes(table)), np.uint8)
+        for i, (have, records) in enumerate(taken):
+            here = np.isin(some, have)
+            values[i, here] = _select(store, have, records, some[here]).reshape(-1, values.shape[2])
+        yield Syndromes(table, some, values)

@@ -1,0 +1,360 @@
+"""What schedules reached: faults that struck, transitions of the machines, and the situations of the known traps.
+
+A `Watch` puts itself between a shard's machine and its handlers: it counts what is really handled, in which state, and
+looks just before whether the handler now meets a situation in which a trap could snap. The machines know nothing of it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ecrec.protocol import arrays
+from ecrec.protocol import messages as m
+from ecrec.protocol.client import ClientMachine
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.messages import RECOVERING, SCHEDULER, SHARD, WORKER, Address
+from ecrec.protocol.scheduler import Group, SchedulerMachine
+from ecrec.protocol.seeding import ALL_CLASSES
+from ecrec.protocol.shard import ShardMachine
+
+FAULTS_COUNTED = (
+    "message delayed by a straggler", "message lost", "message delivered twice", "message overtook one of another link",
+    "views held up", "connection broken", "connection made again", "delivered again after a reconnect, and dropped",
+    "slow link", "slow shard", "stuck shard", "stalled shard, taken for dead", "stalled worker",
+    "partition, one way, of two shards", "partition, one way, of two shards, until one is replaced",
+   
+    "partition, one way, of a worker and a shard", "partition, one way, from the scheduler",
+    "partition, one way, to the scheduler: taken for dead, and works on", "crash of a shard at a message",
+    "crash of a shard at any time", "crash of a shard in a recovery", "crash of a recovering shard",
+    "r simultaneous crashes, r > 1", "more than r simultaneous crashes", "crash of the scheduler at rest",
+    "crash of the scheduler between two effects", "crash of the scheduler in a recovery",
+    "crash of a worker", "jump of a shard's clock", "jump of a worker's clock", "jump of the scheduler's clock",
+)  # fmt: skip
+"""Every fault that is to happen; the runs count them under these names."""
+
+TRAPS = {
+    "marks-with-report": "a report names watermarks that only the undo records know",
+    "reporter-dies": "a survivor dies between its report and the decision of the cut",
+    "reports-differ": "survivors have different last windows of the dead",
+    "undone-beyond-the-cut": "a survivor undoes windows beyond the cut",
+    "nothing-heard": "an incarnation dies, and a survivor has not heard of it since it came up",
+    "younger-reporter": "a shard that came up after the dead one died reports next to others",
+    "settle-confirmed": "a replacement waits until all have confirmed the settlement",
+    "push-again": "a push that was applied comes again",
+    "stable-before-durable": "a shard dies with applied pushes that are not stable",
+    "pull-again": "an exact pull is asked again of another incarnation",
+    "recovering-marks": "a recovering member marks, with deltas in its open window",
+    "repair-in-one-view": "a view comes while repairs are under way",
+    "old-view-dropped": "a repair's message of an earlier view comes",
+    "no-repair-unsettled": "a lost row is wanted between ShardDown and Settle",
+    "held-behind-view": "windows come behind a message that waits for its view",
+    "seed-stable": "the end of a seed is undone",
+    "seed-starts-over": "a class that is partly seeded starts over",
+    "wiped-not-undone": "undo records of a class that starts over lose it",
+    "old-round-skipped": "a window carries rows of a class whose round is not the asked one",
+    "round-once": "a round of seeding is heard of twice",
+    "joined-before-push": "a push waits for Joined, of a peer that wants no more seeds of some class",
+    "persist-first": "the scheduler dies between persisting and sending",
+    "fenced": "a message of a fenced incarnation arrives",
+    "too-many": "more shards die than the code stands",
+}
+"""Trap, as named in docs/protocol.md -> the situation in which it could snap."""
+
+GHOST_READ = "a shard that was declared dead answers a pull"
+
+VIEWS = ("ShardDown", "Settle", "ShardUp", "ShardWhole", "TableAdded", "WorkerFenced", "Reinitialise")
+STAGES = ("nothing repaired yet", "repairs and seeds under way", "data here, seeds missing", "seeds here, data missing")
+"""Where a recovering shard can stand when something dies."""
+
+
+@dataclass
+class Coverage:
+    """Counters, by name."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    transitions: Counter[str] = field(default_factory=Counter)
+    traps: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Coverage") -> None:
+        self.faults.update(other.faults)
+        self.transitions.update(other.transitions)
+        self.traps.update(other.traps)
+
+    def missing(self) -> list[str]:
+        """Faults, traps and transitions that were never seen."""
+        wanted = ((self.faults, FAULTS_COUNTED), (self.traps, TRAPS), (self.transitions, transitions()))
+        return [name for counter, names in wanted for name in names if not counter[name]]
+
+    def report(self) -> str:
+        """For people: how often each was seen."""
+        parts = (
+            ("faults", self.faults, FAULTS_COUNTED),
+            ("situations of traps", self.traps, list(TRAPS)),
+            ("transitions", self.transitions, sorted({*transitions(), *self.transitions})),
+        )
+        lines: list[str] = []
+        for title, counter, names in parts:
+            lines.append(f"{title}: {sum(1 for name in names if counter[name])} of {len(names)}")
+            for name in names:
+                meaning = f": {TRAPS[name]}" if name in TRAPS else ""
+                lines.append(f"  {counter[name] or 'never':>9}  {name}{meaning}")
+        return "\n".join(lines)
+
+
+def transitions() -> list[str]:
+    """All that can happen to a machine: what it takes, by its state. Read from the machines' own tables."""
+    shard, scheduler = ShardMachine("", ""), SchedulerMachine(1, 1, ProtocolConfig(), None)
+    by_state: list[tuple[str, type]] = []
+    for kind in [*shard._from_shards, *shard._from_clients]:
+        by_state += [("up", kind), (RECOVERING, kind)]
+    by_state = [pair for pair in by_state if pair not in IMPOSSIBLE]
+    names = [f"shard {state}: {kind.__name__}" for state, kind in by_state]
+    names += ["shard unplaced: Start of a new group", "shard unplaced: Start of a replacement"]
+    names += [f"shard {state}: view {view}" for state in ("up", RECOVERING) for view in VIEWS]
+    names += ["shard up: view DataLost", "shard: Fenced"]
+    names += [f"worker: view {view}" for view in (*VIEWS, "Start", "DataLost")]
+    names += [f"worker: {kind}" for kind in ("Welcome", "PushAck", "Rows", "TableReady", "Leased", "NoSplit")]
+    names += [f"scheduler: {kind.__name__}" for kind in scheduler._handlers]
+    names.append(GHOST_READ)
+    names += [f"a death, while a shard recovers: {stage}" for stage in STAGES]
+    return names
+
+
+CORRECTIONS = (m.CorrectParity, m.ParityCorrected)
+IMPOSSIBLE = {(RECOVERING, kind) for kind in (m.Repair, m.CaptureParity, m.Mark, m.Captured, *CORRECTIONS)}
+"""Only shards that are whole are asked for parity, in the view that says so."""
+IMPOSSIBLE |= {("up", kind) for kind in CORRECTIONS}
+"""No fault harms parity; what a scrub corrects is tested in tests/unit/protocol/test_scrub.py."""
+
+
+class Watch:
+    """Stands between one shard's machine and its handlers."""
+
+    def __init__(self, coverage: Coverage, machine: ShardMachine) -> None:
+        self.coverage = coverage
+        self.machine = machine
+        self._heard: set[tuple[int, int]] = set()
+        """(shard, epoch) of which a Join came."""
+        self._extra: dict[type, Callable[..., None]] = {
+            m.Window: self._window,
+            m.Join: self._join,
+            m.Joined: self._joined,
+            m.Snap: self._snap,
+            m.ShardDown: self._down,
+            m.Settle: self._settle,
+        }
+        machine.seeding.on_reseed = self._around_reseed(machine.seeding.on_reseed)  # type: ignore[method-assign]
+        machine._from_shards[m.Reseed] = machine.seeding.on_reseed
+        for table in (machine._from_shards, machine._from_clients, machine.membership._apply):
+            for kind, handler in table.items():
+                table[kind] = self._around(kind, handler)
+        machine._on_shard = self._around_arrival(machine._on_shard)  # type: ignore[method-assign,assignment]
+        machine.seeding.start_over = self._before(machine.seeding.start_over, self._start_over)  # type: ignore[method-assign]
+        machine.repairs.forget_all = self._before(machine.repairs.forget_all, self._forget_all)  # type: ignore[method-assign]
+        machine.repairs.ask = self._before(machine.repairs.ask, self._ask)  # type: ignore[method-assign]
+
+    def _around(self, kind: type, handler: Callable[..., None]) -> Callable[..., None]:
+        look, name, machine = self._extra.get(kind), kind.__name__, self.machine
+        if issubclass(kind, m.View):
+            name = f"view {name}"
+        transitions = self.coverage.transitions
+
+        def handle(*arguments: Any) -> None:
+            transitions[f"shard {machine.state}: {name}"] += 1
+            if look is not None:
+                look(*arguments)
+            if kind is m.Push:
+                self._push(arguments[0], arguments[1])
+            handler(*arguments)
+
+        return handle
+
+    @staticmethod
+    def _before(real: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            look(*arguments)
+            return real(*arguments)
+
+        return call
+
+    def trap(self, name: str) -> None:
+        assert name in TRAPS, name
+        self.coverage.traps[name] += 1
+
+    # ------------------------------------------------------------------ what comes in
+    def _around_arrival(self, real: Callable[[Any], None]) -> Callable[[Any], None]:
+        machine = self.machine
+
+        def on_shard(event: Any) -> None:
+            source = event.source
+            peer = machine.peers.get(source.id - machine.base) if machine.state else None
+            if peer is None or peer.shard == machine.shard:
+                real(event)
+                return
+            held, state = len(peer.held), (source.epoch < peer.epoch or peer.settling)
+            view = getattr(event.message, "view", None)
+            if state and source.epoch <= peer.epoch:
+                self.trap("fenced")
+            elif source.epoch == peer.epoch and view is not None and view < machine.view and not held:
+                self.trap("old-view-dropped")
+            real(event)
+            behind = isinstance(event.message, m.Window) and source.epoch == peer.epoch
+            if behind and held and len(peer.held) > held and getattr(peer.held[0].message, "view", -1) > machine.view:
+                self.trap("held-behind-view")
+
+        return on_shard
+
+    def _window(self, peer: Any, window: m.Window, frames: Any) -> None:
+        machine = self.machine
+        if machine.state != RECOVERING or not len(frames[0]):
+            return
+        mask = machine.seeding.accepted(peer.shard, {**peer.rounds, **window.begins})
+        if mask != ALL_CLASSES:
+            classes = machine.store.classes(arrays.keys(frames[0])).tolist()
+            if any(not mask >> class_id & 1 for class_id in classes):
+                self.trap("old-round-skipped")
+
+    def _join(self, peer: Any, message: m.Join, frames: Any) -> None:
+        self._heard.add((peer.shard, peer.epoch))
+
+    def _push(self, source: Address, push: m.Push) -> None:
+        if push.number <= self.machine.marks.get(source.id, 0):
+            self.trap("push-again")
+
+    # ------------------------------------------------------------------ a death
+    def _down(self, view: m.ShardDown) -> None:
+        machine = self.machine
+        if view.shard == machine.shard:
+            return
+        peer = machine.peers[view.shard]
+        if peer.epoch > 1 and peer.received is not None and (peer.shard, peer.epoch) not in self._heard:
+            self.trap("nothing-heard")
+        if any(undo.marks for undo in peer.undo):
+            self.trap("marks-with-report")
+        if machine.state == RECOVERING:
+            self.coverage.transitions[f"a death, while a shard recovers: {stage(machine)}"] += 1
+
+    def _settle(self, view: m.Settle) -> None:
+        undone = [undo for undo in self.machine.peers[view.shard].undo if undo.number > view.window]
+        if any(undo.keys.size for undo in undone):
+            self.trap("undone-beyond-the-cut")
+        if any(undo.ends for undo in undone):
+            self.trap("seed-stable")
+
+    # ------------------------------------------------------------------ repair
+    def _snap(self, peer: Any, message: m.Snap, frames: Any) -> None:
+        if self.machine.state == RECOVERING and self.machine.buffers.rows():
+            self.trap("recovering-marks")
+
+    def _forget_all(self) -> None:
+        repairs = self.machine.repairs
+        if repairs.asked or repairs.assemblies:
+            self.trap("repair-in-one-view")
+
+    def _ask(self, keys: Any) -> None:
+        if not self.machine.settled:
+            self.trap("no-repair-unsettled")
+
+    # ------------------------------------------------------------------ seeding
+    def _start_over(self) -> None:
+        machine = self.machine
+        if machine.state != RECOVERING:
+            return
+        unfinished = [c for c in machine.seeding.done if machine.seeding._unfinished(c)]
+        if any(machine.seeding.done[class_id] for class_id in unfinished):
+            self.trap("seed-starts-over")
+        mask = sum(1 << class_id for class_id in unfinished)
+        if any(undo.class_mask & mask and undo.keys.size for p in machine.peers.values() for undo in p.undo):
+            self.trap("wiped-not-undone")
+
+    def _around_reseed(self, real: Callable[..., None]) -> Callable[..., None]:
+        def on_reseed(peer: Any, message: m.Reseed, frames: Any) -> None:
+            if message.round <= peer.seeding.get(message.class_id, -1):
+                self.trap("round-once")
+            real(peer, message, frames)
+
+        return on_reseed
+
+    def _joined(self, peer: Any, message: m.Joined, frames: Any) -> None:
+        machine = self.machine
+        finished = [c for shard, c in machine.seeding.tasks if shard == peer.shard and c not in message.rounds]
+        if peer.awaits_joined and finished and any(worker.queue for worker in machine.workers.values()):
+            self.trap("joined-before-push")
+
+
+def stage(machine: ShardMachine) -> str:
+    """One of `STAGES`."""
+    data_here = machine.repairs.complete()
+    if machine.seeding.complete():
+        return STAGES[3]
+    if data_here:
+        return STAGES[2]
+    touched = any(machine.seeding.done.values()) or len(machine.repairs.incomplete) < len(
+        machine.placement.data_classes(machine.shard)
+    )
+    return STAGES[1] if touched else STAGES[0]
+
+
+class Witness:
+    """Watches what is not a shard's: the scheduler's decisions, workers, and what processes are told."""
+
+    def __init__(self, coverage: Coverage) -> None:
+        self.coverage = coverage
+        self._pulled: dict[tuple[Any, int, int], int] = {}
+        """(worker's machine, request, shard) -> epoch asked."""
+
+    def announced(self, scheduler: SchedulerMachine, number: int, view: m.View) -> None:
+        """A view is sent for the first time."""
+        group = scheduler.state.groups[number]
+        traps = self.coverage.traps
+        if isinstance(view, m.Settle):
+            settlement = group.settlements.get(view.shard)
+            windows = {report.window for report in settlement.reports.values()} if settlement else set()
+            if len(windows - {-1}) > 1:
+                traps["reports-differ"] += 1
+            if -1 in windows and len(windows) > 1:
+                traps["younger-reporter"] += 1
+            if settlement and not self._confirmed(scheduler, number, group, settlement.view):
+                traps["settle-confirmed"] += 1
+        elif isinstance(view, m.ShardDown):
+            for shard, settlement in group.settlements.items():
+                if shard != view.shard and settlement.view < 0 and f"{view.shard}:{view.epoch}" in settlement.reports:
+                    traps["reporter-dies"] += 1
+        elif isinstance(view, m.DataLost):
+            traps["too-many"] += 1
+
+    @staticmethod
+    def _confirmed(scheduler: SchedulerMachine, number: int, group: Group, view: int) -> bool:
+        contacts = (scheduler.contacts.get((number, s)) for s, p in enumerate(group.places) if p.state != m.DOWN)
+        return all(contact is not None and contact.view >= view for contact in contacts)
+
+    def sent(self, machine: ClientMachine, to: Address, message: Any) -> None:
+        """A worker sends something to a shard."""
+        if isinstance(message, m.Pull) and message.after:
+            key = (machine, message.request, to.id)
+            if self._pulled.setdefault(key, to.epoch) != to.epoch:
+                self.coverage.traps["pull-again"] += 1
+                self._pulled[key] = to.epoch
+
+    def took(self, role: int, machine: Any, message: Any) -> None:
+        """A worker, the scheduler or an unplaced shard is about to take a message."""
+        transitions, kind = self.coverage.transitions, type(message).__name__
+        if role == SCHEDULER:
+            transitions[f"scheduler: {kind}"] += 1
+        elif role == WORKER:
+            if isinstance(message, m.Views):
+                for view in message.views:
+                    transitions[f"worker: view {type(view).__name__}"] += 1
+            else:
+                transitions[f"worker: {kind}"] += 1
+        elif role == SHARD and isinstance(message, m.Fenced):
+            transitions["shard: Fenced"] += 1
+        elif role == SHARD and isinstance(message, m.Views) and not machine.state:
+            self._placed(message.views)
+
+    def _placed(self, views: Sequence[m.AnyView]) -> None:
+        starts = [view for view in views if isinstance(view, m.Start)]
+        if starts:
+            what = "a replacement" if starts[0].recovering else "a new group"
+            self.coverage.transitions[f"shard unplaced: Start of {what}"] += 1

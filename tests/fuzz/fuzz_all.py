@@ -1,0 +1,70 @@
+"""Fuzz everything for a while, guided by coverage, and say how much that was. Needs ``pip install atheris``.
+
+    python tests/fuzz/fuzz_all.py --seconds 150 --report fuzz.json
+
+The time is shared by all targets. Exit code 1 if an input broke a promise: the last words are shown, and the input
+is in the working directory.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit" / "protocol")]
+
+from targets import TARGETS  # noqa: E402
+
+START_S_MAX = 120
+"""For a target to begin, on a busy machine: it imports and instruments everything first."""
+SECONDS_MIN = 2
+
+
+def fuzz(target: str, seconds: int) -> dict[str, int]:
+    """Inputs, bytes and edges covered; raises RuntimeError with the fuzzer's last words if a promise was broken."""
+    with tempfile.TemporaryDirectory() as scratch:
+        counts = Path(scratch) / "counts"
+        command = [sys.executable, str(Path(__file__).with_name("fuzz_coverage.py")), target, "--seconds", str(seconds)]
+        done = subprocess.run(
+            [*command, "--counts", str(counts)],
+            capture_output=True, text=True, timeout=seconds + START_S_MAX, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{target} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+        inputs, size = (int(number) for number in np.fromfile(counts, np.int64))
+    covered = [int(number) for number in re.findall(r"cov: (\d+)", done.stderr)]
+    if not covered:
+        raise RuntimeError(f"{target}: no edge was counted, so nothing was guided by coverage:\n{done.stderr[-4000:]}")
+    return {"seconds": seconds, "inputs": inputs, "bytes": size, "edges": max(covered)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=int, default=150, help="for all targets together")
+    parser.add_argument("--report", type=Path, help="write the figures here, as JSON")
+    args = parser.parse_args()
+    seconds = max(SECONDS_MIN, args.seconds // len(TARGETS))
+    figures, broken = {}, 0
+    print(f"{'target':<12}{'seconds':>8}{'inputs':>10}{'bytes':>13}{'edges':>8}")
+    for target in TARGETS:
+        try:
+            found = figures[target] = fuzz(target, seconds)
+        except RuntimeError as error:
+            broken += 1
+            print(f"FAILED: {error}")
+            continue
+        print(f"{target:<12}{seconds:>8}{found['inputs']:>10}{found['bytes']:>13}{found['edges']:>8}", flush=True)
+    total = {name: sum(found[name] for found in figures.values()) for name in ("seconds", "inputs", "bytes")}
+    print(f"{'all':<12}{total['seconds']:>8}{total['inputs']:>10}{total['bytes']:>13}  {broken} broken promises")
+    if args.report:
+        args.report.write_text(json.dumps({"targets": figures, "total": total, "broken": broken}, indent=1) + "\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
