@@ -13,7 +13,7 @@ KERNEL = "ECREC_KERNEL"
 """Name of the kernel to use in place of the fastest one; one that is unknown or cannot run here is an error."""
 
 THREADS = "ECREC_THREADS"
-"""Over how many threads a server divides bulk operations; 1 if not set, which is right where several share a machine."""
+"""Over how many threads a server divides bulk operations; 1 if not set, as where several servers share a machine."""
 
 CURVE_DIR = "ECREC_CURVE_DIR"
 """Directory of keys (``ecrec/transport/curve.py``) where ``--curve-dir`` names none; empty or not set: no keys."""

@@ -33,7 +33,7 @@ void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const 
 
 void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target) {
     for (std::size_t m = 0; m < rows; ++m) {
-        if (source[m] != nullptr) std::memcpy(target + m * bytes, source[m], bytes);
+        if (source[m] != nullptr && bytes != 0) std::memcpy(target + m * bytes, source[m], bytes);
     }
 }
 
