@@ -57,3 +57,10 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     resend_ms: int = 500
     """A worker sends what a shard has not answered for so long again; the shard drops what it has."""
+
+    huge_pages_interval_ms: int = 20
+    """How often a shard that has nothing else to do looks for parts of its tables that huge pages would hold better."""
+
+    huge_pages_extents: int = 4
+    """Extents of 2 MiB that it looks at each time: 0.2 ms for one that is moved, so that a push which comes meanwhile
+    waits for 1 ms at most. A table of 1 GB is gone through in 3 s."""

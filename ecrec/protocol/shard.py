@@ -120,6 +120,7 @@ class ShardMachine:
         self._window_due_ms = NEVER_MS
         self._window_closed_ms = -1e18
         self._status_at_ms = -1e18
+        self._huge_pages_at_ms = -1e18
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
         self.repairs = Repairs(self)
@@ -554,6 +555,17 @@ class ShardMachine:
                 self._acknowledge(peer)
         if self.now_ms - self._status_at_ms >= self.config.heartbeat_ms:
             self.status_due = True
+        self._use_huge_pages()
+
+    def _use_huge_pages(self) -> None:
+        """Move a little of the tables to huge pages, if nobody waits for anything and all shards are whole."""
+        whole = self.state == UP and all(p.state == UP for p in self.peers.values() if p.shard != self.shard)
+        if not whole or self.now_ms - self._huge_pages_at_ms < self.config.huge_pages_interval_ms:
+            return
+        if self.pulls or self.seeding.tasks or any(w.queue for w in self.workers.values()):
+            return
+        self._huge_pages_at_ms = self.now_ms
+        self.store.use_huge_pages(self.config.huge_pages_extents)
 
     def _send_status(self) -> None:
         self.status_due = False
