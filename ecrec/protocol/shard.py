@@ -595,10 +595,10 @@ def _sections(sections: list[m.Section], frames: m.Frames, values: bool) -> list
     for i, section in enumerate(sections):
         rows = arrays.array(frames[each * i], np.int64, f"row ids of section {i}")
         tables, counts = np.array(section.tables, np.int32), np.array(section.counts, np.int64)
-        if len(tables) != len(counts) or (counts < 0).any() or int(counts.sum()) != len(rows):
+        total = sum(section.counts)
+        if len(tables) != len(counts) or min(section.counts, default=0) < 0 or total != len(rows):
             raise ValueError(
-                f"section {i}: {len(tables)} tables, {len(counts)} counts with sum {int(counts.sum())}, "
-                f"{len(rows)} row ids"
+                f"section {i}: {len(tables)} tables, {len(counts)} counts with sum {total}, {len(rows)} row ids"
             )
         data = arrays.array(frames[each * i + 1], np.float32, f"values of section {i}") if values else None
         out.append(Rows(tables, counts, rows, data))
