@@ -3,7 +3,8 @@
 A step pulls the rows, then pushes a gradient for each; the next pull sees it. Batches take turns. The seconds of a
 round are wall-clock time from the first pull until every push is done, which for ours means *durable*: with 4+1, its
 deltas are with the peers that hold the parity. Ours is a cluster of processes as `ecrec-scheduler` and `ecrec-ps` make
-it, and a `Session`, with its copies into one array and its search for gradients that are not finite; in the case 4+1
+it, and a `Session`, with its copies into one array (of several
+servers' answers) and its search for gradients that are not finite; in the case 4+1
 the same rows lie on five servers. Finding out which shard has which row is part of `plan_batch`, so it is in the suite
 batch. The peers have one server without redundancy: what they do on it stands in ``peers/torch_server.py``.
 
@@ -81,7 +82,11 @@ class Rows:
 
     def fill(self, answers: Mapping[int, Any]) -> None:
         for shard, frame in answers.items():
-            self.values[self._slice(shard)] = np.frombuffer(frame, np.float32).reshape(-1, SERVED_DIM)
+            values = np.frombuffer(frame, np.float32).reshape(-1, SERVED_DIM)
+            if len(values) == len(self.values):
+                self.values = values
+            else:
+                self.values[self._slice(shard)] = values
 
 
 class Ours:

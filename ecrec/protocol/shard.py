@@ -136,6 +136,7 @@ class ShardMachine:
         self._window_due_ms = NEVER_MS
         self._window_closed_ms = -1e18
         self._status_at_ms = -1e18
+        self._huge_pages_at_ms = -1e18
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
         self.repairs = Repairs(self)
@@ -628,6 +629,17 @@ class ShardMachine:
                 self._acknowledge(peer)
         if self.now_ms - self._status_at_ms >= self.config.heartbeat_ms:
             self.status_due = True
+        self._use_huge_pages()
+
+    def _use_huge_pages(self) -> None:
+        """Move a little of the tables to huge pages, if nobody waits for anything and all shards are whole."""
+        whole = self.state == UP and all(p.state == UP for p in self.peers.values() if p.shard != self.shard)
+        if not whole or self.now_ms - self._huge_pages_at_ms < self.config.huge_pages_interval_ms:
+            return
+        if self.pulls or self.seeding.tasks or any(w.queue for w in self.workers.values()):
+            return
+        self._huge_pages_at_ms = self.now_ms
+        self.store.use_huge_pages(self.config.huge_pages_extents)
 
     def _send_status(self) -> None:
         self.status_due = False
@@ -658,10 +670,10 @@ def _sections(sections: list[m.Section], frames: m.Frames, values: bool) -> list
     for i, section in enumerate(sections):
         rows = arrays.array(frames[each * i], np.int64, f"row ids of section {i}")
         tables, counts = np.array(section.tables, np.int32), np.array(section.counts, np.int64)
-        if len(tables) != len(counts) or (counts < 0).any() or int(counts.sum()) != len(rows):
+        total = sum(section.counts)
+        if len(tables) != len(counts) or min(section.counts, default=0) < 0 or total != len(rows):
             raise ValueError(
-                f"section {i}: {len(tables)} tables, {len(counts)} counts with sum {int(counts.sum())}, "
-                f"{len(rows)} row ids"
+                f"section {i}: {len(tables)} tables, {len(counts)} counts with sum {total}, {len(rows)} row ids"
             )
         data = arrays.array(frames[each * i + 1], np.float32, f"values of section {i}") if values else None
         out.append(Rows(tables, counts, rows, data))

@@ -220,9 +220,13 @@ class _BatchRows:
         return slice(int(self._float_ends[shard]), int(self._float_ends[shard + 1]))
 
     def fill(self, answers: Mapping[int, Any]) -> None:
-        """Copy each shard's rows to their slice."""
+        """Copy each shard's rows to their slice; those of a single shard are taken as they came."""
         for shard, frame in answers.items():
-            self.values[self._slice(shard)] = np.frombuffer(frame, np.float32)
+            values = np.frombuffer(frame, np.float32)
+            if len(values) == len(self.values):
+                self.values = values
+            else:
+                self.values[self._slice(shard)] = values
 
     def shares_with(self, gradients: F32) -> dict[int, Share]:
         """The same rows with their gradients, which are not copied."""

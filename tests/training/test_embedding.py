@@ -75,7 +75,9 @@ def reference(tables: dict[str, nn.EmbeddingBag], batch: KeyedJaggedTensor) -> t
     return torch.cat(out, dim=1)
 
 
-def test_output_and_gradients_are_those_of_torch(session: Session) -> None:
+@pytest.mark.parametrize(("shards", "code"), [(3, "2+1"), (1, "1+0")])
+def test_output_and_gradients_are_those_of_torch(shards: int, code: str) -> None:
+    session = InProcessCluster(shards).session(code=code)
     rng = np.random.default_rng(1)
     sparse = EmbeddingBagCollection(session, CONFIGS, SGD(lr=1.0), seed=3)
     assert sparse.dim == 8 + 4 + 4 + 12

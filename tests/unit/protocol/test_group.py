@@ -1,12 +1,25 @@
 """A whole group of machines: pushes, deaths, repair, seeding."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cluster import Cluster, table
 
+from ecrec._native import Store
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Disconnected, Received, Tick
-from ecrec.protocol.messages import DOWN, RECOVERING, SHARD, UP, Address, Register
+from ecrec.protocol.messages import (
+    DOWN,
+    RECOVERING,
+    SHARD,
+    UP,
+    WORKER,
+    Address,
+    Pull,
+    Register,
+    Section,
+)
 from ecrec.protocol.scheduler import SchedulerMachine, cut_off
 
 
@@ -344,3 +357,48 @@ def test_a_member_that_stood_still_accuses_nobody() -> None:
 ])  # fmt: skip
 def test_who_is_taken_out_when_members_miss_each_other(accusations, whole, victim) -> None:
     assert cut_off(accusations, whole) == victim
+
+
+class WatchedStore:
+    """A store that keeps what it is asked to do for huge pages."""
+
+    def __init__(self, store: Store) -> None:
+        self.extents: list[int] = []
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def use_huge_pages(self, extents: int) -> None:
+        self.extents.append(extents)
+        self._store.use_huge_pages(extents)
+
+
+def test_huge_pages_are_made_now_and_then_while_nobody_waits() -> None:
+    cluster, spec = Cluster(5), table()
+    cluster.create(spec)
+    machine, extents = cluster.shard(1), cluster.config.huge_pages_extents
+    machine.store = watched = WatchedStore(machine.store)
+    cluster.tick(20)
+    cluster.tick(5)
+    assert watched.extents == [extents]
+    cluster.tick(15)
+    assert watched.extents == [extents] * 2
+    waits = Pull(1, 1, False, [Section([0], [1])])
+    row = np.array([1], np.int64)
+    cluster.give(cluster.shards[1], Received(Address(WORKER, 0, cluster.client.epoch), waits, (row.view(np.uint8),)))
+    assert machine.pulls
+    cluster.tick(100)
+    assert watched.extents == [extents] * 2
+    machine.pulls.clear()
+    cluster.tick(20)
+    assert watched.extents == [extents] * 3
+    cluster.kill(4)
+    cluster.settle_down(lambda: machine.peers[4].state == DOWN)
+    watched.extents.clear()
+    cluster.tick(100)
+    assert not watched.extents
+    cluster.replace(4)
+    cluster.settle_down(lambda: machine.peers[4].state == UP)
+    cluster.tick(20)
+    assert watched.extents
