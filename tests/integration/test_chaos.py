@@ -37,7 +37,7 @@ def test_random_kills_change_nothing(trainer):
     "options",
     [
         ("--steps", "1200", "--code", "3+2", "--transport", "tcp"),
-        ("--steps", "400", "--workers", "2", "--sync", "--optimizer", "adam"),
+        ("--steps", "1600", "--workers", "2", "--sync", "--optimizer", "adam"),
     ],
     ids=["3+2 over tcp", "two workers in step"],
 )
