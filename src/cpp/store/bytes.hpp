@@ -79,11 +79,6 @@ inline void xor_into(std::uint8_t* target, const std::uint8_t* source, std::size
     }
 }
 
-inline void prefetch_read(const void* memory, std::size_t bytes) {
-    const auto* line = static_cast<const char*>(memory);
-    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 0);
-}
-
 inline void prefetch_write(const void* memory, std::size_t bytes) {
     const auto* line = static_cast<const char*>(memory);
     for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 1);
