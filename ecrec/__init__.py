@@ -1,10 +1,17 @@
 """Recommendation model training that survives parameter server deaths, by erasure coding."""
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ecrec.launch.connect import connect, local_cluster
+
+if find_spec("ecrec._native") is None:
+    raise ImportError(
+        f"{__path__[0]} is ecrec's source without its native module, found first because Python was started beside it "
+        "with -m or -c: start it elsewhere, use the installed commands (ecrec, ecrec-simulator), or pip install -e ."
+    )
 
 try:
     __version__ = version("ecrec")

@@ -1,4 +1,4 @@
-"""``python -m ecrec.simulator``: run schedules, replay one, make a failure smaller and keep it."""
+"""``ecrec-simulator``: run schedules, replay one, make a failure smaller and keep it."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from ecrec.simulator.run import COVERAGE, FAILURES, SEEDS_NIGHTLY, Totals, repla
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 fine, 3 a checker found an error, 4 no liveness, 5 a machine or the simulator raised, 6 fine, but
     with --require-coverage something was never reached."""
-    parser = argparse.ArgumentParser(prog="python -m ecrec.simulator", description=__doc__, epilog=main.__doc__)
+    parser = argparse.ArgumentParser(prog="ecrec-simulator", description=__doc__, epilog=main.__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="how many schedules")
     parser.add_argument("--nightly", action="store_true", help=f"{SEEDS_NIGHTLY} schedules")
     parser.add_argument("--first", type=int, default=0, help="first seed")
@@ -60,7 +60,7 @@ def _minimise(seed: int, keep: Path | None, last: int) -> int:
         return 0
     if keep is not None:
         kept.write(keep)
-        print(f"kept in {keep}; again: python -m ecrec.simulator --plan {keep} --trace")
+        print(f"kept in {keep}; again: ecrec-simulator --plan {keep} --trace")
     return replay(kept.plan, trace=False, last=last)
 
 

@@ -55,8 +55,8 @@ class Outcome:
         return (
             f"seed {self.seed}: {NAMES.get(self.code, 'fine')} ({self.where}): {self.text}\n"
             f"plan: {self.plan}\n"
-            f"again: python -m ecrec.simulator --replay {self.seed} --trace\n"
-            f"smaller: python -m ecrec.simulator --minimise {self.seed} --keep tests/simulator/kept/NAME.json\n"
+            f"again: ecrec-simulator --replay {self.seed} --trace\n"
+            f"smaller: ecrec-simulator --minimise {self.seed} --keep tests/simulator/kept/NAME.json\n"
             f"{self.story}\n"
         )
 

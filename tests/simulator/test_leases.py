@@ -1,7 +1,7 @@
 """Workers that lease their data, die and come back: who was trained on what, counted from the lineages.
 
 Each way in which a split could be handed on wrongly is put into the shipped machines, and shown to be caught.
-``python -m tests.simulator.test_leases SEEDS`` runs many schedules and prints what happened in them.
+``python tests/simulator/test_leases.py SEEDS`` runs many schedules and prints what happened in them.
 """
 
 import itertools

@@ -5,7 +5,7 @@ import pytest
 from ecrec.simulator.run import run_seed
 
 SEEDS = 200
-"""While working; .ci/run tries 2,000, and ``python -m ecrec.simulator --nightly`` 10,000."""
+"""While working; .ci/run tries 2,000, and ``ecrec-simulator --nightly`` 10,000."""
 CHUNK = 25
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecrec.bench.harness import PeerMissingError
+from ecrec.bench.peers.serve import MODULES_AT
 from ecrec.bench.workload import make_row_batches
 
 F32 = NDArray[np.float32]
@@ -76,7 +77,7 @@ def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
     command = [sys.executable, "-m", __name__, name, json.dumps(options)]
     with (
         tempfile.TemporaryDirectory() as directory,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=MODULES_AT) as process,
     ):
         try:
             yield Driven(name, process, Path(directory))

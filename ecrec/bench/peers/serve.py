@@ -13,16 +13,19 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 END_TIMEOUT_S = 10.0
 """A server that was asked to end has so long."""
+MODULES_AT = Path(__file__).parents[3]
+"""Start ``python -m ecrec...`` here: -m looks in the current directory first, maybe a checkout without the core."""
 
 
 @contextmanager
 def server(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Starts ``serve`` of that module in a process; it is terminated at the end if it still runs."""
     command = [sys.executable, "-m", __name__, name, *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=MODULES_AT)
     try:
         yield process
     finally:
