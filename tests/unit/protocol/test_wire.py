@@ -1,7 +1,7 @@
 import contextlib
 import struct
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -22,6 +22,10 @@ PREAMBLE_BYTES = 48
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Any value of a type that fields of messages have."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        kind, meta = args
+        numbers = st.integers if kind is int else st.floats
+        return numbers(min_value=meta.ge, max_value=meta.le)
     if origin in (Union, UnionType):
         return st.one_of([values(arg) for arg in args])
     if origin is list:
@@ -31,7 +35,9 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if origin is tuple:
         return st.lists(values(args[0]), max_size=3).map(tuple)
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-        fields = {name: values(field) for name, field in get_type_hints(hint).items() if name[0] != "_"}
+        fields = {
+            name: values(field) for name, field in get_type_hints(hint, include_extras=True).items() if name[0] != "_"
+        }
         return st.builds(hint, **fields)
     return {
         int: st.integers(-3, 12) | st.integers(-(2**63), 2**63 - 1),
