@@ -19,7 +19,7 @@ Conventions, everywhere below:
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -332,3 +332,25 @@ def unique_inverse(ids: I64) -> tuple[I64, I64]:
 
 def first_nonfinite(values: F32) -> int:
     """Index of the first value that is infinite or not a number; -1 if there is none."""
+
+def use_zmq(functions: dict[str, int], copied_below: int) -> None:
+    """Name the library whose sockets ``send_frames`` and ``receive_frames`` get, by the addresses of its functions.
+
+    Frames of fewer bytes than ``copied_below`` are copied, larger ones are not.
+    """
+
+def send_frames(socket: int, route: bytes | None, frames: Sequence[Any]) -> int:
+    """Send buffers as one message, without waiting; ``route`` before them, on a ROUTER. ``socket``: its address.
+
+    Returns 0, or the errno of what is in the way. A large buffer must not change until ZeroMQ has sent it; it is kept
+    alive until then.
+    """
+
+def receive_frames(socket: int, routed: bool) -> tuple[bytes, list[Any], str, str] | None:
+    """The next message, if there is one: its route (of a ROUTER), frames, user id and address of the peer.
+
+    The first frame is bytes, or, if it is large, an array as the others are: uint8 in memory aligned to 8 bytes.
+    """
+
+def release_sent() -> None:
+    """Let go of the buffers that are sent by now, as `send_frames` and `receive_frames` do."""

@@ -9,13 +9,15 @@ With keys (``curve.py``) every connection is encrypted and both ends have proven
 ZeroMQ's question whether a key is allowed (ZAP) in `Links.poll`, like any other message; without an answer ZeroMQ takes
 nothing from a connection.
 
-Copies of a payload frame on its way (without keys): none in user space. ZeroMQ sends out of the sender's memory
-(`copy=False`; only frames below 64 KiB are copied, which is cheaper than to track them), the kernel copies into and
-out of its socket buffers, and ZeroMQ reads a large frame straight into the memory that `Arrived.parts` gives out (but
-for the first 8 KiB, which pass through its read buffer). Small frames are copied once more, to give them aligned
-memory.
+Copies of a payload frame on its way (without keys): none in user space. ZeroMQ sends out of the sender's memory (only
+frames below 64 KiB are copied, which is cheaper than to track them), the kernel copies into and out of its socket
+buffers, and ZeroMQ reads a large frame straight into the memory that `Arrived.parts` gives out (but for the first
+8 KiB, which pass through its read buffer). Small frames are copied once more, to give them aligned memory.
+
+Sockets are pyzmq's; messages pass them in one native call each (`ecrec._native.send_frames`, ``receive_frames``).
 """
 
+import ctypes
 import errno
 import ipaddress
 import math
@@ -23,11 +25,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import zmq
+from zmq.backend.cython import _zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
+from ecrec._native import receive_frames, release_sent, send_frames, use_zmq
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.messages import Address
 from ecrec.protocol.wire import FRAME_BYTES_MAX
@@ -46,10 +49,6 @@ QUEUED_MESSAGES_MAX = 1000
 """High-water mark of each connection, at either end. What the protocol has in flight to one node is far below it; what
 comes to it is repeated by its sender: heartbeats to a scheduler that is away, copies for a peer that hangs, answers to
 one who asks and does not read."""
-
-ALIGNED_BYTES = 8
-"""What every number that a frame holds needs. ZeroMQ puts a large frame 40 bytes behind what malloc gives: 8 past a
-multiple of 16, so that asking for more would mean to copy each of them."""
 
 COPY_BELOW_BYTES = 1 << 16
 """Frames below this are copied: ZeroMQ may put them anywhere in its read buffer, and keeps all of that alive."""
@@ -98,23 +97,24 @@ def is_loopback(endpoint: str) -> bool:
 
 
 class Arrived(NamedTuple):
-    """A message: ``parts[0]`` a memoryview, the payload uint8 arrays in aligned memory."""
+    """A message: ``parts[0]`` is a buffer, the payload uint8 arrays in memory that is aligned for every number."""
 
     route: bytes
     """Where an answer goes; empty if it came on an outgoing connection."""
     parts: list[Any]
-    frame: "zmq.Frame | None" = None
-    """The first one, which knows of its connection."""
     may_serve: bool = True
     """False on a connection whose key is not a server's: no shard or scheduler speaks there."""
+    user: str = ""
+    """Of its key; empty without keys."""
+    host: str = ""
+    """Where it comes from; empty if that is this machine's file system."""
 
     @property
     def peer(self) -> str:
         """Who sent it, for people: the name of its key and its host, as far as they are known."""
         if not self.route:
             return "a server"
-        known = (_property(self.frame, name) for name in ("User-Id", "Peer-Address"))
-        return " ".join(["connection", self.route.hex(), *filter(None, known)])
+        return " ".join(["connection", self.route.hex(), *filter(None, (self.user, self.host))])
 
 
 class Linked(NamedTuple):
@@ -149,6 +149,7 @@ class _Link:
         self.up = False
         """It stands, as far as ZeroMQ has told; only of a watched one."""
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self.handle = self.socket.underlying
         self.monitor: zmq.Socket[bytes] | None = None
         _configure(self.socket, keys)
         if keys:
@@ -294,13 +295,12 @@ class Links:
         """
         link = self._links.get(to)
         if link is not None:
-            try:
-                _send(link.socket, parts, _NOBLOCK)
-            except zmq.Again:
-                if not link.up:
-                    self._open(to, link.endpoint, link.monitor is not None, again=True)
-                return False
-            return True
+            error = send_frames(link.handle, None, parts)
+            if error not in (0, errno.EAGAIN):
+                raise zmq.ZMQError(error)
+            if error and not link.up:
+                self._open(to, link.endpoint, link.monitor is not None, again=True)
+            return not error
         route = self._routes.get(to)
         if route is not None and self.answer(route, parts):
             return True
@@ -311,13 +311,10 @@ class Links:
         """Send to a connection of the inbox. False if it is gone, or does not read what waits for it."""
         if self._inbox is None or not route:
             return False
-        try:
-            _send(self._inbox, (route, *parts), _NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
-                raise
-            return False
-        return True
+        error = send_frames(self._inbox.underlying, route, parts)
+        if error not in (0, errno.EHOSTUNREACH, errno.EAGAIN):
+            raise zmq.ZMQError(error)
+        return not error
 
     def poll(self, timeout_ms: float) -> list[Happening]:
         """Wait for something to happen, at most ``timeout_ms``; return some of it."""
@@ -372,15 +369,15 @@ class Links:
 
     def _drain(self, socket: Any) -> list[Happening]:
         arrived: list[Happening] = []
+        handle, routed = socket.underlying, socket is self._inbox
         for _ in range(DRAIN_MAX):
-            if not socket.getsockopt(zmq.EVENTS) & _POLLIN:
+            message = receive_frames(handle, routed)
+            if message is None:
                 break
-            frames = _receive(socket)
-            route = bytes(frames.pop(0).buffer) if socket is self._inbox else b""
-            parts = [frame.buffer if i == 0 else _aligned(frame.buffer) for i, frame in enumerate(frames)]
-            first = frames[0] if frames else None
-            may_serve = self._zap is None or not route or _property(first, "User-Id").startswith(_AS_SERVER)
-            arrived.append(Arrived(route, parts, first, may_serve))
+            route, parts, user, host = message
+            arrived.append(
+                Arrived(route, parts, self._zap is None or not route or user.startswith(_AS_SERVER), user, host)
+            )
         return arrived
 
     def close(self) -> None:
@@ -398,37 +395,18 @@ class Links:
             self._zap.close(linger=0)
             self._zap = None
         self._context.term()
+        release_sent()
 
 
-def _property(frame: "zmq.Frame | None", name: str) -> str:
-    """What ZeroMQ knows of the connection that a frame came on; empty if nothing."""
-    if frame is None:
-        return ""
-    try:
-        return str(frame.get(name))
-    except zmq.ZMQError:
-        return ""
+def _zmq_functions() -> dict[str, int]:
+    """Addresses of functions of the libzmq that pyzmq uses, whether it is its own or the system's."""
+    library = ctypes.CDLL(_zmq.__file__)
+    names = ["msg_init", "msg_init_size", "msg_init_data", "msg_send", "msg_recv", "msg_close", "msg_data", "msg_size"]
+    found = [f"zmq_{name}" for name in (*names, "msg_more", "msg_gets", "errno")]
+    return {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in found}
 
 
-# What send_multipart and recv_multipart do, at half of their price: a shard spends most of its time on messages.
-_send_frame = zmq.backend.Socket.send
-_POLLIN, _SNDMORE, _NOBLOCK = int(zmq.POLLIN), int(zmq.SNDMORE), int(zmq.NOBLOCK)
-
-
-def _send(socket: "zmq.Socket[bytes]", parts: Sequence[Any], flags: int) -> None:
-    more = flags | _SNDMORE
-    for part in parts[:-1]:
-        _send_frame(socket, part, more, False)
-    _send_frame(socket, parts[-1], flags, False)
-
-
-def _receive(socket: "zmq.Socket[bytes]") -> list[Any]:
-    frame = socket.recv(_NOBLOCK, copy=False)
-    frames = [frame]
-    while frame.more:
-        frame = socket.recv(0, copy=False)
-        frames.append(frame)
-    return frames
+use_zmq(_zmq_functions(), COPY_BELOW_BYTES)
 
 
 def _configure(socket: "zmq.Socket[bytes]", keys: CurveKeys | None) -> None:
@@ -439,11 +417,3 @@ def _configure(socket: "zmq.Socket[bytes]", keys: CurveKeys | None) -> None:
     if keys:
         socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-
-
-def _aligned(buffer: memoryview) -> Any:
-    """The frame as uint8 array whose memory is aligned for every type of number."""
-    array = np.frombuffer(buffer, np.uint8)
-    if len(array) < COPY_BELOW_BYTES or array.__array_interface__["data"][0] % ALIGNED_BYTES:
-        return array.copy()
-    return array

@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "codec": {"_native", "errors"},
     "store": {"_native", "codec", "errors"},
     "protocol": {"_native", "codec", "store", "errors"},
-    "transport": {"protocol", "codec", "errors"},
+    "transport": {"_native", "protocol", "codec", "errors"},
     "data": {"errors"},
     "training": {"_native", "data", "protocol", "transport", "errors"},
     "bench": {"_native", "training", "protocol", "errors"},
