@@ -76,6 +76,7 @@ def floor_ms(size: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--code", default="1+0")
+    parser.add_argument("--transport", choices=["ipc", "tcp"], default="ipc")
     parser.add_argument("--seconds", type=float, default=5.0)
     options = parser.parse_args()
     code = CodeSpec.parse(options.code)
@@ -85,7 +86,7 @@ def main() -> None:
     from ecrec.training.session import connect
 
     floor = floor_ms(4 * PULLED * SERVED_DIM)
-    with local_shards(code.k + code.r) as endpoint, connect(endpoint) as session:
+    with local_shards(code.k + code.r, options.transport) as endpoint, connect(endpoint) as session:
         ours = Ours(session, code.k, code.r)
         ours.steps(STEPS, 0)
         before, rounds, start = processor_ns(), list[float](), time.perf_counter()

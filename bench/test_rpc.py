@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from conftest import sides_of
 
-SIDES = {"": ["torch.distributed.rpc", "torch.distributed.rpc TCP", "pyzmq + torch"]}
+SIDES = {"": ["torch.distributed.rpc", "pyzmq + torch"]}
 
 
 @pytest.mark.parametrize(("case", "side"), sides_of("rpc", SIDES))

@@ -94,8 +94,8 @@ class Selection:
     suite: str
     wanted: str = ""
     """Part of the name of a case."""
-    start_cluster: Callable[[int], AbstractContextManager[str]] | None = None
-    """Starts a scheduler and so many shards as programs of their own; gives the scheduler's endpoint."""
+    start_cluster: Callable[[int, str], AbstractContextManager[str]] | None = None
+    """Starts a scheduler and so many shards as programs, on "tcp" or "ipc"; gives the scheduler's endpoint."""
     skipped: list[Skipped] = field(default_factory=list)
 
     def wants(self, case: str) -> bool:

@@ -1,6 +1,7 @@
-"""Pull and push: 6,000 distinct rows of 128 floats, Adagrad on the servers, over loopback TCP.
+"""Pull and push: 6,000 distinct rows of 128 floats, Adagrad on the servers; within a host, and as between hosts (TCP).
 
-A step pulls the rows, then pushes a gradient for each; the next pull sees it. Batches take turns. The seconds of a
+A step pulls the rows, then pushes a gradient for each; the next pull sees it. Batches take
+turns, so many that none comes twice in a window, where its deltas would merge. The seconds of a
 round are wall-clock time from the first pull until every push is done, which for ours means *durable*: with 4+1, its
 deltas are with the peers that hold the parity. Ours is a cluster of processes as `ecrec-scheduler` and `ecrec-ps` make
 it, and a `Session`, with its copies into one array (of several
@@ -8,7 +9,8 @@ servers' answers) and its search for gradients that are not finite; in the case 
 the same rows lie on five servers. Finding out which shard has which row is part of `plan_batch`, so it is in the suite
 batch. The peers have one server without redundancy: what they do on it stands in ``peers/torch_server.py``.
 
-``torch.distributed.rpc`` moves tensors through shared memory within a host; ``TCP`` is what it does between hosts.
+Within a host each side takes its own best way: ours and pyzmq sockets of the file system, torch.distributed.rpc shared
+memory. In the cases *TCP* all are held to the loopback interface.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from ecrec import _native
 from ecrec.bench.harness import Case, PeerMissingError, Run, Selection, check_close, digest_of, result_of
 from ecrec.bench.peers import torch_cpu
 from ecrec.bench.peers.drive import Driven, driven
-from ecrec.bench.workload import BATCHES, PULLED, SERVED_DIM, SERVED_ROWS, make_row_batches
+from ecrec.bench.workload import PULLED, ROW_BATCHES, SERVED_DIM, SERVED_ROWS, make_row_batches
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -34,17 +36,17 @@ LR, EPS = 0.02, 1e-8
 TOLERANCE = 1e-5
 ROUND_SECONDS = 0.7
 """Windows are closed each 50 ms; the wait for the last one is to be a small part of a round."""
-CODES = {"pull + push, one server": (1, 0), "pull + push, 4+1 durable": (4, 1)}
-"""k and r of our cluster of k + r servers."""
-
+CASES = {
+    "pull + push, one server": (1, 0, False),
+    "pull + push, 4+1 durable": (4, 1, False),
+    "pull + push, one server, TCP": (1, 0, True),
+    "pull + push, 4+1 durable, TCP": (4, 1, True),
+}
+"""k and r of our cluster of k + r servers, and whether all is TCP."""
 
 OPTIONS = {"rows": SERVED_ROWS, "dim": SERVED_DIM, "lr": LR, "eps": EPS}
-PEERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "torch.distributed.rpc": ("torch_rpc", OPTIONS),
-    "torch.distributed.rpc TCP": ("torch_rpc", {**OPTIONS, "tcp": True}),
-    "pyzmq + torch": ("zmq_torch", OPTIONS),
-}
-"""Module and options of each."""
+PEERS = {"torch.distributed.rpc": "torch_rpc", "pyzmq + torch": "zmq_torch"}
+"""Module of each."""
 
 
 class Rows:
@@ -142,9 +144,9 @@ def in_turn(steps: Callable[[int, int], float]) -> Run:
 
 def case_of(name: str, ours: Ours, peers: Mapping[str, Driven]) -> Case:
     def check() -> str:
-        steps = 2 * BATCHES
+        steps = 2 * ROW_BATCHES
         ours.steps(steps, 0)
-        mine = [ours.pull(number) for number in range(BATCHES)]
+        mine = [ours.pull(number) for number in range(ROW_BATCHES)]
         apart = 0.0
         for peer, client in peers.items():
             client.steps(steps, 0)
@@ -158,7 +160,7 @@ def case_of(name: str, ours: Ours, peers: Mapping[str, Driven]) -> Case:
 
 def cases(selection: Selection) -> Iterator[Case]:
     """The suite."""
-    wanted = {name: code for name, code in CODES.items() if selection.wants(name)}
+    wanted = {name: case for name, case in CASES.items() if selection.wants(name)}
     if not wanted or selection.find("ours", torch_cpu.load) is None:
         return
     if selection.start_cluster is None:
@@ -166,10 +168,11 @@ def cases(selection: Selection) -> Iterator[Case]:
         return
     from ecrec.training.session import connect
 
-    for name, (k, r) in wanted.items():
+    for name, (k, r, tcp) in wanted.items():
         with ExitStack() as stack:
-            started = {peer: stack.enter_context(driven(*what)) for peer, what in PEERS.items()}
-            endpoint = stack.enter_context(selection.start_cluster(k + r))
+            options = {**OPTIONS, "tcp": tcp}
+            started = {peer: stack.enter_context(driven(module, options)) for peer, module in PEERS.items()}
+            endpoint = stack.enter_context(selection.start_cluster(k + r, "tcp" if tcp else "ipc"))
             peers: dict[str, Driven] = {}
             for peer, client in started.items():
                 try:

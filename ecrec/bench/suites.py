@@ -16,7 +16,7 @@ from ecrec.errors import ConfigurationError
 
 SUITES = ("kernels", "store", "batch", "rpc")
 
-StartCluster = Callable[[int], AbstractContextManager[str]]
+StartCluster = Callable[[int, str], AbstractContextManager[str]]
 
 
 def suite(name: str) -> Suite:

@@ -31,7 +31,9 @@ ZIPF_EXPONENT = 1.005
 SERVED_ROWS, SERVED_DIM = 1_000_000, 128
 """The table of the suite rpc."""
 PULLED = 6000
-"""Distinct rows of one of its steps. Those of all batches are 50 MB with Adagrad's sums: more than caches hold."""
+"""Distinct rows of one of its steps."""
+ROW_BATCHES = 40
+"""Different batches of it that take turns: more than there are steps in a window, where deltas of a row would merge."""
 
 
 def global_rows(local: I64, shards: int = SHARDS, k: int = K) -> I64:
@@ -107,5 +109,5 @@ def make_row_batches() -> list[tuple[I64, NDArray[np.float32]]]:
             rng.choice(SERVED_ROWS, PULLED, replace=False),
             rng.standard_normal((PULLED, SERVED_DIM), np.float32),
         )
-        for _ in range(BATCHES)
+        for _ in range(ROW_BATCHES)
     ]

@@ -62,11 +62,11 @@ def set_up_process(kernel: str | None = None) -> None:
 
 
 @contextmanager
-def local_shards(shards: int) -> Iterator[str]:
-    """A scheduler and so many shards on loopback TCP; gives the scheduler's endpoint."""
+def local_shards(shards: int, transport: str) -> Iterator[str]:
+    """A scheduler and so many shards, on "tcp" (loopback) or "ipc"; gives the scheduler's endpoint."""
     with (
         tempfile.TemporaryDirectory(prefix="ecrec-bench-") as directory,
-        LocalCluster(ClusterSettings(shards, Path(directory), "tcp")) as cluster,
+        LocalCluster(ClusterSettings(shards, Path(directory), transport)) as cluster,
     ):
         endpoint = cluster.start()
         cluster.wait_ready()

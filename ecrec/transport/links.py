@@ -17,10 +17,13 @@ buffers, and ZeroMQ reads a large frame straight into the memory that `Arrived.p
 Sockets are pyzmq's; messages pass them in one native call each (`ecrec._native.send_frames`, ``receive_frames``).
 """
 
+import contextlib
 import ctypes
 import errno
 import ipaddress
 import math
+import os
+import socket as sockets
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -53,6 +56,10 @@ one who asks and does not read."""
 COPY_BELOW_BYTES = 1 << 16
 """Frames below this are copied: ZeroMQ may put them anywhere in its read buffer, and keeps all of that alive."""
 
+IPC_SEND_BUFFER_BYTES = 4 << 20
+"""The kernel sizes buffers of TCP by need, but those of sockets of the file system are 208 KiB: a push of 3 MB would
+be 15 rounds of a writer and a reader that wake each other, in four times the time. Cut to net.core.wmem_max."""
+
 CURVE_OVERHEAD_BYTES = 1024
 """More than what encryption adds to a frame."""
 
@@ -83,9 +90,14 @@ def check_endpoint(endpoint: str, port_min: int = 1) -> None:
     )
 
 
+def is_ipc(endpoint: str) -> bool:
+    """Whether it is a socket of the file system."""
+    return endpoint.startswith("ipc://")
+
+
 def is_loopback(endpoint: str) -> bool:
     """Whether only this machine can reach what is bound there."""
-    if endpoint.startswith("ipc://"):
+    if is_ipc(endpoint):
         return True
     host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
     if host in ("localhost", "lo"):
@@ -145,6 +157,7 @@ class _Link:
     def __init__(self, context: "zmq.Context[Any]", endpoint: str, watched: bool, keys: CurveKeys | None) -> None:
         server_key = keys.server_key(endpoint) if keys else b""
         self.endpoint = endpoint
+        self.watched = watched
         self.links = 0
         self.up = False
         """It stands, as far as ZeroMQ has told; only of a watched one."""
@@ -155,9 +168,12 @@ class _Link:
         if keys:
             self.socket.setsockopt(zmq.CURVE_SERVERKEY, server_key)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED if watched else 0
+        if is_ipc(endpoint):
+            events |= zmq.EVENT_CONNECTED
         try:
-            if watched:
-                self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            if events:
+                self.monitor = self.socket.get_monitor_socket(events)
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
@@ -217,8 +233,9 @@ class Links:
             self._zap.setsockopt(zmq.LINGER, 0)
             self._zap.bind(ZAP_ENDPOINT)
             self._poller.register(self._zap, zmq.POLLIN)
+        accepted = zmq.EVENT_ACCEPTED if is_ipc(bind) else 0
         self._inbox_monitor = inbox.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | accepted
         )
         self._poller.register(self._inbox_monitor, zmq.POLLIN)
         try:
@@ -299,7 +316,7 @@ class Links:
             if error not in (0, errno.EAGAIN):
                 raise zmq.ZMQError(error)
             if error and not link.up:
-                self._open(to, link.endpoint, link.monitor is not None, again=True)
+                self._open(to, link.endpoint, link.watched, again=True)
             return not error
         route = self._routes.get(to)
         if route is not None and self.answer(route, parts):
@@ -324,7 +341,7 @@ class Links:
             if socket is self._zap:
                 happenings += self._admit(socket)
             elif socket is self._inbox_monitor:
-                happenings += self._failed_handshakes(socket)
+                happenings += self._news_of_inbox(socket)
             elif watched is not None:
                 happenings += self._news(watched, socket)
             else:
@@ -345,10 +362,13 @@ class Links:
         zap.send_multipart([version, request, b"200", b"OK", user.encode(), b""])
         return []
 
-    def _failed_handshakes(self, monitor: Any) -> list[Happening]:
+    def _news_of_inbox(self, monitor: Any) -> list[Happening]:
         denied: list[Happening] = []
         while monitor.poll(0):
             event = recv_monitor_message(monitor, zmq.NOBLOCK)
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                _widen(event["value"])
+                continue
             expected = "CURVE encryption" if self._keys else "ZeroMQ without encryption"
             where = event["endpoint"].decode(errors="replace")
             denied.append(Denied(f"refused a connection at {where}: it does not speak {expected}"))
@@ -357,9 +377,12 @@ class Links:
     def _news(self, address: Address, monitor: Any) -> list[Happening]:
         news: list[Happening] = []
         while monitor.poll(0):
-            event = recv_monitor_message(monitor, zmq.NOBLOCK)["event"]
+            event = recv_monitor_message(monitor, zmq.NOBLOCK)
             link = self._links[address]
-            link.up = event != zmq.EVENT_DISCONNECTED
+            if event["event"] == zmq.EVENT_CONNECTED:
+                _widen(event["value"])
+                continue
+            link.up = event["event"] != zmq.EVENT_DISCONNECTED
             if not link.up:
                 news.append(Unlinked(address))
             else:
@@ -407,6 +430,13 @@ def _zmq_functions() -> dict[str, int]:
 
 
 use_zmq(_zmq_functions(), COPY_BELOW_BYTES)
+
+
+def _widen(descriptor: int) -> None:
+    """Give a connection of the file system a larger buffer. It may be closed by now, and the number another's."""
+    with contextlib.suppress(OSError), sockets.socket(fileno=os.dup(descriptor)) as connection:
+        if connection.family == sockets.AF_UNIX:
+            connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, IPC_SEND_BUFFER_BYTES)
 
 
 def _configure(socket: "zmq.Socket[bytes]", keys: CurveKeys | None) -> None:

@@ -88,7 +88,7 @@ class TorchRpc:
 
 
 @contextmanager
-def client(rows: int, dim: int, lr: float, eps: float, tcp: bool = False) -> Iterator[TorchRpc]:
+def client(rows: int, dim: int, lr: float, eps: float, tcp: bool) -> Iterator[TorchRpc]:
     """Starts the server and joins it. Raises PeerMissingError."""
     torch = torch_cpu.load()
     if not torch.distributed.is_available() or not torch.distributed.rpc.is_available():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,12 +26,12 @@ DONE = b""
 
 def serve(arguments: Sequence[str]) -> None:
     """Until it is terminated."""
-    rows, dim, lr, eps = arguments
+    endpoint, rows, dim, lr, eps = arguments
     torch = torch_cpu.load()
     table = Table(int(rows), int(dim), float(lr), float(eps))
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        port = socket.bind_to_random_port("tcp://127.0.0.1")
-        print(json.dumps({"port": port}), flush=True)
+        socket.bind(endpoint)
+        print(json.dumps({"endpoint": str(socket.getsockopt_string(zmq.LAST_ENDPOINT))}), flush=True)
         while True:
             client, *frames = socket.recv_multipart(copy=False)
             ids, *gradients = [memoryview(frame.buffer) for frame in frames]
@@ -71,15 +72,25 @@ class ZmqTorch:
 
 
 @contextmanager
-def client(rows: int, dim: int, lr: float, eps: float) -> Iterator[ZmqTorch]:
-    """Starts the server and connects to it. Raises PeerMissingError."""
+def client(rows: int, dim: int, lr: float, eps: float, tcp: bool) -> Iterator[ZmqTorch]:
+    """Starts the server and connects to it, by TCP or a socket of the file system. Raises PeerMissingError."""
     torch_cpu.load()
-    with server("zmq_torch", str(rows), str(dim), str(lr), str(eps)) as process:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        server(
+            "zmq_torch",
+            "tcp://127.0.0.1:*" if tcp else f"ipc://{directory}/server",
+            str(rows),
+            str(dim),
+            str(lr),
+            str(eps),
+        ) as process,
+    ):
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
             raise PeerMissingError(f"its server ended with code {process.wait()}")
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger, socket.rcvtimeo = 0, TIMEOUT_MS
-            socket.connect(f"tcp://127.0.0.1:{json.loads(line)['port']}")
+            socket.connect(json.loads(line)["endpoint"])
             yield ZmqTorch(socket)

@@ -41,10 +41,11 @@ def test_steps_go_on_where_the_last_ones_ended() -> None:
     assert firsts == [0, 3, 8]
 
 
-@pytest.mark.parametrize("peer", ["pyzmq + torch", "torch.distributed.rpc"])
-def test_a_peer_in_processes_of_its_own_takes_the_steps_of_adagrad(peer: str) -> None:
+@pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize("peer", list(rpc.PEERS))
+def test_a_peer_in_processes_of_its_own_takes_the_steps_of_adagrad(peer: str, tcp: bool) -> None:
     _, gradients = make_row_batches()[0]
-    with driven(*rpc.PEERS[peer]) as client:
+    with driven(rpc.PEERS[peer], {**rpc.OPTIONS, "tcp": tcp}) as client:
         client.wait_started()
         assert client.steps(1, 0) > 0
         pulled = client.pull(0)
