@@ -34,8 +34,8 @@ I64 = NDArray[np.int64]
 
 LR, EPS = 0.02, 1e-8
 TOLERANCE = 1e-5
-ROUND_SECONDS = 0.7
-"""Windows are closed each 50 ms; the wait for the last one is to be a small part of a round."""
+ROUND_SECONDS = 2.0
+"""Of these some 0.07 s are the wait for the last window, which closes up to 50 ms after the last push."""
 CASES = {
     "pull + push, one server": (1, 0, False),
     "pull + push, 4+1 durable": (4, 1, False),

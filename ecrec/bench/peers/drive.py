@@ -2,14 +2,20 @@
 
 NAME is a module of this package with ``client(**options)``, a context manager; OPTIONS is JSON. A line on stdin is
 [calls, first], answered with the seconds that these steps took, measured here; or [batch, file], which has the rows of
-that batch written to the file. torch.distributed.rpc can be joined once in the life of a process, and no client
-shares its interpreter with another one's threads.
+that batch written to the file. Between answers client and server are stopped (SIGSTOP): torch.distributed.rpc polls its
+shared memory all the time, on a core each, and the cores are to be the other side's then.
+
+torch.distributed.rpc can be joined once in the life of a process, and no client shares its interpreter with another
+one's threads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecrec.bench.harness import PeerMissingError
-from ecrec.bench.peers.serve import MODULES_AT
+from ecrec.bench.peers.serve import MODULES_AT, end_with_parent
 from ecrec.bench.workload import make_row_batches
 
 F32 = NDArray[np.float32]
@@ -44,13 +50,21 @@ class Driven:
         started = self._answer()
         if started:
             raise PeerMissingError(str(started[_MISSING]))
+        self._signal(signal.SIGSTOP)
 
     def _ask(self, question: object) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
+        self._signal(signal.SIGCONT)
         stdin.write(json.dumps(question) + "\n")
         stdin.flush()
-        return self._answer()
+        answer = self._answer()
+        self._signal(signal.SIGSTOP)
+        return answer
+
+    def _signal(self, number: int) -> None:
+        """To client and server, which are a group of processes."""
+        os.killpg(self._process.pid, number)
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -75,15 +89,18 @@ class Driven:
 def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
     """Starts the client, which starts its server. The first thing to do with it is `Driven.wait_started`."""
     command = [sys.executable, "-m", __name__, name, json.dumps(options)]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         tempfile.TemporaryDirectory() as directory,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=MODULES_AT) as process,
+        subprocess.Popen(command, **pipes, cwd=MODULES_AT, start_new_session=True) as process,
     ):
         try:
             yield Driven(name, process, Path(directory))
         finally:
             assert process.stdin is not None
             process.stdin.close()
+            with contextlib.suppress(ProcessLookupError):  # it may have ended
+                os.killpg(process.pid, signal.SIGCONT)
             try:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -91,6 +108,7 @@ def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
 
 
 def main(arguments: Sequence[str]) -> None:
+    end_with_parent()
     name, options = arguments
     batches = make_row_batches()
     try:

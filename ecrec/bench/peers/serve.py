@@ -6,17 +6,18 @@ its own so that the module has its own name in this process too: some peers call
 
 from __future__ import annotations
 
+import ctypes
 import importlib
-import os
+import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 END_TIMEOUT_S = 10.0
 """A server that was asked to end has so long."""
+_PR_SET_PDEATHSIG = 1
 MODULES_AT = Path(__file__).parents[3]
 """Start ``python -m ecrec...`` here: -m looks in the current directory first, maybe a checkout without the core."""
 
@@ -25,7 +26,7 @@ MODULES_AT = Path(__file__).parents[3]
 def server(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Starts ``serve`` of that module in a process; it is terminated at the end if it still runs."""
     command = [sys.executable, "-m", __name__, name, *arguments]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=MODULES_AT)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=MODULES_AT)
     try:
         yield process
     finally:
@@ -35,19 +36,18 @@ def server(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
+def end_with_parent() -> None:
+    """SIGKILL to this process when the one that started it ends in whatever way, also while it is stopped (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main(arguments: Sequence[str]) -> None:
-    # Nobody writes to it: it ends when the client's process does, in whatever way.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     name, *rest = arguments
     importlib.import_module(f"ecrec.bench.peers.{name}").serve(rest)
 
