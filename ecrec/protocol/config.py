@@ -62,7 +62,7 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed_rows_max: Count = 4096
     """Rows a shard adds to its open window for one recovering peer at a time."""
 
-    pushes_in_flight_max: Count = 16
+    pushes_in_flight_max: Count = 32
     """Pushes of one worker to one shard that are not yet durable: what a worker keeps, and sends again after a death.
     At 100 pushes a second and a window each 50 ms about eight are on their way."""
 

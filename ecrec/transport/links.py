@@ -25,7 +25,8 @@ import math
 import os
 import socket as sockets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import zmq
@@ -38,6 +39,7 @@ from ecrec.errors import ConfigurationError
 from ecrec.protocol.messages import Address
 from ecrec.protocol.wire import FRAME_BYTES_MAX
 from ecrec.transport.curve import CurveKeys
+from ecrec.transport.poller import Poller
 
 RECONNECT_MS = 20
 """Constant, so that a connection that broke is back, or known to be gone, within `reconnect_grace_ms`."""
@@ -199,10 +201,9 @@ class Links:
         self._zap: zmq.Socket[bytes] | None = None
         self._inbox_monitor: zmq.Socket[bytes] | None = None
         self._context: zmq.Context[Any] = zmq.Context()
-        self._poller = zmq.Poller()
+        self._poller = Poller()
+        self._happened: list[Happening] = []
         self._links: dict[Address, _Link] = {}
-        self._by_socket: dict[Any, Address] = {}
-        self._by_monitor: dict[Any, Address] = {}
         self._routes: OrderedDict[Address, bytes] = OrderedDict()
         self._inbox: zmq.Socket[bytes] | None = None
         self.endpoint = ""
@@ -232,12 +233,12 @@ class Links:
             self._zap = self._context.socket(zmq.REP)
             self._zap.setsockopt(zmq.LINGER, 0)
             self._zap.bind(ZAP_ENDPOINT)
-            self._poller.register(self._zap, zmq.POLLIN)
+            self._poller.register(self._zap, self._admit)
         accepted = zmq.EVENT_ACCEPTED if is_ipc(bind) else 0
         self._inbox_monitor = inbox.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | accepted
         )
-        self._poller.register(self._inbox_monitor, zmq.POLLIN)
+        self._poller.register(self._inbox_monitor, self._hear_of_inbox)
         try:
             inbox.bind(bind)
         except zmq.ZMQError as error:
@@ -246,7 +247,7 @@ class Links:
                 "and a free port (0 takes any), or ipc://PATH in a directory that exists"
             ) from error
         self.endpoint = inbox.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
-        self._poller.register(inbox, zmq.POLLIN)
+        self._poller.register(inbox, partial(self._receive, inbox, routed=True))
 
     # ------------------------------------------------------------------ connections
     def connect(self, address: Address, endpoint: str, watched: bool = False) -> bool:
@@ -271,11 +272,9 @@ class Links:
         self.disconnect(address)
         link = self._links[address] = _Link(self._context, endpoint, watched, self._keys)
         link.links = int(again)
-        self._by_socket[link.socket] = address
-        self._poller.register(link.socket, zmq.POLLIN)
+        self._poller.register(link.socket, partial(self._receive, link.socket, routed=False))
         if link.monitor is not None:
-            self._by_monitor[link.monitor] = address
-            self._poller.register(link.monitor, zmq.POLLIN)
+            self._poller.register(link.monitor, partial(self._hear_of, address, link))
 
     def is_connected(self, address: Address) -> bool:
         """Whether `connect` was called for the incarnation, and `disconnect` was not since."""
@@ -287,10 +286,8 @@ class Links:
         if link is None:
             return
         self._poller.unregister(link.socket)
-        del self._by_socket[link.socket]
         if link.monitor is not None:
             self._poller.unregister(link.monitor)
-            del self._by_monitor[link.monitor]
         link.close()
 
     def remember(self, address: Address, route: bytes) -> None:
@@ -313,6 +310,7 @@ class Links:
         link = self._links.get(to)
         if link is not None:
             error = send_frames(link.handle, None, parts)
+            self._poller.look_again(link.socket)
             if error not in (0, errno.EAGAIN):
                 raise zmq.ZMQError(error)
             if error and not link.up:
@@ -329,79 +327,69 @@ class Links:
         if self._inbox is None or not route:
             return False
         error = send_frames(self._inbox.underlying, route, parts)
+        self._poller.look_again(self._inbox)
         if error not in (0, errno.EHOSTUNREACH, errno.EAGAIN):
             raise zmq.ZMQError(error)
         return not error
 
     def poll(self, timeout_ms: float) -> list[Happening]:
         """Wait for something to happen, at most ``timeout_ms``; return some of it."""
-        happenings: list[Happening] = []
-        for socket, _ in self._poller.poll(max(0, math.ceil(timeout_ms))):
-            watched = self._by_monitor.get(socket)
-            if socket is self._zap:
-                happenings += self._admit(socket)
-            elif socket is self._inbox_monitor:
-                happenings += self._news_of_inbox(socket)
-            elif watched is not None:
-                happenings += self._news(watched, socket)
+        self._poller.receive()
+        self._poller.wait(0 if self._happened else max(0, math.ceil(timeout_ms)))
+        happened, self._happened = self._happened, []
+        return happened
+
+    def _admit(self) -> bool:
+        """Answer whether keys may connect (RFC 27)."""
+        assert self._keys and self._zap
+        while self._zap.poll(0):
+            version, request, _, host, _, mechanism, *credentials = self._zap.recv_multipart()
+            key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
+            visitor = self._keys.visitor(key)
+            if visitor is None:
+                self._zap.send_multipart([version, request, b"400", b"this key is not allowed", b"", b""])
+                where = host.decode(errors="replace") or "this machine"
+                self._happened.append(Denied(f"refused a connection from {where}: key {key.decode()!r} is not allowed"))
             else:
-                happenings += self._drain(socket)
-        return happenings
+                user = (_AS_SERVER if visitor.server else _AS_CLIENT) + visitor.name
+                self._zap.send_multipart([version, request, b"200", b"OK", user.encode(), b""])
+        return False
 
-    def _admit(self, zap: Any) -> list[Happening]:
-        """Answer whether a key may connect (RFC 27)."""
-        assert self._keys
-        version, request, _, host, _, mechanism, *credentials = zap.recv_multipart()
-        key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
-        visitor = self._keys.visitor(key)
-        if visitor is None:
-            zap.send_multipart([version, request, b"400", b"this key is not allowed", b"", b""])
-            where = host.decode(errors="replace") or "this machine"
-            return [Denied(f"refused a connection from {where}: key {key.decode()!r} is not allowed")]
-        user = (_AS_SERVER if visitor.server else _AS_CLIENT) + visitor.name
-        zap.send_multipart([version, request, b"200", b"OK", user.encode(), b""])
-        return []
-
-    def _news_of_inbox(self, monitor: Any) -> list[Happening]:
-        denied: list[Happening] = []
-        while monitor.poll(0):
-            event = recv_monitor_message(monitor, zmq.NOBLOCK)
+    def _hear_of_inbox(self) -> bool:
+        assert self._inbox_monitor is not None
+        for event in _events(self._inbox_monitor):
             if event["event"] == zmq.EVENT_ACCEPTED:
                 _widen(event["value"])
                 continue
             expected = "CURVE encryption" if self._keys else "ZeroMQ without encryption"
             where = event["endpoint"].decode(errors="replace")
-            denied.append(Denied(f"refused a connection at {where}: it does not speak {expected}"))
-        return denied
+            self._happened.append(Denied(f"refused a connection at {where}: it does not speak {expected}"))
+        return False
 
-    def _news(self, address: Address, monitor: Any) -> list[Happening]:
-        news: list[Happening] = []
-        while monitor.poll(0):
-            event = recv_monitor_message(monitor, zmq.NOBLOCK)
-            link = self._links[address]
+    def _hear_of(self, address: Address, link: _Link) -> bool:
+        assert link.monitor is not None
+        for event in _events(link.monitor):
             if event["event"] == zmq.EVENT_CONNECTED:
                 _widen(event["value"])
                 continue
             link.up = event["event"] != zmq.EVENT_DISCONNECTED
             if not link.up:
-                news.append(Unlinked(address))
+                self._happened.append(Unlinked(address))
             else:
-                news.append(Linked(address, link.links > 0))
+                self._happened.append(Linked(address, link.links > 0))
                 link.links += 1
-        return news
+        return False
 
-    def _drain(self, socket: Any) -> list[Happening]:
-        arrived: list[Happening] = []
-        handle, routed = socket.underlying, socket is self._inbox
+    def _receive(self, socket: Any, routed: bool) -> bool:
+        handle = socket.underlying
         for _ in range(DRAIN_MAX):
             message = receive_frames(handle, routed)
             if message is None:
-                break
+                return False
             route, parts, user, host = message
-            arrived.append(
-                Arrived(route, parts, self._zap is None or not route or user.startswith(_AS_SERVER), user, host)
-            )
-        return arrived
+            may_serve = self._zap is None or not route or user.startswith(_AS_SERVER)
+            self._happened.append(Arrived(route, parts, may_serve, user, host))
+        return True
 
     def close(self) -> None:
         """Close everything; what was not sent is dropped."""
@@ -430,6 +418,11 @@ def _zmq_functions() -> dict[str, int]:
 
 
 use_zmq(_zmq_functions(), COPY_BELOW_BYTES)
+
+
+def _events(monitor: Any) -> Iterator[dict[str, Any]]:
+    while monitor.poll(0):
+        yield dict(recv_monitor_message(monitor, zmq.NOBLOCK))
 
 
 def _widen(descriptor: int) -> None:
