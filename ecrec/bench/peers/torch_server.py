@@ -17,8 +17,9 @@ class Table:
 
     def __init__(self, rows: int, dim: int, lr: float, eps: float) -> None:
         self._torch = torch_cpu.load()
-        self._weights = self._torch.zeros(rows, dim)
-        self._sums = self._torch.zeros(rows, dim)
+        # Full of zeros, not of pages that are zero until somebody writes to them: a table that has been trained for a while.
+        self._weights = self._torch.empty(rows, dim).fill_(0.0)
+        self._sums = self._torch.empty(rows, dim).fill_(0.0)
         self._lr, self._eps = lr, eps
 
     def pull(self, ids: Any) -> Any:
