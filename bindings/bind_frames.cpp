@@ -5,13 +5,13 @@
 // The library is pyzmq's, found at run time: its functions are handed in by their addresses.
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "buffer_view.hpp"
 #include "register.hpp"
@@ -71,22 +71,33 @@ void release_sent() {
     }
 }
 
-// 0, or an errno; ZeroMQ has let go of the message in any case.
-int send_frame(const Zmq& zmq, void* socket, py::handle frame, int flags) {
+std::unique_ptr<Lent> lend(py::handle frame) {
     auto lent = std::make_unique<Lent>();
     if (PyObject_GetBuffer(frame.ptr(), &lent->buffer, PyBUF_SIMPLE) != 0) throw py::error_already_set();
+    return lent;
+}
+
+// Releases what is not given to ZeroMQ.
+struct Outgoing {
+    std::vector<std::unique_ptr<Lent>> frames;
+
+    ~Outgoing() {
+        for (const auto& lent : frames) {
+            if (lent) PyBuffer_Release(&lent->buffer);
+        }
+    }
+};
+
+// 0, or an errno.
+int send_frame(const Zmq& zmq, void* socket, std::unique_ptr<Lent>& lent, int flags) {
     const std::size_t size = static_cast<std::size_t>(lent->buffer.len);
     Message message;
     if (size < zmq.copied_below) {
-        const bool failed = zmq.msg_init_size(&message, size) != 0;
-        if (!failed && size != 0) std::memcpy(zmq.msg_data(&message), lent->buffer.buf, size);
-        PyBuffer_Release(&lent->buffer);
-        if (failed) throw std::bad_alloc();
-    } else if (zmq.msg_init_data(&message, lent->buffer.buf, size, put_aside, lent.get()) == 0) {
-        static_cast<void>(lent.release());
+        if (zmq.msg_init_size(&message, size) != 0) throw std::bad_alloc();
+        if (size != 0) std::memcpy(zmq.msg_data(&message), lent->buffer.buf, size);
     } else {
-        PyBuffer_Release(&lent->buffer);
-        throw std::bad_alloc();
+        if (zmq.msg_init_data(&message, lent->buffer.buf, size, put_aside, lent.get()) != 0) throw std::bad_alloc();
+        static_cast<void>(lent.release());
     }
     while (zmq.msg_send(&message, socket, flags) < 0) {
         const int error = zmq.error();
@@ -100,14 +111,14 @@ int send_frame(const Zmq& zmq, void* socket, py::handle frame, int flags) {
 int send_frames(std::uintptr_t socket, const std::optional<py::bytes>& route, const py::sequence& frames) {
     const Zmq& zmq = library();
     release_sent();
-    void* const handle = reinterpret_cast<void*>(socket);
-    if (route) {
-        if (const int error = send_frame(zmq, handle, *route, dont_wait | send_more); error != 0) return error;
-    }
-    const std::size_t count = py::len(frames);
-    for (std::size_t i = 0; i < count; ++i) {
-        const int flags = i + 1 < count ? dont_wait | send_more : dont_wait;
-        if (const int error = send_frame(zmq, handle, frames[i], flags); error != 0) return error;
+    // All before the first is sent: half a message would become the beginning of the next one.
+    Outgoing outgoing;
+    if (route) outgoing.frames.push_back(lend(*route));
+    for (const py::handle frame : frames) outgoing.frames.push_back(lend(frame));
+    for (std::size_t i = 0; i < outgoing.frames.size(); ++i) {
+        const int flags = i + 1 < outgoing.frames.size() ? dont_wait | send_more : dont_wait;
+        const int error = send_frame(zmq, reinterpret_cast<void*>(socket), outgoing.frames[i], flags);
+        if (error != 0) return error;
     }
     return 0;
 }

@@ -17,7 +17,7 @@ class Table:
 
     def __init__(self, rows: int, dim: int, lr: float, eps: float) -> None:
         self._torch = torch_cpu.load()
-        # Full of zeros, not of pages that are zero until somebody writes to them: a table that has been trained for a while.
+        # Written to, so that there is memory behind all rows, as in a table that has been trained for a while.
         self._weights = self._torch.empty(rows, dim).fill_(0.0)
         self._sums = self._torch.empty(rows, dim).fill_(0.0)
         self._lr, self._eps = lr, eps
