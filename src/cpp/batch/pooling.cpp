@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "batch/row_sums.hpp"
+#include "store/bytes.hpp"
 #include "store/error.hpp"
 #include "threads/pool.hpp"
 
@@ -62,7 +63,7 @@ std::size_t check(const char* where, std::size_t value_count, const Bags& bags, 
 }
 
 // A row is of one table and has one dim.
-[[noreturn]] void refuse_second_dim(const Bags& bags) {
+void check_dims(const Bags& bags) {
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
     std::vector<std::int32_t> row_dim(bags.value_offsets.size());
     for (std::size_t f = 0; f < bags.dims.size(); ++f) {
@@ -76,7 +77,6 @@ std::size_t check(const char* where, std::size_t value_count, const Bags& bags, 
             dim = bags.dims[f];
         }
     }
-    refuse(ErrorKind::value, "pool_backward: a row has two dims");
 }
 
 void divide(float* target, const float* source, std::size_t count, float divisor) {
@@ -145,29 +145,45 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
     const std::size_t width = check("pool_backward", gradients.size(), bags, pooled_gradients.size());
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
 
+    // Where each id's gradient goes, and whether it is the first there, which is written, or added. Found feature by
+    // feature, in which order rows and offsets are met one after the other; what is summed sample by sample has no rows
+    // that features share, and the first of each feature is the same.
+    const std::size_t ids = bags.inverse.size();
+    Growing<float*> targets;
+    Growing<std::uint8_t> adds;
+    targets.extend(ids);
+    adds.extend(ids);
     std::vector<std::int32_t> row_feature(bags.value_offsets.size(), -1);
     std::size_t written = 0;
     bool shared = false;  // rows, between features
     for (std::size_t f = 0; f < bags.dims.size(); ++f) {
-        bool differs = false;
-        const std::int64_t first = bags.bag_offsets[f * batch], last = bags.bag_offsets[(f + 1) * batch];
-        for (std::int64_t i = first; i < last; ++i) {
-            std::int32_t& feature = row_feature[static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)])];
-            const bool is_new = feature < 0;
-            differs |= bags.dims[is_new ? f : static_cast<std::size_t>(feature)] != bags.dims[f];
-            shared |= !is_new & (feature != static_cast<std::int32_t>(f));
-            written += is_new ? static_cast<std::size_t>(bags.dims[f]) : 0;
-            feature = static_cast<std::int32_t>(f);
+        std::int32_t* const feature_of = row_feature.data();
+        const std::int32_t* const inverse = bags.inverse.data();
+        const std::int64_t* const offsets = bags.value_offsets.data();
+        const std::int32_t own = static_cast<std::int32_t>(f);
+        const std::size_t first = static_cast<std::size_t>(bags.bag_offsets[f * batch]);
+        const std::size_t last = static_cast<std::size_t>(bags.bag_offsets[(f + 1) * batch]);
+        std::size_t new_rows = 0;
+        bool of_others = false;
+        for (std::size_t i = first; i < last; ++i) {
+            const std::size_t row = static_cast<std::size_t>(inverse[i]);
+            const std::int32_t before = feature_of[row];
+            feature_of[row] = own;
+            targets[i] = gradients.data() + offsets[row];
+            adds[i] = before >= 0;
+            new_rows += before < 0;
+            of_others |= before >= 0 && before != own;
         }
-        if (differs) refuse_second_dim(bags);
+        shared |= of_others;
+        written += new_rows * static_cast<std::size_t>(bags.dims[f]);
     }
+    if (shared && !has_one_dim(bags)) check_dims(bags);
     // A row's first occurrence writes, later ones add; zeros are only needed where no id writes.
     if (written != gradients.size()) std::fill(gradients.begin(), gradients.end(), 0.0f);
 
     const std::vector<std::size_t> columns = columns_of(bags);
     const std::size_t widest =
         bags.dims.empty() ? 0 : static_cast<std::size_t>(*std::max_element(bags.dims.begin(), bags.dims.end()));
-    std::vector<std::uint8_t> seen(bags.value_offsets.size());
     const auto sum_features = [&](std::size_t first_feature, std::size_t last_feature) {
         // What a mean's rows get is kept until it is summed, which is after RowSums::run rows at the latest.
         std::vector<float> shares;
@@ -182,10 +198,8 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
                 divide(share, source, static_cast<std::size_t>(bags.dims[f]), static_cast<float>(bag[1] - bag[0]));
                 source = share;
             }
-            for (std::int64_t i = bag[0]; i < bag[1]; ++i) {
-                const std::size_t row = static_cast<std::size_t>(bags.inverse[static_cast<std::size_t>(i)]);
-                sums.add(source, gradients.data() + bags.value_offsets[row], seen[row] != 0);
-                seen[row] = 1;
+            for (std::size_t i = static_cast<std::size_t>(bag[0]); i < static_cast<std::size_t>(bag[1]); ++i) {
+                sums.add(source, targets[i], adds[i] != 0);
             }
         };
         if (has_one_dim(bags) && !shared) {

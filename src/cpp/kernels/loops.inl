@@ -318,20 +318,25 @@ struct NoDelta {
     void take_one(std::size_t, std::uint32_t) const {}
 };
 struct Delta {
+    // merges: with what is there; else it is overwritten, and read from zeros, which are near: memory may be far.
+    Delta(std::uint8_t* to, bool merges)
+        : bytes(to), before(merges ? to : zeros), reach(merges ? ~std::size_t{0} : 0) {}
+
     template <class Access>
     void take(Access access, std::size_t index, Bytes changed) const {
-        const Bytes before = reinterpret_cast<Bytes>(reinterpret_cast<Words>(access.load(bytes + 4 * index)) & kept);
-        access.store(bytes + 4 * index, before ^ changed);
+        access.store(bytes + 4 * index, access.load(before + (4 * index & reach)) ^ changed);
     }
     void take_one(std::size_t index, std::uint32_t changed) const {
         std::uint32_t bits;
-        std::memcpy(&bits, bytes + 4 * index, 4);
-        bits = (bits & kept) ^ changed;
+        std::memcpy(&bits, before + (4 * index & reach), 4);
+        bits ^= changed;
         std::memcpy(bytes + 4 * index, &bits, 4);
     }
 
+    alignas(block) static constexpr std::uint8_t zeros[block] = {};
     std::uint8_t* bytes;
-    std::uint32_t kept;  // all ones: what is there is merged with; zero: it is overwritten
+    const std::uint8_t* before;
+    std::size_t reach;
 };
 
 // record[index..] = next.
@@ -359,30 +364,28 @@ template <class Step>
     const std::size_t ahead = bytes >= ahead_bytes / 8 ? 8 : bytes <= ahead_bytes / 32 ? 32 : ahead_bytes / bytes;
     const std::size_t prefetched = bytes < prefetched_max ? bytes : prefetched_max;
     const std::size_t padding = bytes - steps.used_bytes;
+    const std::size_t known = steps.rows + steps.later;
     const auto prefetch = [&](std::size_t m) __attribute__((always_inline)) {
-        if (m >= steps.rows) return;
+        if (m >= known) return;
         const std::uint8_t* later = reinterpret_cast<const std::uint8_t*>(steps.records[m]);
         for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(later + line, 1);
-        if (steps.deltas == nullptr) return;
-        for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(steps.deltas[m] + line, 1);
     };
-    for (std::size_t m = 0; m < ahead; ++m) prefetch(m);
+    for (std::size_t m = 0; !steps.continues && m < ahead; ++m) prefetch(m);
     if (steps.deltas == nullptr) {
         for (std::size_t m = 0; m < steps.rows; ++m) {
             prefetch(m + ahead);
             step(steps.gradients[m], steps.records[m], NoDelta(), m);
         }
-    } else {
-        for (std::size_t m = 0; m < steps.rows; ++m) {
-            prefetch(m + ahead);
-            step(steps.gradients[m], steps.records[m], Delta{steps.deltas[m], steps.merges[m] ? ~0u : 0u}, m);
-            if (padding != 0 && !steps.merges[m]) {
-                const std::uint32_t zeros[3] = {};
-                std::memcpy(steps.deltas[m] + bytes - 4, zeros, 4);
-                if (padding > 4) std::memcpy(steps.deltas[m] + bytes - 8, zeros, 4);
-                if (padding > 8) std::memcpy(steps.deltas[m] + bytes - 12, zeros, 4);
-            }
-        }
+        return;
+    }
+    // Deltas are not asked for: new ones lie one behind the other and are not read.
+    for (std::size_t m = 0; m < steps.rows; ++m) {
+        prefetch(m + ahead);
+        step(steps.gradients[m], steps.records[m], Delta(steps.deltas[m], steps.merges[m]), m);
+        const std::uint32_t zeros[3] = {};
+        if (padding > 0) std::memcpy(steps.deltas[m] + bytes - 4, zeros, 4);
+        if (padding > 4) std::memcpy(steps.deltas[m] + bytes - 8, zeros, 4);
+        if (padding > 8) std::memcpy(steps.deltas[m] + bytes - 12, zeros, 4);
     }
 }
 
@@ -397,6 +400,8 @@ bool is_finite(std::size_t count, const float* values) {
 }
 
 void sum_rows(std::size_t rows, std::size_t dim, const float* const* source, float* const* target, const bool* adds) {
+    alignas(block) float minus_zeros[lanes];
+    for (float& zero : minus_zeros) zero = -0.0f;
     constexpr std::size_t ahead = 16;
     const std::size_t prefetched = dim < 256 ? dim : 256;
     for (std::size_t m = 0; m < rows; ++m) {
@@ -406,14 +411,14 @@ void sum_rows(std::size_t rows, std::size_t dim, const float* const* source, flo
                 __builtin_prefetch(target[m + ahead] + i, 1);
             }
         }
-        // Minus zero, which is -0 + x = x for every x, takes the place of a target that is not added to.
-        const std::uint32_t kept = adds[m] ? ~0u : 0;
-        const std::uint32_t set = adds[m] ? 0 : 0x80000000u;
+        // Minus zero, which is -0 + x = x for every x, takes the place of a target that is not added to: without a
+        // branch, and without waiting for the target's memory.
+        const float* before = adds[m] ? target[m] : minus_zeros;
+        const std::size_t reach = adds[m] ? ~std::size_t{0} : 0;
         const float* from = source[m];
         float* to = target[m];
         for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
-            const Words before = (reinterpret_cast<Words>(load_floats(access, to + i)) & kept) | set;
-            store_floats(access, to + i, reinterpret_cast<Floats>(before) + load_floats(access, from + i));
+            store_floats(access, to + i, load_floats(access, before + (i & reach)) + load_floats(access, from + i));
         });
     }
 }
@@ -472,7 +477,7 @@ void adagrad(const Steps& steps) {
 }
 
 // In sixteen lanes, whatever the width of a vector: see rowwise_adagrad of the scalar kernel.
-float sum_of_squares(std::size_t count, const float* values) {
+[[gnu::always_inline]] inline float sum_of_squares(std::size_t count, const float* values) {
     constexpr std::size_t parts = 16 / lanes;
     Floats sums[parts] = {};
     const auto take = [&](auto access, std::size_t part, std::size_t i) __attribute__((always_inline)) {

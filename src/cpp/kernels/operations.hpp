@@ -29,8 +29,10 @@ struct Steps {
     const float* const* gradients;   // dim floats each
     float* const* records;           // may repeat
     std::uint8_t* const* deltas;     // null: none are wanted
-    const bool* merges;              // of each delta: true: delta ^= old ^ new, false: delta = old ^ new, padding zero
+    const bool* merges;              // of each delta: true: delta ^= old ^ new, false: delta = old ^ new; padding zero
     const float* step_sizes;         // of each row, for Adam
+    std::size_t later = 0;           // records of the calls to come, behind these in `records`: only asked for
+    bool continues = false;          // these were `later` ones of the call before
 };
 
 struct Operations {

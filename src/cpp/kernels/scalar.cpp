@@ -100,7 +100,7 @@ void for_steps(const Steps& steps, Step step) {
         const Delta delta =
             steps.deltas == nullptr ? Delta{nullptr, false} : Delta{steps.deltas[m], steps.merges[m]};
         step(steps.gradients[m], steps.records[m], delta, m);
-        if (delta.bytes == nullptr || delta.merges) continue;
+        if (delta.bytes == nullptr) continue;
         std::fill(delta.bytes + steps.used_bytes, delta.bytes + steps.record_bytes, std::uint8_t{0});
     }
 }

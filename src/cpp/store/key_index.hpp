@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -25,7 +26,7 @@ public:
 
     // The number of the key; size() has grown if it is new.
     std::uint32_t insert(std::uint64_t key) {
-        if (2 * (std::size_t{size()} + 1) > slots_.size()) grow();
+        if (2 * (std::size_t{size()} + 1) > slots_.size()) [[unlikely]] grow();
         const std::uint64_t mixed = hash(key);
         Slot& slot = slots_[place(mixed, key)];
         if (slot.value >= first_) return slot.value - first_;
@@ -33,6 +34,35 @@ public:
         slot = {static_cast<std::uint32_t>(mixed), first_ + number};
         keys_.push_back(key);
         return number;
+    }
+
+    // numbers[m] = the number of keys[m]; new ones have the numbers from size() on, in order.
+    void insert_all(std::span<const std::uint64_t> keys, std::uint32_t* numbers) {
+        keys_.make_room(keys.size());
+        while (2 * (size() + keys.size()) > slots_.size()) grow();
+        for (const std::uint64_t key : keys) prefetch(key);
+        // What the loop changes is kept in registers.
+        Slot* const slots = slots_.data();
+        std::uint64_t* const known = keys_.data();
+        const std::size_t mask = slots_.size() - 1;
+        const std::uint32_t first = first_;
+        const int shift = shift_;
+        std::uint32_t next = size();
+        for (std::size_t m = 0; m < keys.size(); ++m) {
+            const std::uint64_t key = keys[m];
+            const std::uint64_t mixed = hash(key);
+            const std::uint32_t tag = static_cast<std::uint32_t>(mixed);
+            std::size_t i = mixed >> shift;
+            while (slots[i].value >= first && (slots[i].tag != tag || known[slots[i].value - first] != key)) {
+                i = (i + 1) & mask;
+            }
+            if (slots[i].value < first) {
+                slots[i] = {tag, first + next};
+                known[next++] = key;
+            }
+            numbers[m] = slots[i].value - first;
+        }
+        keys_.extend(next - size());
     }
 
     void prefetch(std::uint64_t key) const {

@@ -20,8 +20,28 @@ void RowBuffer::make_room(std::size_t rows, std::size_t bytes_each) {
     records_.make_room(rows * bytes_each);
 }
 
+void RowBuffer::unset_records(std::span<const std::uint64_t> keys, std::size_t bytes, std::uint8_t** records,
+                              bool* is_new) {
+    numbers_.resize(keys.size());
+    std::uint32_t next = index_.size();
+    index_.insert_all(keys, numbers_.data());
+    std::size_t place = records_.size() / unit;
+    for (std::size_t m = 0; m < keys.size(); ++m) {
+        std::uint32_t& own_place = places_.data()[numbers_[m]];
+        is_new[m] = numbers_[m] == next;
+        if (is_new[m]) {
+            own_place = static_cast<std::uint32_t>(place);
+            place += bytes / unit;
+            ++next;
+        }
+        records[m] = records_.data() + own_place * unit;
+        if (!is_new[m]) prefetch_write(records[m], bytes);
+    }
+    places_.extend(next - places_.size());
+    records_.extend(place * unit - records_.size());
+}
+
 std::uint8_t* RowBuffer::unset_record(std::uint64_t key, std::size_t bytes, bool& is_new) {
-    constexpr std::size_t unit = 16;  // which records are multiples of
     const std::size_t before = size();
     const std::uint32_t number = index_.insert(key);
     is_new = number == before;

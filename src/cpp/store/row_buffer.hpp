@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "kernels/operations.hpp"
 #include "store/bytes.hpp"
@@ -31,8 +32,9 @@ public:
     // The same of a key that may be new; then `is_new` is set and the record's content is unspecified. Valid until more
     // rows are added than there is room for.
     std::uint8_t* unset_record(std::uint64_t key, std::size_t bytes, bool& is_new);
+    // The same of several keys, for which there must be room; what is not new is asked for.
+    void unset_records(std::span<const std::uint64_t> keys, std::size_t bytes, std::uint8_t** records, bool* is_new);
     void make_room(std::size_t rows, std::size_t bytes_each);
-    void prefetch(std::uint64_t key) const { index_.prefetch(key); }
 
     void fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys,
               std::span<const std::uint8_t> records);
@@ -41,10 +43,13 @@ public:
     RowsBlob take();
 
 private:
+    static constexpr std::size_t unit = 16;  // which records are multiples of
+
     std::shared_ptr<const Store> store_;
     KeyIndex index_;
     Growing<std::uint32_t> places_;  // of each key's record, in units of 16 bytes
     Growing<std::uint8_t> records_;
+    std::vector<std::uint32_t> numbers_;  // kept between calls for its memory only
     // What was taken last: the next window is likely to be as large.
     std::size_t expected_rows_ = 0;
     std::size_t expected_bytes_ = 0;

@@ -13,9 +13,6 @@
 namespace ecrec {
 namespace {
 
-// Rows ahead whose slot in a window's index is asked for.
-constexpr std::size_t prefetch_rows = 16;
-
 // Adam's step size for the next step of a row: learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t), where t counts the
 // steps of this row. `corrections`, the last of the row's state, are the two 1 - beta^t as doubles, zero before the
 // first step; delta takes in the bits of them that change, or is set to them. In double, because a float would stand still 3e-5 before 1;
@@ -216,8 +213,13 @@ void Store::check_values(const char* where, const Sections& sections, std::span<
 template <class Step>
 void Store::update(const Sections& sections, std::span<const float> values, Window* window, Step&& step) {
     struct Target {
-        RowBuffer* buffer;
+        std::size_t peer;
         std::uint64_t limit;  // of quotients
+    };
+    // Rows of a run whose deltas go to a peer.
+    struct Members {
+        std::vector<std::uint64_t> keys;
+        std::vector<std::size_t> numbers;
     };
     struct Copy {
         const std::uint8_t* delta;
@@ -228,9 +230,12 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
     constexpr std::size_t run = 4096, short_run = 256;
     const std::size_t parts = threads::parts_of(values.size_bytes(), threads::grain_bytes);
     const float* gradients[run];
-    float* records[run];
     std::uint8_t* deltas[run];
     bool merges[run] = {};
+    std::uint8_t* found[run];
+    bool is_new[run];
+    std::vector<Target> targets;
+    std::array<Members, shards_max> members;  // of each peer
     std::vector<Copy> copies;
     const Operations& operations = ecrec::operations();
     const int n = place_.shards;
@@ -241,69 +246,75 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
         Table& table = tables_[index];
         const std::size_t dim = table.shape().dim;
         const std::size_t bytes = table.record_bytes();
-        // Who takes deltas of a class: decided once a section, not once a row.
-        std::array<std::array<Target, shards_max>, shards_max> targets{};
-        std::array<int, shards_max> target_count{};
-        bool any_target = false;
-        for (int residue = 0; window != nullptr && residue < n; ++residue) {
-            if (place_.slot_in(residue) >= table.shape().k) continue;
-            for (int parity = 0; parity < table.shape().r; ++parity) {
+        // Who takes deltas of a class: decided once a section, not once a row. Those of class c are the targets
+        // first_target[c] to first_target[c + 1].
+        std::array<std::size_t, shards_max + 1> first_target{};
+        targets.clear();
+        for (std::size_t c = 0; window != nullptr && c < static_cast<std::size_t>(n); ++c) {
+            const int residue = static_cast<int>(c);
+            const int parities = place_.slot_in(residue) < table.shape().k ? table.shape().r : 0;
+            for (int parity = 0; parity < parities; ++parity) {
                 const int peer = (residue + table.shape().k + parity) % n;
                 const std::uint64_t limit = window->limit(peer, table.code() * n + residue);
-                if (limit <= table.offset()) continue;
-                const std::size_t c = static_cast<std::size_t>(residue);
-                targets[c][static_cast<std::size_t>(target_count[c]++)] = {&window->buffer(peer),
-                                                                           limit - table.offset()};
-                any_target = true;
+                if (limit > table.offset()) targets.push_back({static_cast<std::size_t>(peer), limit - table.offset()});
             }
+            first_target[c + 1] = targets.size();
         }
-        const auto key_of = [&](const RowPlace& row) {
-            return index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
-        };
-        std::size_t left = static_cast<std::size_t>(sections.counts[s]);
-        while (left != 0) {
-            const std::size_t rows = std::min(left, parts == 1 ? short_run : run);
-            const RowPlace* places = places_.data() + i;
+        const bool any_target = !targets.empty();
+        const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
+        records_.resize(count);
+        for (std::size_t m = 0; m < count; ++m) {
+            const RowPlace& row = places_[i + m];
+            records_[m] = reinterpret_cast<float*>(table.touch(operations, row.quotient, row.residue, row.slot));
+        }
+        for (std::size_t first = 0, rows = 0; first < count; first += rows) {
+            rows = std::min(count - first, parts == 1 ? short_run : run);
+            const RowPlace* places = places_.data() + i + first;
+            float* const* records = records_.data() + first;
+            for (std::size_t m = 0; m < rows; ++m, value += dim) gradients[m] = value;
             if (any_target) {
+                // A delta for one peer is written where it is sent from; for several, or none, beside them.
                 delta_.shrink_to(0);
                 delta_.extend(rows * bytes);
-                for (int residue = 0; residue < n; ++residue) {
-                    const std::size_t c = static_cast<std::size_t>(residue);
-                    for (int t = 0; t < target_count[c]; ++t) {
-                        targets[c][static_cast<std::size_t>(t)].buffer->make_room(rows, bytes);
+                for (std::size_t m = 0; m < rows; ++m) {
+                    deltas[m] = delta_.data() + m * bytes;
+                    merges[m] = false;
+                    const RowPlace& row = places[m];
+                    for (std::size_t t = first_target[row.residue]; t < first_target[row.residue + 1]; ++t) {
+                        if (row.quotient >= targets[t].limit) continue;
+                        Members& of_peer = members[targets[t].peer];
+                        of_peer.keys.push_back(index << stripe_bits |
+                                               table.stripe_at(row.quotient, static_cast<int>(row.residue)));
+                        of_peer.numbers.push_back(m);
                     }
                 }
-            }
-            for (std::size_t m = 0; m < rows; ++m, value += dim) {
-                const RowPlace& row = places[m];
-                gradients[m] = value;
-                records[m] =
-                    reinterpret_cast<float*>(table.touch(operations, row.quotient, row.residue, row.slot));
-                if (!any_target) continue;
-                if (m + prefetch_rows < rows && target_count[places[m + prefetch_rows].residue] != 0) {
-                    const RowPlace& later = places[m + prefetch_rows];
-                    targets[later.residue][0].buffer->prefetch(key_of(later));
-                }
-                // A delta for one peer is written where it is sent from; for several, or none, beside them.
-                deltas[m] = delta_.data() + m * bytes;
-                merges[m] = false;
-                for (int t = 0; t < target_count[row.residue]; ++t) {
-                    const Target& target = targets[row.residue][static_cast<std::size_t>(t)];
-                    if (row.quotient >= target.limit) continue;
-                    bool is_new = false;
-                    std::uint8_t* found = target.buffer->unset_record(key_of(row), bytes, is_new);
-                    if (target_count[row.residue] == 1) {
-                        deltas[m] = found;
-                        merges[m] = !is_new;
-                    } else {
-                        copies.push_back({deltas[m], found, !is_new});
+                for (int peer = 0; peer < n; ++peer) {
+                    Members& of_peer = members[static_cast<std::size_t>(peer)];
+                    if (of_peer.keys.empty()) continue;
+                    RowBuffer& buffer = window->buffer(peer);
+                    buffer.make_room(rows, bytes);
+                    buffer.unset_records(of_peer.keys, bytes, found, is_new);
+                    for (std::size_t j = 0; j < of_peer.keys.size(); ++j) {
+                        const std::size_t m = of_peer.numbers[j];
+                        const std::uint32_t c = places[m].residue;
+                        if (first_target[c + 1] - first_target[c] == 1) {
+                            deltas[m] = found[j];
+                            merges[m] = !is_new[j];
+                        } else {
+                            copies.push_back({deltas[m], found[j], !is_new[j]});
+                        }
                     }
+                    of_peer.keys.clear();
+                    of_peer.numbers.clear();
                 }
             }
-            const auto take_steps = [&](std::size_t count, const float* const* gradient, float* const* record,
+            // Without threads, the records of the next run are the kernel's to ask for.
+            const std::size_t later = parts == 1 ? count - first - rows : 0;
+            const bool continues = parts == 1 && first != 0;
+            const auto take_steps = [&](std::size_t taken, const float* const* gradient, float* const* record,
                                         std::uint8_t* const* delta, const bool* merge) {
-                step(table, Steps{count, dim, table.used_bytes(), bytes, table.shape().hyper.data(), gradient, record,
-                                  any_target ? delta : nullptr, merge, nullptr});
+                step(table, Steps{taken, dim, table.used_bytes(), bytes, table.shape().hyper.data(), gradient, record,
+                                  any_target ? delta : nullptr, merge, nullptr, later, continues});
             };
             if (parts == 1) {
                 take_steps(rows, gradients, records, deltas, merges);
@@ -313,18 +324,18 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
                     float* own_records[short_run];
                     std::uint8_t* own_deltas[short_run];
                     bool own_merges[short_run];
-                    std::size_t count = 0;
+                    std::size_t taken = 0;
                     for (std::size_t m = 0; m < rows; ++m) {
                         if (threads::part_of(records[m], parts) != part) continue;
-                        own_gradients[count] = gradients[m];
-                        own_records[count] = records[m];
-                        if (any_target) own_deltas[count] = deltas[m];
-                        own_merges[count] = merges[m];
-                        if (++count != short_run) continue;
-                        take_steps(count, own_gradients, own_records, own_deltas, own_merges);
-                        count = 0;
+                        own_gradients[taken] = gradients[m];
+                        own_records[taken] = records[m];
+                        if (any_target) own_deltas[taken] = deltas[m];
+                        own_merges[taken] = merges[m];
+                        if (++taken != short_run) continue;
+                        take_steps(taken, own_gradients, own_records, own_deltas, own_merges);
+                        taken = 0;
                     }
-                    take_steps(count, own_gradients, own_records, own_deltas, own_merges);
+                    take_steps(taken, own_gradients, own_records, own_deltas, own_merges);
                 });
             }
             for (const Copy& copy : copies) {
@@ -335,9 +346,8 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
                 }
             }
             copies.clear();
-            i += rows;
-            left -= rows;
         }
+        i += count;
     }
 }
 

@@ -173,6 +173,7 @@ private:
     // Kept between calls for their memory only.
     mutable std::vector<RowPlace> places_;
     mutable std::vector<float> scratch_;
+    std::vector<float*> records_;
     Growing<std::uint8_t> delta_;
 };
 
