@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# Behind what is installed: a checkout has no native module.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from bench.running import describe, write_json
 

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# Behind what is installed: a checkout has no native module.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from bench.baselines.torch_dlrm import InitialValues, TorchOptions, TorchResult, train
 from bench.running import Recorded, add_training_options, describe, training_options, write_json

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+# Behind what is installed: a checkout has no native module.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from bench.running import add_training_options, describe, train, training_options, write_json
