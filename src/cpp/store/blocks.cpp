@@ -10,10 +10,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "store/mapping.hpp"
+
 namespace ecrec::blocks {
 namespace {
 
-constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
 // Smaller ones are malloc's, which is quick with them.
 constexpr std::size_t block_bytes_min = std::size_t{1} << 20;
 // Kept for later, of all sizes together: a few windows to each peer.
@@ -33,13 +34,8 @@ Pool& pool() {
 }
 
 void* map(std::size_t bytes) {
-    void* memory = mmap(nullptr, bytes + huge_page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    auto* first = static_cast<std::uint8_t*>(memory);
-    const std::size_t before = -reinterpret_cast<std::uintptr_t>(first) % huge_page_bytes;
-    if (before != 0) munmap(first, before);
-    first += before;
-    munmap(first + bytes, huge_page_bytes - before);
+    std::uint8_t* first = map_memory(bytes, true);
+    if (first == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
     madvise(first, bytes, MADV_HUGEPAGE);
 #endif

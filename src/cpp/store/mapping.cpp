@@ -13,22 +13,27 @@
 
 namespace ecrec {
 
+std::uint8_t* map_memory(std::size_t bytes, bool reserves) {
+    // What is large begins where a huge page can; what lies around is given back.
+    const std::size_t spare = bytes >= huge_page_bytes ? huge_page_bytes : 0;
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (reserves ? 0 : MAP_NORESERVE);
+    void* memory = mmap(nullptr, bytes + spare, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    auto* first = static_cast<std::uint8_t*>(memory);
+    if (spare == 0) return first;
+    const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t kept = (bytes + page - 1) / page * page;
+    const std::size_t before = -reinterpret_cast<std::uintptr_t>(first) % huge_page_bytes;
+    if (before != 0) munmap(first, before);
+    first += before;
+    if (bytes + spare - before > kept) munmap(first + kept, bytes + spare - before - kept);
+    return first;
+}
+
 Mapping::Mapping(std::size_t bytes) {
     if (bytes == 0) return;
-    // Extents begin where a huge page can; what lies around is given back.
-    const std::size_t spare = bytes >= extent_bytes ? extent_bytes : 0;
-    void* memory =
-        mmap(nullptr, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) refuse(ErrorKind::state, "cannot reserve ", bytes, " bytes of address space");
-    data_ = static_cast<std::uint8_t*>(memory);
-    if (spare != 0) {
-        const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-        const std::size_t kept = (bytes + page - 1) / page * page;
-        const std::size_t before = -reinterpret_cast<std::uintptr_t>(data_) % extent_bytes;
-        if (before != 0) munmap(data_, before);
-        data_ += before;
-        if (bytes + spare - before > kept) munmap(data_ + kept, bytes + spare - before - kept);
-    }
+    data_ = map_memory(bytes, false);
+    if (data_ == nullptr) refuse(ErrorKind::state, "cannot reserve ", bytes, " bytes of address space");
     bytes_ = bytes;
 #ifdef MADV_NOHUGEPAGE
     madvise(data_, bytes_, MADV_NOHUGEPAGE);

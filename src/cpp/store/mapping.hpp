@@ -6,6 +6,12 @@
 
 namespace ecrec {
 
+constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
+
+// Zeroed memory for munmap(), from the start of a huge page on if it has room for one; null if there is none.
+// reserves: there is, or will be, memory behind all of it, as far as the system makes sure of that.
+std::uint8_t* map_memory(std::size_t bytes, bool reserves);
+
 class Mapping {
 public:
     Mapping() = default;
@@ -22,7 +28,7 @@ public:
     std::size_t size() const { return bytes_; }
 
     // Whole huge pages of the memory.
-    static constexpr std::size_t extent_bytes = std::size_t{2} << 20;
+    static constexpr std::size_t extent_bytes = huge_page_bytes;
     std::size_t extents() const { return bytes_ / extent_bytes; }
     // Moves an extent into a huge page, all of which is resident then. False where the system does not do that.
     bool collapse(std::size_t extent) const;
