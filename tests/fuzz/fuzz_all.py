@@ -25,13 +25,13 @@ START_S_MAX = 120
 SECONDS_MIN = 2
 
 
-def fuzz(target: str, seconds: int) -> dict[str, int]:
+def fuzz(target: str, seconds: int, seed: int) -> dict[str, int]:
     """Inputs, bytes and edges covered; raises RuntimeError with the fuzzer's last words if a promise was broken."""
     with tempfile.TemporaryDirectory() as scratch:
         counts = Path(scratch) / "counts"
         command = [sys.executable, str(Path(__file__).with_name("fuzz_coverage.py")), target, "--seconds", str(seconds)]
         done = subprocess.run(
-            [*command, "--counts", str(counts)],
+            [*command, "--seed", str(seed), "--counts", str(counts)],
             capture_output=True, text=True, timeout=seconds + START_S_MAX, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -46,6 +46,7 @@ def fuzz(target: str, seconds: int) -> dict[str, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=int, default=150, help="for all targets together")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0 (the default): another one each time")
     parser.add_argument("--report", type=Path, help="write the figures here, as JSON")
     args = parser.parse_args()
     seconds = max(SECONDS_MIN, args.seconds // len(TARGETS))
@@ -53,7 +54,7 @@ def main() -> int:
     print(f"{'target':<12}{'seconds':>8}{'inputs':>10}{'bytes':>13}{'edges':>8}")
     for target in TARGETS:
         try:
-            found = figures[target] = fuzz(target, seconds)
+            found = figures[target] = fuzz(target, seconds, args.seed)
         except RuntimeError as error:
             broken += 1
             print(f"FAILED: {error}")

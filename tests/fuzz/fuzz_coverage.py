@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing with atheris (libFuzzer); for minutes and more. Needs ``pip install atheris``.
 
-    python tests/fuzz/fuzz_coverage.py TARGET [--seconds 60] [--corpus DIR] [--counts FILE]
+    python tests/fuzz/fuzz_coverage.py TARGET [--seconds 60] [--seed 1] [--corpus DIR] [--counts FILE]
 
 Starts from the corpus in the repository and from ``seeds.py``, mutates messages as such, and keeps what reaches new
 code in DIR (a temporary one by default). An input that breaks a promise is written to the working directory, and
@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("target", choices=list(targets.TARGETS))
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0 (the default): another one each time")
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--counts", type=Path)
     args = parser.parse_args()
@@ -72,7 +73,12 @@ def main() -> None:
 
         options: dict[str, Any] = {} if args.target == "criteo" else {"custom_mutator": mutate}
         kept = Path(__file__).parent / "corpus" / args.target
-        limits = [f"-max_total_time={args.seconds}", f"-timeout={SECONDS_MAX}", f"-max_len={CASE_BYTES_MAX}"]
+        limits = [
+            f"-seed={args.seed}",
+            f"-max_total_time={args.seconds}",
+            f"-timeout={SECONDS_MAX}",
+            f"-max_len={CASE_BYTES_MAX}",
+        ]
         atheris.Setup(
             [sys.argv[0], *limits, "-rss_limit_mb=4096", str(corpus), str(kept)],
             counted,
