@@ -49,6 +49,8 @@ class Training:
             logits = self.model(self.sparse(batch)).squeeze(1)
             torch.nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
             self.session.push(len(labels))
+        # Then there is parity to damage.
+        self.session.wait(lambda: self.session.machine.durable, "the pushes to be durable")
 
 
 class Damaged:
