@@ -20,7 +20,7 @@ from typing import Any
 # Behind what is installed: a checkout has no native module.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from bench.running import add_training_options, describe, spread, train, training_options, write_json
+from bench.running import add_run_options, describe, spread, train, training_options, write_json
 
 FIGURES = (
     "detect_s",
@@ -129,10 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-up", type=int, default=60, help="steps before the first death")
     parser.add_argument("--every", type=int, default=60, help="steps from one death to the next")
     parser.add_argument("--after", type=int, default=0, help="further steps after the last one's span")
-    parser.add_argument("--code", default="4+1")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--report", help="write the results to this JSON file")
-    add_training_options(parser)
+    add_run_options(parser)
     return parser
 
 

@@ -98,6 +98,14 @@ def steady_throughput(steps: Sequence[Heard], warm_up: int) -> tuple[float, floa
     return sum(step.examples for step in steps[warm_up:]) / seconds, seconds
 
 
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a script that kills servers: code, seed, report, and `add_training_options`."""
+    parser.add_argument("--code", default="4+1")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--report", help="write the results to this JSON file")
+    add_training_options(parser)
+
+
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Options that are handed on to the run; those not given have the defaults of ``ecrec train``."""
     group = parser.add_argument_group("training, as of ecrec train")

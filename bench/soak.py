@@ -30,7 +30,7 @@ import psutil
 # Behind what is installed: a checkout has no native module.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from bench.running import add_training_options, describe, train, training_options, write_json
+from bench.running import add_run_options, describe, train, training_options, write_json
 
 EVERY_S = 1.0
 GROWTH_MAX = 0.05
@@ -200,10 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--kill-every", type=float, default=20.0, help="seconds from one kill to the next")
     parser.add_argument("--warm-up", type=float, default=120.0, help="seconds whose samples do not count")
-    parser.add_argument("--code", default="4+1")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--report", help="write the results to this JSON file")
-    add_training_options(parser)
+    add_run_options(parser)
     return parser
 
 

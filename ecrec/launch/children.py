@@ -6,7 +6,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +20,6 @@ line."""
 _READ_BYTES = 1 << 16
 _ENDING_POLL_S = 0.005
 """A process whose pipe is closed is gone within microseconds; so long is waited between looks."""
-
-
-def module_command(module: str, *arguments: str) -> list[str]:
-    """The command line that runs a module with this Python, tied to the life of this process.
-
-    By its path, because ``-m`` would look for ecrec in the current directory first, maybe a checkout without the core.
-    """
-    return [sys.executable, str(Path(__file__).with_name("tether.py")), str(os.getpid()), module, *arguments]
 
 
 class Child:

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import NamedTuple
 
 from ecrec.errors import ClusterError
-from ecrec.launch.children import Child, ChildEvent, Children, Ended, Line, module_command
+from ecrec.launch.children import Child, ChildEvent, Children, Ended, Line
 from ecrec.launch.threads import SERVER_THREADS, thread_environment
+from ecrec.tether import module_command
 
 START_TIMEOUT_S = 60.0
 """A loaded machine may need so long until all processes are ready."""

@@ -15,10 +15,10 @@ from typing import Annotated
 import typer
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.children import module_command
 from ecrec.launch.connect import LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE
 from ecrec.launch.environment import CURVE_DIR, CURVE_DIR_HELP, curve_keys, keep_freed_memory
 from ecrec.launch.threads import cores, thread_environment, worker_threads
+from ecrec.tether import module_command
 
 EXIT_OPTIONS = 2
 _POLL_S = 0.05

@@ -8,14 +8,15 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "ecrec"
 MAY_IMPORT = {
     "errors": set(),
+    "tether": set(),
     "codec": {"_native", "errors"},
     "store": {"_native", "codec", "errors"},
     "protocol": {"_native", "codec", "store", "errors"},
     "transport": {"_native", "protocol", "codec", "errors"},
     "data": {"errors"},
     "training": {"_native", "data", "protocol", "transport", "errors"},
-    "bench": {"_native", "training", "protocol", "errors"},
-    "launch": {"bench", "training", "data", "transport", "protocol", "codec", "store", "errors", "_native"},
+    "bench": {"_native", "training", "protocol", "errors", "tether"},
+    "launch": {"bench", "training", "data", "transport", "protocol", "codec", "store", "errors", "_native", "tether"},
     "simulator": {"protocol", "codec", "store", "errors", "_native"},
 }
 FORBIDDEN = {

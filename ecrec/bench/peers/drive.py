@@ -1,4 +1,4 @@
-"""A peer's client in a process of its own, driven over pipes: ``python -m ecrec.bench.peers.drive NAME OPTIONS``.
+"""A peer's client in a process of its own, driven over pipes: the module ``ecrec.bench.peers.drive NAME OPTIONS``.
 
 NAME is a module of this package with ``client(**options)``, a context manager; OPTIONS is JSON. A line on stdin is
 [calls, first], answered with the seconds that these steps took, measured here; or [batch, file], which has the rows of
@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecrec.bench.harness import PeerMissingError
-from ecrec.bench.peers.serve import MODULES_AT, end_with_parent
 from ecrec.bench.workload import make_row_batches
+from ecrec.tether import module_command
 
 F32 = NDArray[np.float32]
 
@@ -88,11 +88,11 @@ class Driven:
 @contextmanager
 def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
     """Starts the client, which starts its server. The first thing to do with it is `Driven.wait_started`."""
-    command = [sys.executable, "-m", __name__, name, json.dumps(options)]
+    command = module_command(__name__, name, json.dumps(options))
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         tempfile.TemporaryDirectory() as directory,
-        subprocess.Popen(command, **pipes, cwd=MODULES_AT, start_new_session=True) as process,
+        subprocess.Popen(command, **pipes, start_new_session=True) as process,
     ):
         try:
             yield Driven(name, process, Path(directory))
@@ -108,7 +108,6 @@ def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    end_with_parent()
     name, options = arguments
     batches = make_row_batches()
     try:

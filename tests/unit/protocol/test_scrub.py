@@ -136,11 +136,16 @@ def test_a_row_that_there_is_not_is_not_to_blame() -> None:
     assert scrub(cluster, 0)[1] == [(4, 2, UNSURE), (4, 3, UNSURE)]
 
 
-def test_pushes_between_the_cut_and_the_correction_are_kept() -> None:
-    spec = table(code="3+2", rows=60)
+def flipped_at_the_other(spec: TableSpec) -> tuple[Cluster, str, str]:
+    """A trained cluster of a 3+2 table, and the two holders of class 0's parity; the second's is wrong in stripe 0."""
     cluster = trained(5, spec)
     flip_parity(cluster, 4, key=0)
-    leader, other = cluster.shards[3], cluster.shards[4]
+    return cluster, cluster.shards[3], cluster.shards[4]
+
+
+def test_pushes_between_the_cut_and_the_correction_are_kept() -> None:
+    spec = table(code="3+2", rows=60)
+    cluster, leader, other = flipped_at_the_other(spec)
     cluster.blocked.add((leader, other))
     cluster.give(leader, Received(TOOL_ADDRESS, m.Scrub(1, 0, 0, 1000, True)))
     for _ in range(3):
@@ -156,10 +161,7 @@ def test_pushes_between_the_cut_and_the_correction_are_kept() -> None:
 
 
 def test_asked_again_in_the_middle_nothing_is_corrected_twice() -> None:
-    spec = table(code="3+2", rows=60)
-    cluster = trained(5, spec)
-    flip_parity(cluster, 4, key=0)
-    leader, other = cluster.shards[3], cluster.shards[4]
+    cluster, leader, other = flipped_at_the_other(table(code="3+2", rows=60))
     cluster.blocked.add((other, leader))
     for request in (1, 2):
         cluster.give(leader, Received(TOOL_ADDRESS, m.Scrub(request, 0, 0, 1000, True)))
@@ -176,10 +178,7 @@ def test_asked_again_in_the_middle_nothing_is_corrected_twice() -> None:
 
 
 def test_a_death_in_the_middle_ends_it_and_the_next_one_repairs() -> None:
-    spec = table(code="3+2", rows=60)
-    cluster = trained(5, spec)
-    flip_parity(cluster, 4, key=0)
-    leader, other = cluster.shards[3], cluster.shards[4]
+    cluster, leader, other = flipped_at_the_other(table(code="3+2", rows=60))
     cluster.blocked.add((leader, other))
     cluster.give(leader, Received(TOOL_ADDRESS, m.Scrub(1, 0, 0, 1000, True)))
     cluster.run()

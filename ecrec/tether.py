@@ -1,6 +1,6 @@
 """Run a module as a program that the kernel kills when the process that started it dies.
 
-``python .../ecrec/launch/tether.py PARENT_PID MODULE [ARGS]``. The request (PR_SET_PDEATHSIG) is made by the
+``python .../ecrec/tether.py PARENT_PID MODULE [ARGS]``. The request (PR_SET_PDEATHSIG) is made by the
 child itself: Python code between fork and exec can deadlock in a parent that has threads.
 """
 
@@ -12,6 +12,14 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs a module with this Python, tied to the life of this process.
+
+    By its path, because ``-m`` would look for ecrec in the current directory first, maybe a checkout without the core.
+    """
+    return [sys.executable, __file__, str(os.getpid()), module, *arguments]
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -27,7 +35,7 @@ def main() -> None:
     die_with_parent(parent_pid)
     sys.argv[:] = sys.argv[2:]
     # Modules come from where this ecrec is, and never from this file's directory.
-    sys.path[0] = str(Path(__file__).parents[2])
+    sys.path[0] = str(Path(__file__).parents[1])
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
