@@ -5,7 +5,7 @@ fields of messages between shards are numbered within their group.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -39,6 +39,13 @@ def pushes_of(marks: dict[int, int]) -> int:
     return sum(number for worker, number in marks.items() if worker < WORKERS_MAX)
 
 
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62) - 1)]
+"""A number that members count up or compare. A larger one is refused where it is read: counted on, it could not be
+sent any more."""
+NumberOrNone = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 62) - 1)]
+"""-1: none."""
+
+
 class Address(NamedTuple):
     """One life of a member. Shards are numbered over all groups: group * n + number in the group."""
 
@@ -58,33 +65,33 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
 class Window(Message, frozen=True, gc=False):
     """Deltas of one shard. Frames: keys, records (the receiver's stripes only; may be empty)."""
 
-    number: int
-    stable: int
-    marks: dict[int, int]
+    number: Number
+    stable: Number
+    marks: dict[Number, Number]
     """Watermarks that this window raises: worker -> push, and `cursor_key` of the worker -> its cursor."""
-    begins: dict[int, int]
+    begins: dict[Number, Number]
     """Classes whose seeding begins before the rows of this window: class -> round."""
-    ends: list[int]
+    ends: list[Number]
     """Classes whose seeding ends with this window."""
-    ack: int = 0
+    ack: Number = 0
     """Acknowledges the receiver's windows up to this one."""
 
 
 class WindowAck(Message, frozen=True, gc=False):
     """Acknowledges windows up to ``number`` where no window goes the other way soon."""
 
-    number: int
+    number: Number
 
 
 class Stable(Message, frozen=True, gc=False):
-    number: int
+    number: Number
 
 
 class Join(Message, frozen=True, gc=False):
     """First message of a stream. The next window is ``window`` + 1."""
 
-    window: int
-    marks: dict[int, int]
+    window: Number
+    marks: dict[Number, Number]
     ask: bool
     """The sender has just been restarted: answer with Joined."""
 
@@ -92,37 +99,37 @@ class Join(Message, frozen=True, gc=False):
 class Joined(Message, frozen=True, gc=False):
     """Classes that the sender, still recovering, wants seeded by the receiver: class -> round."""
 
-    rounds: dict[int, int]
+    rounds: dict[Number, Number]
 
 
 class Reseed(Message, frozen=True, gc=False):
-    class_id: int
-    round: int
-    since: int = 0
+    class_id: Number
+    round: Number
+    since: Number = 0
     """View that began this round. trap: taken before it, rows would be seeded that the view re-initialises."""
 
 
 class Stripes(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Some stripes of a class: positions first <= p < last, or, where last is 0, the keys of the first frame."""
 
-    class_id: int
-    first: int
-    last: int
+    class_id: Number
+    first: Number
+    last: Number
 
 
 class Repair(Message, frozen=True, gc=False):
     """The sender asks for its data rows of some stripes. Frames: keys."""
 
-    view: int
-    request: int
+    view: Number
+    request: Number
     stripes: Stripes
 
 
 class CaptureParity(Message, frozen=True, gc=False):
     """Assembler to another parity holder: capture, and ship the capture. Frames: keys."""
 
-    view: int
-    request: int
+    view: Number
+    request: Number
     stripes: Stripes
     members: list[int]
     """Data members that will send a MARK."""
@@ -131,8 +138,8 @@ class CaptureParity(Message, frozen=True, gc=False):
 class Snap(Message, frozen=True, gc=False):
     """Assembler to a data member: put a MARK in the streams to ``holders``. Frames: keys."""
 
-    view: int
-    request: int
+    view: Number
+    request: Number
     stripes: Stripes
     holders: list[int]
     with_rows: bool
@@ -142,16 +149,16 @@ class Snap(Message, frozen=True, gc=False):
 class Mark(Message, frozen=True, gc=False):
     """Frames: keys of the stripes asked for, then keys, records: the member's coded rows, for the assembler alone."""
 
-    view: int
-    request: int
+    view: Number
+    request: Number
     stripes: Stripes
 
 
 class Captured(Message, frozen=True, gc=False):
     """A parity holder's capture. Frames: keys, records."""
 
-    view: int
-    request: int
+    view: Number
+    request: Number
 
 
 class Repaired(Message, frozen=True, gc=False):
@@ -160,8 +167,8 @@ class Repaired(Message, frozen=True, gc=False):
     Frames: the keys asked for, then keys, records.
     """
 
-    view: int
-    request: int
+    view: Number
+    request: Number
     stripes: Stripes
 
 
@@ -171,16 +178,16 @@ class CorrectParity(Message, frozen=True, gc=False):
     That commutes with all deltas that came since the cut at which it was found, and that come.
     """
 
-    view: int
-    request: int
-    class_id: int
+    view: Number
+    request: Number
+    class_id: Number
 
 
 class ParityCorrected(Message, frozen=True, gc=False):
     """It is done."""
 
-    view: int
-    request: int
+    view: Number
+    request: Number
 
 
 # ------------------------------------------------------------------ workers and tools
@@ -194,43 +201,43 @@ class Section(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Hello(Message, frozen=True, gc=False):
     """A worker's first message to an incarnation of a shard."""
 
-    worker_epoch: int
+    worker_epoch: Number
 
 
 class Welcome(Message, frozen=True, gc=False):
-    mark: int
-    durable: int
+    mark: Number
+    durable: Number
 
 
 class Push(Message, frozen=True, gc=False):
     """Gradients (or, with ``assign``, weights). Frames: rows, values of each section."""
 
-    worker_epoch: int
-    number: int
-    barrier: int
+    worker_epoch: Number
+    number: Number
+    barrier: Number
     """0, or how many workers' pushes of this number are applied as one sum."""
     assign: bool
     sections: list[Section]
-    cursor: int = 0
+    cursor: Number = 0
     """Of the worker with this push done; 0: the push is no part of a leased split."""
 
 
 class PushAck(Message, frozen=True, gc=False):
     """Pushes up to ``durable`` are applied and on every running peer."""
 
-    durable: int
+    durable: Number
 
 
 class PushRefused(Message, frozen=True, gc=False):
-    number: int
+    number: Number
     reason: str
 
 
 class Pull(Message, frozen=True, gc=False):
     """Frames: rows of each section. Answered when push ``after`` of this worker is applied, before the next one is."""
 
-    request: int
-    after: int
+    request: Number
+    after: Number
     records: bool
     sections: list[Section]
 
@@ -238,11 +245,11 @@ class Pull(Message, frozen=True, gc=False):
 class Rows(Message, frozen=True, gc=False):
     """Frames: one of weights (float32) or records a section of the pull."""
 
-    request: int
+    request: Number
 
 
 class PullRefused(Message, frozen=True, gc=False):
-    request: int
+    request: Number
     reason: str
 
 
@@ -252,10 +259,10 @@ class Scrub(Message, frozen=True, gc=False):
     It is done from a position on, at one cut.
     """
 
-    request: int
-    class_id: int
-    first: int
-    rows_max: int
+    request: Number
+    class_id: Number
+    first: Number
+    rows_max: Number
     repair: bool = False
     """Parity rows that do not fit are rewritten."""
 
@@ -270,22 +277,22 @@ class ScrubResult(Message, frozen=True, gc=False):
     ``last`` is where to go on, ``size`` the class's size.
     """
 
-    request: int
-    class_id: int
-    last: int
-    size: int
-    stripes: int
+    request: Number
+    class_id: Number
+    last: Number
+    size: Number
+    stripes: Number
     """Touched stripes compared."""
-    parity_rows: int
+    parity_rows: Number
     """Parity rows compared."""
-    bytes_read: int
+    bytes_read: Number
     """Of records, on all members."""
     repaired: bool
     """Those of the parity rows named are rewritten; data rows never are."""
 
 
 class ScrubBusy(Message, frozen=True, gc=False):
-    request: int
+    request: Number
     reason: str
 
 
@@ -299,7 +306,7 @@ SEEDED = (RECOVERING, RESEEDING)
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
     shard: int
-    epoch: int
+    epoch: Number
     state: str
     endpoint: str
     reseeding: list[int] = []
@@ -309,7 +316,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
 class View(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A numbered step of a group's membership. Shards are numbered within the group."""
 
-    number: int
+    number: Number
 
 
 class Start(View, frozen=True):
@@ -319,12 +326,12 @@ class Start(View, frozen=True):
     groups: int
     n: int
     shard: int
-    epoch: int
+    epoch: Number
     """The receiver's epoch, be it a shard or a worker."""
     recovering: bool
-    window: int
+    window: Number
     """Windows go on from this one + 1."""
-    marks: dict[int, int]
+    marks: dict[Number, Number]
     members: list[Member]
     tables: list[TableSpec]
     unsettled: list[Member]
@@ -336,32 +343,32 @@ class Start(View, frozen=True):
     """Classes whose data rows are not repaired, but begin at their initial records."""
     damaged: list[str] = []
     """Replicated tables (k = 1) that lost rows in all copies, ever: for workers."""
-    fenced: dict[int, int] = {}
+    fenced: dict[Number, Number] = {}
     """Worker -> newest epoch of it that is over."""
 
 
 class ShardDown(View, frozen=True):
     shard: int
-    epoch: int
+    epoch: Number
 
 
 class Settle(View, frozen=True):
     shard: int
-    epoch: int
-    window: int
+    epoch: Number
+    window: Number
 
 
 class ShardUp(View, frozen=True):
     shard: int
-    epoch: int
+    epoch: Number
     endpoint: str
-    window: int
-    marks: dict[int, int]
+    window: Number
+    marks: dict[Number, Number]
 
 
 class ShardWhole(View, frozen=True):
     shard: int
-    epoch: int
+    epoch: Number
 
 
 class TableAdded(View, frozen=True):
@@ -371,8 +378,8 @@ class TableAdded(View, frozen=True):
 class WorkerFenced(View, frozen=True):
     """A worker's life is over: nothing is taken from it any more, and its splits are handed on."""
 
-    worker: int
-    epoch: int
+    worker: Number
+    epoch: Number
 
 
 class DataLost(View, frozen=True):
@@ -414,7 +421,7 @@ class Loss(msgspec.Struct, frozen=True, array_like=True):
     at_ms: float
     """Milliseconds of the scheduler host's monotonic clock."""
     group: int
-    view: int
+    view: Number
     rows: list[LostRows]
     updates: int
     """Updates (pushes to one shard) that may have been lost in part: all that the shards had applied that lost rows."""
@@ -436,23 +443,23 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     """What a survivor has of a dead incarnation: its last window (-1: nothing to say) and the watermarks at it."""
 
     shard: int
-    epoch: int
-    window: int
-    marks: dict[int, int]
+    epoch: Number
+    window: NumberOrNone
+    marks: dict[Number, Number]
 
 
 class ShardStatus(Message, frozen=True):
     """A shard's heartbeat. ``view`` confirms all views up to it."""
 
     process: str
-    view: int
+    view: Number
     whole: bool
     reports: list[Report]
-    marks: dict[int, int]
-    durable: dict[int, int]
+    marks: dict[Number, Number]
+    durable: dict[Number, Number]
     figures: dict[str, float]
     """For people: rows touched, bytes, rows still to repair, ..."""
-    reinitialised: dict[int, dict[int, int]] = {}
+    reinitialised: dict[Number, dict[Number, Number]] = {}
     """View -> table -> rows that were not yet repaired and became initial records."""
     missed: list[int] = []
     """Members, by their number in the group, that have acknowledged no window of the sender for `link_timeout_ms`."""
@@ -465,9 +472,9 @@ class WorkerStatus(Message, frozen=True):
     """
 
     process: str
-    views: list[int]
+    views: list[NumberOrNone]
     figures: dict[str, float]
-    cursor: int = 0
+    cursor: Number = 0
     """How far its leases are done and durable; a heartbeat renews them all."""
 
 
@@ -483,19 +490,19 @@ class Fenced(Message, frozen=True):
 
 
 class CreateTable(Message, frozen=True):
-    request: int
+    request: Number
     table: TableSpec
 
 
 class TableReady(Message, frozen=True):
     """Every running shard has the table."""
 
-    request: int
+    request: Number
     index: int
 
 
 class Refused(Message, frozen=True):
-    request: int
+    request: Number
     reason: str
 
 
@@ -506,41 +513,41 @@ class Dataset(msgspec.Struct, frozen=True, array_like=True):
     """
 
     name: str
-    examples: int
+    examples: Number
     """Of one pass."""
-    end: int
+    end: Number
     """Of all passes; the last one may end early."""
-    split_examples: int
+    split_examples: Number
     """Of a split, at most."""
 
 
 class LeaseSplit(Message, frozen=True):
     """A worker asks for one more split. Repeated with the same number until it is answered."""
 
-    request: int
+    request: Number
     dataset: Dataset
-    cursor: int
+    cursor: Number
     """As in WorkerStatus."""
 
 
 class Leased(Message, frozen=True):
     """Examples first <= i < last of the data set are the worker's, under this number."""
 
-    request: int
-    lease: int
-    first: int
-    last: int
+    request: Number
+    lease: Number
+    first: Number
+    last: Number
 
 
 class NoSplit(Message, frozen=True):
     """There is none: all examples are trained on (``finished``), or others still have the rest."""
 
-    request: int
+    request: Number
     finished: bool
 
 
 class ClusterQuery(Message, frozen=True):
-    request: int
+    request: Number
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -549,17 +556,17 @@ class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
     event: str
     """down, settled, up, whole, lost"""
     shard: int
-    epoch: int
+    epoch: Number
 
 
 class ShardFigures(msgspec.Struct, frozen=True):
     shard: int
-    epoch: int
+    epoch: Number
     state: str
     endpoint: str
     silent_ms: float
-    marks: dict[int, int]
-    durable: dict[int, int]
+    marks: dict[Number, Number]
+    durable: dict[Number, Number]
     figures: dict[str, float]
 
 
@@ -584,7 +591,7 @@ class DatasetFigures(msgspec.Struct, frozen=True, array_like=True):
 class ClusterState(Message, frozen=True):
     """Answer to ClusterQuery; shards are numbered over all groups."""
 
-    request: int
+    request: Number
     n: int
     groups: int
     views: list[int]
@@ -601,7 +608,7 @@ class ClusterState(Message, frozen=True):
     updates_damaged: int = 0
     """Updates that these losses may have undone in part."""
     datasets: list[DatasetFigures] = []
-    fenced: dict[int, int] = {}
+    fenced: dict[Number, Number] = {}
     """Worker -> newest epoch of it that is over."""
 
 

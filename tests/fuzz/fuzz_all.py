@@ -2,11 +2,12 @@
 
     python tests/fuzz/fuzz_all.py --seconds 150 --report fuzz.json
 
-The time is shared by all targets. Exit code 1 if an input broke a promise: the last words are shown, and the input
-is in the working directory.
+The time is shared by all targets. Exit code 1 if an input broke a promise: what was raised is shown, with the input
+if it is short, and the input is in the working directory.
 """
 
 import argparse
+import base64
 import json
 import re
 import subprocess
@@ -23,10 +24,12 @@ from targets import TARGETS  # noqa: E402
 START_S_MAX = 120
 """For a target to begin, on a busy machine: it imports and instruments everything first."""
 SECONDS_MIN = 2
+SHOWN_BYTES_MAX = 8192
+"""An input that broke a promise is shown up to this size, so that the log of a run is enough to try it again."""
 
 
 def fuzz(target: str, seconds: int, seed: int) -> dict[str, int]:
-    """Inputs, bytes and edges covered; raises RuntimeError with the fuzzer's last words if a promise was broken."""
+    """Inputs, bytes and edges covered; raises RuntimeError with what was raised if a promise was broken."""
     with tempfile.TemporaryDirectory() as scratch:
         counts = Path(scratch) / "counts"
         command = [sys.executable, str(Path(__file__).with_name("fuzz_coverage.py")), target, "--seconds", str(seconds)]
@@ -35,12 +38,20 @@ def fuzz(target: str, seconds: int, seed: int) -> dict[str, int]:
             capture_output=True, text=True, timeout=seconds + START_S_MAX, check=False,
         )  # fmt: skip
         if done.returncode:
-            raise RuntimeError(f"{target} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+            last_words = f"{done.stdout[-4000:]}\n{done.stderr[-1000:]}{_broken_input(done.stderr)}"
+            raise RuntimeError(f"{target} ended with {done.returncode}:\n{last_words}")
         inputs, size = (int(number) for number in np.fromfile(counts, np.int64))
     covered = [int(number) for number in re.findall(r"cov: (\d+)", done.stderr)]
     if not covered:
         raise RuntimeError(f"{target}: no edge was counted, so nothing was guided by coverage:\n{done.stderr[-4000:]}")
     return {"seconds": seconds, "inputs": inputs, "bytes": size, "edges": max(covered)}
+
+
+def _broken_input(said: str) -> str:
+    path = re.search(r"Test unit written to (\S+)", said)
+    if not path or Path(path[1]).stat().st_size > SHOWN_BYTES_MAX:
+        return ""
+    return f"the input in base64: {base64.b64encode(Path(path[1]).read_bytes()).decode()}\n"
 
 
 def main() -> int:
