@@ -16,7 +16,7 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     windows_in_flight_max: Count = 2
     """Closed windows that are not yet stable. Two keep the link busy while the open one merges deltas."""
 
-    window_interval_ms: Milliseconds = 50.0
+    window_interval_ms: Milliseconds = 100.0
     """From one window to the next, while pushes come: deltas of several pushes merge, and the price of a window is paid
     once for all. The first push after a pause goes out at once, and so does what a recovery needs."""
 
@@ -62,9 +62,9 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed_rows_max: Count = 4096
     """Rows a shard adds to its open window for one recovering peer at a time."""
 
-    pushes_in_flight_max: Count = 32
+    pushes_in_flight_max: Count = 64
     """Pushes of one worker to one shard that are not yet durable: what a worker keeps, and sends again after a death.
-    A push is durable 50 to 90 ms after it was made: at 300 pushes a second about 27 are on their way."""
+    A push is durable 100 to 150 ms after it was made: at 300 pushes a second about 40 are on their way."""
 
     resend_ms: WholeMilliseconds = 500
     """A worker sends what a shard has not answered for so long again; the shard drops what it has."""

@@ -29,7 +29,7 @@ def check(trainer, options, every, least_kills, timeout_s=120):
 
 
 def test_random_kills_change_nothing(trainer):
-    check(trainer, ("--steps", "100"), "600ms", least_kills=1)
+    check(trainer, ("--steps", "300"), "600ms", least_kills=1)
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes: ECREC_LONG_FAULTS=1")

@@ -159,14 +159,15 @@ def test_a_worker_loses_nothing_when_leaders_are_killed(several: Several) -> Non
     worker = Worker(several.endpoint)
     try:
         worker.start()
-        for step in range(60):
+        ahead = worker.machine.config.pushes_in_flight_max
+        for step in range(2 * ahead):
             worker.push()
             if step == 10:
                 several.kill_leader()
-            if step == 20:  # nobody leads yet: the next leader finds out
+            if step == 20:  # nobody leads yet: the next leader finds out, before the worker can be so far ahead
                 shards[2].kill()
                 several.shard("--spare")
-            if step == 40:
+            if step == 20 + ahead:
                 several.kill_leader()
         worker.until(lambda: worker.machine.durable)
         assert np.array_equal(worker.pull(), worker.expected)

@@ -65,6 +65,9 @@ public:
         keys_.extend(next - size());
     }
 
+    // Room for keys that find() and insert() need not know of; their numbers are those from size() on.
+    std::uint64_t* extend(std::size_t keys) { return keys_.extend(keys); }
+
     void prefetch(std::uint64_t key) const {
         if (!slots_.empty()) __builtin_prefetch(&slots_[hash(key) >> shift_]);
     }

@@ -22,6 +22,17 @@ void RowBuffer::make_room(std::size_t rows, std::size_t bytes_each) {
 
 void RowBuffer::unset_records(std::span<const std::uint64_t> keys, std::size_t bytes, std::uint8_t** records,
                               bool* is_new) {
+    asked_ += keys.size();
+    if (!looks_up_) {
+        const End first = end();
+        for (std::size_t m = 0; m < keys.size(); ++m) {
+            first.key[m] = keys[m];
+            records[m] = first.record + m * bytes;
+            is_new[m] = true;
+        }
+        extend(keys.size(), bytes);
+        return;
+    }
     numbers_.resize(keys.size());
     std::uint32_t next = index_.size();
     index_.insert_all(keys, numbers_.data());
@@ -29,6 +40,7 @@ void RowBuffer::unset_records(std::span<const std::uint64_t> keys, std::size_t b
     for (std::size_t m = 0; m < keys.size(); ++m) {
         std::uint32_t& own_place = places_.data()[numbers_[m]];
         is_new[m] = numbers_[m] == next;
+        found_ += !is_new[m];
         if (is_new[m]) {
             own_place = static_cast<std::uint32_t>(place);
             place += bytes / unit;
@@ -39,6 +51,12 @@ void RowBuffer::unset_records(std::span<const std::uint64_t> keys, std::size_t b
     }
     places_.extend(next - places_.size());
     records_.extend(place * unit - records_.size());
+}
+
+void RowBuffer::extend(std::size_t rows, std::size_t bytes_each) {
+    index_.extend(rows);
+    places_.extend(rows);
+    records_.extend(rows * bytes_each);
 }
 
 std::uint8_t* RowBuffer::unset_record(std::uint64_t key, std::size_t bytes, bool& is_new) {
@@ -87,11 +105,11 @@ Growing<std::uint64_t> RowBuffer::nonzero() const {
 
 void RowBuffer::remove_class(int class_id) {
     store_->check_class(class_id);
-    const RowsBlob old = take();
+    const RowsBlob old = clear();
     const std::uint8_t* source = old.records.data();
     for (const std::uint64_t key : old.keys) {
         const std::size_t bytes = store_->table_of(key).record_bytes();
-        if (store_->class_of(key) != class_id) std::memcpy(record(key, bytes), source, bytes);
+        if (store_->class_of(key) != class_id) xor_into(record(key, bytes), source, bytes);
         source += bytes;
     }
 }
@@ -99,6 +117,22 @@ void RowBuffer::remove_class(int class_id) {
 RowsBlob RowBuffer::take() {
     expected_rows_ = size();
     expected_bytes_ = records_.size();
+    decide();
+    return clear();
+}
+
+// What the next window does.
+void RowBuffer::decide() {
+    if (!looks_up_) {
+        looks_up_ = size() != 0 && --windows_left_ == 0;
+    } else if (asked_ >= judged_min) {
+        looks_up_ = 8 * found_ > asked_;
+        windows_left_ = windows_between;
+    }
+    asked_ = found_ = 0;
+}
+
+RowsBlob RowBuffer::clear() {
     places_.shrink_to(0);
     return {index_.take(), std::exchange(records_, {})};
 }

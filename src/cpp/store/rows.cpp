@@ -261,6 +261,15 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
             first_target[c + 1] = targets.size();
         }
         const bool any_target = !targets.empty();
+        // Each class has one taker, who takes all rows and looks none up: the most frequent case, and the quickest.
+        bool append = any_target;
+        for (std::size_t c = 0; append && c < static_cast<std::size_t>(n); ++c) {
+            if (first_target[c + 1] - first_target[c] == 0 && place_.slot_in(static_cast<int>(c)) >= table.shape().k)
+                continue;
+            append = first_target[c + 1] - first_target[c] == 1 &&
+                     targets[first_target[c]].limit >= table.quotients() &&
+                     !window->buffer(static_cast<int>(targets[first_target[c]].peer)).looks_up();
+        }
         const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
         records_.resize(count);
         for (std::size_t m = 0; m < count; ++m) {
@@ -272,7 +281,29 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
             const RowPlace* places = places_.data() + i + first;
             float* const* records = records_.data() + first;
             for (std::size_t m = 0; m < rows; ++m, value += dim) gradients[m] = value;
-            if (any_target) {
+            if (append) {
+                std::array<RowBuffer::End, shards_max> ends;
+                std::array<std::size_t, shards_max> added{};
+                for (std::size_t c = 0; c < static_cast<std::size_t>(n); ++c) {
+                    if (first_target[c + 1] == first_target[c]) continue;
+                    RowBuffer& buffer = window->buffer(static_cast<int>(targets[first_target[c]].peer));
+                    buffer.make_room(rows, bytes);
+                    ends[c] = buffer.end();
+                }
+                for (std::size_t m = 0; m < rows; ++m) {
+                    const RowPlace& row = places[m];
+                    RowBuffer::End& end = ends[row.residue];
+                    *end.key++ = index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
+                    deltas[m] = end.record;
+                    merges[m] = false;
+                    end.record += bytes;
+                    ++added[row.residue];
+                }
+                for (std::size_t c = 0; c < static_cast<std::size_t>(n); ++c) {
+                    if (first_target[c + 1] == first_target[c]) continue;
+                    window->buffer(static_cast<int>(targets[first_target[c]].peer)).extend(added[c], bytes);
+                }
+            } else if (any_target) {
                 // A delta for one peer is written where it is sent from; for several, or none, beside them.
                 delta_.shrink_to(0);
                 delta_.extend(rows * bytes);
