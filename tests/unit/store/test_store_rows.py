@@ -1,5 +1,7 @@
 """gather, apply and assign, against the plain store, byte by byte, on every kernel."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from store_group import ALL_CLASSES, OPTIMIZERS, Group, add_table, key, keys_of, sections, split_blob
@@ -95,6 +97,39 @@ def test_deltas_of_one_push_reach_every_parity_holder(kernel: str, r: int) -> No
             for peer in table.parity_shards(stripe):
                 expected[peer][key(0, stripe)] = group.reference.coded(0, row).tobytes()
     assert found == expected
+
+
+@pytest.mark.parametrize("r", [1, 2])
+def test_rows_that_do_not_come_again_are_no_longer_looked_up(kernel: str, r: int) -> None:
+    """Then a row can stand in a window twice, and what both add up to is the same."""
+    table = Table(400, 12, 2, r, optimizer="rowwise-adagrad", hyper=(0.1, 1e-8), shards=5)
+    group = Group([table], 5)
+    rows, window = group.rows_of(1, 0), group.windows[1]
+    rng = np.random.default_rng(r)
+    sums: dict[tuple[int, int], Any] = {}
+
+    def window_of(pushes: int) -> bool:
+        """Whether a row stands in the window twice."""
+        for _ in range(pushes):
+            group.apply(1, sections((0, rows)), rng.standard_normal(12 * len(rows)).astype(np.float32))
+        repeats = False
+        for peer in range(5):
+            keys, records = window.buffer(peer).take()
+            repeats |= len(keys) != len(set(keys.tolist()))
+            for one, record in zip(keys.tolist(), records.reshape(len(keys), -1) if len(keys) else [], strict=True):
+                sums[peer, one] = sums.get((peer, one), 0) ^ record
+        return repeats
+
+    assert not any(window_of(2) for _ in range(18)), "half of the rows come again: looking up pays"
+    assert not window_of(1)
+    assert window_of(2), "none came again"
+    for _ in range(14):
+        window_of(1)
+    assert not window_of(2), "each sixteenth window looks"
+    assert not window_of(2)
+    for row in rows:
+        for peer in table.parity_shards(row // 2):
+            assert sums[peer, key(0, row // 2)].tobytes() == group.reference.coded(0, row).tobytes()
 
 
 def test_deltas_are_written_only_below_the_limit() -> None:
