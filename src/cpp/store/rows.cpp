@@ -282,26 +282,27 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
             float* const* records = records_.data() + first;
             for (std::size_t m = 0; m < rows; ++m, value += dim) gradients[m] = value;
             if (append) {
+                // By peer: two classes may have the same one, while others recover.
                 std::array<RowBuffer::End, shards_max> ends;
                 std::array<std::size_t, shards_max> added{};
-                for (std::size_t c = 0; c < static_cast<std::size_t>(n); ++c) {
-                    if (first_target[c + 1] == first_target[c]) continue;
-                    RowBuffer& buffer = window->buffer(static_cast<int>(targets[first_target[c]].peer));
+                for (const Target& target : targets) {
+                    RowBuffer& buffer = window->buffer(static_cast<int>(target.peer));
                     buffer.make_room(rows, bytes);
-                    ends[c] = buffer.end();
+                    ends[target.peer] = buffer.end();
                 }
                 for (std::size_t m = 0; m < rows; ++m) {
                     const RowPlace& row = places[m];
-                    RowBuffer::End& end = ends[row.residue];
+                    const std::size_t peer = targets[first_target[row.residue]].peer;
+                    RowBuffer::End& end = ends[peer];
                     *end.key++ = index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
                     deltas[m] = end.record;
                     merges[m] = false;
                     end.record += bytes;
-                    ++added[row.residue];
+                    ++added[peer];
                 }
-                for (std::size_t c = 0; c < static_cast<std::size_t>(n); ++c) {
-                    if (first_target[c + 1] == first_target[c]) continue;
-                    window->buffer(static_cast<int>(targets[first_target[c]].peer)).extend(added[c], bytes);
+                for (int peer = 0; peer < n; ++peer) {
+                    const std::size_t count_added = added[static_cast<std::size_t>(peer)];
+                    if (count_added != 0) window->buffer(peer).extend(count_added, bytes);
                 }
             } else if (any_target) {
                 // A delta for one peer is written where it is sent from; for several, or none, beside them.

@@ -132,6 +132,26 @@ def test_rows_that_do_not_come_again_are_no_longer_looked_up(kernel: str, r: int
             assert sums[peer, key(0, row // 2)].tobytes() == group.reference.coded(0, row).tobytes()
 
 
+def test_two_classes_whose_rows_go_to_one_peer_share_its_buffer(kernel: str) -> None:
+    """While two of the three that hold parity of a shard's rows recover, all go to the third, looked up or not."""
+    table = Table(400, 12, 2, 2, optimizer="rowwise-adagrad", hyper=(0.1, 1e-8), shards=4)
+    group = Group([table], 4)
+    rows, store = group.rows_of(0, 0), group.stores[0]
+    window = group.windows[0] = Window(store)
+    for class_id in range(4):
+        window.set_limit(2, class_id, Window.UNLIMITED)
+    rng = np.random.default_rng(5)
+    sums: dict[int, Any] = {}
+    for _ in range(3):
+        group.apply(0, sections((0, rows)), rng.standard_normal(12 * len(rows)).astype(np.float32))
+        keys, records = window.buffer(2).take()
+        assert sorted(keys.tolist()) == sorted(key(0, row // 2) for row in rows)
+        for one, record in zip(keys.tolist(), records.reshape(len(keys), -1), strict=True):
+            sums[one] = sums.get(one, 0) ^ record
+    for row in rows:
+        assert sums[key(0, row // 2)].tobytes() == group.reference.coded(0, row).tobytes()
+
+
 def test_deltas_are_written_only_below_the_limit() -> None:
     table = Table(120, 4, 1, 2, shards=3)
     group = Group([table, table], 3)
