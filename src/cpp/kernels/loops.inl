@@ -339,6 +339,15 @@ struct Delta {
     std::size_t reach;
 };
 
+// One that is only written, in whole blocks, past the caches.
+struct StreamedDelta {
+    void take(Whole, std::size_t index, Bytes changed) const { stream(bytes + 4 * index, changed); }
+    void take(PartLanes, std::size_t, Bytes) const {}
+    void take_one(std::size_t index, std::uint32_t changed) const { std::memcpy(bytes + 4 * index, &changed, 4); }
+
+    std::uint8_t* bytes;
+};
+
 // record[index..] = next.
 template <class Access, class D>
 [[gnu::always_inline]] inline void replace(Access access, float* record, std::size_t index, Floats old, Floats next, D delta) {
@@ -379,6 +388,14 @@ template <class Step>
         return;
     }
     // Deltas are not asked for: new ones lie one behind the other and are not read.
+    if (has_stream && steps.streams) {
+        for (std::size_t m = 0; m < steps.rows; ++m) {
+            prefetch(m + ahead);
+            step(steps.gradients[m], steps.records[m], StreamedDelta{steps.deltas[m]}, m);
+        }
+        fence();
+        return;
+    }
     for (std::size_t m = 0; m < steps.rows; ++m) {
         prefetch(m + ahead);
         step(steps.gradients[m], steps.records[m], Delta(steps.deltas[m], steps.merges[m]), m);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/registry.hpp"
+#include "store/deltas.hpp"
 #include "store/error.hpp"
 #include "store/key_index.hpp"
 #include "store/store.hpp"
@@ -212,64 +213,20 @@ void Store::check_values(const char* where, const Sections& sections, std::span<
 // Step: step(table, steps) changes the records of some rows of the table.
 template <class Step>
 void Store::update(const Sections& sections, std::span<const float> values, Window* window, Step&& step) {
-    struct Target {
-        std::size_t peer;
-        std::uint64_t limit;  // of quotients
-    };
-    // Rows of a run whose deltas go to a peer.
-    struct Members {
-        std::vector<std::uint64_t> keys;
-        std::vector<std::size_t> numbers;
-    };
-    struct Copy {
-        const std::uint8_t* delta;
-        std::uint8_t* target;
-        bool merges;
-    };
     // Several threads take part in a longer run; each row has one, whatever else is in the run.
-    constexpr std::size_t run = 4096, short_run = 256;
+    constexpr std::size_t run = Deltas::run_max, short_run = 256;
     const std::size_t parts = threads::parts_of(values.size_bytes(), threads::grain_bytes);
     const float* gradients[run];
-    std::uint8_t* deltas[run];
-    bool merges[run] = {};
-    std::uint8_t* found[run];
-    bool is_new[run];
-    std::vector<Target> targets;
-    std::array<Members, shards_max> members;  // of each peer
-    std::vector<Copy> copies;
+    Deltas deltas(window, place_, beside_);
     const Operations& operations = ecrec::operations();
-    const int n = place_.shards;
     const float* value = values.data();
     std::size_t i = 0;
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const std::uint64_t index = static_cast<std::uint64_t>(sections.tables[s]);
         Table& table = tables_[index];
         const std::size_t dim = table.shape().dim;
-        const std::size_t bytes = table.record_bytes();
-        // Who takes deltas of a class: decided once a section, not once a row. Those of class c are the targets
-        // first_target[c] to first_target[c + 1].
-        std::array<std::size_t, shards_max + 1> first_target{};
-        targets.clear();
-        for (std::size_t c = 0; window != nullptr && c < static_cast<std::size_t>(n); ++c) {
-            const int residue = static_cast<int>(c);
-            const int parities = place_.slot_in(residue) < table.shape().k ? table.shape().r : 0;
-            for (int parity = 0; parity < parities; ++parity) {
-                const int peer = (residue + table.shape().k + parity) % n;
-                const std::uint64_t limit = window->limit(peer, table.code() * n + residue);
-                if (limit > table.offset()) targets.push_back({static_cast<std::size_t>(peer), limit - table.offset()});
-            }
-            first_target[c + 1] = targets.size();
-        }
-        const bool any_target = !targets.empty();
-        // Each class has one taker, who takes all rows and looks none up: the most frequent case, and the quickest.
-        bool append = any_target;
-        for (std::size_t c = 0; append && c < static_cast<std::size_t>(n); ++c) {
-            if (first_target[c + 1] - first_target[c] == 0 && place_.slot_in(static_cast<int>(c)) >= table.shape().k)
-                continue;
-            append = first_target[c + 1] - first_target[c] == 1 &&
-                     targets[first_target[c]].limit >= table.quotients() &&
-                     !window->buffer(static_cast<int>(targets[first_target[c]].peer)).looks_up();
-        }
+        deltas.begin(table, index);
+        const bool any_delta = deltas.any();
         const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
         records_.resize(count);
         for (std::size_t m = 0; m < count; ++m) {
@@ -278,78 +235,20 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
         }
         for (std::size_t first = 0, rows = 0; first < count; first += rows) {
             rows = std::min(count - first, parts == 1 ? short_run : run);
-            const RowPlace* places = places_.data() + i + first;
             float* const* records = records_.data() + first;
             for (std::size_t m = 0; m < rows; ++m, value += dim) gradients[m] = value;
-            if (append) {
-                // By peer: two classes may have the same one, while others recover.
-                std::array<RowBuffer::End, shards_max> ends;
-                std::array<std::size_t, shards_max> added{};
-                for (const Target& target : targets) {
-                    RowBuffer& buffer = window->buffer(static_cast<int>(target.peer));
-                    buffer.make_room(rows, bytes);
-                    ends[target.peer] = buffer.end();
-                }
-                for (std::size_t m = 0; m < rows; ++m) {
-                    const RowPlace& row = places[m];
-                    const std::size_t peer = targets[first_target[row.residue]].peer;
-                    RowBuffer::End& end = ends[peer];
-                    *end.key++ = index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue));
-                    deltas[m] = end.record;
-                    merges[m] = false;
-                    end.record += bytes;
-                    ++added[peer];
-                }
-                for (int peer = 0; peer < n; ++peer) {
-                    const std::size_t count_added = added[static_cast<std::size_t>(peer)];
-                    if (count_added != 0) window->buffer(peer).extend(count_added, bytes);
-                }
-            } else if (any_target) {
-                // A delta for one peer is written where it is sent from; for several, or none, beside them.
-                delta_.shrink_to(0);
-                delta_.extend(rows * bytes);
-                for (std::size_t m = 0; m < rows; ++m) {
-                    deltas[m] = delta_.data() + m * bytes;
-                    merges[m] = false;
-                    const RowPlace& row = places[m];
-                    for (std::size_t t = first_target[row.residue]; t < first_target[row.residue + 1]; ++t) {
-                        if (row.quotient >= targets[t].limit) continue;
-                        Members& of_peer = members[targets[t].peer];
-                        of_peer.keys.push_back(index << stripe_bits |
-                                               table.stripe_at(row.quotient, static_cast<int>(row.residue)));
-                        of_peer.numbers.push_back(m);
-                    }
-                }
-                for (int peer = 0; peer < n; ++peer) {
-                    Members& of_peer = members[static_cast<std::size_t>(peer)];
-                    if (of_peer.keys.empty()) continue;
-                    RowBuffer& buffer = window->buffer(peer);
-                    buffer.make_room(rows, bytes);
-                    buffer.unset_records(of_peer.keys, bytes, found, is_new);
-                    for (std::size_t j = 0; j < of_peer.keys.size(); ++j) {
-                        const std::size_t m = of_peer.numbers[j];
-                        const std::uint32_t c = places[m].residue;
-                        if (first_target[c + 1] - first_target[c] == 1) {
-                            deltas[m] = found[j];
-                            merges[m] = !is_new[j];
-                        } else {
-                            copies.push_back({deltas[m], found[j], !is_new[j]});
-                        }
-                    }
-                    of_peer.keys.clear();
-                    of_peer.numbers.clear();
-                }
-            }
+            if (any_delta) deltas.place({places_.data() + i + first, rows});
             // Without threads, the records of the next run are the kernel's to ask for.
             const std::size_t later = parts == 1 ? count - first - rows : 0;
             const bool continues = parts == 1 && first != 0;
             const auto take_steps = [&](std::size_t taken, const float* const* gradient, float* const* record,
                                         std::uint8_t* const* delta, const bool* merge) {
-                step(table, Steps{taken, dim, table.used_bytes(), bytes, table.shape().hyper.data(), gradient, record,
-                                  any_target ? delta : nullptr, merge, nullptr, later, continues});
+                step(table, Steps{taken, dim, table.used_bytes(), table.record_bytes(), table.shape().hyper.data(),
+                                  gradient, record, any_delta ? delta : nullptr, merge, deltas.streams(), nullptr,
+                                  later, continues});
             };
             if (parts == 1) {
-                take_steps(rows, gradients, records, deltas, merges);
+                take_steps(rows, gradients, records, deltas.deltas(), deltas.merges());
             } else {
                 threads::run_parts(parts, [&](std::size_t part) {
                     const float* own_gradients[short_run];
@@ -361,8 +260,8 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
                         if (threads::part_of(records[m], parts) != part) continue;
                         own_gradients[taken] = gradients[m];
                         own_records[taken] = records[m];
-                        if (any_target) own_deltas[taken] = deltas[m];
-                        own_merges[taken] = merges[m];
+                        if (any_delta) own_deltas[taken] = deltas.deltas()[m];
+                        own_merges[taken] = deltas.merges()[m];
                         if (++taken != short_run) continue;
                         take_steps(taken, own_gradients, own_records, own_deltas, own_merges);
                         taken = 0;
@@ -370,14 +269,7 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
                     take_steps(taken, own_gradients, own_records, own_deltas, own_merges);
                 });
             }
-            for (const Copy& copy : copies) {
-                if (copy.merges) {
-                    xor_into(copy.target, copy.delta, bytes);
-                } else {
-                    std::memcpy(copy.target, copy.delta, bytes);
-                }
-            }
-            copies.clear();
+            if (any_delta) deltas.finish();
         }
         i += count;
     }

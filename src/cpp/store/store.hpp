@@ -174,7 +174,7 @@ private:
     mutable std::vector<RowPlace> places_;
     mutable std::vector<float> scratch_;
     std::vector<float*> records_;
-    Growing<std::uint8_t> delta_;
+    Growing<std::uint8_t> beside_;
 };
 
 }  // namespace ecrec

@@ -100,9 +100,13 @@ def test_deltas_of_one_push_reach_every_parity_holder(kernel: str, r: int) -> No
 
 
 @pytest.mark.parametrize("r", [1, 2])
-def test_rows_that_do_not_come_again_are_no_longer_looked_up(kernel: str, r: int) -> None:
-    """Then a row can stand in a window twice, and what both add up to is the same."""
-    table = Table(400, 12, 2, r, optimizer="rowwise-adagrad", hyper=(0.1, 1e-8), shards=5)
+@pytest.mark.parametrize(("optimizer", "dim"), [("rowwise-adagrad", 12), ("adagrad", 64)])
+def test_rows_that_do_not_come_again_are_no_longer_looked_up(kernel: str, optimizer: str, dim: int, r: int) -> None:
+    """Then a row can stand in a window twice, and what both add up to is the same.
+
+    64 floats and as many of state are whole lines, and 80 of such rows enough to go past the caches.
+    """
+    table = Table(400, dim, 2, r, optimizer=optimizer, hyper=(0.1, 1e-8), shards=5)
     group = Group([table], 5)
     rows, window = group.rows_of(1, 0), group.windows[1]
     rng = np.random.default_rng(r)
@@ -111,7 +115,7 @@ def test_rows_that_do_not_come_again_are_no_longer_looked_up(kernel: str, r: int
     def window_of(pushes: int) -> bool:
         """Whether a row stands in the window twice."""
         for _ in range(pushes):
-            group.apply(1, sections((0, rows)), rng.standard_normal(12 * len(rows)).astype(np.float32))
+            group.apply(1, sections((0, rows)), rng.standard_normal(dim * len(rows)).astype(np.float32))
         repeats = False
         for peer in range(5):
             keys, records = window.buffer(peer).take()
