@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from ecrec.bench.harness import machine
+from ecrec.bench.harness import Run, machine, repeated
 from ecrec.bench.report import describe_machine
 
 MIB = 1 << 20
@@ -26,15 +25,10 @@ ROW_BYTES = (256, 512, 1024)
 ROWS = 30_000
 
 
-def report(what: str, call: Callable[[], object], repeats: int, moved: int, rounds: int) -> None:
-    """One line: GB/s of ``repeats`` calls that move ``moved`` bytes each."""
-    call()
-    figures = []
-    for _ in range(rounds):
-        start = time.process_time()
-        for _ in range(repeats):
-            call()
-        figures.append(repeats * moved / (time.process_time() - start) / 1e9)
+def report(what: str, run: Run, repeats: int, moved: int, rounds: int) -> None:
+    """One line: GB/s of ``repeats`` calls of ``run`` that move ``moved`` bytes each."""
+    run(repeats)
+    figures = [repeats * moved / run(repeats) / 1e9 for _ in range(rounds)]
     print(f"{what:34} {statistics.median(figures):6.1f} GB/s ({min(figures):.1f} to {max(figures):.1f})", flush=True)
 
 
@@ -43,9 +37,9 @@ def measure_streams(size: int, rounds: int) -> None:
     a, b = np.ones(size // 8, np.int64), np.ones(size // 8, np.int64)
     repeats = ROUND_BYTES // size
     name = f"{size // MIB} MiB"
-    report(f"fill {name}", lambda: a.fill(3), repeats, size, rounds)
-    report(f"read {name}", a.sum, repeats, size, rounds)
-    report(f"copy {name}", lambda: np.copyto(b, a), repeats, 2 * size, rounds)
+    report(f"fill {name}", repeated(partial(a.fill, 3)), repeats, size, rounds)
+    report(f"read {name}", repeated(a.sum), repeats, size, rounds)
+    report(f"copy {name}", repeated(partial(np.copyto, b, a)), repeats, 2 * size, rounds)
 
 
 def measure_rows(row_bytes: int, rounds: int) -> None:
@@ -54,14 +48,8 @@ def measure_rows(row_bytes: int, rounds: int) -> None:
     out = np.ones((ROWS, row_bytes // 8), np.int64)
     rng = np.random.default_rng(7)
     batches = [rng.choice(len(table), ROWS, replace=False) for _ in range(8)]
-    turns = iter(range(1 << 62))
-    report(
-        f"take {ROWS} rows of {row_bytes} B",
-        lambda: np.take(table, batches[next(turns) % len(batches)], axis=0, out=out, mode="clip"),
-        len(batches),
-        2 * out.nbytes,
-        rounds,
-    )
+    takes = repeated(*(partial(np.take, table, batch, axis=0, out=out, mode="clip") for batch in batches))
+    report(f"take {ROWS} rows of {row_bytes} B", takes, len(batches), 2 * out.nbytes, rounds)
 
 
 def main() -> None:

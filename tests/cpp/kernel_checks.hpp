@@ -48,7 +48,7 @@ inline void fill_floats(std::span<float> values, float low, float high) {
 inline void step_one(void (*optimizer)(const ecrec::Steps&), std::size_t dim, std::array<float, 4> hyper,
                      const float* gradient, float* record, std::uint8_t* delta, bool merges = true) {
     optimizer({1, dim, 0, 0, hyper.data(), &gradient, &record, delta == nullptr ? nullptr : &delta, &merges,
-               false, &hyper[0]});
+               &hyper[0]});
 }
 
 // run(kernel) for each kernel of the build, forced and proven to be the one in use; the exit status.

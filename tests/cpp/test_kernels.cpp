@@ -250,27 +250,31 @@ void check_floats(const Operations& kernel, const Operations& oracle, std::size_
                });
 }
 
-// Many rows at once, some of them the same.
-void check_many_steps(const Operations& kernel, const Operations& oracle) {
+// Many rows at once, some of them the same. streams: deltas go past the caches.
+void check_many_steps(const Operations& kernel, const Operations& oracle, bool streams) {
     using Optimizer = void (*)(const ecrec::Steps&);
     const auto optimizers_of = [](const Operations& k) {
         return std::vector<Optimizer>{k.sgd, k.momentum, k.nesterov, k.adagrad, k.rowwise_adagrad, k.adam, k.ftrl};
     };
-    constexpr std::size_t rows = 70, records = 50;
+    constexpr std::size_t rows = 70, records = 50, line = 64;
     const float hyper[4] = {0.05f, 0.5f, 0.25f, 1e-6f};
-    for (const std::size_t dim : {1u, 16u, 24u, 400u}) {
+    for (const std::size_t dim : {1u, 16u, 24u, 48u, 64u, 128u, 400u}) {
+        if (streams && 4 * dim % line != 0) continue;
         for (std::size_t o = 0; o < 7; ++o) {
             std::vector<float> gradients(rows * dim), step_sizes(rows), values[2];
-            std::vector<std::uint8_t> deltas[2];
+            std::vector<std::uint8_t> before(records * 12 * dim), deltas[2];
+            std::uint8_t* first_delta[2];
+            fill_bytes(before);
             fill_floats(gradients, -1.0f, 1.0f);
             fill_floats(step_sizes, 0.0f, 0.1f);
             values[0].resize(records * 3 * dim);
             fill_floats(values[0], 0.0f, 1.0f);
             values[1] = values[0];
-            deltas[0].resize(records * 12 * dim);
-            fill_bytes(deltas[0]);
-            deltas[1] = deltas[0];
             for (int side = 0; side < 2; ++side) {
+                deltas[side].resize(before.size() + line);
+                first_delta[side] = deltas[side].data();
+                first_delta[side] += -reinterpret_cast<std::uintptr_t>(first_delta[side]) % line;
+                std::memcpy(first_delta[side], before.data(), before.size());
                 const float* gradient[rows];
                 float* record[rows];
                 std::uint8_t* delta[rows];
@@ -279,59 +283,16 @@ void check_many_steps(const Operations& kernel, const Operations& oracle) {
                     const std::size_t at = m * m % records;
                     gradient[m] = gradients.data() + m * dim;
                     record[m] = values[side].data() + at * 3 * dim;
-                    delta[m] = deltas[side].data() + at * 12 * dim;
-                    merges[m] = m % 3 != 0;
+                    delta[m] = first_delta[side] + at * 12 * dim;
+                    merges[m] = !streams && m % 3 != 0;
                 }
                 optimizers_of(side == 0 ? oracle : kernel)[o](
-                    {rows, dim, 12 * dim, 12 * dim, hyper, gradient, record, delta, merges, false, step_sizes.data()});
+                    {rows, dim, 12 * dim, 12 * dim, hyper, gradient, record, delta, merges, step_sizes.data(), 0, false,
+                     streams});
             }
-            check(same<float>(values[1], values[0]) && deltas[1] == deltas[0], kernel, "steps of many rows", dim);
-        }
-    }
-}
-
-// Deltas that go past the caches: one behind the other, in whole lines.
-void check_streamed_steps(const Operations& kernel, const Operations& oracle) {
-    using Optimizer = void (*)(const ecrec::Steps&);
-    constexpr std::size_t rows = 9, line = 64;
-    const float hyper[4] = {0.05f, 0.5f, 0.25f, 1e-6f};
-    struct Case {
-        Optimizer of_kernel, of_oracle;
-        std::size_t floats;  // of a record, for each of a row
-    };
-    const Case cases[] = {{kernel.sgd, oracle.sgd, 1},           {kernel.momentum, oracle.momentum, 2},
-                          {kernel.nesterov, oracle.nesterov, 2}, {kernel.adagrad, oracle.adagrad, 2},
-                          {kernel.adam, oracle.adam, 3},         {kernel.ftrl, oracle.ftrl, 3}};
-    for (const std::size_t dim : {16u, 48u, 64u, 128u}) {
-        for (const Case& one : cases) {
-            const std::size_t bytes = 4 * dim * one.floats;
-            std::vector<float> gradients(rows * dim), step_sizes(rows), values[2];
-            fill_floats(gradients, -1.0f, 1.0f);
-            fill_floats(step_sizes, 0.0f, 0.1f);
-            values[0].resize(rows * dim * one.floats);
-            fill_floats(values[0], 0.0f, 1.0f);
-            values[1] = values[0];
-            std::vector<std::uint8_t> memory[2];
-            std::uint8_t* first[2];
-            for (int side = 0; side < 2; ++side) {
-                memory[side].resize(rows * bytes + line);
-                fill_bytes(memory[side]);
-                first[side] = memory[side].data();
-                first[side] += -reinterpret_cast<std::uintptr_t>(first[side]) % line;
-                const float* gradient[rows];
-                float* record[rows];
-                std::uint8_t* delta[rows];
-                const bool merges[rows] = {};
-                for (std::size_t m = 0; m < rows; ++m) {
-                    gradient[m] = gradients.data() + m * dim;
-                    record[m] = values[side].data() + m * dim * one.floats;
-                    delta[m] = first[side] + m * bytes;
-                }
-                (side == 0 ? one.of_oracle : one.of_kernel)(
-                    {rows, dim, bytes, bytes, hyper, gradient, record, delta, merges, true, step_sizes.data()});
-            }
-            check(same<float>(values[1], values[0]) && std::memcmp(first[0], first[1], rows * bytes) == 0, kernel,
-                  "steps with streamed deltas", dim);
+            check(same<float>(values[1], values[0]) &&
+                      std::memcmp(first_delta[1], first_delta[0], before.size()) == 0,
+                  kernel, streams ? "steps of many rows, deltas streamed" : "steps of many rows", dim);
         }
     }
 }
@@ -514,7 +475,7 @@ int main() {
             for (const std::size_t dim : {127u, 128u, 256u, 300u}) check_floats(kernel, oracle, dim, at_end);
         }
         check_fold_rows(kernel, oracle);
-        check_many_steps(kernel, oracle);
-        check_streamed_steps(kernel, oracle);
+        check_many_steps(kernel, oracle, false);
+        check_many_steps(kernel, oracle, true);
     });
 }

@@ -342,7 +342,7 @@ struct Delta {
 // One that is only written, in whole blocks, past the caches.
 struct StreamedDelta {
     void take(Whole, std::size_t index, Bytes changed) const { stream(bytes + 4 * index, changed); }
-    void take(PartLanes, std::size_t, Bytes) const {}
+    void take(PartLanes access, std::size_t index, Bytes changed) const { access.store(bytes + 4 * index, changed); }
     void take_one(std::size_t index, std::uint32_t changed) const { std::memcpy(bytes + 4 * index, &changed, 4); }
 
     std::uint8_t* bytes;

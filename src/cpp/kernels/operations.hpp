@@ -30,11 +30,11 @@ struct Steps {
     float* const* records;           // may repeat
     std::uint8_t* const* deltas;     // null: none are wanted
     const bool* merges;              // of each delta: true: delta ^= old ^ new, false: delta = old ^ new; padding zero
-    bool streams = false;            // deltas may go past the caches: none merges, and each, its weights and its state are
-                                     // whole, aligned blocks of 64 bytes
-    const float* step_sizes = nullptr;  // of each row, for Adam
+    const float* step_sizes;         // of each row, for Adam
     std::size_t later = 0;           // records of the calls to come, behind these in `records`: only asked for
     bool continues = false;          // these were `later` ones of the call before
+    bool streams = false;            // deltas may go past the caches: none merges, and each, its weights and its state are
+                                     // whole, aligned blocks of 64 bytes
 };
 
 struct Operations {

@@ -6,7 +6,6 @@
 #include <span>
 #include <vector>
 
-#include "kernels/operations.hpp"
 #include "store/bytes.hpp"
 #include "store/table.hpp"
 #include "store/window.hpp"
@@ -25,7 +24,7 @@ public:
     void begin(const Table& table, std::uint64_t table_index);
     // Somebody takes deltas of this table. Else place() and finish() are not called.
     bool any() const { return !targets_.empty(); }
-    // Makes delta(m) of each row; run_max rows at most.
+    // Makes deltas() and merges() of these rows, run_max at most.
     void place(std::span<const RowPlace> rows);
     std::uint8_t* const* deltas() const { return deltas_.data(); }
     const bool* merges() const { return merges_.data(); }

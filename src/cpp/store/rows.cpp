@@ -244,8 +244,8 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
             const auto take_steps = [&](std::size_t taken, const float* const* gradient, float* const* record,
                                         std::uint8_t* const* delta, const bool* merge) {
                 step(table, Steps{taken, dim, table.used_bytes(), table.record_bytes(), table.shape().hyper.data(),
-                                  gradient, record, any_delta ? delta : nullptr, merge, deltas.streams(), nullptr,
-                                  later, continues});
+                                  gradient, record, any_delta ? delta : nullptr, merge, nullptr, later, continues,
+                                  deltas.streams()});
             };
             if (parts == 1) {
                 take_steps(rows, gradients, records, deltas.deltas(), deltas.merges());
