@@ -74,7 +74,8 @@ void check_bytes_at(const Operations& kernel, const Operations& oracle, std::siz
     check(target.is(expected), kernel, "difference at an offset", size);
     check(kernel.is_zero(size, a.data()) == oracle.is_zero(size, a.data()), kernel, "is_zero at an offset", size);
 
-    const Coefficient coefficients[] = {ecrec::gf::coefficient(1), ecrec::gf::coefficient(1), c,
+    const Coefficient one = ecrec::gf::coefficient(1);
+    const Coefficient coefficients[] = {one, one, offset % 2 == 0 ? one : c,
                                         ecrec::gf::coefficient(0x8e)};
     Block parity(size, others[0]);
     Buffer expected_second(size);
@@ -144,7 +145,7 @@ void check_floats_at(const Operations& kernel, const Operations& oracle, std::si
 
 // The first-level cache, what lies behind it, and memory: all buffers together are `bytes_of_all` long.
 void check_large_encode(const Operations& kernel, const Operations& oracle, std::size_t bytes_of_all, int k, int r,
-                        std::size_t parity_offset) {
+                        std::size_t parity_offset, bool plain) {
     const std::size_t size = bytes_of_all / static_cast<std::size_t>(k + r) + 77;
     std::vector<Block> blocks;
     std::vector<const std::uint8_t*> data;
@@ -160,7 +161,10 @@ void check_large_encode(const Operations& kernel, const Operations& oracle, std:
             expected_parity.push_back(expected[static_cast<std::size_t>(i - k)].data());
         }
     }
-    for (int i = 0; i < k * r; ++i) coefficients.push_back(ecrec::gf::coefficient(static_cast<std::uint8_t>(engine())));
+    for (int i = 0; i < k * r; ++i) {
+        const bool one = plain && (i < k || i % k == 0);
+        coefficients.push_back(ecrec::gf::coefficient(one ? 1 : static_cast<std::uint8_t>(engine())));
+    }
     oracle.encode(size, k, r, coefficients.data(), data.data(), expected_parity.data());
     kernel.encode(size, k, r, coefficients.data(), data.data(), parity.data());
     for (int i = 0; i < r; ++i) {
@@ -195,15 +199,18 @@ int main() {
         for (std::size_t offset = 0; offset < 64; offset += 4) {
             for (std::size_t dim = 1; dim <= 100; ++dim) check_floats_at(kernel, oracle, dim, offset);
         }
-        for (int r = 1; r <= 5; ++r) {
-            for (const std::size_t bytes : {20u << 10, 100u << 10}) {
-                check_large_encode(kernel, oracle, bytes, 3, r, static_cast<std::size_t>(r));
+        // Plain: coefficients of one in the first row and column, as those of a code, which kernels do not multiply by.
+        for (const bool plain : {true, false}) {
+            for (int r = 1; r <= 5; ++r) {
+                for (const std::size_t bytes : {20u << 10, 100u << 10}) {
+                    check_large_encode(kernel, oracle, bytes, 3, r, static_cast<std::size_t>(r), plain);
+                }
             }
-        }
-        // 32 MiB is where encode stores past the caches, if it can align all parities at once.
-        for (const std::size_t offset : {0u, 24u}) {
-            check_large_encode(kernel, oracle, 32u << 20, 3, 1, offset);
-            check_large_encode(kernel, oracle, 32u << 20, 4, 3, offset);
+            // 32 MiB is where encode stores past the caches, if it can align all parities at once.
+            for (const std::size_t offset : {0u, 24u}) {
+                check_large_encode(kernel, oracle, 32u << 20, 3, 1, offset, plain);
+                check_large_encode(kernel, oracle, 32u << 20, 4, 3, offset, plain);
+            }
         }
     });
 }

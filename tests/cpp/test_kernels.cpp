@@ -61,6 +61,29 @@ std::vector<T> copy(std::span<T> values) {
     return {values.begin(), values.end()};
 }
 
+void check_encode(const Operations& kernel, const Operations& oracle, std::span<std::uint8_t> (&blocks)[6], int r, bool plain) {
+    const std::size_t size = blocks[0].size();
+    const int k = 6 - std::min(r, 5);
+    std::vector<Coefficient> coefficients;
+    for (int i = 0; i < k * r; ++i) {
+        const bool one = plain && (i < k || i % k == 0);
+        coefficients.push_back(ecrec::gf::coefficient(one ? 1 : static_cast<std::uint8_t>(engine())));
+    }
+    std::vector<const std::uint8_t*> data;
+    std::vector<std::uint8_t*> parity, oracle_parity;
+    std::vector<std::vector<std::uint8_t>> oracle_blocks(static_cast<std::size_t>(r), std::vector<std::uint8_t>(size));
+    for (int j = 0; j < k; ++j) data.push_back(blocks[j].data());
+    for (int i = 0; i < r; ++i) {
+        parity.push_back(blocks[k + i].data());
+        oracle_parity.push_back(oracle_blocks[i].data());
+    }
+    oracle.encode(size, k, r, coefficients.data(), data.data(), oracle_parity.data());
+    kernel.encode(size, k, r, coefficients.data(), data.data(), parity.data());
+    for (int i = 0; i < r; ++i) {
+        check(same<std::uint8_t>(blocks[k + i], oracle_blocks[i]), kernel, plain ? "encode, plain" : "encode", size);
+    }
+}
+
 void check_bytes(const Operations& kernel, const Operations& oracle, std::size_t size, bool at_end) {
     std::span<std::uint8_t> blocks[6];
     for (int i = 0; i < 6; ++i) {
@@ -84,26 +107,9 @@ void check_bytes(const Operations& kernel, const Operations& oracle, std::size_t
     kernel.copy_rows(1, size, copied, blocks[2].data());
     check(same<std::uint8_t>(blocks[2], copy(blocks[0])), kernel, "copy_rows", size);
 
-    for (int r = 1; r <= 5; ++r) {
-        const int k = 6 - std::min(r, 5);
-        std::vector<Coefficient> coefficients;
-        for (int i = 0; i < k * r; ++i) {
-            coefficients.push_back(ecrec::gf::coefficient(static_cast<std::uint8_t>(i < k ? 1 : engine())));
-        }
-        std::vector<const std::uint8_t*> data;
-        std::vector<std::uint8_t*> parity, oracle_parity;
-        std::vector<std::vector<std::uint8_t>> oracle_blocks(static_cast<std::size_t>(r),
-                                                             std::vector<std::uint8_t>(size));
-        for (int j = 0; j < k; ++j) data.push_back(blocks[j].data());
-        for (int i = 0; i < r; ++i) {
-            parity.push_back(blocks[k + i].data());
-            oracle_parity.push_back(oracle_blocks[i].data());
-        }
-        oracle.encode(size, k, r, coefficients.data(), data.data(), oracle_parity.data());
-        kernel.encode(size, k, r, coefficients.data(), data.data(), parity.data());
-        for (int i = 0; i < r; ++i) {
-            check(same<std::uint8_t>(blocks[k + i], oracle_blocks[i]), kernel, "encode", size);
-        }
+    // Plain: coefficients of one in the first row and column, as those of a code, which kernels do not multiply by.
+    for (const bool plain : {true, false}) {
+        for (int r = 1; r <= 5; ++r) check_encode(kernel, oracle, blocks, r, plain);
     }
 
     std::vector<std::uint8_t> exclusive_or(size);

@@ -43,19 +43,40 @@ void difference(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b,
                  [&](auto access, std::size_t i) { return access.load(a + i) ^ access.load(b + i); });
 }
 
-[[gnu::always_inline]] inline void fold_by(const Multiplier& multiply, std::size_t bytes, const std::uint8_t* source, std::uint8_t* target) {
+struct Product {
+    explicit Product(const Coefficient& c) : multiply(constant(c)) {}
+    Bytes operator()(Bytes x) const { return multiply(operand(x)); }
+
+    Multiplier multiply;
+};
+struct Same {
+    Bytes operator()(Bytes x) const { return x; }
+};
+
+// call(x -> c * x). The first parity, and the first source of each, are plain XOR by construction.
+template <class Call>
+[[gnu::always_inline]] inline void with_product(const Coefficient& c, Call call) {
+    if (c.value == 1) {
+        call(Same());
+    } else {
+        call(Product(c));
+    }
+}
+
+template <class Multiply>
+[[gnu::always_inline]] inline void fold_by(const Multiply& multiply, std::size_t bytes, const std::uint8_t* source, std::uint8_t* target) {
     write_blocks(bytes, target, [&](auto access, std::size_t i) {
-        return access.load(target + i) ^ multiply(operand(access.load(source + i)));
+        return access.load(target + i) ^ multiply(access.load(source + i));
     });
 }
 
 void fold(std::size_t bytes, const Coefficient& c, const std::uint8_t* source, std::uint8_t* target) {
-    fold_by(Multiplier(constant(c)), bytes, source, target);
+    with_product(c, [&](auto multiply) __attribute__((always_inline)) { fold_by(multiply, bytes, source, target); });
 }
 
 // One row of `blocks` whole blocks, four at a time: all are loaded before the first is stored, so that misses overlap.
-template <int blocks>
-[[gnu::always_inline]] inline void fold_blocks(const Multiplier& multiply, const std::uint8_t* source, std::uint8_t* target) {
+template <int blocks, class Multiply>
+[[gnu::always_inline]] inline void fold_blocks(const Multiply& multiply, const std::uint8_t* source, std::uint8_t* target) {
     const Whole whole;
     constexpr int width = blocks < 4 ? blocks : 4;
     static_assert(blocks % width == 0);
@@ -63,7 +84,7 @@ template <int blocks>
         Bytes next[width];
         for (int w = 0; w < width; ++w) {
             const std::size_t i = static_cast<std::size_t>(first + w) * block;
-            next[w] = whole.load(target + i) ^ multiply(operand(whole.load(source + i)));
+            next[w] = whole.load(target + i) ^ multiply(whole.load(source + i));
         }
         for (int w = 0; w < width; ++w) whole.store(target + static_cast<std::size_t>(first + w) * block, next[w]);
     }
@@ -91,22 +112,23 @@ template <class Fold>
 
 void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const std::uint8_t* const* source,
                std::uint8_t* const* target) {
-    const Multiplier multiply(constant(c));
+    using Source = const std::uint8_t*;
+    using Target = std::uint8_t*;
     const auto fold_all = [&](auto fold) __attribute__((always_inline)) {
         for_rows(rows, bytes, source, target, fold);
     };
-    using Source = const std::uint8_t*;
-    using Target = std::uint8_t*;
-    // The lengths of records whose floats are a power of two, without a tail.
-    if (bytes == 4 * block) {
-        fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_blocks<4>(multiply, x, y); });
-    } else if (bytes == 8 * block) {
-        fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_blocks<8>(multiply, x, y); });
-    } else if (bytes == 16 * block) {
-        fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_blocks<16>(multiply, x, y); });
-    } else {
-        fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_by(multiply, bytes, x, y); });
-    }
+    with_product(c, [&](auto multiply) __attribute__((always_inline)) {
+        // The lengths of records whose floats are a power of two, without a tail.
+        if (bytes == 4 * block) {
+            fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_blocks<4>(multiply, x, y); });
+        } else if (bytes == 8 * block) {
+            fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_blocks<8>(multiply, x, y); });
+        } else if (bytes == 16 * block) {
+            fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_blocks<16>(multiply, x, y); });
+        } else {
+            fold_all([&](Source x, Target y) __attribute__((always_inline)) { fold_by(multiply, bytes, x, y); });
+        }
+    });
 }
 
 void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target) {
@@ -138,20 +160,35 @@ struct Streamed {
     void store(std::uint8_t* at, Bytes x) const { stream(at, x); }
 };
 
-// Blocks at..at + width of R parities. constants: R for each of k data blocks.
-template <int R, int width, class Access>
+// Blocks at..at + width of R parities. constants: R for each of k data blocks. plain: those of the first parity and of the
+// first data block are all one.
+template <int R, int width, bool plain, class Access>
 [[gnu::always_inline]] inline void encode_blocks(Access access, std::size_t at, int k, const Constant* constants,
                    const std::uint8_t* const* data, std::uint8_t* const* parity) {
+    constexpr int first_product = plain ? 1 : 0;
     Bytes sum[R][width];
     const auto take = [&](int j, auto put) __attribute__((always_inline)) {
-        Operand x[width];
-        for (int w = 0; w < width; ++w) x[w] = operand(access.load(data[j] + at + w * block));
-        for (int i = 0; i < R; ++i) {
+        Bytes x[width];
+        for (int w = 0; w < width; ++w) x[w] = access.load(data[j] + at + w * block);
+        if (plain) {
+            for (int w = 0; w < width; ++w) put(sum[0][w], x[w]);
+        }
+        if (R == first_product) return;
+        Operand factor[width];
+        for (int w = 0; w < width; ++w) factor[w] = operand(x[w]);
+        for (int i = first_product; i < R; ++i) {
             const Multiplier multiply(constants[j * R + i]);
-            for (int w = 0; w < width; ++w) put(sum[i][w], multiply(x[w]));
+            for (int w = 0; w < width; ++w) put(sum[i][w], multiply(factor[w]));
         }
     };
-    take(0, [](Bytes& to, Bytes product) { to = product; });
+    if (plain) {
+        for (int w = 0; w < width; ++w) {
+            const Bytes x = access.load(data[0] + at + w * block);
+            for (int i = 0; i < R; ++i) sum[i][w] = x;
+        }
+    } else {
+        take(0, [](Bytes& to, Bytes product) { to = product; });
+    }
     for (int j = 1; j < k; ++j) take(j, [](Bytes& to, Bytes product) { to ^= product; });
     for (int i = 0; i < R; ++i) {
         for (int w = 0; w < width; ++w) access.store(parity[i] + at + w * block, sum[i][w]);
@@ -165,11 +202,11 @@ constexpr int fitting_width(int parities, int wanted) {
 }
 
 // From `at` on in steps of `width` blocks; where it stopped.
-template <int R, int width, class Access>
+template <int R, int width, bool plain, class Access>
 std::size_t encode_run(Access access, std::size_t at, std::size_t bytes, int k, const Constant* constants,
                        const std::uint8_t* const* data, std::uint8_t* const* parity) {
     for (; at + width * block <= bytes; at += width * block) {
-        encode_blocks<R, width>(access, at, k, constants, data, parity);
+        encode_blocks<R, width, plain>(access, at, k, constants, data, parity);
     }
     return at;
 }
@@ -184,7 +221,7 @@ std::size_t bytes_to_boundary(std::uint8_t* const* parity) {
     return -first % block;
 }
 
-template <int R>
+template <int R, bool plain>
 void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, const std::uint8_t* const* data,
                  std::uint8_t* const* parity, std::size_t bytes_of_all) {
     // Measured on Zen 5. In the first-level cache the products are the limit, and four blocks of each source share
@@ -204,26 +241,48 @@ void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, cons
     }
     const Whole whole;
     if (bytes < block) {
-        encode_blocks<R, 1>(Part(bytes), 0, k, constants, data, parity);
+        encode_blocks<R, 1, plain>(Part(bytes), 0, k, constants, data, parity);
         return;
     }
     std::size_t at = 0;
     if (bytes_of_all <= near_bytes_max) {
-        at = encode_run<R, near_width>(whole, at, bytes, k, constants, data, parity);
+        at = encode_run<R, near_width, plain>(whole, at, bytes, k, constants, data, parity);
     } else if (const std::size_t head = bytes_to_boundary<R>(parity);
                has_stream && bytes_of_all >= stream_bytes_min && head != block) {
-        encode_blocks<R, 1>(whole, 0, k, constants, data, parity);
+        encode_blocks<R, 1, plain>(whole, 0, k, constants, data, parity);
         if (k <= followed_sources_max) {
-            at = encode_run<R, stream_width>(Streamed<false>(), head, bytes, k, constants, data, parity);
+            at = encode_run<R, stream_width, plain>(Streamed<false>(), head, bytes, k, constants, data, parity);
         } else {
-            at = encode_run<R, stream_width>(Streamed<true>(), head, bytes, k, constants, data, parity);
+            at = encode_run<R, stream_width, plain>(Streamed<true>(), head, bytes, k, constants, data, parity);
         }
         fence();
     } else {
-        at = encode_run<R, far_width>(whole, at, bytes, k, constants, data, parity);
+        at = encode_run<R, far_width, plain>(whole, at, bytes, k, constants, data, parity);
     }
-    at = encode_run<R, 1>(whole, at, bytes, k, constants, data, parity);
-    if (at < bytes) encode_blocks<R, 1>(whole, bytes - block, k, constants, data, parity);
+    at = encode_run<R, 1, plain>(whole, at, bytes, k, constants, data, parity);
+    if (at < bytes) encode_blocks<R, 1, plain>(whole, bytes - block, k, constants, data, parity);
+}
+
+// The rows of a code, and what restores one block from the first parity, are plain: their products need no instruction.
+bool is_plain(int k, int parities, const Coefficient* coefficients) {
+    for (int j = 0; j < k; ++j) {
+        if (coefficients[j].value != 1) return false;
+    }
+    for (int i = 1; i < parities; ++i) {
+        if (coefficients[i * k].value != 1) return false;
+    }
+    return true;
+}
+
+template <int R>
+void encode_rows_of(std::size_t bytes, int k, const Coefficient* coefficients, const std::uint8_t* const* data,
+                    std::uint8_t* const* parity) {
+    const std::size_t all = bytes * static_cast<std::size_t>(k + R);
+    if (is_plain(k, R, coefficients)) {
+        encode_rows<R, true>(bytes, k, coefficients, data, parity, all);
+    } else {
+        encode_rows<R, false>(bytes, k, coefficients, data, parity, all);
+    }
 }
 
 void encode(std::size_t bytes, int k, int r, const Coefficient* coefficients, const std::uint8_t* const* data,
@@ -231,13 +290,11 @@ void encode(std::size_t bytes, int k, int r, const Coefficient* coefficients, co
     if (bytes == 0) return;
     for (int i = 0; i < r; i += 4) {
         const Coefficient* rows = coefficients + static_cast<std::size_t>(i) * k;
-        const int parities = r - i < 4 ? r - i : 4;
-        const std::size_t all = bytes * static_cast<std::size_t>(k + parities);
-        switch (parities) {
-            case 1: encode_rows<1>(bytes, k, rows, data, parity + i, all); break;
-            case 2: encode_rows<2>(bytes, k, rows, data, parity + i, all); break;
-            case 3: encode_rows<3>(bytes, k, rows, data, parity + i, all); break;
-            default: encode_rows<4>(bytes, k, rows, data, parity + i, all); break;
+        switch (r - i) {
+            case 1: encode_rows_of<1>(bytes, k, rows, data, parity + i); break;
+            case 2: encode_rows_of<2>(bytes, k, rows, data, parity + i); break;
+            case 3: encode_rows_of<3>(bytes, k, rows, data, parity + i); break;
+            default: encode_rows_of<4>(bytes, k, rows, data, parity + i); break;
         }
     }
 }
