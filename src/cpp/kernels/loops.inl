@@ -228,7 +228,7 @@ void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, cons
     // one load of a constant; further away, longer bursts from one source only disturb the CPU's own prefetching.
     constexpr std::size_t near_bytes_max = 32 << 10;
     constexpr int near_width = fitting_width(R, 4);
-    constexpr int far_width = fitting_width(R, R <= 2 ? 1 : 2);
+    constexpr int far_width = fitting_width(R, R <= 2 && operand_registers == 1 ? 1 : 2);
     // What does not fit into the last-level cache is not written there: that would first read it from memory. The
     // CPU's own prefetching is better with few sources, and lets go of many that lie at the same place in their pages.
     constexpr std::size_t stream_bytes_min = 32 << 20;
