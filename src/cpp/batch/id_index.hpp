@@ -36,9 +36,22 @@ public:
         Slot* const slots = slots_.data();
         const std::uint32_t first = first_;
         std::uint32_t next = next_;
-        for (std::size_t i = 0; i < ids.size(); ++i) {
-            distinct[next - first] = ids[i];  // stays if the id is new
-            numbers[i] = base + static_cast<Number>(place(slots, ids[i], first, next) - first);
+        const auto number_run = [&](std::size_t first_id, std::size_t last_id) {
+            for (std::size_t i = first_id; i < last_id; ++i) {
+                distinct[next - first] = ids[i];  // stays if the id is new
+                numbers[i] = base + static_cast<Number>(place(slots, ids[i], first, next) - first);
+            }
+        };
+        if ((mask_ + 1) * sizeof(Slot) <= near_bytes) {
+            number_run(0, ids.size());
+        } else {
+            // A CPU looks too few ids ahead to hide what lies behind the second-level cache.
+            constexpr std::size_t run = 32;
+            for (std::size_t i = 0; i < ids.size(); i += run) {
+                const std::size_t end = std::min(i + run, ids.size());
+                for (std::size_t m = i; m < end; ++m) __builtin_prefetch(slots + slot_of(ids[m]), 1);
+                number_run(i, end);
+            }
         }
         next_ = next;
     }
@@ -56,14 +69,19 @@ private:
         std::uint32_t value = 0;
     };
 
+    static constexpr std::size_t near_bytes = 256 << 10;
+
+    std::size_t slot_of(std::int64_t id) const {
+        return static_cast<std::size_t>((static_cast<std::uint64_t>(id) * 0x9e3779b97f4a7c15ull) >> shift_);
+    }
+
     // The value of the id: `next`, which goes on, if it is new.
     //
     // Whether an id is new is what a CPU cannot predict, so nothing may branch on it: the empty assembly keeps the
     // compiler from making branches of the two comparisons, which costs more than half of the speed.
     std::uint32_t place(Slot* slots, std::int64_t id, std::uint32_t first, std::uint32_t& next) const {
         const Id key = static_cast<Id>(id);
-        std::size_t i = static_cast<std::size_t>((static_cast<std::uint64_t>(id) * 0x9e3779b97f4a7c15ull) >> shift_);
-        for (;; i = (i + 1) & mask_) {
+        for (std::size_t i = slot_of(id);; i = (i + 1) & mask_) {
             const std::uint32_t found = slots[i].value;
             std::uint32_t is_new = found < first;
             std::uint32_t is_same = slots[i].id == key;

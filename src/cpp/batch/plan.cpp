@@ -1,5 +1,6 @@
 #include "batch/plan.hpp"
 
+#include <algorithm>
 #include <limits>
 
 #include "batch/id_index.hpp"
@@ -51,9 +52,11 @@ void check(const BatchIds& batch) {
 
 // Index of the first id that is not below `rows`; ids.size() if there is none.
 std::size_t first_out_of_range(std::span<const std::int64_t> ids, std::uint64_t rows) {
-    bool bad = false;
-    for (const std::int64_t id : ids) bad |= static_cast<std::uint64_t>(id) >= rows;
-    if (!bad) return ids.size();
+    // Signs, because compilers make vectors of these operations for every CPU, and not of a comparison.
+    const std::int64_t last = static_cast<std::int64_t>(rows) - 1;
+    std::int64_t negative_if_bad = 0;
+    for (const std::int64_t id : ids) negative_if_bad |= id | (last - (id & std::numeric_limits<std::int64_t>::max()));
+    if (negative_if_bad >= 0) return ids.size();
     std::size_t i = 0;
     while (static_cast<std::uint64_t>(ids[i]) < rows) ++i;
     return i;
@@ -115,39 +118,56 @@ BatchPlan plan_batch(const BatchIds& batch) {
     }
     first_distinct[table_count] = distinct_count;
 
+    // Of each distinct row its shard and how many rows of its table came before it there; then its place.
     Growing<std::uint32_t> shard_of;
     shard_of.extend(distinct_count);
+    Growing<std::int32_t> place;
+    place.extend(distinct_count);
     const Divider by_groups(static_cast<std::uint64_t>(batch.groups));
     const Divider by_shards(static_cast<std::uint64_t>(batch.shards));
+    std::vector<std::int32_t> rows_of_shard(shard_count);
     for (std::size_t t = 0; t < table_count; ++t) {
         const Divider by_k(static_cast<std::uint64_t>(batch.table_k[t]));
-        for (std::size_t u = first_distinct[t]; u < first_distinct[t + 1]; ++u) {
-            const std::uint64_t row = static_cast<std::uint64_t>(distinct[u]);
-            const std::uint64_t global = by_k(row);
-            const std::uint64_t stripe = by_groups(global);
-            const std::uint64_t group = global - stripe * by_groups.divisor();
-            std::uint64_t shard = stripe - by_shards(stripe) * by_shards.divisor() + (row - global * by_k.divisor());
-            if (shard >= by_shards.divisor()) shard -= by_shards.divisor();
-            shard += group * by_shards.divisor();
-            shard_of[u] = static_cast<std::uint32_t>(shard);
-            ++plan.counts[shard * table_count + t];
+        std::fill(rows_of_shard.begin(), rows_of_shard.end(), 0);
+        const auto assign_shards = [&](auto divide) {
+            const std::uint64_t k = by_k.divisor(), groups = by_groups.divisor(), shards = by_shards.divisor();
+            for (std::size_t u = first_distinct[t], end = first_distinct[t + 1]; u < end; ++u) {
+                const std::uint64_t row = static_cast<std::uint64_t>(distinct[u]);
+                const std::uint64_t global = divide(by_k, row);
+                const std::uint64_t stripe = divide(by_groups, global);
+                const std::uint64_t group = global - stripe * groups;
+                std::uint64_t shard = stripe - divide(by_shards, stripe) * shards + (row - global * k);
+                if (shard >= shards) shard -= shards;
+                shard += group * shards;
+                shard_of[u] = static_cast<std::uint32_t>(shard);
+                place[u] = rows_of_shard[shard]++;
+            }
+        };
+        if (is_narrow(static_cast<std::uint64_t>(batch.table_rows[t]))) {
+            assign_shards([](const Divider& by, std::uint64_t x) { return by.of_small(x); });
+        } else {
+            assign_shards([](const Divider& by, std::uint64_t x) { return by(x); });
+        }
+        for (std::size_t shard = 0; shard < shard_count; ++shard) {
+            plan.counts[shard * table_count + t] = rows_of_shard[shard];
         }
     }
 
-    std::vector<std::int64_t> next(plan.counts.size());
-    std::int64_t sum = 0;
-    for (std::size_t i = 0; i < next.size(); ++i) {
-        next[i] = sum;
-        sum += plan.counts[i];
+    std::vector<std::int32_t> starts(plan.counts.size());  // by table, then shard
+    std::int32_t sum = 0;
+    for (std::size_t shard = 0; shard < shard_count; ++shard) {
+        for (std::size_t t = 0; t < table_count; ++t) {
+            starts[t * shard_count + shard] = sum;
+            sum += static_cast<std::int32_t>(plan.counts[shard * table_count + t]);
+        }
     }
-    plan.rows.extend(distinct_count);
-    Growing<std::int32_t> place;
-    place.extend(distinct_count);
+    std::int64_t* const rows = plan.rows.extend(distinct_count);
     for (std::size_t t = 0; t < table_count; ++t) {
-        for (std::size_t u = first_distinct[t]; u < first_distinct[t + 1]; ++u) {
-            const std::int64_t at = next[shard_of[u] * table_count + t]++;
-            place[u] = static_cast<std::int32_t>(at);
-            plan.rows[static_cast<std::size_t>(at)] = distinct[u];
+        const std::int32_t* const starts_of_table = starts.data() + t * shard_count;
+        for (std::size_t u = first_distinct[t], end = first_distinct[t + 1]; u < end; ++u) {
+            const std::int32_t at = place[u] + starts_of_table[shard_of[u]];
+            place[u] = at;
+            rows[at] = distinct[u];
         }
     }
     for (std::int32_t& entry : plan.inverse) entry = place[static_cast<std::size_t>(entry)];
