@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 namespace ecrec::batch {
@@ -36,10 +37,13 @@ public:
         Slot* const slots = slots_.data();
         const std::uint32_t first = first_;
         std::uint32_t next = next_;
+        // Values count from `first`, modulo the numbers' range.
+        using Wrapping = std::make_unsigned_t<Number>;
+        const Wrapping bias = static_cast<Wrapping>(base) - static_cast<Wrapping>(first);
         const auto number_run = [&](std::size_t first_id, std::size_t last_id) {
             for (std::size_t i = first_id; i < last_id; ++i) {
                 distinct[next - first] = ids[i];  // stays if the id is new
-                numbers[i] = base + static_cast<Number>(place(slots, ids[i], first, next) - first);
+                numbers[i] = static_cast<Number>(static_cast<Wrapping>(place(slots, ids[i], first, next)) + bias);
             }
         };
         if ((mask_ + 1) * sizeof(Slot) <= near_bytes) {
