@@ -25,6 +25,9 @@ void check(const BatchIds& batch) {
             refuse(ErrorKind::value, "plan_batch: table_k[", t, "] is ", batch.table_k[t], ", expected 1 to ",
                    batch.shards);
         }
+        if (batch.table_rows[t] < 1) {
+            refuse(ErrorKind::value, "plan_batch: table_rows[", t, "] is ", batch.table_rows[t], ", expected at least 1");
+        }
     }
     if (batch.starts.size() != features + 1) {
         refuse(ErrorKind::value, "plan_batch: got ", batch.starts.size(), " starts for ", features,
@@ -58,7 +61,7 @@ std::size_t first_out_of_range(std::span<const std::int64_t> ids, std::uint64_t 
     for (const std::int64_t id : ids) negative_if_bad |= id | (last - (id & std::numeric_limits<std::int64_t>::max()));
     if (negative_if_bad >= 0) return ids.size();
     std::size_t i = 0;
-    while (static_cast<std::uint64_t>(ids[i]) < rows) ++i;
+    while (i < ids.size() && static_cast<std::uint64_t>(ids[i]) < rows) ++i;
     return i;
 }
 
