@@ -65,77 +65,86 @@ std::size_t first_out_of_range(std::span<const std::int64_t> ids, std::uint64_t 
     return i;
 }
 
-}  // namespace
+// The distinct rows of a batch in order of table, then first occurrence.
+struct DistinctRows {
+    Growing<std::int64_t> rows;
+    std::vector<std::size_t> ends;  // of each table
 
-BatchPlan plan_batch(const BatchIds& batch) {
-    check(batch);
-    const std::size_t table_count = batch.table_rows.size();
-    const std::size_t shard_count =
-        static_cast<std::size_t>(batch.shards) * static_cast<std::size_t>(batch.groups);
-    BatchPlan plan;
-    plan.counts.resize(shard_count * table_count);
-    plan.inverse.extend(batch.ids.size());
+    std::size_t count() const { return ends.empty() ? 0 : ends.back(); }
 
-    std::vector<std::vector<std::size_t>> features_of(table_count);
+    // call(table, first, end) for each table.
+    template <class Call>
+    void for_tables(Call call) const {
+        std::size_t first = 0;
+        for (std::size_t t = 0; t < ends.size(); first = ends[t++]) call(t, first, ends[t]);
+    }
+};
+
+// numbers[i]: which of the distinct rows ids[i] is.
+DistinctRows find_distinct(const BatchIds& batch, std::int32_t* numbers) {
+    std::vector<std::vector<std::size_t>> features_of(batch.table_rows.size());
     for (std::size_t f = 0; f < batch.tables.size(); ++f)
         features_of[static_cast<std::size_t>(batch.tables[f])].push_back(f);
+    const auto ids_of = [&](std::size_t f) {
+        const std::size_t first = static_cast<std::size_t>(batch.starts[f]);
+        return batch.ids.subspan(first, static_cast<std::size_t>(batch.starts[f + 1]) - first);
+    };
 
-    // Distinct rows in order of table, then first occurrence, with their shards; then moved to their places.
-    Growing<std::int64_t> distinct;
-    distinct.extend(batch.ids.size() + 1);
-    std::size_t distinct_count = 0;
-    std::vector<std::size_t> first_distinct(table_count + 1);
-    IdIndex<std::uint32_t> narrow;
-    IdIndex<std::int64_t> wide;
-    for (std::size_t t = 0; t < table_count; ++t) {
-        first_distinct[t] = distinct_count;
-        std::size_t ids = 0;
-        for (const std::size_t f : features_of[t])
-            ids += static_cast<std::size_t>(batch.starts[f + 1] - batch.starts[f]);
-        if (ids == 0) continue;
-        const std::uint64_t rows = static_cast<std::uint64_t>(batch.table_rows[t]);
-        const bool is_small = is_narrow(rows);
-        if (is_small) {
-            narrow.start(ids);
-        } else {
-            wide.start(ids);
-        }
+    DistinctRows distinct;
+    distinct.rows.extend(batch.ids.size() + 1);
+    std::size_t count = 0;
+    const auto number_table = [&](std::size_t t, std::size_t ids, auto& index) {
+        index.start(ids);
         for (const std::size_t f : features_of[t]) {
-            const std::size_t first = static_cast<std::size_t>(batch.starts[f]);
-            const auto of_feature = batch.ids.subspan(first, static_cast<std::size_t>(batch.starts[f + 1]) - first);
-            const std::size_t bad = first_out_of_range(of_feature, rows);
+            const auto of_feature = ids_of(f);
+            const std::size_t bad = first_out_of_range(of_feature, static_cast<std::uint64_t>(batch.table_rows[t]));
             if (bad != of_feature.size()) {
                 refuse(ErrorKind::index, "plan_batch: feature ", f, ", position ", bad, ": id ", of_feature[bad],
                        " is out of range, table ", t, " has ", batch.table_rows[t], " rows");
             }
-            std::int64_t* to = distinct.data() + distinct_count;
-            std::int32_t* numbers = plan.inverse.data() + first;
-            const std::int32_t base = static_cast<std::int32_t>(distinct_count);
-            if (is_small) {
-                narrow.number(of_feature, to, numbers, base);
-            } else {
-                wide.number(of_feature, to, numbers, base);
-            }
+            index.number(of_feature, distinct.rows.data() + count, numbers + batch.starts[f],
+                         static_cast<std::int32_t>(count));
         }
-        distinct_count += static_cast<std::size_t>(is_small ? narrow.size() : wide.size());
+        count += static_cast<std::size_t>(index.size());
+    };
+    IdIndex<std::uint32_t> narrow;
+    IdIndex<std::int64_t> wide;
+    for (std::size_t t = 0; t < features_of.size(); ++t) {
+        std::size_t ids = 0;
+        for (const std::size_t f : features_of[t]) ids += ids_of(f).size();
+        if (ids != 0 && is_narrow(static_cast<std::uint64_t>(batch.table_rows[t]))) {
+            number_table(t, ids, narrow);
+        } else if (ids != 0) {
+            number_table(t, ids, wide);
+        }
+        distinct.ends.push_back(count);
     }
-    first_distinct[table_count] = distinct_count;
+    return distinct;
+}
 
-    // Of each distinct row its shard and how many rows of its table came before it there; then its place.
-    Growing<std::uint32_t> shard_of;
-    shard_of.extend(distinct_count);
-    Growing<std::int32_t> place;
-    place.extend(distinct_count);
+// The shard of each row, in all groups, and which of its table's rows it is there.
+struct ShardPlaces {
+    Growing<std::uint32_t> shards;
+    Growing<std::int32_t> ranks;
+};
+
+// Fills `counts`, shards x tables.
+ShardPlaces find_shards(const BatchIds& batch, const DistinctRows& distinct, std::vector<std::int64_t>& counts) {
+    ShardPlaces places;
+    std::uint32_t* const shard_of = places.shards.extend(distinct.count());
+    std::int32_t* const ranks = places.ranks.extend(distinct.count());
+    const std::size_t tables = batch.table_rows.size();
     const Divider by_groups(static_cast<std::uint64_t>(batch.groups));
     const Divider by_shards(static_cast<std::uint64_t>(batch.shards));
-    std::vector<std::int32_t> rows_of_shard(shard_count);
-    for (std::size_t t = 0; t < table_count; ++t) {
+    const std::uint64_t groups = by_groups.divisor(), shards = by_shards.divisor();
+    std::vector<std::int32_t> rows_of(shards * groups);
+    distinct.for_tables([&](std::size_t t, std::size_t first, std::size_t end) {
         const Divider by_k(static_cast<std::uint64_t>(batch.table_k[t]));
-        std::fill(rows_of_shard.begin(), rows_of_shard.end(), 0);
-        const auto assign_shards = [&](auto divide) {
-            const std::uint64_t k = by_k.divisor(), groups = by_groups.divisor(), shards = by_shards.divisor();
-            for (std::size_t u = first_distinct[t], end = first_distinct[t + 1]; u < end; ++u) {
-                const std::uint64_t row = static_cast<std::uint64_t>(distinct[u]);
+        const std::uint64_t k = by_k.divisor();
+        std::fill(rows_of.begin(), rows_of.end(), 0);
+        const auto place_rows = [&](auto divide) {
+            for (std::size_t u = first; u < end; ++u) {
+                const std::uint64_t row = static_cast<std::uint64_t>(distinct.rows[u]);
                 const std::uint64_t global = divide(by_k, row);
                 const std::uint64_t stripe = divide(by_groups, global);
                 const std::uint64_t group = global - stripe * groups;
@@ -143,37 +152,49 @@ BatchPlan plan_batch(const BatchIds& batch) {
                 if (shard >= shards) shard -= shards;
                 shard += group * shards;
                 shard_of[u] = static_cast<std::uint32_t>(shard);
-                place[u] = rows_of_shard[shard]++;
+                ranks[u] = rows_of[shard]++;
             }
         };
         if (is_narrow(static_cast<std::uint64_t>(batch.table_rows[t]))) {
-            assign_shards([](const Divider& by, std::uint64_t x) { return by.of_small(x); });
+            place_rows([](const Divider& by, std::uint64_t x) { return by.of_small(x); });
         } else {
-            assign_shards([](const Divider& by, std::uint64_t x) { return by(x); });
+            place_rows([](const Divider& by, std::uint64_t x) { return by(x); });
         }
-        for (std::size_t shard = 0; shard < shard_count; ++shard) {
-            plan.counts[shard * table_count + t] = rows_of_shard[shard];
-        }
-    }
+        for (std::size_t shard = 0; shard < rows_of.size(); ++shard) counts[shard * tables + t] = rows_of[shard];
+    });
+    return places;
+}
+
+}  // namespace
+
+BatchPlan plan_batch(const BatchIds& batch) {
+    check(batch);
+    const std::size_t tables = batch.table_rows.size();
+    const std::size_t shards = static_cast<std::size_t>(batch.shards) * static_cast<std::size_t>(batch.groups);
+    BatchPlan plan;
+    plan.counts.resize(shards * tables);
+    std::int32_t* const numbers = plan.inverse.extend(batch.ids.size());
+    const DistinctRows distinct = find_distinct(batch, numbers);
+    ShardPlaces places = find_shards(batch, distinct, plan.counts);
 
     std::vector<std::int32_t> starts(plan.counts.size());  // by table, then shard
     std::int32_t sum = 0;
-    for (std::size_t shard = 0; shard < shard_count; ++shard) {
-        for (std::size_t t = 0; t < table_count; ++t) {
-            starts[t * shard_count + shard] = sum;
-            sum += static_cast<std::int32_t>(plan.counts[shard * table_count + t]);
+    for (std::size_t shard = 0; shard < shards; ++shard) {
+        for (std::size_t t = 0; t < tables; ++t) {
+            starts[t * shards + shard] = sum;
+            sum += static_cast<std::int32_t>(plan.counts[shard * tables + t]);
         }
     }
-    std::int64_t* const rows = plan.rows.extend(distinct_count);
-    for (std::size_t t = 0; t < table_count; ++t) {
-        const std::int32_t* const starts_of_table = starts.data() + t * shard_count;
-        for (std::size_t u = first_distinct[t], end = first_distinct[t + 1]; u < end; ++u) {
-            const std::int32_t at = place[u] + starts_of_table[shard_of[u]];
-            place[u] = at;
-            rows[at] = distinct[u];
+    std::int64_t* const rows = plan.rows.extend(distinct.count());
+    distinct.for_tables([&](std::size_t t, std::size_t first, std::size_t end) {
+        const std::int32_t* const starts_of_table = starts.data() + t * shards;
+        for (std::size_t u = first; u < end; ++u) {
+            const std::int32_t at = places.ranks[u] + starts_of_table[places.shards[u]];
+            places.ranks[u] = at;  // from here on its place among all rows
+            rows[at] = distinct.rows[u];
         }
-    }
-    for (std::int32_t& entry : plan.inverse) entry = place[static_cast<std::size_t>(entry)];
+    });
+    for (std::size_t i = 0; i < batch.ids.size(); ++i) numbers[i] = places.ranks[static_cast<std::size_t>(numbers[i])];
     return plan;
 }
 
