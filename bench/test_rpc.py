@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from conftest import sides_of
 
-SIDES = {"": ["torch.distributed.rpc", "pyzmq + torch"]}
+SIDES = {"": ["torch.distributed.rpc", "pyzmq + torch", "Redis"]}
 
 
 @pytest.mark.parametrize(("case", "side"), sides_of("rpc", SIDES))

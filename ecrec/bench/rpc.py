@@ -7,10 +7,11 @@ deltas are with the peers that hold the parity. Ours is a cluster of processes a
 it, and a `Session`, with its copies into one array (of several
 servers' answers) and its search for gradients that are not finite; in the case 4+1
 the same rows lie on five servers. Finding out which shard has which row is part of `plan_batch`, so it is in the suite
-batch. The peers have one server without redundancy: what they do on it stands in ``peers/torch_server.py``.
+batch. The peers have one server without redundancy: what they do on it stands in ``peers/torch_server.py`` and, for
+Redis, ``peers/redis_records.py``.
 
-Within a host each side takes its own best way: ours and pyzmq sockets of the file system, torch.distributed.rpc shared
-memory. In the cases *TCP* all are held to the loopback interface.
+Within a host each side takes its own best way: ours, pyzmq and Redis sockets of the file system, torch.distributed.rpc
+shared memory. In the cases *TCP* all are held to the loopback interface.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ CASES = {
 """k and r of our cluster of k + r servers, and whether all is TCP."""
 
 OPTIONS = {"rows": SERVED_ROWS, "dim": SERVED_DIM, "lr": LR, "eps": EPS}
-PEERS = {"torch.distributed.rpc": "torch_rpc", "pyzmq + torch": "zmq_torch"}
+PEERS = {"torch.distributed.rpc": "torch_rpc", "pyzmq + torch": "zmq_torch", "Redis": "redis_records"}
 """Module of each."""
 
 
