@@ -25,6 +25,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 TIMEOUT_S = 60.0
+READ_BYTES = 1 << 20
 PROBES, PROBE_S = 400, 0.05
 """The server has the product of these to start."""
 FILL = """
@@ -82,7 +83,7 @@ class RedisRecords:
 
     def steps(self, batches: Sequence[tuple[I64, F32]], calls: int, first: int) -> None:
         """Pull, then push, so many times, the first with batch ``first``; returns when all is done."""
-        pushed: dict[bytes, Any] = {}
+        pushed: dict[bytes, bytes] = {}
         for call in range(first, first + calls):
             ids, gradients = batches[call % len(batches)]
             keys = _keys(ids)
@@ -105,10 +106,10 @@ def _keys(ids: I64) -> list[bytes]:
     return [packed[at : at + 8] for at in range(0, len(packed), 8)]
 
 
-def _rows_of(records: F32) -> list[Any]:
-    """A view of the bytes of each."""
-    whole, size = records.data.cast("B"), records[0].nbytes
-    return [whole[at : at + size] for at in range(0, records.nbytes, size)]
+def _rows_of(records: F32) -> list[bytes]:
+    """The bytes of each: a memoryview would be a system call of its own."""
+    whole, size = records.tobytes(), records[0].nbytes
+    return [whole[at : at + size] for at in range(0, len(whole), size)]
 
 
 def _free_port() -> int:
@@ -133,7 +134,7 @@ def client(rows: int, dim: int, lr: float, eps: float, tcp: bool) -> Iterator[Re
         address: dict[str, Any] = {"host": "127.0.0.1", "port": port} if tcp else {"unix_socket_path": path}
         with server("redis_records", executable, *options):
             _wait_started(redis, address)
-            with redis.Redis(**address, socket_timeout=TIMEOUT_S) as connection:
+            with redis.Redis(**address, socket_timeout=TIMEOUT_S, socket_read_size=READ_BYTES) as connection:
                 for first in range(0, rows, FILLED_ROWS):
                     connection.eval(FILL, 0, first, min(first + FILLED_ROWS, rows), 2 * dim * 4)
                 yield RedisRecords(connection, dim, lr, eps)
