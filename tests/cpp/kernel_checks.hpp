@@ -10,12 +10,16 @@
 #include <random>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "gf/coefficient.hpp"
 #include "kernels/registry.hpp"
 
 namespace ecrec_tests {
 
+using ecrec::Coefficient;
 using ecrec::Operations;
+namespace gf = ecrec::gf;
 
 inline int failures = 0;
 
@@ -31,6 +35,16 @@ inline const Operations& kernel_named(const char* name) {
 }
 
 inline std::mt19937_64 engine(20240607);
+
+// r rows of k. Plain: ones in the first row and column, as those of a code, which kernels do not multiply by.
+inline std::vector<Coefficient> random_coefficients(int k, int r, bool plain) {
+    std::vector<Coefficient> coefficients;
+    for (int i = 0; i < k * r; ++i) {
+        const bool one = plain && (i < k || i % k == 0);
+        coefficients.push_back(gf::coefficient(one ? 1 : static_cast<std::uint8_t>(engine())));
+    }
+    return coefficients;
+}
 
 inline void fill_bytes(std::span<std::uint8_t> bytes) {
     for (std::size_t i = 0; i < bytes.size(); i += 8) {

@@ -151,7 +151,6 @@ void check_large_encode(const Operations& kernel, const Operations& oracle, std:
     std::vector<const std::uint8_t*> data;
     std::vector<std::uint8_t*> parity, expected_parity;
     std::vector<Buffer> expected(static_cast<std::size_t>(r), Buffer(size));
-    std::vector<Coefficient> coefficients;
     for (int i = 0; i < k + r; ++i) {
         blocks.emplace_back(size, i < k ? engine() % 64 : parity_offset);
         if (i < k) {
@@ -161,10 +160,7 @@ void check_large_encode(const Operations& kernel, const Operations& oracle, std:
             expected_parity.push_back(expected[static_cast<std::size_t>(i - k)].data());
         }
     }
-    for (int i = 0; i < k * r; ++i) {
-        const bool one = plain && (i < k || i % k == 0);
-        coefficients.push_back(ecrec::gf::coefficient(one ? 1 : static_cast<std::uint8_t>(engine())));
-    }
+    const std::vector<Coefficient> coefficients = random_coefficients(k, r, plain);
     oracle.encode(size, k, r, coefficients.data(), data.data(), expected_parity.data());
     kernel.encode(size, k, r, coefficients.data(), data.data(), parity.data());
     for (int i = 0; i < r; ++i) {
@@ -199,7 +195,6 @@ int main() {
         for (std::size_t offset = 0; offset < 64; offset += 4) {
             for (std::size_t dim = 1; dim <= 100; ++dim) check_floats_at(kernel, oracle, dim, offset);
         }
-        // Plain: coefficients of one in the first row and column, as those of a code, which kernels do not multiply by.
         for (const bool plain : {true, false}) {
             for (int r = 1; r <= 5; ++r) {
                 for (const std::size_t bytes : {20u << 10, 100u << 10}) {

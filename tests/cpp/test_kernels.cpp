@@ -64,11 +64,7 @@ std::vector<T> copy(std::span<T> values) {
 void check_encode(const Operations& kernel, const Operations& oracle, std::span<std::uint8_t> (&blocks)[6], int r, bool plain) {
     const std::size_t size = blocks[0].size();
     const int k = 6 - std::min(r, 5);
-    std::vector<Coefficient> coefficients;
-    for (int i = 0; i < k * r; ++i) {
-        const bool one = plain && (i < k || i % k == 0);
-        coefficients.push_back(ecrec::gf::coefficient(one ? 1 : static_cast<std::uint8_t>(engine())));
-    }
+    const std::vector<Coefficient> coefficients = random_coefficients(k, r, plain);
     std::vector<const std::uint8_t*> data;
     std::vector<std::uint8_t*> parity, oracle_parity;
     std::vector<std::vector<std::uint8_t>> oracle_blocks(static_cast<std::size_t>(r), std::vector<std::uint8_t>(size));
@@ -107,7 +103,6 @@ void check_bytes(const Operations& kernel, const Operations& oracle, std::size_t
     kernel.copy_rows(1, size, copied, blocks[2].data());
     check(same<std::uint8_t>(blocks[2], copy(blocks[0])), kernel, "copy_rows", size);
 
-    // Plain: coefficients of one in the first row and column, as those of a code, which kernels do not multiply by.
     for (const bool plain : {true, false}) {
         for (int r = 1; r <= 5; ++r) check_encode(kernel, oracle, blocks, r, plain);
     }

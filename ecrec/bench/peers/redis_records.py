@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +52,6 @@ def _executable() -> str:
 def serve(arguments: Sequence[str]) -> None:
     """This process becomes Redis, in memory only."""
     executable, *options = arguments
-    sys.stdout.flush()
     os.execv(
         executable,
         [executable, "--save", "", "--appendonly", "no", "--loglevel", "warning", "--bind", "127.0.0.1", *options],
