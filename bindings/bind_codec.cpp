@@ -8,6 +8,7 @@
 #include "gf/coefficient.hpp"
 #include "gf/field.hpp"
 #include "gf/matrix.hpp"
+#include "kernels/prefetch.hpp"
 #include "kernels/registry.hpp"
 #include "register.hpp"
 #include "threads/pool.hpp"
@@ -32,6 +33,18 @@ void bind_use_kernel(const std::string& name) {
         case KernelChoice::unsupported:
             throw py::value_error("kernel '" + name + "' cannot run on this machine, which can run " +
                                   joined(runnable_kernels()));
+    }
+}
+
+const char* prefetch() { return prefetch_into == PrefetchInto::second_level ? "L2" : "L1"; }
+
+void use_prefetch(const std::string& cache) {
+    if (cache == "L1") {
+        prefetch_into = PrefetchInto::first_level;
+    } else if (cache == "L2") {
+        prefetch_into = PrefetchInto::second_level;
+    } else {
+        throw py::value_error("cache '" + cache + "' is unknown, expected L1 or L2");
     }
 }
 
@@ -247,6 +260,8 @@ void register_codec(py::module_& module) {
     module.def("compiled_kernels", &compiled_kernels);
     module.def("kernel", [] { return operations().name; });
     module.def("use_kernel", &bind_use_kernel, "name"_a);
+    module.def("prefetch", &prefetch);
+    module.def("use_prefetch", &use_prefetch, "cache"_a);
     module.def("threads", &threads::in_use);
     module.def("use_threads", &bind_use_threads, "count"_a, py::call_guard<py::gil_scoped_release>());
 

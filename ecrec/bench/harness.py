@@ -254,4 +254,5 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
         "kernel": _native.kernel(),
+        "prefetch": _native.prefetch(),
     }

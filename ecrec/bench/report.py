@@ -46,7 +46,8 @@ def add_lines(table: Table, lines: Sequence[Measurement]) -> None:
 def describe_machine(machine: dict[str, Any]) -> str:
     """One line."""
     versions = " ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, kernel {machine['kernel']}; {versions}"
+    native = f"kernel {machine['kernel']}, prefetch into {machine['prefetch']}"
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, {native}; {versions}"
 
 
 def describe_skip(line: Skipped) -> str:

@@ -11,8 +11,10 @@ from ecrec._native import (
     gf_multiply,
     kernel,
     kernels,
+    prefetch,
     threads,
     use_kernel,
+    use_prefetch,
     use_threads,
 )
 
@@ -24,7 +26,9 @@ __all__ = [
     "gf_multiply",
     "kernel",
     "kernels",
+    "prefetch",
     "threads",
     "use_kernel",
+    "use_prefetch",
     "use_threads",
 ]

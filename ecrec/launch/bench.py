@@ -12,7 +12,7 @@ from ecrec import codec
 from ecrec.errors import ConfigurationError
 from ecrec.launch.cluster import ClusterSettings, LocalCluster
 from ecrec.launch.connect import Keeper
-from ecrec.launch.environment import keep_freed_memory, use_kernel_of_environment, use_threads_of_environment
+from ecrec.launch.environment import configure_native, keep_freed_memory
 from ecrec.launch.threads import thread_environment
 
 TUNING_PREFIXES = ("OPENBLAS_", "MKL_", "OMP_", "KMP_", "GOMP_")
@@ -52,8 +52,7 @@ def set_up_process(kernel: str | None = None) -> None:
     os.environ.update(thread_environment(1))
     os.environ.update(ALLOCATOR_OF_CHILDREN)
     keep_freed_memory()
-    use_kernel_of_environment()
-    use_threads_of_environment()
+    configure_native()
     if kernel is not None:
         try:
             codec.use_kernel(kernel)

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from ecrec.errors import ConfigurationError
 from ecrec.transport.curve import CurveKeys
@@ -14,6 +15,9 @@ KERNEL = "ECREC_KERNEL"
 
 THREADS = "ECREC_THREADS"
 """Over how many threads a server divides bulk operations; 1 if not set, as where several servers share a machine."""
+
+PREFETCH = "ECREC_PREFETCH"
+"""The cache, L1 or L2, that native operations fetch rows into before their turn; not set: as this CPU does it best."""
 
 CURVE_DIR = "ECREC_CURVE_DIR"
 """Directory of keys (``ecrec/transport/curve.py``) where ``--curve-dir`` names none; empty or not set: no keys."""
@@ -36,36 +40,27 @@ def curve_keys(directory: str | None = None) -> CurveKeys | None:
     return CurveKeys.load(directory) if directory else None
 
 
-def use_kernel_of_environment() -> str:
-    """Use the kernel that ECREC_KERNEL names, if it names one; return the name of the one in use.
+def configure_native() -> None:
+    """The kernel, the cache that rows are fetched into and the threads that the environment names, where it names any.
 
-    Raises ConfigurationError for a name that is unknown or that this machine cannot run.
+    Raises ConfigurationError for what is unknown or cannot run on this machine.
     """
     from ecrec import codec
 
-    name = os.environ.get(KERNEL, "")
-    if name:
+    uses: dict[str, Callable[[str], None]] = {
+        KERNEL: codec.use_kernel,
+        PREFETCH: codec.use_prefetch,
+        THREADS: lambda count: codec.use_threads(int(count)),
+    }
+    for variable, use in uses.items():
+        value = os.environ.get(variable, "")
+        if not value:
+            continue
         try:
-            codec.use_kernel(name)
-        except ValueError as error:
-            raise ConfigurationError(f"{KERNEL}={name}: {error}") from error
-    return codec.kernel()
-
-
-def use_threads_of_environment() -> int:
-    """Divide native operations over as many threads as ECREC_THREADS says, if it is set; return how many are in use.
-
-    Raises ConfigurationError for what is not a number of threads.
-    """
-    from ecrec import codec
-
-    count = os.environ.get(THREADS, "")
-    if count:
-        try:
-            codec.use_threads(int(count))
+            use(value)
         except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"{THREADS}={count}: expected 1 to 256 threads") from error
-    return codec.threads()
+            expected = "expected 1 to 256 threads" if variable == THREADS else str(error)
+            raise ConfigurationError(f"{variable}={value}: {expected}") from error
 
 
 def keep_freed_memory() -> None:

@@ -8,10 +8,9 @@ import typer
 
 from ecrec.launch.environment import (
     CURVE_DIR_HELP,
+    configure_native,
     curve_keys,
     log_to_stderr,
-    use_kernel_of_environment,
-    use_threads_of_environment,
 )
 from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, SCHEDULER_HELP, advertised, run_server
 from ecrec.protocol.shard import ShardMachine
@@ -38,8 +37,7 @@ def ps(
     process = secrets.token_hex(8)
 
     def make() -> Node:
-        use_kernel_of_environment()
-        use_threads_of_environment()
+        configure_native()
         links = Links(bind, curve_keys(curve_dir), allow_plain_network)
         try:
             machine = ShardMachine(process, advertised(links.endpoint, advertise), shard)

@@ -14,6 +14,7 @@
 
 #include "gf/coefficient.hpp"
 #include "kernel_checks.hpp"
+#include "kernels/prefetch.hpp"
 
 namespace {
 
@@ -475,8 +476,11 @@ int main() {
             for (std::size_t dim = 0; dim <= 100; ++dim) check_floats(kernel, oracle, dim, at_end);
             for (const std::size_t dim : {127u, 128u, 256u, 300u}) check_floats(kernel, oracle, dim, at_end);
         }
-        check_fold_rows(kernel, oracle);
-        check_many_steps(kernel, oracle, false);
-        check_many_steps(kernel, oracle, true);
+        for (const auto cache : {ecrec::PrefetchInto::first_level, ecrec::PrefetchInto::second_level}) {
+            ecrec::prefetch_into = cache;
+            check_fold_rows(kernel, oracle);
+            check_many_steps(kernel, oracle, false);
+            check_many_steps(kernel, oracle, true);
+        }
     });
 }

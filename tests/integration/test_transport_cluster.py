@@ -294,8 +294,18 @@ def test_options_of_a_shard_that_cannot_work(tcp: Processes, arguments: list[str
     assert says in refused(tcp, "ps", *arguments)
 
 
-def test_a_kernel_that_does_not_exist(tcp: Processes) -> None:
-    assert "ECREC_KERNEL=warp9" in refused(tcp, "ps", "--scheduler", SCHEDULER, ECREC_KERNEL="warp9")
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("ECREC_KERNEL", "warp9", "kernel 'warp9' is unknown"),
+        ("ECREC_PREFETCH", "L9", "cache 'L9' is unknown, expected L1 or L2"),
+        ("ECREC_THREADS", "many", "expected 1 to 256 threads"),
+    ],
+)
+def test_what_the_environment_asks_of_native_code_does_not_exist(
+    tcp: Processes, variable: str, value: str, says: str
+) -> None:
+    assert f"{variable}={value}: {says}" in refused(tcp, "ps", "--scheduler", SCHEDULER, **{variable: value})
 
 
 def test_options_of_a_scheduler_that_cannot_work(tcp: Processes) -> None:

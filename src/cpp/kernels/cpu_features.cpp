@@ -30,9 +30,17 @@ std::uint32_t cpu_features() {
     return features;
 }
 
+bool is_intel_cpu() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_INTEL_ebx && edx == signature_INTEL_edx &&
+           ecx == signature_INTEL_ecx;
+}
+
 #else
 
 std::uint32_t cpu_features() { return 0; }
+
+bool is_intel_cpu() { return false; }
 
 #endif
 

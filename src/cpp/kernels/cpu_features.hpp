@@ -16,4 +16,7 @@ enum CpuFeature : std::uint32_t {
 
 std::uint32_t cpu_features();
 
+// true if the CPU says that Intel made it.
+bool is_intel_cpu();
+
 }  // namespace ecrec

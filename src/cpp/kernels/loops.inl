@@ -90,21 +90,47 @@ template <int blocks, class Multiply>
     }
 }
 
+// Rows that may lie anywhere, asked for before their turn: of each the lines of its first `asked` bytes; what follows
+// is in order, and the CPU fetches it by itself. near_bytes: what is on its way to the first-level cache at a time.
+template <bool writes>
+struct RowsAhead {
+    RowsAhead(std::size_t bytes, std::size_t near_bytes)
+        : far(prefetch_into == PrefetchInto::second_level), asked(bytes < asked_max ? bytes : asked_max) {
+        const std::size_t on_its_way = far ? far_bytes : near_bytes, most = on_its_way / 256;
+        rows = bytes >= on_its_way / 8 ? 8 : bytes <= on_its_way / most ? most : on_its_way / bytes;
+    }
+
+    void ask_for(const void* row, std::size_t distance = 0) const {
+        // Rows that follow each other may end before the distance; a prefetch beyond does not fault.
+        const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(row) + distance;
+        for (std::uintptr_t line = first & -std::uintptr_t{64}; line < first + asked; line += 64) {
+            const void* at = reinterpret_cast<const void*>(line);
+            if (far) {
+                __builtin_prefetch(at, 0, 2);
+            } else {
+                __builtin_prefetch(at, writes);
+            }
+        }
+    }
+
+    static constexpr std::size_t far_bytes = 16384, asked_max = 2048;
+    bool far;
+    std::size_t asked;
+    std::size_t rows;  // so many ahead
+};
+
 template <class Fold>
 [[gnu::always_inline]] inline void for_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source,
                                             std::uint8_t* const* target, Fold fold) {
-    // Measured on Zen 5: enough rows ahead to have some 8 KiB on their way.
-    constexpr std::size_t ahead_bytes = 8192;
-    const std::size_t ahead = bytes >= ahead_bytes / 8 ? 8 : bytes <= ahead_bytes / 32 ? 32 : ahead_bytes / bytes;
-    const std::size_t prefetched = bytes < ahead_bytes / 4 ? bytes : ahead_bytes / 4;  // what follows is in order
+    const RowsAhead<true> targets(bytes, 8192);
+    const RowsAhead<false> sources(bytes, 8192);
     // With longer rows the source, too, outruns what the CPU fetches by itself.
-    const std::size_t source_lines = bytes >= ahead_bytes / 16 ? prefetched : 0;
+    const bool asks_for_sources = sources.far || bytes >= 512;
+    const std::size_t ahead = targets.rows;
     for (std::size_t m = 0; m < rows; ++m) {
         if (m + ahead < rows) {
-            const std::uint8_t* later = target[m + ahead];
-            for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(later + line, 1);
-            const std::uint8_t* next = source[m + ahead];
-            for (std::size_t line = 0; line < source_lines; line += 64) __builtin_prefetch(next + line);
+            targets.ask_for(target[m + ahead]);
+            if (asks_for_sources) sources.ask_for(source[m + ahead]);
         }
         fold(source[m], target[m]);
     }
@@ -132,16 +158,15 @@ void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const 
 }
 
 void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target) {
-    constexpr std::size_t ahead_bytes = 12288, prefetched_max = 1024;
-    const std::size_t ahead = bytes >= ahead_bytes / 8 ? 8 : bytes <= ahead_bytes / 48 ? 48 : ahead_bytes / bytes;
-    const std::size_t prefetched = bytes < prefetched_max ? bytes : prefetched_max;
+    const RowsAhead<false> sources(bytes, 12288);
+    const std::size_t ahead = sources.rows;
     const auto prefetch = [&](std::size_t m) __attribute__((always_inline)) {
-        if (m >= rows || source[m] == nullptr) return;
-        for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(source[m] + line);
+        if (m < rows && source[m] != nullptr) sources.ask_for(source[m]);
     };
     for (std::size_t m = 0; m < ahead; ++m) prefetch(m);
     for (std::size_t m = 0; m < rows; ++m) {
         prefetch(m + ahead);
+        if (sources.far) sources.ask_for(target + m * bytes, ahead * bytes);
         const std::uint8_t* from = source[m];
         if (from == nullptr) continue;
         write_blocks(bytes, target + m * bytes,
@@ -425,29 +450,34 @@ template <class D>
 // step(gradient, record, delta, m) for each row m, with later records on their way.
 template <class Step>
 [[gnu::always_inline]] inline void for_steps(const Steps& steps, Step step) {
-    constexpr std::size_t ahead_bytes = 8192, prefetched_max = 1024;
     const std::size_t bytes = steps.record_bytes;
-    const std::size_t ahead = bytes >= ahead_bytes / 8 ? 8 : bytes <= ahead_bytes / 32 ? 32 : ahead_bytes / bytes;
-    const std::size_t prefetched = bytes < prefetched_max ? bytes : prefetched_max;
+    const RowsAhead<true> records(bytes, 8192);
+    const RowsAhead<false> gradients(steps.dim * sizeof(float), 8192);
+    const std::size_t ahead = records.rows;
     const std::size_t padding = bytes - steps.used_bytes;
     const std::size_t known = steps.rows + steps.later;
     const auto prefetch = [&](std::size_t m) __attribute__((always_inline)) {
-        if (m >= known) return;
-        const std::uint8_t* later = reinterpret_cast<const std::uint8_t*>(steps.records[m]);
-        for (std::size_t line = 0; line < prefetched; line += 64) __builtin_prefetch(later + line, 1);
+        if (m < known) records.ask_for(steps.records[m]);
+    };
+    // Gradients and new deltas lie one behind the other: near ones need not be asked for.
+    const auto prefetch_far = [&](std::size_t m, bool delta) __attribute__((always_inline)) {
+        if (!records.far || m >= steps.rows) return;
+        gradients.ask_for(steps.gradients[m]);
+        if (delta) records.ask_for(steps.deltas[m]);
     };
     for (std::size_t m = 0; !steps.continues && m < ahead; ++m) prefetch(m);
     if (steps.deltas == nullptr) {
         for (std::size_t m = 0; m < steps.rows; ++m) {
             prefetch(m + ahead);
+            prefetch_far(m + ahead, false);
             step(steps.gradients[m], steps.records[m], NoDelta(), m);
         }
         return;
     }
-    // Deltas are not asked for: new ones lie one behind the other and are not read.
     if (has_stream && steps.streams) {
         for (std::size_t m = 0; m < steps.rows; ++m) {
             prefetch(m + ahead);
+            prefetch_far(m + ahead, false);
             step(steps.gradients[m], steps.records[m], StreamedDelta{steps.deltas[m]}, m);
         }
         fence();
@@ -455,6 +485,7 @@ template <class Step>
     }
     for (std::size_t m = 0; m < steps.rows; ++m) {
         prefetch(m + ahead);
+        prefetch_far(m + ahead, true);
         step(steps.gradients[m], steps.records[m], Delta(steps.deltas[m], steps.merges[m]), m);
         const std::uint32_t zeros[3] = {};
         if (padding > 0) std::memcpy(steps.deltas[m] + bytes - 4, zeros, 4);

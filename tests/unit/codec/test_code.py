@@ -39,6 +39,19 @@ def test_every_compiled_kernel_is_runnable_or_refused() -> None:
 
 @pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize("k, r", [(1, 1), (2, 1), (4, 2), (5, 3), (10, 4), (3, 5), (2, 9), (7, 0)])
+def test_the_cache_that_rows_are_fetched_into_is_chosen_by_name() -> None:
+    before = codec.prefetch()
+    try:
+        for cache in ("L1", "L2"):
+            codec.use_prefetch(cache)
+            assert codec.prefetch() == cache
+        with pytest.raises(ValueError, match="cache 'l2' is unknown, expected L1 or L2"):
+            codec.use_prefetch("l2")
+        assert codec.prefetch() == "L2"
+    finally:
+        codec.use_prefetch(before)
+
+
 def test_encode_is_the_references_at_every_length(kernel: str, generator: str, k: int, r: int) -> None:
     rng = np.random.default_rng(k * 100 + r)
     code = Code(k, r, generator)

@@ -7,6 +7,7 @@
 
 #include "kernels/initial.hpp"
 #include "kernels/operations.hpp"
+#include "kernels/prefetch.hpp"
 
 namespace ecrec::neon {
 namespace {

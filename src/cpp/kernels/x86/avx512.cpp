@@ -7,6 +7,7 @@
 
 #include "kernels/initial.hpp"
 #include "kernels/operations.hpp"
+#include "kernels/prefetch.hpp"
 #include "kernels/x86/target.hpp"
 
 // The "undefined" vectors of GCC 12's own headers (GCC bug 105593).

@@ -8,6 +8,7 @@
 
 #include "kernels/initial.hpp"
 #include "kernels/operations.hpp"
+#include "kernels/prefetch.hpp"
 #include "kernels/x86/target.hpp"
 
 ECREC_TARGET_BEGIN("ssse3")
