@@ -255,7 +255,8 @@ void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, cons
     constexpr int near_width = fitting_width(R, 4);
     constexpr int far_width = fitting_width(R, R <= 2 && operand_registers == 1 ? 1 : 2);
     // What does not fit into the last-level cache is not written there: that would first read it from memory. The
-    // CPU's own prefetching is better with few sources, and lets go of many that lie at the same place in their pages.
+    // CPU's own prefetching lets go of many sources that lie at the same place in their pages, and is better with few;
+    // Intel's is not.
     constexpr std::size_t stream_bytes_min = 32 << 20;
     constexpr int stream_width = fitting_width(R, 2);
     constexpr int followed_sources_max = 3;
@@ -275,7 +276,7 @@ void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, cons
     } else if (const std::size_t head = bytes_to_boundary<R>(parity);
                has_stream && bytes_of_all >= stream_bytes_min && head != block) {
         encode_blocks<R, 1, plain>(whole, 0, k, constants, data, parity);
-        if (k <= followed_sources_max) {
+        if (k <= followed_sources_max && prefetch_into == PrefetchInto::first_level) {
             at = encode_run<R, stream_width, plain>(Streamed<false>(), head, bytes, k, constants, data, parity);
         } else {
             at = encode_run<R, stream_width, plain>(Streamed<true>(), head, bytes, k, constants, data, parity);
