@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/prefetch.hpp"
 #include "store/blocks.hpp"
 
 namespace ecrec {
@@ -79,9 +80,17 @@ inline void xor_into(std::uint8_t* target, const std::uint8_t* source, std::size
     }
 }
 
+// Asks for what will be written, as the kernels ask for rows.
 inline void prefetch_write(const void* memory, std::size_t bytes) {
     const auto* line = static_cast<const char*>(memory);
-    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 1);
+    const bool far = prefetch_into == PrefetchInto::second_level;
+    for (std::size_t i = 0; i < bytes; i += 64) {
+        if (far) {
+            __builtin_prefetch(line + i, 0, 2);
+        } else {
+            __builtin_prefetch(line + i, 1);
+        }
+    }
 }
 
 }  // namespace ecrec

@@ -130,7 +130,7 @@ void Store::gather(const Sections& sections, bool records, std::span<std::uint8_
 // The first `bytes` of each row's record.
 void Store::copy_out(const Table& table, std::span<const std::int64_t> ids, const RowPlace* places, std::size_t bytes,
                      std::uint8_t* target) const {
-    constexpr std::size_t run = 256;
+    constexpr std::size_t run = 1024;  // long: each begins with rows that nobody asked for before
     const std::uint8_t* sources[run];
     const Operations& operations = ecrec::operations();
     std::vector<float> initial;
