@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import shutil
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +25,7 @@ from ecrec.bench import kernels, store
 from ecrec.bench.harness import Case, Run, calls_for, machine
 from ecrec.bench.peers import torch_cpu
 from ecrec.bench.peers.fbgemm import Fbgemm
-from ecrec.bench.peers.isal import U8, Isal, pointer, pointers
+from ecrec.bench.peers.isal import U8, Isal, compile_library, pointer, pointers
 from ecrec.bench.report import describe_machine
 from ecrec.bench.workload import BATCH, IDS, SHARDS, TABLES, make_step
 
@@ -59,13 +57,8 @@ def ways(aheads: tuple[int, ...], past_caches: tuple[int, ...]) -> list[Way]:
 
 def compile_floors(scratch: Path) -> ctypes.CDLL:
     """``floors.c`` for this CPU."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        raise SystemExit("error: no C compiler (cc): install gcc or clang")
-    library = scratch / "floors.so"
-    options = ["-O3", "-march=native", "-Wno-psabi", "-shared", "-fPIC"]
-    subprocess.run([compiler, *options, "-o", str(library), str(Path(__file__).parent / "floors.c")], check=True)
-    floors = ctypes.CDLL(str(library))
+    source = Path(__file__).parent / "floors.c"
+    floors = ctypes.CDLL(str(compile_library(source, scratch, "-O3", "-march=native", "-Wno-psabi")))
     for name in ("xor_streams", "fold_rows", "copy_rows", "step"):
         getattr(floors, f"time_{name}").restype = ctypes.c_double
     return floors
@@ -133,7 +126,7 @@ def gather_floor(floors: ctypes.CDLL, dim: int) -> Callable[[Way], Run]:
     """Weights out of row-wise Adagrad's records, from as many as the case has."""
     row_bytes = dim * 4
     stride = row_bytes + 16
-    step = make_step(-(-store.GATHER_BYTES_MIN // row_bytes // TABLES) // store.workload.K * store.workload.K + 4)
+    step = store.gather_step(dim)
     table = aligned(step.rows_per_table * TABLES * stride)
     out = aligned((max(batch.distinct for batch in step.batches) + AHEAD_MAX) * row_bytes)
     batches = [(batch.distinct, addresses(table, batch.places, stride)) for batch in step.batches]

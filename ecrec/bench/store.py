@@ -163,10 +163,14 @@ def _check_only_rows_of_batches_changed(before: F32, after: F32, step: Step) -> 
     check_equal("step", "its batches", changed, np.unique(np.concatenate([b.places for b in step.batches])))
 
 
+def gather_step(dim: int) -> Step:
+    """Batches out of tables whose weights are GATHER_BYTES_MIN together."""
+    return make_step(-(-GATHER_BYTES_MIN // (dim * 4) // TABLES) // workload.K * workload.K + workload.K)
+
+
 def gather_case(name: str, dim: int, torch: Any | None) -> Case:
     """Weights of the distinct rows of a batch, out of row-wise Adagrad's records."""
-    row_bytes = dim * 4
-    step = make_step(-(-GATHER_BYTES_MIN // row_bytes // TABLES) // workload.K * workload.K + workload.K)
+    step = gather_step(dim)
     store = make_store(step, dim, "rowwise-adagrad")
     rows_max = max(batch.distinct for batch in step.batches)
     mine = np.empty((rows_max, dim), np.float32)

@@ -17,6 +17,9 @@ from ecrec.bench.harness import PeerMissingError
 U8 = NDArray[np.uint8]
 
 
+LOOPS = Path(__file__).parent.parent / "native_calls.c"
+
+
 class Isal:
     """ISA-L's functions and the loops that call them and ours; ``scratch`` is for the compiled loops.
 
@@ -25,7 +28,7 @@ class Isal:
 
     def __init__(self, scratch: Path) -> None:
         self.library = ctypes.CDLL(str(isal_path()))
-        self.loops = ctypes.CDLL(str(compile_loops(scratch)))
+        self.loops = ctypes.CDLL(str(compile_library(LOOPS, scratch)))
         for name in ("encode", "fold", "fold_rows"):
             for side in ("ours", "isal"):
                 getattr(self.loops, f"time_{side}_{name}").restype = ctypes.c_double
@@ -52,16 +55,15 @@ def isal_path() -> Path:
     return found[0]
 
 
-def compile_loops(scratch: Path) -> Path:
-    """``native_calls.c`` as a shared library."""
+def compile_library(source: Path, scratch: Path, *options: str) -> Path:
+    """A C file as a shared library in ``scratch``. Raises PeerMissingError without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         raise PeerMissingError(
-            "no C compiler (cc), which the loops around both sides need (native_calls.c): install gcc or clang"
+            f"no C compiler (cc), which the loops around both sides need ({source.name}): install gcc or clang"
         )
-    library = scratch / "native_calls.so"
-    source = Path(__file__).parent.parent / "native_calls.c"
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    library = scratch / f"{source.stem}.so"
+    subprocess.run([compiler, "-O2", *options, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     return library
 
 
