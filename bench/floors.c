@@ -30,6 +30,12 @@ INLINE void ask(const char *at, size_t bytes, int hint) {
     }
 }
 
+/* A row that lies anywhere and, into the second-level cache, what belongs to it and lies in order. */
+INLINE void ask_row(const char *anywhere, size_t bytes, const char *in_order, size_t bytes_in_order, int hint) {
+    ask(anywhere, bytes, hint);
+    if (hint == to_second_level) ask(in_order, bytes_in_order, hint);
+}
+
 INLINE bits load(const char *at) { return *(const bits *)at; }
 
 INLINE void store(char *at, bits x, int past_caches) {
@@ -103,11 +109,7 @@ INLINE void fold(const char *source, char *target, size_t lines) {
 double time_fold_rows(size_t rows, size_t bytes, const char *source, char *const *targets, size_t ahead, int hint) {
     const double start = seconds();
     for (size_t m = 0; m < rows; ++m) {
-#define LOOP(hint, past)                                                        \
-    ask(targets[m + ahead], bytes, hint);                                       \
-    if (hint == to_second_level) ask(source + (m + ahead) * bytes, bytes, hint)
-        FOR_EACH_WAY(hint, 0, LOOP)
-#undef LOOP
+        ask_row(targets[m + ahead], bytes, source + (m + ahead) * bytes, bytes, hint);
         if (bytes == 256) {
             fold(source + m * bytes, targets[m], 4);
         } else {
@@ -154,11 +156,7 @@ double time_step(size_t ids, size_t rows, size_t bytes, size_t state, const char
     }
     const size_t record_bytes = bytes + state;
     for (size_t m = 0; m < rows; ++m) {
-#define LOOP(hint, past)                                                          \
-    ask(records[m + ahead], record_bytes, hint);                                  \
-    if (hint == to_second_level) ask(first_sum + (m + ahead) * bytes, bytes, hint)
-        FOR_EACH_WAY(hint, 0, LOOP)
-#undef LOOP
+        ask_row(records[m + ahead], record_bytes, first_sum + (m + ahead) * bytes, bytes, hint);
         for (size_t at = 0; at + line <= record_bytes; at += line) {
             const bits before = load(records[m] + at);
             const bits after = before ^ load(first_sum + m * bytes + at % bytes);

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from ecrec import _native
 from ecrec.bench import kernels, store
-from ecrec.bench.harness import Case, Run, calls_for, machine
+from ecrec.bench.harness import Case, Run, calls_for, in_turns, machine
 from ecrec.bench.peers import torch_cpu
 from ecrec.bench.peers.fbgemm import Fbgemm
 from ecrec.bench.peers.isal import U8, Isal, compile_library, pointer, pointers
@@ -240,15 +240,6 @@ def best_way(make: Callable[[Way], Run], candidates: list[Way], rounds: int = 5)
     return min(candidates, key=lambda way: statistics.median(seconds[way]))
 
 
-def medians(sides: dict[str, Run], calls: int, rounds: int) -> dict[str, float]:
-    """Seconds of a call. All make as many calls a round: the later ones find more in the last-level cache."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds):
-        for name in sides if turn % 2 == 0 else reversed(sides):
-            seconds[name].append(sides[name](calls) / calls)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", default="", help="only cases with this in their name")
@@ -264,8 +255,10 @@ def main() -> None:
         for case, peer, make, candidates in cases(compile_floors(scratch), scratch, options.case):
             way = best_way(make, candidates)
             sides = {"floor": make(way), "ours": case.ours, peer: case.peers[peer]}
-            seconds = medians(sides, calls_for(case.ours, case.round_seconds), options.rounds)
-            floor, ours, theirs = (case.work / seconds[side] for side in sides)
+            # As many calls of each: the later ones of a round find more in the last-level cache.
+            calls = dict.fromkeys(sides, calls_for(case.ours, case.round_seconds))
+            seconds = in_turns(sides, calls, options.rounds)
+            floor, ours, theirs = (case.work / statistics.median(seconds[side]) for side in sides)
             table.add_row(
                 case.name, case.unit, f"{floor:.1f}", f"{ours:.1f}", f"{theirs:.1f}", peer, f"{floor / theirs:.2f}",
                 f"{ours / floor:.2f}", str(way),

@@ -120,12 +120,16 @@ Suite = Callable[[Selection], Iterator[Case]]
 
 
 def take_turns(case: Case, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a call of each side ("" is ours) in each round. The order turns around from round to round."""
+    """Seconds of a call of each side ("" is ours) in each round."""
     sides: dict[str, Run] = {"": case.ours, **case.peers}
-    calls = {name: calls_for(run, case.round_seconds) for name, run in sides.items()}
+    return in_turns(sides, {name: calls_for(run, case.round_seconds) for name, run in sides.items()}, rounds)
+
+
+def in_turns(sides: Mapping[str, Run], calls: Mapping[str, int], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a call of each side in each round of so many calls. The order turns around from round to round."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds):
-        for name in sides if turn % 2 == 0 else reversed(sides):
+        for name in sides if turn % 2 == 0 else reversed(list(sides)):
             seconds[name].append(sides[name](calls[name]) / calls[name])
     return seconds
 
