@@ -35,7 +35,8 @@ from bench.running import add_run_options, describe, train, training_options, wr
 EVERY_S = 1.0
 GROWTH_MAX = 0.05
 GROWTH_BYTES_MAX = 8 << 20
-"""A role may grow by so large a part, and so many bytes more: what sampling a cluster in motion leaves open."""
+"""A role may grow by so large a part, and so many bytes more a process: what sampling a cluster in motion leaves open.
+A server that took part in a recovery keeps a few MB that a new one has not, and kills change the mixture."""
 
 ROLES = {"ecrec.launch.scheduler": "scheduler", "ecrec.launch.ps": "server", "ecrec.launch.worker": "worker"}
 LAUNCHER = "launcher"
@@ -51,9 +52,10 @@ class Sample(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One figure over time: name, and a value of each sample."""
+    """One figure over time: name, the most processes it is the sum of, and a value of each sample."""
 
     name: str
+    processes: int
     values: list[float]
 
 
@@ -61,12 +63,13 @@ class Trend(NamedTuple):
     """Medians of the thirds of a series, in bytes, and its largest value."""
 
     name: str
+    processes: int
     thirds: tuple[float, float, float]
     largest: float
 
     @property
     def grows(self) -> bool:
-        return self.thirds[2] > self.thirds[0] * (1 + GROWTH_MAX) + GROWTH_BYTES_MAX
+        return self.thirds[2] > self.thirds[0] * (1 + GROWTH_MAX) + self.processes * GROWTH_BYTES_MAX
 
 
 class Sampler:
@@ -110,9 +113,12 @@ def look() -> dict[str, list[int]]:
 def series_of(samples: Sequence[Sample]) -> list[Series]:
     """Of each role the sum; of the servers the largest one too."""
     roles = sorted({role for sample in samples for role in sample.resident})
-    found = [Series(role, [float(sum(s.resident.get(role, []))) for s in samples]) for role in roles]
+    found = []
+    for role in roles:
+        resident = [sample.resident.get(role, []) for sample in samples]
+        found.append(Series(role, max(map(len, resident)), [float(sum(each)) for each in resident]))
     largest = [float(max(s.resident.get("server", [0]))) for s in samples]
-    return [*found, Series("largest server", largest)]
+    return [*found, Series("largest server", 1, largest)]
 
 
 def trend(series: Series) -> Trend:
@@ -122,7 +128,7 @@ def trend(series: Series) -> Trend:
         raise ValueError(f"{series.name}: {len(values)} samples after the warm-up, expected at least 3")
     cuts = [len(values) * i // 3 for i in range(4)]
     first, second, third = (statistics.median(values[a:b]) for a, b in itertools.pairwise(cuts))
-    return Trend(series.name, (first, second, third), max(values))
+    return Trend(series.name, series.processes, (first, second, third), max(values))
 
 
 def failures(report: dict[str, Any], trends: Sequence[Trend], seconds: float, kill_every_s: float) -> list[str]:
