@@ -65,8 +65,8 @@ void check_bytes_at(const Operations& kernel, const Operations& oracle, std::siz
     check(target.is(expected), kernel, "fold_rows at an offset", size);
 
     const std::uint8_t* const sources[] = {a.data()};
-    oracle.copy_rows(1, size, sources, expected.data());
-    kernel.copy_rows(1, size, sources, target.data());
+    oracle.copy_rows(1, size, sources, expected.data(), 0, false);
+    kernel.copy_rows(1, size, sources, target.data(), 0, false);
     check(target.is(expected), kernel, "copy_rows at an offset", size);
 
     oracle.difference(size, a.data(), b.data(), expected.data());

@@ -101,7 +101,7 @@ void check_bytes(const Operations& kernel, const Operations& oracle, std::size_t
     check(same<std::uint8_t>(blocks[2], expected), kernel, "fold_rows", size);
 
     const std::uint8_t* const copied[] = {blocks[0].data()};
-    kernel.copy_rows(1, size, copied, blocks[2].data());
+    kernel.copy_rows(1, size, copied, blocks[2].data(), 0, false);
     check(same<std::uint8_t>(blocks[2], copy(blocks[0])), kernel, "copy_rows", size);
 
     for (const bool plain : {true, false}) {
@@ -316,8 +316,10 @@ void check_fold_rows(const Operations& kernel, const Operations& oracle) {
         std::vector<std::uint8_t> copied(rows * bytes), copied_by_oracle(rows * bytes);
         std::vector<const std::uint8_t*> copies(target.begin(), target.end());
         copies[rows / 3] = nullptr;
-        oracle.copy_rows(rows, bytes, copies.data(), copied_by_oracle.data());
-        kernel.copy_rows(rows, bytes, copies.data(), copied.data());
+        oracle.copy_rows(rows, bytes, copies.data(), copied_by_oracle.data(), 0, false);
+        constexpr std::size_t run = rows * 2 / 3;
+        kernel.copy_rows(run, bytes, copies.data(), copied.data(), rows - run, false);
+        kernel.copy_rows(rows - run, bytes, copies.data() + run, copied.data() + run * bytes, 0, true);
         check(copied == copied_by_oracle, kernel, "copy_rows", bytes);
         std::vector<const std::uint8_t*> sources;
         for (std::size_t m = 0; m < rows; ++m) sources.push_back(source.data() + m * bytes);

@@ -96,20 +96,30 @@ template <bool writes>
 struct RowsAhead {
     RowsAhead(std::size_t bytes, std::size_t near_bytes)
         : far(prefetch_into == PrefetchInto::second_level), asked(bytes < asked_max ? bytes : asked_max) {
-        const std::size_t on_its_way = far ? far_bytes : near_bytes, most = on_its_way / 256;
-        rows = bytes >= on_its_way / 8 ? 8 : bytes <= on_its_way / most ? most : on_its_way / bytes;
+        const std::size_t on_its_way = far ? far_bytes : near_bytes;
+        rows = bytes >= on_its_way / 8 ? 8 : on_its_way / (bytes < 256 ? 256 : bytes);
     }
 
     void ask_for(const void* row, std::size_t distance = 0) const {
-        // Rows that follow each other may end before the distance; a prefetch beyond does not fault.
+        // Rows that follow each other may end before the distance; a prefetch beyond does not fault. The last byte is
+        // asked for whether its line was or not: how many lines a row touches that starts anywhere in one, no CPU can
+        // predict.
         const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(row) + distance;
-        for (std::uintptr_t line = first & -std::uintptr_t{64}; line < first + asked; line += 64) {
-            const void* at = reinterpret_cast<const void*>(line);
-            if (far) {
-                __builtin_prefetch(at, 0, 2);
-            } else {
-                __builtin_prefetch(at, writes);
-            }
+        for (std::size_t i = 0; i < asked; i += 64) ask(first + i);
+        ask(first + asked - 1);
+    }
+
+    // One of rows that follow each other: the line of its last byte is the next row's to ask for.
+    void ask_for_next(const void* row) const {
+        for (std::size_t i = 0; i < asked; i += 64) ask(reinterpret_cast<std::uintptr_t>(row) + i);
+    }
+
+    void ask(std::uintptr_t address) const {
+        const void* at = reinterpret_cast<const void*>(address);
+        if (far) {
+            __builtin_prefetch(at, 0, 2);
+        } else {
+            __builtin_prefetch(at, writes);
         }
     }
 
@@ -157,20 +167,44 @@ void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const 
     });
 }
 
-void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target) {
-    const RowsAhead<false> sources(bytes, 12288);
-    const std::size_t ahead = sources.rows;
-    const auto prefetch = [&](std::size_t m) __attribute__((always_inline)) {
-        if (m < rows && source[m] != nullptr) sources.ask_for(source[m]);
+template <int blocks>
+[[gnu::always_inline]] inline void copy_blocks(const std::uint8_t* from, std::uint8_t* to) {
+    const Whole whole;
+    for (int w = 0; w < blocks; ++w) whole.store(to + w * block, whole.load(from + w * block));
+}
+
+void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target,
+               std::size_t later, bool continues) {
+    using From = const std::uint8_t*;
+    using To = std::uint8_t*;
+    const auto copy_all = [&](std::size_t size, auto copy) __attribute__((always_inline)) {
+        const RowsAhead<false> sources(size, 12288);
+        const std::size_t ahead = sources.rows, known = rows + later;
+        // With shorter rows the CPU's own prefetching of the target keeps up.
+        const bool asks_for_target = sources.far && size > 256;
+        const auto prefetch = [&](std::size_t m) __attribute__((always_inline)) {
+            if (m < known && source[m] != nullptr) sources.ask_for(source[m]);
+        };
+        for (std::size_t m = 0; !continues && m < ahead; ++m) prefetch(m);
+        for (std::size_t m = 0; m < rows; ++m) {
+            prefetch(m + ahead);
+            if (asks_for_target) sources.ask_for_next(target + (m + ahead) * size);
+            if (source[m] != nullptr) copy(source[m], target + m * size);
+        }
     };
-    for (std::size_t m = 0; m < ahead; ++m) prefetch(m);
-    for (std::size_t m = 0; m < rows; ++m) {
-        prefetch(m + ahead);
-        if (sources.far) sources.ask_for(target + m * bytes, ahead * bytes);
-        const std::uint8_t* from = source[m];
-        if (from == nullptr) continue;
-        write_blocks(bytes, target + m * bytes,
-                     [&](auto access, std::size_t i) __attribute__((always_inline)) { return access.load(from + i); });
+    // The lengths of weights whose floats are a power of two, as constants.
+    if (bytes == 4 * block) {
+        copy_all(4 * block, [](From from, To to) __attribute__((always_inline)) { copy_blocks<4>(from, to); });
+    } else if (bytes == 8 * block) {
+        copy_all(8 * block, [](From from, To to) __attribute__((always_inline)) { copy_blocks<8>(from, to); });
+    } else if (bytes == 16 * block) {
+        copy_all(16 * block, [](From from, To to) __attribute__((always_inline)) { copy_blocks<16>(from, to); });
+    } else {
+        copy_all(bytes, [&](From from, To to) __attribute__((always_inline)) {
+            write_blocks(bytes, to, [&](auto access, std::size_t i) __attribute__((always_inline)) {
+                return access.load(from + i);
+            });
+        });
     }
 }
 

@@ -53,8 +53,10 @@ struct Operations {
                       std::uint8_t* const* target);
 
     // target + m * bytes = *source[m] for m = 0..rows-1, with prefetch of later sources; a source that is null is left
-    // out. No source overlaps the target.
-    void (*copy_rows)(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target);
+    // out. No source overlaps the target. `later`: so many sources follow, which are only asked for; continues: the
+    // first ones of this run were asked for by the one before.
+    void (*copy_rows)(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target,
+                      std::size_t later, bool continues);
 
     // target = a ^ b.
     void (*difference)(std::size_t bytes, const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* target);

@@ -31,7 +31,8 @@ void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const 
     for (std::size_t m = 0; m < rows; ++m) fold(bytes, c, source[m], target[m]);
 }
 
-void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target) {
+void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source, std::uint8_t* target,
+               std::size_t, bool) {
     for (std::size_t m = 0; m < rows; ++m) {
         if (source[m] != nullptr && bytes != 0) std::memcpy(target + m * bytes, source[m], bytes);
     }

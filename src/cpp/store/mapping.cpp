@@ -32,11 +32,11 @@ std::uint8_t* map_memory(std::size_t bytes, bool reserves) {
 
 Mapping::Mapping(std::size_t bytes) {
     if (bytes == 0) return;
-    data_ = map_memory(bytes, false);
-    if (data_ == nullptr) refuse(ErrorKind::state, "cannot reserve ", bytes, " bytes of address space");
     bytes_ = bytes;
+    data_ = map_memory(reserved_bytes(), false);
+    if (data_ == nullptr) refuse(ErrorKind::state, "cannot reserve ", bytes, " bytes of address space");
 #ifdef MADV_NOHUGEPAGE
-    madvise(data_, bytes_, MADV_NOHUGEPAGE);
+    madvise(data_, reserved_bytes(), MADV_NOHUGEPAGE);
 #endif
 }
 
@@ -54,7 +54,7 @@ bool Mapping::collapse(std::size_t extent) const {
 }
 
 Mapping::~Mapping() {
-    if (data_ != nullptr) munmap(data_, bytes_);
+    if (data_ != nullptr) munmap(data_, reserved_bytes());
 }
 
 Mapping::Mapping(Mapping&& other) noexcept

@@ -27,13 +27,18 @@ public:
     std::uint8_t* data() const { return data_; }
     std::size_t size() const { return bytes_; }
 
-    // Whole huge pages of the memory.
+    // Huge pages that the memory has room for: the last one may reach beyond size(), into address space that is
+    // reserved for it. None where size() is below one.
     static constexpr std::size_t extent_bytes = huge_page_bytes;
-    std::size_t extents() const { return bytes_ / extent_bytes; }
+    std::size_t extents() const { return reserved_bytes() / extent_bytes; }
     // Moves an extent into a huge page, all of which is resident then. False where the system does not do that.
     bool collapse(std::size_t extent) const;
 
 private:
+    std::size_t reserved_bytes() const {
+        return bytes_ < extent_bytes ? bytes_ : (bytes_ + extent_bytes - 1) / extent_bytes * extent_bytes;
+    }
+
     std::uint8_t* data_ = nullptr;
     std::size_t bytes_ = 0;
 };

@@ -57,36 +57,44 @@ void Store::check_sections(const char* where, const Sections& sections) const {
     }
 }
 
+template <class Visit>
+void Store::find_rows(const char* where, std::size_t index, std::span<const std::int64_t> ids, bool recovered,
+                      Visit visit) const {
+    const Table& table = tables_[index];
+    const std::uint64_t rows = table.shape().rows;
+    const bool check_recovered = recovered && table.missing() != 0;
+    for (const std::int64_t id : ids) {
+        if (static_cast<std::uint64_t>(id) >= rows) [[unlikely]] {
+            refuse(ErrorKind::index, where, ": row ", id, " of table ", index, " is out of range, the table has ", rows,
+                   " rows");
+        }
+        RowPlace row;
+        if (!table.find(static_cast<std::uint64_t>(id), row)) [[unlikely]] {
+            const std::uint64_t global = static_cast<std::uint64_t>(id) / static_cast<std::uint64_t>(table.shape().k);
+            const std::uint64_t groups = static_cast<std::uint64_t>(place_.groups);
+            refuse(ErrorKind::index, where, ": row ", id, " of table ", index, " is on shard ",
+                   (row.residue + row.slot) % static_cast<std::uint32_t>(place_.shards), " of group ", global % groups,
+                   ", not on shard ", place_.shard, " of group ", place_.group);
+        }
+        if (check_recovered && !table.is_recovered(row.quotient, row.slot)) [[unlikely]] {
+            refuse(ErrorKind::state, where, ": row ", id, " of table ", index, " is not recovered yet");
+        }
+        visit(row);
+    }
+}
+
 void Store::resolve(const char* where, const Sections& sections, bool recovered) const {
     check_sections(where, sections);
     places_.resize(sections.rows.size());
     std::size_t i = 0;
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
-        const Table& table = tables_[static_cast<std::size_t>(sections.tables[s])];
-        const std::uint64_t rows = table.shape().rows;
-        const bool check_recovered = recovered && table.missing() != 0;
-        for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end; ++i) {
-            const std::int64_t id = sections.rows[i];
-            if (static_cast<std::uint64_t>(id) >= rows) [[unlikely]] {
-                refuse(ErrorKind::index, where, ": row ", id, " of table ", sections.tables[s],
-                       " is out of range, the table has ", rows, " rows");
-            }
-            RowPlace& row = places_[i];
-            if (!table.find(static_cast<std::uint64_t>(id), row)) [[unlikely]] {
-                const std::uint64_t global =
-                    static_cast<std::uint64_t>(id) / static_cast<std::uint64_t>(table.shape().k);
-                const std::uint64_t groups = static_cast<std::uint64_t>(place_.groups);
-                refuse(ErrorKind::index, where, ": row ", id, " of table ", sections.tables[s],
-                       " is on shard ", (row.residue + row.slot) % static_cast<std::uint32_t>(place_.shards),
-                       " of group ", global % groups, ", not on shard ", place_.shard, " of group ",
-                       place_.group);
-            }
-            if (check_recovered && !table.is_recovered(row.quotient, row.slot)) [[unlikely]] {
-                refuse(ErrorKind::state, where, ": row ", id, " of table ", sections.tables[s],
-                       " is not recovered yet");
-            }
+        const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
+        const std::size_t index = static_cast<std::size_t>(sections.tables[s]);
+        const Table& table = tables_[index];
+        find_rows(where, index, sections.rows.subspan(i, count), recovered, [&](const RowPlace& row) {
+            places_[i++] = row;
             __builtin_prefetch(table.touched(row.slot).word_of(row.quotient));
-        }
+        });
     }
 }
 
@@ -108,47 +116,64 @@ std::uint64_t Store::gather_bytes(std::span<const std::int32_t> tables, std::spa
 }
 
 void Store::gather(const Sections& sections, bool records, std::span<std::uint8_t> out) const {
-    resolve("gather", sections, true);
+    check_sections("gather", sections);
     const std::uint64_t expected = gather_bytes(sections.tables, sections.counts, records);
     if (out.size() != expected)
         refuse(ErrorKind::value, "gather: out has ", out.size(), " bytes, expected ", expected);
     std::uint8_t* target = out.data();
     std::size_t i = 0;
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
-        const Table& table = tables_[static_cast<std::size_t>(sections.tables[s])];
-        const std::size_t bytes = records ? table.record_bytes() : table.weight_bytes();
+        const std::size_t index = static_cast<std::size_t>(sections.tables[s]);
+        const std::size_t bytes = records ? tables_[index].record_bytes() : tables_[index].weight_bytes();
         const std::size_t rows = static_cast<std::size_t>(sections.counts[s]);
         threads::for_ranges(rows, threads::grain_bytes / bytes, 1, [&](std::size_t first, std::size_t last) {
-            copy_out(table, sections.rows.subspan(i + first, last - first), places_.data() + i + first, bytes,
-                     target + first * bytes);
+            copy_out(index, sections.rows.subspan(i + first, last - first), bytes, target + first * bytes);
         });
         i += rows;
         target += rows * bytes;
     }
 }
 
-// The first `bytes` of each row's record.
-void Store::copy_out(const Table& table, std::span<const std::int64_t> ids, const RowPlace* places, std::size_t bytes,
+// The first `bytes` of each row's record. In runs: while the records of one are on their way, the processor finds those
+// of the next.
+void Store::copy_out(std::size_t index, std::span<const std::int64_t> ids, std::size_t bytes,
                      std::uint8_t* target) const {
-    constexpr std::size_t run = 1024;  // long: each begins with rows that nobody asked for before
-    const std::uint8_t* sources[run];
+    constexpr std::size_t run = 512;  // far more than the kernel asks for ahead of their turn
+    struct Located {
+        const std::uint64_t* touched;  // the word with its bit
+        std::uint64_t bit;
+        const std::uint8_t* record;
+    };
+    const Table& table = tables_[index];
     const Operations& operations = ecrec::operations();
+    Located located[run];
+    Growing<const std::uint8_t*> sources;
+    sources.reserve(ids.size());
     std::vector<float> initial;
-    for (std::size_t first = 0; first < ids.size(); first += run) {
-        const std::size_t rows = std::min(ids.size() - first, run);
+    const auto find_next = [&] {
+        const std::size_t first = sources.size(), rows = std::min(ids.size() - first, run);
+        Located* next = located;
+        find_rows("gather", index, ids.subspan(first, rows), true, [&](const RowPlace& row) {
+            *next = {table.touched(row.slot).word_of(row.quotient), row.quotient,
+                     table.data_record(row.quotient, row.slot)};
+            __builtin_prefetch(next++->touched);
+        });
+        const std::uint8_t** source = sources.extend(rows);
         for (std::size_t m = 0; m < rows; ++m) {
-            const RowPlace& row = places[first + m];
-            const bool is_touched = table.is_touched(row.quotient, row.slot);
-            sources[m] = is_touched ? table.data_record(row.quotient, row.slot) : nullptr;
+            source[m] = *located[m].touched >> (located[m].bit & 63) & 1 ? located[m].record : nullptr;
         }
-        operations.copy_rows(rows, bytes, sources, target);
-        for (std::size_t m = 0; m < rows; ++m) {
+        return rows;
+    };
+    std::size_t rows = find_next();
+    for (std::size_t first = 0, next = 0; first < ids.size(); first += rows, rows = next) {
+        next = find_next();
+        operations.copy_rows(rows, bytes, sources.data() + first, target + first * bytes, next, first != 0);
+        for (std::size_t m = first; m < first + rows; ++m) {
             if (sources[m] != nullptr) continue;
             initial.resize(table.record_bytes() / 4);
-            table.write_initial(operations, static_cast<std::uint64_t>(ids[first + m]), initial.data());
+            table.write_initial(operations, static_cast<std::uint64_t>(ids[m]), initial.data());
             std::memcpy(target + m * bytes, initial.data(), bytes);
         }
-        target += rows * bytes;
     }
 }
 

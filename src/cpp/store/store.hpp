@@ -148,13 +148,16 @@ public:
 private:
     std::size_t checked_table(const char* where, std::int64_t index) const;
     void check_sections(const char* where, const Sections& sections) const;
-    // Fills places_ with where each row lies; refuses ids out of range, of other shards, and (on request) not
+    // visit(RowPlace) for each row of a table; refuses ids out of range, of other shards, and (on request) not
     // recovered.
+    template <class Visit>
+    void find_rows(const char* where, std::size_t table, std::span<const std::int64_t> ids, bool recovered,
+                   Visit visit) const;
+    // Fills places_ with where each row of the sections lies.
     void resolve(const char* where, const Sections& sections, bool recovered) const;
     void check_values(const char* where, const Sections& sections, std::span<const float> values,
                       const Window* window) const;
-    void copy_out(const Table& table, std::span<const std::int64_t> ids, const RowPlace* places, std::size_t bytes,
-                  std::uint8_t* target) const;
+    void copy_out(std::size_t table, std::span<const std::int64_t> ids, std::size_t bytes, std::uint8_t* target) const;
     template <class Step>
     void update(const Sections& sections, std::span<const float> values, Window* window, Step&& step);
     // Slot of this shard's data row in each stripe; refuses stripes in which it has none.

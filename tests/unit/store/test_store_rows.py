@@ -76,6 +76,40 @@ def test_gather_gives_weights_without_padding_and_touches_nothing() -> None:
     assert store.memory()["data_rows_touched"] == 0
 
 
+@pytest.mark.parametrize("rows", [511, 512, 513, 1024, 3000])
+@pytest.mark.parametrize("dim", [16, 20, 64, 128])
+def test_gather_of_more_rows_than_a_run_has(kernel: str, rows: int, dim: int) -> None:
+    """Every third row was never touched, and all come in no order, some twice."""
+    store, reference = one_shard_store("rowwise-adagrad", dim, rows)
+    rng = np.random.default_rng(rows + dim)
+    touched = [row for row in range(rows) if row % 3]
+    gradients = rng.standard_normal((len(touched), dim)).astype(np.float32)
+    store.apply(*sections((0, touched)), gradients.ravel(), None)
+    for row, gradient in zip(touched, gradients, strict=True):
+        reference.apply(0, row, gradient)
+    wanted = rng.integers(0, rows, size=rows).tolist()
+    listed = sections((0, wanted))
+    out = np.empty(rows * dim * 4, dtype=np.uint8)
+    store.gather(*listed, out)
+    assert out.tobytes() == b"".join(reference.weights(0, row).tobytes() for row in wanted)
+
+
+@pytest.mark.parametrize("rows", [7_000, 8_192, 15_000, 16_383])
+def test_huge_pages_keep_every_byte_up_to_the_last_row(rows: int) -> None:
+    """256 bytes a row: the last huge page of the memory is whole, nearly whole, or mostly beyond the table."""
+    store, _ = one_shard_store("sgd", 64, rows)
+    listed = sections((0, list(range(rows))))
+    values = np.arange(rows * 64, dtype=np.float32)
+    store.assign(*listed, values, None)
+    store.use_huge_pages(100)
+    store.assign(*sections((0, [rows - 1])), values[:64], None)
+    out = np.empty(rows * 256, dtype=np.uint8)
+    store.gather(*listed, out)
+    values[-64:] = values[:64]
+    assert out.tobytes() == values.tobytes()
+    assert store.memory()["data_bytes_reserved"] == rows * 256
+
+
 @pytest.mark.parametrize("r", [1, 2, 3])
 def test_deltas_of_one_push_reach_every_parity_holder(kernel: str, r: int) -> None:
     table = Table(60, 17, 2, r, optimizer="rowwise-adagrad", hyper=(0.1, 1e-8), shards=5)
