@@ -11,6 +11,36 @@
 namespace ecrec::batch {
 namespace {
 
+// Every id of a feature names a row, and that lies within the values.
+void check_rows(const char* where, std::size_t value_count, const Bags& bags, std::size_t feature) {
+    const std::size_t batch = static_cast<std::size_t>(bags.batch);
+    const std::size_t first = static_cast<std::size_t>(bags.bag_offsets[feature * batch]);
+    const std::size_t last = static_cast<std::size_t>(bags.bag_offsets[(feature + 1) * batch]);
+    const std::int64_t last_offset = static_cast<std::int64_t>(value_count) - bags.dims[feature];
+    const std::size_t rows = bags.value_offsets.size();
+    const auto row_of = [&](std::size_t i) { return static_cast<std::uint32_t>(bags.inverse[i]); };
+    const auto is_bad = [&](std::int64_t offset) {
+        return static_cast<int>(offset < 0) | static_cast<int>(offset > last_offset);
+    };
+    // All first, without a branch; which one it was is looked for where there is one.
+    int bad = 0;
+    for (std::size_t i = first; rows != 0 && i < last; ++i) {
+        const bool exists = row_of(i) < rows;
+        bad |= static_cast<int>(!exists) | is_bad(bags.value_offsets[exists ? row_of(i) : 0]);
+    }
+    if (rows != 0 && bad == 0) return;
+    for (std::size_t i = first; i < last; ++i) {
+        const std::uint32_t row = row_of(i);
+        if (row >= rows) {
+            refuse(ErrorKind::index, where, ": inverse[", i, "] is ", bags.inverse[i], ", there are ", rows, " rows");
+        }
+        if (is_bad(bags.value_offsets[row])) {
+            refuse(ErrorKind::index, where, ": row ", row, " of feature ", feature, " is at offset ",
+                   bags.value_offsets[row], " of ", value_count, " floats and has ", bags.dims[feature]);
+        }
+    }
+}
+
 // Everything that an index could reach is checked here; the loops below trust it. Returns sum(dims).
 std::size_t check(const char* where, std::size_t value_count, const Bags& bags, std::size_t pooled_count) {
     const std::size_t features = bags.dims.size();
@@ -44,21 +74,7 @@ std::size_t check(const char* where, std::size_t value_count, const Bags& bags, 
                    ", below the one before");
         }
     }
-    for (std::size_t f = 0; f < features; ++f) {
-        const std::int64_t last_offset = static_cast<std::int64_t>(value_count) - bags.dims[f];
-        for (std::int64_t i = bags.bag_offsets[f * batch]; i < bags.bag_offsets[(f + 1) * batch]; ++i) {
-            const std::uint32_t row = static_cast<std::uint32_t>(bags.inverse[static_cast<std::size_t>(i)]);
-            if (row >= bags.value_offsets.size()) {
-                refuse(ErrorKind::index, where, ": inverse[", i, "] is ",
-                       bags.inverse[static_cast<std::size_t>(i)], ", there are ", bags.value_offsets.size(),
-                       " rows");
-            }
-            if (bags.value_offsets[row] < 0 || bags.value_offsets[row] > last_offset) {
-                refuse(ErrorKind::index, where, ": row ", row, " of feature ", f, " is at offset ",
-                       bags.value_offsets[row], " of ", value_count, " floats and has ", bags.dims[f]);
-            }
-        }
-    }
+    for (std::size_t f = 0; f < features; ++f) check_rows(where, value_count, bags, f);
     return width;
 }
 
@@ -188,31 +204,43 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
         // What a mean's rows get is kept until it is summed, which is after RowSums::run rows at the latest.
         std::vector<float> shares;
         std::size_t next_share = 0;
-        const auto add_bag = [&](RowSums& sums, std::size_t f, std::size_t b) {
-            const std::int64_t* bag = bags.bag_offsets.data() + f * batch + b;
-            const float* source = pooled_gradients.data() + b * width + columns[f];
-            if (bags.mean[f] && bag[1] - bag[0] > 1) {
-                shares.resize(RowSums::run * widest);
-                float* share = shares.data() + next_share * widest;
-                next_share = (next_share + 1) % RowSums::run;
-                divide(share, source, static_cast<std::size_t>(bags.dims[f]), static_cast<float>(bag[1] - bag[0]));
-                source = share;
-            }
-            for (std::size_t i = static_cast<std::size_t>(bag[0]); i < static_cast<std::size_t>(bag[1]); ++i) {
-                sums.add(source, targets[i], adds[i] != 0);
+        const auto share_of = [&](const float* source, std::int32_t dim, std::int64_t ids) {
+            shares.resize(RowSums::run * widest);
+            float* share = shares.data() + next_share * widest;
+            next_share = (next_share + 1) % RowSums::run;
+            divide(share, source, static_cast<std::size_t>(dim), static_cast<float>(ids));
+            return share;
+        };
+        const auto add_bags = [&](RowSums& sums, std::size_t f, std::size_t first, std::size_t last) {
+            // By value: the compiler cannot know that what a sum is told does not change them.
+            const std::int64_t* const bag = bags.bag_offsets.data() + f * batch;
+            const float* source = pooled_gradients.data() + first * width + columns[f];
+            float* const* const target = targets.data();
+            const std::uint8_t* const is_added = adds.data();
+            const bool mean = bags.mean[f];
+            const std::size_t stride = width;
+            for (std::size_t b = first; b < last; ++b, source += stride) {
+                const std::int64_t begin = bag[b], end = bag[b + 1];
+                const bool is_divided = mean && end - begin > 1;
+                const float* const each = is_divided ? share_of(source, bags.dims[f], end - begin) : source;
+                for (std::int64_t i = begin; i < end; ++i) sums.add(each, target[i], is_added[i] != 0);
             }
         };
         if (has_one_dim(bags) && !shared) {
+            // A few samples of a feature, then of the next: gradients are read nearly in order, and so is what is known
+            // of each id, which lies feature by feature.
+            constexpr std::size_t samples = 8;
             RowSums sums(widest);
-            for (std::size_t b = 0; b < batch; ++b) {
-                for (std::size_t f = first_feature; f < last_feature; ++f) add_bag(sums, f, b);
+            for (std::size_t first = 0; first < batch; first += samples) {
+                const std::size_t last = std::min(first + samples, batch);
+                for (std::size_t f = first_feature; f < last_feature; ++f) add_bags(sums, f, first, last);
             }
             sums.flush();
             return;
         }
         for (std::size_t f = first_feature; f < last_feature; ++f) {
             RowSums sums(static_cast<std::size_t>(bags.dims[f]));
-            for (std::size_t b = 0; b < batch; ++b) add_bag(sums, f, b);
+            add_bags(sums, f, 0, batch);
             sums.flush();
         }
     };

@@ -388,6 +388,16 @@ template <class Step>
     if (i < count) step(PartLanes((count - i) * sizeof(float)), i);
 }
 
+// call(count), with the usual dimensions as constants: loops that the compiler unrolls.
+template <class Call>
+[[gnu::always_inline]] inline void with_length(std::size_t count, Call call) {
+    switch (count) {
+        case 64: call(std::size_t{64}); break;
+        case 128: call(std::size_t{128}); break;
+        default: call(count);
+    }
+}
+
 // Blocks at..at + width of one bag's sum, in registers.
 template <int width, class Access>
 [[gnu::always_inline]] inline void pool_blocks(Access access, std::size_t at, std::size_t rows, const float* const* source, float* target) {
@@ -482,12 +492,12 @@ template <class D>
     record[index] = next;
 }
 
-// step(gradient, record, delta, m) for each row m, with later records on their way.
+// step(dim, gradient, record, delta, m) for each row m, with later records on their way.
 template <class Step>
-[[gnu::always_inline]] inline void for_steps(const Steps& steps, Step step) {
+[[gnu::always_inline]] inline void for_steps_of(std::size_t dim, const Steps& steps, Step step) {
     const std::size_t bytes = steps.record_bytes;
     const RowsAhead<true> records(bytes, 8192);
-    const RowsAhead<false> gradients(steps.dim * sizeof(float), 8192);
+    const RowsAhead<false> gradients(dim * sizeof(float), 8192);
     const std::size_t ahead = records.rows;
     const std::size_t padding = bytes - steps.used_bytes;
     const std::size_t known = steps.rows + steps.later;
@@ -505,7 +515,7 @@ template <class Step>
         for (std::size_t m = 0; m < steps.rows; ++m) {
             prefetch(m + ahead);
             prefetch_far(m + ahead, false);
-            step(steps.gradients[m], steps.records[m], NoDelta(), m);
+            step(dim, steps.gradients[m], steps.records[m], NoDelta(), m);
         }
         return;
     }
@@ -513,7 +523,7 @@ template <class Step>
         for (std::size_t m = 0; m < steps.rows; ++m) {
             prefetch(m + ahead);
             prefetch_far(m + ahead, false);
-            step(steps.gradients[m], steps.records[m], StreamedDelta{steps.deltas[m]}, m);
+            step(dim, steps.gradients[m], steps.records[m], StreamedDelta{steps.deltas[m]}, m);
         }
         fence();
         return;
@@ -521,12 +531,17 @@ template <class Step>
     for (std::size_t m = 0; m < steps.rows; ++m) {
         prefetch(m + ahead);
         prefetch_far(m + ahead, true);
-        step(steps.gradients[m], steps.records[m], Delta(steps.deltas[m], steps.merges[m]), m);
+        step(dim, steps.gradients[m], steps.records[m], Delta(steps.deltas[m], steps.merges[m]), m);
         const std::uint32_t zeros[3] = {};
         if (padding > 0) std::memcpy(steps.deltas[m] + bytes - 4, zeros, 4);
         if (padding > 4) std::memcpy(steps.deltas[m] + bytes - 8, zeros, 4);
         if (padding > 8) std::memcpy(steps.deltas[m] + bytes - 12, zeros, 4);
     }
+}
+
+template <class Step>
+[[gnu::always_inline]] inline void for_steps(const Steps& steps, Step step) {
+    with_length(steps.dim, [&](std::size_t dim) __attribute__((always_inline)) { for_steps_of(dim, steps, step); });
 }
 
 bool is_finite(std::size_t count, const float* values) {
@@ -542,25 +557,28 @@ bool is_finite(std::size_t count, const float* values) {
 void sum_rows(std::size_t rows, std::size_t dim, const float* const* source, float* const* target, const bool* adds) {
     alignas(block) float minus_zeros[lanes];
     for (float& zero : minus_zeros) zero = -0.0f;
-    constexpr std::size_t ahead = 16;
-    const std::size_t prefetched = dim < 256 ? dim : 256;
-    for (std::size_t m = 0; m < rows; ++m) {
-        if (m + ahead < rows) {
-            for (std::size_t i = 0; i < prefetched; i += 16) {
-                __builtin_prefetch(source[m + ahead] + i);
-                __builtin_prefetch(target[m + ahead] + i, 1);
+    const auto sum_all = [&](std::size_t count) __attribute__((always_inline)) {
+        constexpr std::size_t ahead = 16;
+        const std::size_t prefetched = count < 256 ? count : 256;
+        for (std::size_t m = 0; m < rows; ++m) {
+            if (m + ahead < rows) {
+                for (std::size_t i = 0; i < prefetched; i += 16) {
+                    __builtin_prefetch(source[m + ahead] + i);
+                    __builtin_prefetch(target[m + ahead] + i, 1);
+                }
             }
+            // Minus zero, which is -0 + x = x for every x, takes the place of a target that is not added to: without a
+            // branch, and without waiting for the target's memory.
+            const float* before = adds[m] ? target[m] : minus_zeros;
+            const std::size_t reach = adds[m] ? ~std::size_t{0} : 0;
+            const float* from = source[m];
+            float* to = target[m];
+            for_lanes(count, [&](auto access, std::size_t i) __attribute__((always_inline)) {
+                store_floats(access, to + i, load_floats(access, before + (i & reach)) + load_floats(access, from + i));
+            });
         }
-        // Minus zero, which is -0 + x = x for every x, takes the place of a target that is not added to: without a
-        // branch, and without waiting for the target's memory.
-        const float* before = adds[m] ? target[m] : minus_zeros;
-        const std::size_t reach = adds[m] ? ~std::size_t{0} : 0;
-        const float* from = source[m];
-        float* to = target[m];
-        for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
-            store_floats(access, to + i, load_floats(access, before + (i & reach)) + load_floats(access, from + i));
-        });
-    }
+    };
+    with_length(dim, sum_all);
 }
 
 // record[i] -= step * gradient[i]
@@ -574,16 +592,17 @@ template <class D>
 
 void sgd(const Steps& steps) {
     const float learning_rate = steps.hyper[0];
-    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
-        descend(steps.dim, learning_rate, gradient, record, delta);
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+                         std::size_t) __attribute__((always_inline)) {
+        descend(dim, learning_rate, gradient, record, delta);
     });
 }
 
 template <bool look_ahead>
 [[gnu::always_inline]] inline void descend_with_momentum(const Steps& steps) {
     const float learning_rate = steps.hyper[0], momentum = steps.hyper[1];
-    const std::size_t dim = steps.dim;
-    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+                         std::size_t) __attribute__((always_inline)) {
         for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
             const Floats g = load_floats(access, gradient + i);
             const Floats old_buffer = load_floats(access, record + dim + i);
@@ -602,8 +621,8 @@ void nesterov(const Steps& steps) { descend_with_momentum<true>(steps); }
 
 void adagrad(const Steps& steps) {
     const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
-    const std::size_t dim = steps.dim;
-    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+                         std::size_t) __attribute__((always_inline)) {
         for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
             const Floats g = load_floats(access, gradient + i);
             const Floats old_sum = load_floats(access, record + dim + i);
@@ -643,8 +662,8 @@ void adagrad(const Steps& steps) {
 
 void rowwise_adagrad(const Steps& steps) {
     const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
-    const std::size_t dim = steps.dim;
-    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+                         std::size_t) __attribute__((always_inline)) {
         const float moment = record[dim] + sum_of_squares(dim, gradient) / static_cast<float>(dim);
         descend(dim, learning_rate / (__builtin_sqrtf(moment) + eps), gradient, record, delta);
         replace_one(record, dim, moment, delta);
@@ -653,8 +672,8 @@ void rowwise_adagrad(const Steps& steps) {
 
 void adam(const Steps& steps) {
     const float rate_1 = steps.hyper[1], rate_2 = steps.hyper[2], eps = steps.hyper[3];
-    const std::size_t dim = steps.dim;
-    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t row) __attribute__((always_inline)) {
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+                         std::size_t row) __attribute__((always_inline)) {
         const float step = steps.step_sizes[row];
         for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
             const Floats g = load_floats(access, gradient + i);
@@ -673,8 +692,8 @@ void adam(const Steps& steps) {
 
 void ftrl(const Steps& steps) {
     const float learning_rate = steps.hyper[0], beta = steps.hyper[1], l1 = steps.hyper[2], l2 = steps.hyper[3];
-    const std::size_t dim = steps.dim;
-    for_steps(steps, [&](const float* gradient, float* record, auto delta, std::size_t) __attribute__((always_inline)) {
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+                         std::size_t) __attribute__((always_inline)) {
         for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
             const Floats g = load_floats(access, gradient + i);
             const Floats old_n = load_floats(access, record + dim + i);
