@@ -264,7 +264,7 @@ void check_many_steps(const Operations& kernel, const Operations& oracle, bool s
         if (streams && 4 * dim % line != 0) continue;
         for (std::size_t o = 0; o < 7; ++o) {
             std::vector<float> gradients(rows * dim), step_sizes(rows), values[2];
-            std::vector<std::uint8_t> before(records * 12 * dim), deltas[2];
+            std::vector<std::uint8_t> before(records * (12 * dim + 16)), deltas[2];
             std::uint8_t* first_delta[2];
             fill_bytes(before);
             fill_floats(gradients, -1.0f, 1.0f);
@@ -281,16 +281,19 @@ void check_many_steps(const Operations& kernel, const Operations& oracle, bool s
                 float* record[rows];
                 std::uint8_t* delta[rows];
                 bool merges[rows];
+                // Row-wise Adagrad's begin anywhere in a line; the others' are whole lines.
+                const bool is_rowwise = o == 4;
+                const std::size_t record_bytes = is_rowwise ? 4 * dim + 16 : 12 * dim;
                 for (std::size_t m = 0; m < rows; ++m) {
                     const std::size_t at = m * m % records;
                     gradient[m] = gradients.data() + m * dim;
                     record[m] = values[side].data() + at * 3 * dim;
-                    delta[m] = first_delta[side] + at * 12 * dim;
+                    delta[m] = first_delta[side] + at * record_bytes;
                     merges[m] = !streams && m % 3 != 0;
                 }
                 optimizers_of(side == 0 ? oracle : kernel)[o](
-                    {rows, dim, 12 * dim, 12 * dim, hyper, gradient, record, delta, merges, step_sizes.data(), 0, false,
-                     streams});
+                    {rows, dim, is_rowwise ? 4 * dim + 4 : record_bytes, record_bytes, hyper, gradient, record, delta,
+                     merges, step_sizes.data(), 0, false, streams});
             }
             check(same<float>(values[1], values[0]) &&
                       std::memcmp(first_delta[1], first_delta[0], before.size()) == 0,

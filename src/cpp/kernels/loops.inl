@@ -7,6 +7,7 @@
 //   registers                          how many vectors the CPU can name
 //   Part(bytes), PartLanes(bytes)      access to fewer bytes (PartLanes: whole floats) than a block
 //   void stream(at, Bytes)             store past the caches, `at` aligned to a block; has_stream, void fence()
+//   LineStream                         the same to where no block begins; has_line_stream
 //   bool all_zero(Bytes)
 //   Floats square_root(Floats)
 //   float sum_of_lanes(Floats)         lanes added pairwise: halves, then their halves
@@ -468,6 +469,8 @@ struct Delta {
 
 // One that is only written, in whole blocks, past the caches.
 struct StreamedDelta {
+    explicit StreamedDelta(std::uint8_t* to) : bytes(to) {}
+
     void take(Whole, std::size_t index, Bytes changed) const { stream(bytes + 4 * index, changed); }
     void take(PartLanes access, std::size_t index, Bytes changed) const { access.store(bytes + 4 * index, changed); }
     void take_one(std::size_t index, std::uint32_t changed) const { std::memcpy(bytes + 4 * index, &changed, 4); }
@@ -475,16 +478,36 @@ struct StreamedDelta {
     std::uint8_t* bytes;
 };
 
+// The same for blocks, in order, then one float, with zeros up to 16 bytes, that begin at a multiple of 16 bytes.
+struct LineDelta {
+    explicit LineDelta(std::uint8_t* to) : lines(to) {}
+
+    void take(Whole, std::size_t index, Bytes changed) {
+        if (index == 0) {
+            lines.first(changed);
+        } else {
+            lines.next(changed);
+        }
+    }
+    void take(PartLanes, std::size_t, Bytes) const {}  // there is none
+    void take_one(std::size_t, std::uint32_t changed) {
+        const Words last = {changed};
+        lines.last(reinterpret_cast<Bytes>(last));
+    }
+
+    LineStream lines;
+};
+
 // record[index..] = next.
 template <class Access, class D>
-[[gnu::always_inline]] inline void replace(Access access, float* record, std::size_t index, Floats old, Floats next, D delta) {
+[[gnu::always_inline]] inline void replace(Access access, float* record, std::size_t index, Floats old, Floats next, D& delta) {
     delta.take(access, index, reinterpret_cast<Bytes>(old) ^ reinterpret_cast<Bytes>(next));
     store_floats(access, record + index, next);
 }
 
 // The same for a single float.
 template <class D>
-[[gnu::always_inline]] inline void replace_one(float* record, std::size_t index, float next, D delta) {
+[[gnu::always_inline]] inline void replace_one(float* record, std::size_t index, float next, D& delta) {
     std::uint32_t old_bits, next_bits;
     std::memcpy(&old_bits, record + index, 4);
     std::memcpy(&next_bits, &next, 4);
@@ -492,8 +515,8 @@ template <class D>
     record[index] = next;
 }
 
-// step(dim, gradient, record, delta, m) for each row m, with later records on their way.
-template <class Step>
+// step(dim, gradient, record, delta, m) for each row m, with later records on their way. Streamed: what is past the caches.
+template <class Streamed, class Step>
 [[gnu::always_inline]] inline void for_steps_of(std::size_t dim, const Steps& steps, Step step) {
     const std::size_t bytes = steps.record_bytes;
     const RowsAhead<true> records(bytes, 8192);
@@ -515,7 +538,8 @@ template <class Step>
         for (std::size_t m = 0; m < steps.rows; ++m) {
             prefetch(m + ahead);
             prefetch_far(m + ahead, false);
-            step(dim, steps.gradients[m], steps.records[m], NoDelta(), m);
+            NoDelta none;
+            step(dim, steps.gradients[m], steps.records[m], none, m);
         }
         return;
     }
@@ -523,7 +547,8 @@ template <class Step>
         for (std::size_t m = 0; m < steps.rows; ++m) {
             prefetch(m + ahead);
             prefetch_far(m + ahead, false);
-            step(dim, steps.gradients[m], steps.records[m], StreamedDelta{steps.deltas[m]}, m);
+            Streamed delta(steps.deltas[m]);
+            step(dim, steps.gradients[m], steps.records[m], delta, m);
         }
         fence();
         return;
@@ -531,7 +556,8 @@ template <class Step>
     for (std::size_t m = 0; m < steps.rows; ++m) {
         prefetch(m + ahead);
         prefetch_far(m + ahead, true);
-        step(dim, steps.gradients[m], steps.records[m], Delta(steps.deltas[m], steps.merges[m]), m);
+        Delta delta(steps.deltas[m], steps.merges[m]);
+        step(dim, steps.gradients[m], steps.records[m], delta, m);
         const std::uint32_t zeros[3] = {};
         if (padding > 0) std::memcpy(steps.deltas[m] + bytes - 4, zeros, 4);
         if (padding > 4) std::memcpy(steps.deltas[m] + bytes - 8, zeros, 4);
@@ -539,9 +565,11 @@ template <class Step>
     }
 }
 
-template <class Step>
+template <class Streamed = StreamedDelta, class Step>
 [[gnu::always_inline]] inline void for_steps(const Steps& steps, Step step) {
-    with_length(steps.dim, [&](std::size_t dim) __attribute__((always_inline)) { for_steps_of(dim, steps, step); });
+    with_length(steps.dim, [&](std::size_t dim) __attribute__((always_inline)) {
+        for_steps_of<Streamed>(dim, steps, step);
+    });
 }
 
 bool is_finite(std::size_t count, const float* values) {
@@ -583,7 +611,7 @@ void sum_rows(std::size_t rows, std::size_t dim, const float* const* source, flo
 
 // record[i] -= step * gradient[i]
 template <class D>
-[[gnu::always_inline]] inline void descend(std::size_t dim, float step, const float* gradient, float* record, D delta) {
+[[gnu::always_inline]] inline void descend(std::size_t dim, float step, const float* gradient, float* record, D& delta) {
     for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
         const Floats old = load_floats(access, record + i);
         replace(access, record, i, old, old - step * load_floats(access, gradient + i), delta);
@@ -592,7 +620,7 @@ template <class D>
 
 void sgd(const Steps& steps) {
     const float learning_rate = steps.hyper[0];
-    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t) __attribute__((always_inline)) {
         descend(dim, learning_rate, gradient, record, delta);
     });
@@ -601,7 +629,7 @@ void sgd(const Steps& steps) {
 template <bool look_ahead>
 [[gnu::always_inline]] inline void descend_with_momentum(const Steps& steps) {
     const float learning_rate = steps.hyper[0], momentum = steps.hyper[1];
-    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t) __attribute__((always_inline)) {
         for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
             const Floats g = load_floats(access, gradient + i);
@@ -621,7 +649,7 @@ void nesterov(const Steps& steps) { descend_with_momentum<true>(steps); }
 
 void adagrad(const Steps& steps) {
     const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
-    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t) __attribute__((always_inline)) {
         for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
             const Floats g = load_floats(access, gradient + i);
@@ -660,9 +688,11 @@ void adagrad(const Steps& steps) {
     return sum_of_lanes(sums[0]);
 }
 
-void rowwise_adagrad(const Steps& steps) {
+void rowwise_adagrad(const Steps& wanted) {
+    Steps steps = wanted;
+    steps.streams = wanted.streams && has_line_stream;
     const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
-    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+    for_steps<LineDelta>(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t) __attribute__((always_inline)) {
         const float moment = record[dim] + sum_of_squares(dim, gradient) / static_cast<float>(dim);
         descend(dim, learning_rate / (__builtin_sqrtf(moment) + eps), gradient, record, delta);
@@ -672,7 +702,7 @@ void rowwise_adagrad(const Steps& steps) {
 
 void adam(const Steps& steps) {
     const float rate_1 = steps.hyper[1], rate_2 = steps.hyper[2], eps = steps.hyper[3];
-    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t row) __attribute__((always_inline)) {
         const float step = steps.step_sizes[row];
         for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
@@ -692,7 +722,7 @@ void adam(const Steps& steps) {
 
 void ftrl(const Steps& steps) {
     const float learning_rate = steps.hyper[0], beta = steps.hyper[1], l1 = steps.hyper[2], l2 = steps.hyper[3];
-    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto delta,
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t) __attribute__((always_inline)) {
         for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
             const Floats g = load_floats(access, gradient + i);

@@ -34,7 +34,8 @@ struct Steps {
     std::size_t later = 0;           // records of the calls to come, behind these in `records`: only asked for
     bool continues = false;          // these were `later` ones of the call before
     bool streams = false;            // deltas may go past the caches: none merges, and each, its weights and its state are
-                                     // whole, aligned blocks of 64 bytes
+                                     // whole, aligned blocks of 64 bytes; or, of row-wise Adagrad, its weights are whole
+                                     // blocks, and it lies at a multiple of 16 bytes
 };
 
 struct Operations {

@@ -33,3 +33,11 @@ struct CopiedPart {
 
     std::size_t bytes;
 };
+
+// For instruction sets that cannot join two vectors at a place that is known at run time only: never used.
+struct NoLineStream {
+    explicit NoLineStream(std::uint8_t*) {}
+    void first(Bytes) {}
+    void next(Bytes) {}
+    void last(Bytes) {}
+};

@@ -53,12 +53,14 @@ void Deltas::append(std::span<const RowPlace> rows) {
     std::array<RowBuffer::End, shards_max> ends;
     std::array<std::size_t, shards_max> added{};
     // Nobody reads a delta before it is sent. Whole lines that go past the caches need not be read first.
-    streams_ = rows.size() * bytes >= streamed_bytes_min && bytes % line == 0 && table_->weight_bytes() % line == 0;
+    const bool is_rowwise = table_->shape().optimizer == Optimizer::rowwise_adagrad;
+    const std::size_t alignment = is_rowwise ? 16 : line;
+    streams_ = rows.size() * bytes >= streamed_bytes_min && bytes % alignment == 0 && table_->weight_bytes() % line == 0;
     for (const Target& target : targets_) {
         RowBuffer& buffer = window_->buffer(static_cast<int>(target.peer));
         buffer.make_room(rows.size(), bytes);
         ends[target.peer] = buffer.end();
-        streams_ = streams_ && reinterpret_cast<std::uintptr_t>(ends[target.peer].record) % line == 0;
+        streams_ = streams_ && reinterpret_cast<std::uintptr_t>(ends[target.peer].record) % alignment == 0;
     }
     for (std::size_t m = 0; m < rows.size(); ++m) {
         const std::size_t peer = targets_[first_target_[rows[m].residue]].peer;

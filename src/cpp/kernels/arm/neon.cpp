@@ -23,6 +23,8 @@ using PartLanes = CopiedPart;
 constexpr bool has_stream = false;
 void stream(std::uint8_t* at, Bytes x) { Whole().store(at, x); }
 void fence() {}
+constexpr bool has_line_stream = false;
+using LineStream = NoLineStream;
 
 bool all_zero(Bytes x) { return vmaxvq_u8(reinterpret_cast<uint8x16_t>(x)) == 0; }
 

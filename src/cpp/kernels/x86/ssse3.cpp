@@ -28,6 +28,8 @@ void stream(std::uint8_t* at, Bytes x) {
     _mm_stream_si128(reinterpret_cast<__m128i*>(at), reinterpret_cast<__m128i>(x));
 }
 void fence() { _mm_sfence(); }
+constexpr bool has_line_stream = false;
+using LineStream = NoLineStream;
 
 bool all_zero(Bytes x) {
     return _mm_movemask_epi8(_mm_cmpeq_epi8(reinterpret_cast<__m128i>(x), _mm_setzero_si128())) == 0xffff;

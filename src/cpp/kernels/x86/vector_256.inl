@@ -27,6 +27,8 @@ void stream(std::uint8_t* at, Bytes x) {
     _mm256_stream_si256(reinterpret_cast<__m256i*>(at), reinterpret_cast<__m256i>(x));
 }
 void fence() { _mm_sfence(); }
+constexpr bool has_line_stream = false;
+using LineStream = NoLineStream;
 
 bool all_zero(Bytes x) {
     return _mm256_testz_si256(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(x)) != 0;

@@ -25,6 +25,41 @@ void stream(std::uint8_t* at, Bytes x) {
 }
 void fence() { _mm_sfence(); }
 
+// Blocks one after the other to a multiple of 16 bytes: lines that get all their bytes here past the caches. The first
+// and the last one, which others share, are stored in part.
+constexpr bool has_line_stream = true;
+struct LineStream {
+    explicit LineStream(std::uint8_t* to)
+        : offset(reinterpret_cast<std::uintptr_t>(to) % block), line(to - offset) {
+        // The last `offset` bytes of the block before, then the first ones of the next.
+        const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        order = _mm512_add_epi32(numbers, _mm512_set1_epi32(static_cast<int>((block - offset) / 4)));
+    }
+
+    void first(Bytes x) {
+        _mm512_mask_storeu_epi8(line, ~__mmask64{0} << offset, joined(x));
+    }
+    void next(Bytes x) {
+        line += block;
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(line), joined(x));
+    }
+    // The first 16 bytes of it.
+    void last(Bytes x) {
+        line += block;
+        _mm512_mask_storeu_epi8(line, ~__mmask64{0} >> (block - 16 - offset), joined(x));
+    }
+
+    __m512i joined(Bytes x) {
+        const __m512i after = reinterpret_cast<__m512i>(x), before = held;
+        held = after;
+        return _mm512_permutex2var_epi32(before, order, after);
+    }
+
+    std::size_t offset;
+    std::uint8_t* line;
+    __m512i order, held = _mm512_setzero_si512();
+};
+
 bool all_zero(Bytes x) {
     return _mm512_test_epi64_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(x)) == 0;
 }
