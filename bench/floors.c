@@ -22,17 +22,25 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+INLINE void ask_line(const char *at, int hint) {
+    if (hint == to_first_level) __builtin_prefetch(at);
+    if (hint == to_second_level) __builtin_prefetch(at, 0, 2);
+}
+
+/* What lies in order: the line of the last byte is asked for with what follows. */
 INLINE void ask(const char *at, size_t bytes, int hint) {
-    const uintptr_t first = (uintptr_t)at & -(uintptr_t)line, end = (uintptr_t)at + bytes;
-    for (uintptr_t i = first; hint != no_hint && i < end; i += line) {
-        if (hint == to_first_level) __builtin_prefetch((const void *)i);
-        if (hint == to_second_level) __builtin_prefetch((const void *)i, 0, 2);
-    }
+    for (size_t i = 0; i < bytes; i += line) ask_line(at + i, hint);
+}
+
+/* Lies anywhere: without a branch on how many lines it touches. */
+INLINE void ask_anywhere(const char *at, size_t bytes, int hint) {
+    ask(at, bytes, hint);
+    ask_line(at + bytes - 1, hint);
 }
 
 /* A row that lies anywhere and, into the second-level cache, what belongs to it and lies in order. */
 INLINE void ask_row(const char *anywhere, size_t bytes, const char *in_order, size_t bytes_in_order, int hint) {
-    ask(anywhere, bytes, hint);
+    ask_anywhere(anywhere, bytes, hint);
     if (hint == to_second_level) ask(in_order, bytes_in_order, hint);
 }
 
@@ -122,7 +130,7 @@ double time_fold_rows(size_t rows, size_t bytes, const char *source, char *const
 INLINE void copy_rows(size_t rows, size_t lines, const char *const *sources, char *out, size_t ahead, int hint, int past) {
     const size_t bytes = lines * line;
     for (size_t m = 0; m < rows; ++m) {
-        ask(sources[m + ahead], bytes, hint);
+        ask_anywhere(sources[m + ahead], bytes, hint);
         if (hint == to_second_level && !past) ask(out + (m + ahead) * bytes, bytes, hint);
         for (size_t i = 0; i < lines; ++i) store(out + m * bytes + i * line, load(sources[m] + i * line), past);
     }
