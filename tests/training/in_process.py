@@ -17,6 +17,8 @@ from ecrec.protocol.shard import ShardMachine
 from ecrec.training.session import Session
 
 TICK_MS = 20.0
+LEASE_TIMEOUT_MS = 24 * 3_600_000
+"""Of a worker. Its thread may be at its model while others, which wait, let hours pass."""
 
 
 class InProcessCluster:
@@ -25,7 +27,8 @@ class InProcessCluster:
     def __init__(self, n: int = 3, groups: int = 1, config: ProtocolConfig | None = None) -> None:
         self.n = n
         self.lock = threading.Lock()
-        self.scheduler = SchedulerMachine(n, groups, config or ProtocolConfig(), None)
+        config = config or ProtocolConfig(lease_timeout_ms=LEASE_TIMEOUT_MS)
+        self.scheduler = SchedulerMachine(n, groups, config, None)
         self.machines: dict[str, Any] = {"scheduler": self.scheduler}
         self.results: dict[str, list[PullDone | Failed]] = defaultdict(list)
         self.channels: dict[tuple[str, str], deque[Received]] = defaultdict(deque)

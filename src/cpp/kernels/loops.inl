@@ -101,18 +101,18 @@ struct RowsAhead {
         rows = bytes >= on_its_way / 8 ? 8 : on_its_way / (bytes < 256 ? 256 : bytes);
     }
 
-    void ask_for(const void* row, std::size_t distance = 0) const {
-        // Rows that follow each other may end before the distance; a prefetch beyond does not fault. The last byte is
-        // asked for whether its line was or not: how many lines a row touches that starts anywhere in one, no CPU can
-        // predict.
-        const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(row) + distance;
-        for (std::size_t i = 0; i < asked; i += 64) ask(first + i);
-        ask(first + asked - 1);
+    void ask_for(const void* row) const {
+        // The last byte is asked for whether its line was or not: how many lines a row touches that starts anywhere in
+        // one, no CPU can predict.
+        ask_for_next(row, 0);
+        ask(reinterpret_cast<std::uintptr_t>(row) + asked - 1);
     }
 
-    // One of rows that follow each other: the line of its last byte is the next row's to ask for.
-    void ask_for_next(const void* row) const {
-        for (std::size_t i = 0; i < asked; i += 64) ask(reinterpret_cast<std::uintptr_t>(row) + i);
+    // Of rows that follow each other the one `distance` bytes on: the line of its last byte is the next row's to ask for.
+    // They may end before it; a prefetch beyond does not fault.
+    void ask_for_next(const void* row, std::size_t distance) const {
+        const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(row) + distance;
+        for (std::size_t i = 0; i < asked; i += 64) ask(first + i);
     }
 
     void ask(std::uintptr_t address) const {
@@ -189,7 +189,7 @@ void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* s
         for (std::size_t m = 0; !continues && m < ahead; ++m) prefetch(m);
         for (std::size_t m = 0; m < rows; ++m) {
             prefetch(m + ahead);
-            if (asks_for_target) sources.ask_for_next(target + (m + ahead) * size);
+            if (asks_for_target) sources.ask_for_next(target + m * size, ahead * size);
             if (source[m] != nullptr) copy(source[m], target + m * size);
         }
     };
