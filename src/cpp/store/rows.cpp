@@ -57,9 +57,8 @@ void Store::check_sections(const char* where, const Sections& sections) const {
     }
 }
 
-template <class Visit>
 void Store::find_rows(const char* where, std::size_t index, std::span<const std::int64_t> ids, bool recovered,
-                      Visit visit) const {
+                      RowPlace* places) const {
     const Table& table = tables_[index];
     const std::uint64_t rows = table.shape().rows;
     const bool check_recovered = recovered && table.missing() != 0;
@@ -68,7 +67,7 @@ void Store::find_rows(const char* where, std::size_t index, std::span<const std:
             refuse(ErrorKind::index, where, ": row ", id, " of table ", index, " is out of range, the table has ", rows,
                    " rows");
         }
-        RowPlace row;
+        RowPlace& row = *places++;
         if (!table.find(static_cast<std::uint64_t>(id), row)) [[unlikely]] {
             const std::uint64_t global = static_cast<std::uint64_t>(id) / static_cast<std::uint64_t>(table.shape().k);
             const std::uint64_t groups = static_cast<std::uint64_t>(place_.groups);
@@ -79,7 +78,7 @@ void Store::find_rows(const char* where, std::size_t index, std::span<const std:
         if (check_recovered && !table.is_recovered(row.quotient, row.slot)) [[unlikely]] {
             refuse(ErrorKind::state, where, ": row ", id, " of table ", index, " is not recovered yet");
         }
-        visit(row);
+        __builtin_prefetch(table.touched(row.slot).word_of(row.quotient));
     }
 }
 
@@ -89,12 +88,9 @@ void Store::resolve(const char* where, const Sections& sections, bool recovered)
     std::size_t i = 0;
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
-        const std::size_t index = static_cast<std::size_t>(sections.tables[s]);
-        const Table& table = tables_[index];
-        find_rows(where, index, sections.rows.subspan(i, count), recovered, [&](const RowPlace& row) {
-            places_[i++] = row;
-            __builtin_prefetch(table.touched(row.slot).word_of(row.quotient));
-        });
+        find_rows(where, static_cast<std::size_t>(sections.tables[s]), sections.rows.subspan(i, count), recovered,
+                  places_.data() + i);
+        i += count;
     }
 }
 
@@ -139,28 +135,20 @@ void Store::gather(const Sections& sections, bool records, std::span<std::uint8_
 void Store::copy_out(std::size_t index, std::span<const std::int64_t> ids, std::size_t bytes,
                      std::uint8_t* target) const {
     constexpr std::size_t run = 512;  // far more than the kernel asks for ahead of their turn
-    struct Located {
-        const std::uint64_t* touched;  // the word with its bit
-        std::uint64_t bit;
-        const std::uint8_t* record;
-    };
     const Table& table = tables_[index];
     const Operations& operations = ecrec::operations();
-    Located located[run];
+    RowPlace places[run];
     Growing<const std::uint8_t*> sources;
     sources.reserve(ids.size());
     std::vector<float> initial;
     const auto find_next = [&] {
         const std::size_t first = sources.size(), rows = std::min(ids.size() - first, run);
-        Located* next = located;
-        find_rows("gather", index, ids.subspan(first, rows), true, [&](const RowPlace& row) {
-            *next = {table.touched(row.slot).word_of(row.quotient), row.quotient,
-                     table.data_record(row.quotient, row.slot)};
-            __builtin_prefetch(next++->touched);
-        });
+        find_rows("gather", index, ids.subspan(first, rows), true, places);
         const std::uint8_t** source = sources.extend(rows);
         for (std::size_t m = 0; m < rows; ++m) {
-            source[m] = *located[m].touched >> (located[m].bit & 63) & 1 ? located[m].record : nullptr;
+            const RowPlace& row = places[m];
+            const bool is_touched = table.is_touched(row.quotient, row.slot);
+            source[m] = is_touched ? table.data_record(row.quotient, row.slot) : nullptr;
         }
         return rows;
     };

@@ -148,11 +148,9 @@ public:
 private:
     std::size_t checked_table(const char* where, std::int64_t index) const;
     void check_sections(const char* where, const Sections& sections) const;
-    // visit(RowPlace) for each row of a table; refuses ids out of range, of other shards, and (on request) not
-    // recovered.
-    template <class Visit>
+    // Where each row of a table lies; refuses ids out of range, of other shards, and (on request) not recovered.
     void find_rows(const char* where, std::size_t table, std::span<const std::int64_t> ids, bool recovered,
-                   Visit visit) const;
+                   RowPlace* places) const;
     // Fills places_ with where each row of the sections lies.
     void resolve(const char* where, const Sections& sections, bool recovered) const;
     void check_values(const char* where, const Sections& sections, std::span<const float> values,
