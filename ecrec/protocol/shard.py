@@ -508,6 +508,7 @@ class ShardMachine:
             peer.ack_due = False
             self.send(peer, window, (keys, records))
             peer.begins, peer.ends = {}, []
+        self._acknowledge_all()
         self.announces = False
         self._window_closed_ms, self._window_due_ms = self.now_ms, NEVER_MS
         self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks, self.awake_ms)
@@ -564,10 +565,16 @@ class ShardMachine:
             self.send(peer, m.WindowAck(peer.received))
         peer.ack_due = False
 
+    def _acknowledge_all(self) -> None:
+        """What no window has taken along."""
+        self._acks_at_ms = NEVER_MS
+        for peer in self.others():
+            self._acknowledge(peer)
+
     @property
     def deadline_ms(self) -> float:
-        """When a Tick is wanted, if none comes before."""
-        return min(self._acks_at_ms, self._window_due_ms)
+        """When a Tick is wanted, if none comes before. Acknowledgements wait for an open window."""
+        return self._acks_at_ms if self._window_due_ms == NEVER_MS else self._window_due_ms
 
     # ------------------------------------------------------------------ windows, receiving
     def _on_window(self, peer: Peer, window: m.Window, frames: m.Frames) -> None:
@@ -623,10 +630,8 @@ class ShardMachine:
             return
         self.repairs.on_tick()
         self.scrubs.on_tick()
-        if self.now_ms >= self._acks_at_ms:
-            self._acks_at_ms = NEVER_MS
-            for peer in self.others():
-                self._acknowledge(peer)
+        if self.now_ms >= self._acks_at_ms and self._window_due_ms == NEVER_MS:
+            self._acknowledge_all()
         if self.now_ms - self._status_at_ms >= self.config.heartbeat_ms:
             self.status_due = True
         self._use_huge_pages()

@@ -96,6 +96,8 @@ class InStream:
         """The last number taken."""
         self.ack_due = False
         """Something arrived since an acknowledgement was last sent."""
+        self.ack_overdue = False
+        """It was due when acknowledgements were last looked for, and nothing has taken it along since."""
 
     def take(self, sequence: int) -> bool:
         """Whether the message is the next one; a duplicate, and what follows a gap, must be dropped."""
@@ -107,7 +109,7 @@ class InStream:
 
     def acknowledged(self) -> int:
         """The number to put on a message that goes the other way now."""
-        self.ack_due = False
+        self.ack_due = self.ack_overdue = False
         return self.ack
 
 
@@ -176,8 +178,11 @@ class Streams(Generic[Item]):
         return stream.acknowledged() if stream else 0
 
     def acks_due(self) -> list[Address]:
-        """Peers that sent something and got nothing since."""
-        return [peer for peer, stream in self._in.items() if stream.ack_due]
+        """Peers that sent something before the last call and got nothing since: what goes their way soon takes it along."""
+        overdue = [peer for peer, stream in self._in.items() if stream.ack_overdue]
+        for stream in self._in.values():
+            stream.ack_overdue = stream.ack_due
+        return overdue
 
     def resends_due(self, now_ms: float) -> list[tuple[Address, list[Numbered[Item]]]]:
         due = ((peer, stream.due(now_ms)) for peer, stream in self._out.items())

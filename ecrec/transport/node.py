@@ -40,7 +40,8 @@ TICK_PATIENCE_MS = 100.0
 heartbeats that piled up before it counts silences; a shard in a flood of pushes must still send its own."""
 
 ACKS_MS = 100.0
-"""How often streams are acknowledged to peers that nothing else was sent to; a fifth of what makes them send again."""
+"""How often a node looks for streams to acknowledge; it acknowledges those whose peer got nothing else since it looked
+before. A fifth of what makes a peer send again."""
 
 HELD_MS = 2000.0
 """A process without a place keeps messages to a shard for so long: the one that places it may come a little later."""

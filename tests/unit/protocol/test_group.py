@@ -1,5 +1,6 @@
 """A whole group of machines: pushes, deaths, repair, seeding."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -402,3 +403,28 @@ def test_huge_pages_are_made_now_and_then_while_nobody_waits() -> None:
     cluster.settle_down(lambda: machine.peers[4].state == UP)
     cluster.tick(20)
     assert watched.extents
+
+
+def test_acknowledgements_ride_on_windows_while_pushes_come() -> None:
+    cluster, t = Cluster(5), table()
+    cluster.create(t)
+    cluster.drain()
+    sent: Counter[str] = Counter()
+    send = cluster.send
+
+    def counted(name, machine, effect) -> None:
+        sent[type(effect.message).__name__] += 1
+        send(name, machine, effect)
+
+    cluster.send = counted  # type: ignore[method-assign]
+    for _ in range(50):
+        cluster.push(t, {row: 0.5 for row in range(t.rows)})
+        cluster.run()
+        cluster.tick()
+    assert sent["Window"] >= 100
+    assert 20 * sent["WindowAck"] <= sent["Window"], "they went alone though windows went the same way"
+    cluster.tick(ProtocolConfig().window_interval_ms)
+    cluster.run()
+    cluster.tick(ProtocolConfig().ack_delay_ms)
+    cluster.run()
+    assert cluster.client.acked == cluster.client.pushed, "nothing more comes that could take an acknowledgement along"

@@ -117,9 +117,23 @@ def test_invented_incarnations_are_limited_and_the_known_one_is_not_kept_out() -
     streams: Streams[str] = Streams()
     for shard in range(UNKNOWN_INCARNATIONS_MAX + 10):
         streams.take(Address(SHARD, 100 + shard, 1), 1)
+    streams.acks_due()
     assert len(streams.acks_due()) == UNKNOWN_INCARNATIONS_MAX
     streams.connected(PEER)
     assert streams.take(PEER, 1)
+
+
+def test_only_what_nothing_took_along_is_acknowledged_alone() -> None:
+    streams: Streams[str] = Streams()
+    streams.connected(PEER)
+    streams.take(PEER, 1)
+    assert streams.acks_due() == [], "something may go that way soon"
+    streams.ack_for(PEER)
+    streams.take(PEER, 2)
+    assert streams.acks_due() == []
+    assert streams.acks_due() == [PEER]
+    assert streams.ack_for(PEER) == 2
+    assert [streams.acks_due(), streams.acks_due()] == [[], []]
 
 
 class Wire:
