@@ -33,6 +33,7 @@ from ecrec.protocol.messages import (
     DataLost,
     Dataset,
     Fenced,
+    Flush,
     Frames,
     Hello,
     Leased,
@@ -320,6 +321,14 @@ class ClientMachine:
             kept = _Kept(shard.pushed, 0, 0, barrier, assign, sections, frames, cursor)
             effects += self._keep(number, shard, kept)
         return effects
+
+    def flush(self) -> list[Effect]:
+        """Ask shards to make all pushes durable at once, as one who waits for `durable` wants it. It is only a hint."""
+        return [
+            Send(Address(SHARD, number, shard.epoch), Flush(shard.pushed))
+            for number, shard in sorted(self._shards.items())
+            if shard.greeted and shard.acked < shard.pushed
+        ]
 
     def pull(
         self, by_shard: Mapping[int, SectionsAndFrames], *, exact: bool, records: bool = False

@@ -16,9 +16,14 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     windows_in_flight_max: Count = 2
     """Closed windows that are not yet stable. Two keep the link busy while the open one merges deltas."""
 
-    window_interval_ms: Milliseconds = 100.0
+    window_interval_ms: Milliseconds = 250.0
     """From one window to the next, while pushes come: deltas of several pushes merge, and the price of a window is paid
-    once for all. The first push after a pause goes out at once, and so does what a recovery needs."""
+    once for all. The first push after a pause goes out at once, and so does what a recovery needs or a worker waits
+    for (Flush)."""
+
+    window_pushes_max: Count = 20
+    """Pushes of one worker after which the open window closes before its time: what two windows in flight and the open
+    one hold stays below `pushes_in_flight_max`, so that a fast worker does not wait."""
 
     window_bytes_max: Count = 64 << 20
     """An open window closes at this size whatever is in flight, so that no message grows without bound."""
@@ -65,7 +70,7 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     pushes_in_flight_max: Count = 64
     """Pushes of one worker to one shard that are not yet durable: what a worker keeps, and sends again after a death.
-    A push is durable 100 to 150 ms after it was made: at 300 pushes a second about 40 are on their way."""
+    A push is durable half a second after it was made at the latest: at 50 pushes a second 10 to 25 are on their way."""
 
     resend_ms: WholeMilliseconds = 500
     """A worker sends what a shard has not answered for so long again; the shard drops what it has."""

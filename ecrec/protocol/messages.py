@@ -222,6 +222,12 @@ class Push(Message, frozen=True, gc=False):
     """Of the worker with this push done; 0: the push is no part of a leased split."""
 
 
+class Flush(Message, frozen=True, gc=False):
+    """The worker waits for its pushes up to ``number``: they need not wait for more that merges with them."""
+
+    number: Number
+
+
 class PushAck(Message, frozen=True, gc=False):
     """Pushes up to ``durable`` are applied and on every running peer."""
 
@@ -630,6 +636,7 @@ AnyMessage: TypeAlias = (
     | Hello
     | Welcome
     | Push
+    | Flush
     | PushAck
     | PushRefused
     | Pull

@@ -4,7 +4,7 @@
 the repair of data rows in ``repair.py``, the scrub in ``scrub.py``, the seeding of parity rows in ``seeding.py``.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -91,6 +91,8 @@ class WorkerState:
     address: Address
     queue: deque[QueuedPush] = field(default_factory=deque)
     """Pushes in order, not yet applied."""
+    flush: int = 0
+    """It waits for its pushes up to this one."""
 
 
 class ShardMachine:
@@ -127,6 +129,8 @@ class ShardMachine:
         self.window_number = 1
         self.stable = 0
         self.open_marks: dict[int, int] = {}
+        self.open_pushes: Counter[int] = Counter()
+        """Pushes in the open window, by worker."""
         self.announces = False
         """The open window says to some peer that the seeding of a class begins or ends."""
         self.unstable: dict[int, Unstable] = {}
@@ -162,6 +166,7 @@ class ShardMachine:
         self._from_clients: dict[type, Callable[[Address, Any, m.Frames], None]] = {
             m.Hello: self._on_hello,
             m.Push: self._on_push,
+            m.Flush: self._on_flush,
             m.Pull: self._on_pull,
             m.Scrub: self.scrubs.on_scrub,
         }
@@ -323,6 +328,11 @@ class ShardMachine:
         if push.number == last + 1 and len(worker.queue) < self.config.pushes_in_flight_max:
             worker.queue.append(QueuedPush(source.id, push.number, push, frames, source))
 
+    def _on_flush(self, source: Address, message: m.Flush, frames: m.Frames) -> None:
+        worker = self._worker(source) if source.role == WORKER else None
+        if worker is not None:
+            worker.flush = message.number
+
     def _apply_queued(self) -> bool:
         """Apply what waits, in each worker's order, as far as its rows are here. True if anything was applied."""
         waiting = [worker for worker in self.workers.values() if worker.queue]
@@ -366,6 +376,7 @@ class ShardMachine:
         for p in batch:
             self.workers[p.worker].queue.popleft()
             self.marks[p.worker] = self.open_marks[p.worker] = p.number
+            self.open_pushes[p.worker] += 1
             if p.push.cursor:
                 key = m.cursor_key(p.worker)
                 self.marks[key] = self.open_marks[key] = p.push.cursor
@@ -488,14 +499,22 @@ class ShardMachine:
             return
         due_ms = self._window_closed_ms + config.window_interval_ms
         hurry = full or self.announces or self.seeding.tasks or self.state in SEEDED or not self.coded()
-        if hurry or self.now_ms >= due_ms:
+        if hurry or self.now_ms >= due_ms or self._is_waited_for():
             self.close_window()
         else:
             self._window_due_ms = due_ms
 
+    def _is_waited_for(self) -> bool:
+        """A worker waits for its pushes in the open window, or will soon have too many in flight."""
+        return any(
+            count >= self.config.window_pushes_max or self.workers[worker].flush >= self.open_marks[worker]
+            for worker, count in self.open_pushes.items()
+        )
+
     def close_window(self) -> None:
         """Close the open window, empty or not, and send it to every running peer that has joined."""
         marks, self.open_marks = self.open_marks, {}
+        self.open_pushes.clear()
         if not self.coded():
             # Nobody else keeps anything of it. Windows are numbered from the first on that is sent.
             self.announces = False

@@ -12,8 +12,8 @@ from ecrec.simulator.plan import ASYNC, BARRIER, SINGLE, Fault, Network, Operati
 
 WATCHED = (
     "Window", "WindowAck", "Stable", "Join", "Joined", "Reseed", "Repair", "CaptureParity", "Snap", "Mark", "Captured",
-    "Repaired", "ShardDown", "Settle", "ShardUp", "ShardStatus", "Views", "Push", "PushAck", "Pull", "Rows", "Hello",
-    "Welcome", "any", "any",
+    "Repaired", "ShardDown", "Settle", "ShardUp", "ShardStatus", "Views", "Push", "Flush", "PushAck", "Pull", "Rows",
+    "Hello", "Welcome", "any", "any",
 )  # fmt: skip
 """Messages at whose delivery, and views at whose decision, a crash may be aimed: the rare ones of recovery are where
 the traps are."""
@@ -34,7 +34,8 @@ def _draw_config(rng: random.Random, storm: bool, eager: bool) -> ProtocolConfig
     # Now and then data rows come back long after all parity rows are seeded.
     seeds_first = storm and rng.random() < 0.2
     return ProtocolConfig(
-        window_interval_ms=rng.choice((0.0, 0.0, 5.0, 50.0)),
+        window_interval_ms=rng.choice((0.0, 5.0, 50.0, 250.0)),
+        window_pushes_max=rng.choice((1, 3, 20)),
         windows_in_flight_max=rng.choice((1, 2, 2, 2, 3, 4)),
         window_bytes_max=rng.choice((64, 256, 4096, 64 << 20)),
         heartbeat_ms=heartbeat_ms,

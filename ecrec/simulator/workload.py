@@ -17,6 +17,9 @@ from ecrec.simulator.plan import BARRIER, Operation, Plan
 from ecrec.simulator.record import Applied, Layout, Record, RowsOf, add_table, apply_entry, gather, sections_of
 from ecrec.simulator.story import ViolationError
 
+FLUSH_EVERY = 5
+"""One push of so many is followed by a Flush."""
+
 
 class Oracle:
     """What a fault-free run of a deterministic plan does to every shard, computed without any machine.
@@ -199,6 +202,8 @@ class Worker:
             first = machine.leases[0].last - (machine.examples_left or 0)
             done = range(first, first + examples)
         effects = machine.push(by_shard, barrier=barrier, assign=assign, examples=examples)
+        if operation.value_seed % FLUSH_EVERY == 0:
+            effects += machine.flush()
         ours = self._split(operation, lambda i: i, True) if self.oracle is not None else {}
         for shard, number in machine.pushed.items():
             sections, frames = by_shard.get(shard, ([], []))

@@ -183,9 +183,20 @@ class Session:
         if self._closed:
             return
         try:
-            self.wait(lambda: self.machine.durable, "all pushes to be durable")
+            self.flush()
         finally:
             self.abandon()
+
+    def flush(self) -> None:
+        """Wait until every push is durable: no death of as many shards as the code stands can take it back any more.
+
+        Raises ClusterError with advice after the timeout.
+        """
+        self._flush("all pushes to be durable")
+
+    def _flush(self, what: str) -> None:
+        self._node.perform(self.machine.flush())
+        self.wait(lambda: self.machine.durable, what)
 
     def abandon(self) -> None:
         """Disconnect at once; pushes that are not durable may be lost."""
@@ -412,7 +423,7 @@ class Session:
     def barrier(self) -> None:
         """Wait until all workers are here: an empty push that is applied when all have made it, and is durable."""
         self._push([], self.world_size)
-        self.wait(lambda: self.machine.durable, f"all {self.world_size} workers")
+        self._flush(f"all {self.world_size} workers")
 
     def pull_records(self, shares: Mapping[int, Share]) -> "RecordsAsked":
         """Ask for whole records (weights and optimizer state); ``.take()`` waits for the answers."""

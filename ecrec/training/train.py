@@ -117,7 +117,7 @@ def run(
         emit({"event": "joined", "epoch": session.machine.epoch, "at": time.monotonic()})
         model, sparse, dense = build(config, session, data.rows_per_table)
         seconds = _train(config, session, data, model, sparse, dense, emit)
-        session.wait(lambda: session.machine.durable, "all pushes to be durable")
+        session.flush()
         done: dict[str, Any] = {
             "event": "done",
             "at": time.monotonic(),
@@ -196,7 +196,7 @@ def _train(
         if time.monotonic() >= end:
             break  # what is left of the split is nobody's
     seconds = time.monotonic() - begin
-    session.wait(lambda: session.machine.durable, "all pushes to be durable")
+    session.flush()
     _tell_first_rows(session, told, emit)
     return seconds
 

@@ -50,7 +50,7 @@ class Training:
             torch.nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
             self.session.push(len(labels))
         # Then there is parity to damage.
-        self.session.wait(lambda: self.session.machine.durable, "the pushes to be durable")
+        self.session.flush()
 
 
 class Damaged:

@@ -77,7 +77,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_split_leaves_the_rest() -> None:
     for at in (0, 4):
         (-sparse(features(at, at + BATCH))).sum().backward()
         session.push(BATCH)
-    session.wait(lambda: session.machine.durable, "pushes")
+    session.flush()
     session.abandon()
     with cluster.session() as again:
         first = train(again, split_examples=24)[0]

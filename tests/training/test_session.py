@@ -81,7 +81,7 @@ def train(
         losses.append(loss.item())
         if at_step is not None:
             at_step(step)
-    session.wait(lambda: session.machine.durable, "pushes")
+    session.flush()
     dense.pull()
     return sparse, dense, losses
 

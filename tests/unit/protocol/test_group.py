@@ -17,6 +17,7 @@ from ecrec.protocol.messages import (
     UP,
     WORKER,
     Address,
+    Flush,
     Pull,
     Register,
     Section,
@@ -421,10 +422,54 @@ def test_acknowledgements_ride_on_windows_while_pushes_come() -> None:
         cluster.push(t, {row: 0.5 for row in range(t.rows)})
         cluster.run()
         cluster.tick()
-    assert sent["Window"] >= 100
+    assert sent["Window"] >= 50
     assert 20 * sent["WindowAck"] <= sent["Window"], "they went alone though windows went the same way"
     cluster.tick(ProtocolConfig().window_interval_ms)
     cluster.run()
     cluster.tick(ProtocolConfig().ack_delay_ms)
     cluster.run()
     assert cluster.client.acked == cluster.client.pushed, "nothing more comes that could take an acknowledgement along"
+
+
+def test_a_worker_that_waits_need_not_wait_for_the_next_window() -> None:
+    cluster, t = Cluster(5), table()
+    cluster.create(t)
+    cluster.drain()
+    for _ in range(3):
+        cluster.push(t, dict.fromkeys(range(t.rows), 0.5))
+        cluster.run()
+    assert not cluster.client.durable
+    cluster.carry_out("worker-0", cluster.client, cluster.client.flush())
+    cluster.run()
+    cluster.tick(ProtocolConfig().ack_delay_ms)
+    cluster.run()
+    assert cluster.client.durable
+    assert cluster.client.flush() == []
+
+
+def test_a_flush_is_of_the_pushes_before_it() -> None:
+    cluster, t = Cluster(5), table()
+    cluster.create(t)
+    cluster.drain()
+    shard = cluster.shard(0)
+    flush = Received(cluster.client.address, Flush(cluster.client.pushed[0] + 1), ())
+    shard.handle(flush, cluster.now_ms)
+    first = shard.window_number
+    for _ in range(3):  # the first goes out at once, after a pause; the next, after the flush, waits for its time
+        cluster.push(t, dict.fromkeys(range(t.rows), 0.5))
+        cluster.run()
+    assert shard.window_number == first + 1
+    assert shard.open_pushes == {0: 2}
+
+
+def test_a_fast_worker_need_not_wait_for_the_time_of_a_window() -> None:
+    cluster, t = Cluster(5), table()
+    cluster.create(t)
+    cluster.drain()
+    for _ in range(4 * ProtocolConfig().pushes_in_flight_max):
+        assert cluster.client.can_push
+        cluster.push(t, dict.fromkeys(range(t.rows), 0.5))
+        cluster.run()
+        cluster.tick(2.0)
+    shard = cluster.shard(0)
+    assert shard.window_number - 1 <= 4 * 64 / ProtocolConfig().window_pushes_max + 3, "windows of few pushes"
