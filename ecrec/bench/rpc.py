@@ -36,9 +36,9 @@ I64 = NDArray[np.int64]
 LR, EPS = 0.02, 1e-8
 TOLERANCE = 1e-5
 ROUND_SECONDS = 2.0
-"""Of these some 0.07 s are the wait for the last window, which closes up to 50 ms after the last push."""
+"""Of these some 0.03 s are the wait for the last window and its acknowledgements."""
 HUGE_PAGES_SECONDS = 4.0
-"""In this time servers with nothing else to do move the tables of the cases to huge pages, 4 MB in 20 ms."""
+"""In this time servers with nothing else to do move the tables of the cases to huge pages, 16 MB in 50 ms."""
 CASES = {
     "pull + push, one server": (1, 0, False),
     "pull + push, 4+1 durable": (4, 1, False),

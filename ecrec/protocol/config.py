@@ -82,9 +82,12 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that was silent for so long is over, and its splits go to others. It reports only while it waits for
     shards: a step must not take so long. What a worker that is started again has left goes on without waiting."""
 
-    huge_pages_interval_ms: WholeMilliseconds = 20
+    huge_pages_interval_ms: WholeMilliseconds = 50
     """How often a shard that has nothing else to do looks for parts of its tables that huge pages would hold better."""
 
-    huge_pages_extents: Count = 4
+    huge_pages_extents: Count = 8
     """Extents of 2 MiB that it looks at each time: 0.2 ms for one that is moved, so that a push which comes meanwhile
-    waits for 1 ms at most. A table of 1 GB is gone through in 3 s."""
+    waits for 2 ms at most. A table of 1 GB is gone through in 3 s."""
+
+    huge_pages_pause_ms: WholeMilliseconds = 2000
+    """So long it does not look after a look at all tables that moved nothing."""

@@ -140,7 +140,7 @@ class ShardMachine:
         self._window_due_ms = NEVER_MS
         self._window_closed_ms = -1e18
         self._status_at_ms = -1e18
-        self._huge_pages_at_ms = -1e18
+        self._huge_pages_due_ms = -1e18
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
         self.repairs = Repairs(self)
@@ -404,7 +404,7 @@ class ShardMachine:
         return bool(missing)
 
     def _apply_sections(self, batch: list[QueuedPush], parts: list[list[Rows]]) -> None:
-        """All sections or none: they are checked before the first is applied."""
+        """All sections or none: the first checks itself before it is applied, the others are checked before that."""
         assign = batch[0].push.assign
         sections = [s for part in parts for s in part]
         if len(parts) > 1 and not assign:
@@ -413,9 +413,8 @@ class ShardMachine:
             parts_in_order = [(s.tables, s.counts, s.rows, s.values) for s in sections]
             sections = [Rows(*sum_sections(parts_in_order, np.array(self.dims, np.int32)))]
         buffers = self.buffers if self.coded() else None
-        if len(sections) > 1:
-            for s in sections:
-                self.store.check(s.tables, s.counts, s.rows, s.values)
+        for s in sections[1:]:
+            self.store.check(s.tables, s.counts, s.rows, s.values)
         for s in sections:
             step = self.store.assign if assign else self.store.apply
             step(s.tables, s.counts, s.rows, s.values, buffers)
@@ -593,7 +592,8 @@ class ShardMachine:
     @property
     def deadline_ms(self) -> float:
         """When a Tick is wanted, if none comes before. Acknowledgements wait for an open window."""
-        return self._acks_at_ms if self._window_due_ms == NEVER_MS else self._window_due_ms
+        due_ms = self._acks_at_ms if self._window_due_ms == NEVER_MS else self._window_due_ms
+        return min(due_ms, self._status_at_ms + self.config.heartbeat_ms)
 
     # ------------------------------------------------------------------ windows, receiving
     def _on_window(self, peer: Peer, window: m.Window, frames: m.Frames) -> None:
@@ -658,12 +658,15 @@ class ShardMachine:
     def _use_huge_pages(self) -> None:
         """Move a little of the tables to huge pages, if nobody waits for anything and all shards are whole."""
         whole = self.state == UP and all(p.state == UP for p in self.peers.values() if p.shard != self.shard)
-        if not whole or self.now_ms - self._huge_pages_at_ms < self.config.huge_pages_interval_ms:
+        if not whole or self.now_ms < self._huge_pages_due_ms:
             return
         if self.pulls or self.seeding.tasks or any(w.queue for w in self.workers.values()):
             return
-        self._huge_pages_at_ms = self.now_ms
-        self.store.use_huge_pages(self.config.huge_pages_extents)
+        config = self.config
+        goes_on = self.store.use_huge_pages(config.huge_pages_extents)
+        self._huge_pages_due_ms = self.now_ms + (
+            config.huge_pages_interval_ms if goes_on else config.huge_pages_pause_ms
+        )
 
     def _send_status(self) -> None:
         self.status_due = False

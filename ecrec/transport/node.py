@@ -32,12 +32,13 @@ from ecrec.transport.offenders import IGNORE_MS, OFFENCES_MAX, Complaints, Offen
 
 log = logging.getLogger(__name__)
 
-TICK_MS = 20.0
-"""A fifth of the default heartbeat."""
+TICK_MS = 50.0
+"""How often a machine looks at the clock of itself, and a node at its streams; what is due before, a machine names."""
 
 TICK_PATIENCE_MS = 100.0
-"""A tick that is due lets waiting messages pass for so long. A scheduler that was stopped for a while must read the
-heartbeats that piled up before it counts silences; a shard in a flood of pushes must still send its own."""
+"""A tick that is due, and no deadline of the machine, lets waiting messages pass for so long. A scheduler that was stopped
+for a while must read the heartbeats that piled up before it counts silences; a shard in a flood of pushes must still send
+its own."""
 
 ACKS_MS = 100.0
 """How often a node looks for streams to acknowledge; it acknowledges those whose peer got nothing else since it looked
@@ -204,17 +205,17 @@ class Node:
 
     def _tick_if_due(self, idle: bool) -> None:
         now_ms = _now_ms()
-        if self.stopped or now_ms < min(self._next_tick_ms, self._deadline_ms()) or not self._may_act():
+        deadline_ms = self._deadline_ms()
+        if self.stopped or now_ms < min(self._next_tick_ms, deadline_ms) or not self._may_act():
             return
-        if now_ms < self._next_tick_ms:
-            self._handle(Tick(), now_ms)
-            return
-        if self._due_since_ms is None:
-            self._due_since_ms = now_ms
-        if idle or now_ms - self._due_since_ms >= TICK_PATIENCE_MS:
-            self._due_since_ms = None
-            self._next_tick_ms = now_ms + self._tick_ms
-            self._on_tick(now_ms)
+        if now_ms < deadline_ms and not idle:
+            if self._due_since_ms is None:
+                self._due_since_ms = now_ms
+            if now_ms - self._due_since_ms < TICK_PATIENCE_MS:
+                return
+        self._due_since_ms = None
+        self._next_tick_ms = now_ms + self._tick_ms
+        self._on_tick(now_ms)
 
     def _on_tick(self, now_ms: float) -> None:
         if self._grace_ms is not None:

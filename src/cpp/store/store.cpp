@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "gf/matrix.hpp"
 #include "store/error.hpp"
@@ -159,21 +160,24 @@ MemoryUse Store::memory() const {
     return use;
 }
 
-void Store::use_huge_pages(std::size_t extents) {
-    std::size_t tables_without = 0;
-    while (huge_pages_ && extents != 0 && tables_without < tables_.size()) {
-        if (huge_table_ >= tables_.size()) huge_table_ = 0;
+bool Store::use_huge_pages(std::size_t extents) {
+    while (huge_pages_ && extents != 0) {
+        if (huge_table_ >= tables_.size()) {
+            huge_table_ = 0;
+            if (!std::exchange(huge_moved_, false)) return false;
+        }
         Table& table = tables_[huge_table_];
         if (huge_extent_ >= table.extents()) {
-            tables_without = huge_extent_ == 0 ? tables_without + 1 : 0;
             ++huge_table_;
             huge_extent_ = 0;
             continue;
         }
-        tables_without = 0;
-        huge_pages_ = table.collapse_if_dense(huge_extent_++);
+        const Collapsed found = table.collapse_if_dense(huge_extent_++);
+        huge_moved_ |= found == Collapsed::moved;
+        huge_pages_ = found != Collapsed::refused;
         --extents;
     }
+    return huge_pages_;
 }
 
 void Store::check_peer(int peer) const {

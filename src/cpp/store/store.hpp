@@ -72,8 +72,9 @@ public:
     std::uint64_t class_size(int class_id) const;
     MemoryUse memory() const;
     // Looks at the next `extents` of 2 MiB of all tables, in turn, and moves those of which most is touched into huge
-    // pages. Once the system refused, nothing more is tried.
-    void use_huge_pages(std::size_t extents);
+    // pages. False: a look at all of them moved nothing, and the next one may wait; or the system refused, and nothing
+    // more is tried.
+    bool use_huge_pages(std::size_t extents);
 
     void check_peer(int peer) const;
     void check_class(int class_id) const;
@@ -171,6 +172,7 @@ private:
     std::vector<StoreCode> codes_;
     bool huge_pages_ = true;
     std::size_t huge_table_ = 0, huge_extent_ = 0;  // what is looked at next
+    bool huge_moved_ = false;                       // something was moved since the first table
     // Kept between calls for their memory only.
     mutable std::vector<RowPlace> places_;
     mutable std::vector<float> scratch_;

@@ -109,9 +109,9 @@ bool Table::is_dense(std::size_t extent, std::size_t records, const IsTouched& i
     return touched >= pages_min;
 }
 
-bool Table::collapse_if_dense(std::size_t extent) {
+Collapsed Table::collapse_if_dense(std::size_t extent) {
     if (is_huge_.empty()) is_huge_.resize(extents());
-    if (is_huge_[extent]) return true;
+    if (is_huge_[extent]) return Collapsed::not_moved;
     const bool is_data = extent < data_.extents();
     const std::size_t in_mapping = is_data ? extent : extent - data_.extents();
     const bool dense =
@@ -123,9 +123,9 @@ bool Table::collapse_if_dense(std::size_t extent) {
                            [&](std::uint64_t quotient, std::size_t index) {
                                return parity_slots_[index].touched.test(quotient);
                            });
-    if (!dense) return true;
+    if (!dense) return Collapsed::not_moved;
     is_huge_[extent] = (is_data ? data_ : parity_).collapse(in_mapping);
-    return is_huge_[extent];
+    return is_huge_[extent] ? Collapsed::moved : Collapsed::refused;
 }
 
 void Table::wipe_parity(int index) {

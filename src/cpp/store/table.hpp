@@ -25,6 +25,7 @@ inline constexpr std::uint64_t unlimited = ~std::uint64_t{0};
 
 enum class Optimizer { sgd, momentum, nesterov, adagrad, rowwise_adagrad, adam, ftrl };
 enum class Initial { zeros, uniform };
+enum class Collapsed { not_moved, moved, refused };
 
 // A shard's place in the cluster.
 struct ShardPlace {
@@ -173,8 +174,8 @@ public:
 
     // -- huge pages: extents of the data's memory, then of the parity's
     std::size_t extents() const { return data_.extents() + parity_.extents(); }
-    // Moves an extent into a huge page if it is not and most of its pages are touched. False if the system refused.
-    bool collapse_if_dense(std::size_t extent);
+    // Moves an extent into a huge page if it is not and most of its pages are touched.
+    Collapsed collapse_if_dense(std::size_t extent);
 
     std::uint64_t data_rows_touched() const { return data_touched_; }
     std::uint64_t parity_rows_touched() const { return parity_rows_touched_; }

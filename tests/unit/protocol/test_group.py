@@ -366,14 +366,16 @@ class WatchedStore:
 
     def __init__(self, store: Store) -> None:
         self.extents: list[int] = []
+        self.goes_on = True
         self._store = store
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def use_huge_pages(self, extents: int) -> None:
+    def use_huge_pages(self, extents: int) -> bool:
         self.extents.append(extents)
         self._store.use_huge_pages(extents)
+        return self.goes_on
 
 
 def test_huge_pages_are_made_now_and_then_while_nobody_waits() -> None:
@@ -381,10 +383,10 @@ def test_huge_pages_are_made_now_and_then_while_nobody_waits() -> None:
     cluster.create(spec)
     machine, extents = cluster.shard(1), cluster.config.huge_pages_extents
     machine.store = watched = WatchedStore(machine.store)
+    cluster.tick(50)
     cluster.tick(20)
-    cluster.tick(5)
     assert watched.extents == [extents]
-    cluster.tick(15)
+    cluster.tick(30)
     assert watched.extents == [extents] * 2
     waits = Pull(1, 1, False, [Section([0], [1])])
     row = np.array([1], np.int64)
@@ -393,8 +395,14 @@ def test_huge_pages_are_made_now_and_then_while_nobody_waits() -> None:
     cluster.tick(100)
     assert watched.extents == [extents] * 2
     machine.pulls.clear()
-    cluster.tick(20)
+    watched.goes_on = False
+    cluster.tick(50)
     assert watched.extents == [extents] * 3
+    cluster.tick(cluster.config.huge_pages_pause_ms - 1.0)
+    assert watched.extents == [extents] * 3, "all was looked at, and nothing was to be done"
+    watched.goes_on = True
+    cluster.tick(1.0)
+    assert watched.extents == [extents] * 4
     cluster.kill(4)
     cluster.settle_down(lambda: machine.peers[4].state == DOWN)
     watched.extents.clear()
@@ -402,7 +410,7 @@ def test_huge_pages_are_made_now_and_then_while_nobody_waits() -> None:
     assert not watched.extents
     cluster.replace(4)
     cluster.settle_down(lambda: machine.peers[4].state == UP)
-    cluster.tick(20)
+    cluster.tick(50)
     assert watched.extents
 
 
