@@ -21,6 +21,7 @@ from ecrec.protocol.messages import (
     Pull,
     Register,
     Section,
+    ShardStatus,
 )
 from ecrec.protocol.scheduler import SchedulerMachine, cut_off
 
@@ -481,3 +482,19 @@ def test_a_fast_worker_need_not_wait_for_the_time_of_a_window() -> None:
         cluster.tick(2.0)
     shard = cluster.shard(0)
     assert shard.window_number - 1 <= 4 * 64 / ProtocolConfig().window_pushes_max + 3, "windows of few pushes"
+
+
+def test_a_shard_wants_a_tick_for_its_next_heartbeat() -> None:
+    cluster = Cluster(2)
+    shard = cluster.shard(0)
+    cluster.settle_down(lambda: shard.state == UP)
+    told_ms = cluster.now_ms
+    cluster.tick(0.0)
+    while shard.deadline_ms <= cluster.now_ms:
+        cluster.tick(1.0)
+        told_ms = cluster.now_ms
+    assert shard.deadline_ms <= told_ms + cluster.config.heartbeat_ms
+    cluster.now_ms = shard.deadline_ms
+    status = [e for e in shard.handle(Tick(), cluster.now_ms) if isinstance(getattr(e, "message", None), ShardStatus)]
+    assert len(status) == 1
+    assert shard.deadline_ms == cluster.now_ms + cluster.config.heartbeat_ms

@@ -241,6 +241,26 @@ def test_ticks_come_without_messages(node) -> None:
     pump([shard], lambda: machine.others.count(Tick()) >= 3)
 
 
+def test_a_tick_comes_when_the_machine_wants_one_and_the_next_a_whole_tick_later(node, monkeypatch) -> None:
+    shard, machine = node(A, tick_ms=50.0)
+    now_ms, waited_ms = 0.0, []
+    monkeypatch.setattr("ecrec.transport.node._now_ms", lambda: now_ms)
+    monkeypatch.setattr(shard.links, "poll", lambda timeout_ms: waited_ms.append(timeout_ms) or [])
+
+    def ticks_at(at_ms: float) -> int:
+        nonlocal now_ms
+        now_ms = at_ms
+        shard.step(1000.0)
+        return len(machine.others)
+
+    assert ticks_at(1000.0) == 1
+    machine.deadline_ms = 1030.0
+    assert [ticks_at(1020.0), ticks_at(1030.0)] == [1, 2]
+    machine.deadline_ms = 2000.0
+    assert [ticks_at(1060.0), ticks_at(1080.0)] == [2, 3]
+    assert waited_ms == [0.0, 10.0, 0.0, 20.0, 0.0]
+
+
 def test_messages_that_piled_up_are_read_before_a_late_tick(node, monkeypatch) -> None:
     """Else a scheduler that was stopped for a while would take everybody for silent."""
     scheduler, machine = node(SCHEDULER, grace_ms=150)
