@@ -178,7 +178,7 @@ class Streams(Generic[Item]):
         return stream.acknowledged() if stream else 0
 
     def acks_due(self) -> list[Address]:
-        """Peers that sent something before the last call and got nothing since: what goes their way soon takes it along."""
+        """Peers that sent something before the last call and got nothing since: what goes their way soon is as good."""
         overdue = [peer for peer, stream in self._in.items() if stream.ack_overdue]
         for stream in self._in.values():
             stream.ack_overdue = stream.ack_due

@@ -36,9 +36,9 @@ TICK_MS = 50.0
 """How often a machine looks at the clock of itself, and a node at its streams; what is due before, a machine names."""
 
 TICK_PATIENCE_MS = 100.0
-"""A tick that is due, and no deadline of the machine, lets waiting messages pass for so long. A scheduler that was stopped
-for a while must read the heartbeats that piled up before it counts silences; a shard in a flood of pushes must still send
-its own."""
+"""A tick that is due, though it is no deadline of the machine, lets waiting messages pass for so long. A scheduler that
+was stopped for a while must read the heartbeats that piled up before it counts silences; a client in a flood of answers
+must still send its own."""
 
 ACKS_MS = 100.0
 """How often a node looks for streams to acknowledge; it acknowledges those whose peer got nothing else since it looked
