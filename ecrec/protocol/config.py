@@ -30,7 +30,7 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ack_delay_ms: Milliseconds = 20.0
     """An acknowledgement waits so long for a push that opens a window, and then for that window, which takes it along.
-    Nobody waits for it but the limit of pushes in flight; a second window that comes meanwhile is acknowledged at once."""
+    Nobody waits for it but the limit of pushes in flight; a second window that comes meanwhile has its own at once."""
 
     heartbeat_ms: WholeMilliseconds = 100
     """How often a shard or worker reports to the scheduler."""
