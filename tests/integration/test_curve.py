@@ -59,7 +59,7 @@ def test_a_cluster_with_keys_serves_recovers_and_is_scrubbed(cluster: Processes)
                 keys = {"ECREC_CURVE_DIR": str(cluster.directory / "servers")}
                 cluster.program("ps", "--scheduler", cluster.endpoint, "--spare", **keys)
         assert np.array_equal(worker.pull(), worker.expected)
-        worker.until(lambda: worker.machine.durable)
+        worker.flush()
     finally:
         worker.node.close()
     cluster.wait(lambda state: state.shards[2].epoch == 2 and state.shards[2].state == UP)

@@ -66,7 +66,7 @@ class Cluster(Processes):
         """Nothing acknowledged is lost, all rows are exact, all parity fits."""
         worker = self.worker
         assert worker
-        worker.until(lambda: worker.machine.durable)
+        worker.flush()
         acked = worker.machine.acked
         assert min(acked.values()) >= least_pushes
         assert np.array_equal(worker.pull(), worker.expected), self.logs()
@@ -231,7 +231,7 @@ def test_a_network_that_is_cut_for_a_moment_kills_nobody(spread: Spread) -> None
     assert spread.worker
     for _ in range(2):
         spread.push(10)
-        spread.worker.until(lambda: spread.worker.machine.durable)
+        spread.worker.flush()
         spread.network.cut(spread.addresses[1], spread.addresses[3])
         spread.push(8)
         spread.network.mend(spread.addresses[1], spread.addresses[3])
@@ -299,7 +299,7 @@ def _full_disk(cluster: Cluster, disk: Path) -> None:
     assert worker
     before = dict(worker.machine.acked)
     cluster.push(40)
-    worker.until(lambda: worker.machine.durable)
+    worker.flush()
     assert all(worker.machine.acked[shard] >= before[shard] + 40 for shard in before), "training went on"
     shards[1].kill()
     (disk / "filler").unlink()
@@ -447,7 +447,7 @@ def test_the_scheduler_is_killed_during_a_recovery(cluster: Cluster, moment: str
     assert worker
     for _ in range(10):
         worker.push(5000)
-    worker.until(lambda: worker.machine.durable)
+    worker.flush()
     if moment == "up":
         cluster.shard("--spare")
         cluster.wait(lambda state: state.spares == 1)
@@ -478,7 +478,7 @@ def test_a_slow_server_slows_its_pushers_and_grows_nothing(cluster: Cluster) -> 
     everybody = [scheduler, *shards]
     for _ in range(60):
         worker.push(2000)
-    worker.until(lambda: worker.machine.durable)
+    worker.flush()
     before = resident_bytes(everybody)
     own = psutil.Process().memory_info().rss
     pushes, running, turn = 60, True, 0.0

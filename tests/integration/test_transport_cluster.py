@@ -190,6 +190,11 @@ class Worker:
                 assert not isinstance(effect, Failed), effect
             assert time.monotonic() < end
 
+    def flush(self) -> None:
+        """Until every push is durable."""
+        self.node.perform(self.machine.flush())
+        self.until(lambda: self.machine.durable)
+
     def start(self) -> None:
         self.until(lambda: self.machine.ready)
         self.node.perform(self.machine.create_table(self.spec))
@@ -242,7 +247,7 @@ def test_a_worker_loses_nothing_when_shards_and_the_scheduler_are_killed(process
                 shards[2].kill()
                 processes.shard("--shard", "2")
             if step == 30:
-                worker.until(lambda: worker.machine.durable)
+                worker.flush()
                 processes.wait(lambda state: state.shards[2].state == UP)
                 assert processes.scheduler_process
                 processes.scheduler_process.kill()
@@ -253,7 +258,7 @@ def test_a_worker_loses_nothing_when_shards_and_the_scheduler_are_killed(process
                 processes.shard("--spare")
             if step % 10 == 9:
                 assert np.array_equal(worker.pull(), worker.expected)
-        worker.until(lambda: worker.machine.durable)
+        worker.flush()
         assert np.array_equal(worker.pull(), worker.expected)
     finally:
         worker.node.close()

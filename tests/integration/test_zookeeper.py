@@ -169,7 +169,7 @@ def test_a_worker_loses_nothing_when_leaders_are_killed(several: Several) -> Non
                 several.shard("--spare")
             if step == 20 + ahead:
                 several.kill_leader()
-        worker.until(lambda: worker.machine.durable)
+        worker.flush()
         assert np.array_equal(worker.pull(), worker.expected)
     finally:
         worker.node.close()
@@ -198,7 +198,7 @@ def test_a_leader_killed_between_a_death_and_its_settlement(several: Several) ->
         several.shard("--shard", "2")
         for _ in range(10):
             worker.push()
-        worker.until(lambda: worker.machine.durable)
+        worker.flush()
         assert np.array_equal(worker.pull(), worker.expected)
     finally:
         worker.node.close()
@@ -218,7 +218,7 @@ def test_a_leader_killed_while_a_shard_recovers(several: Several) -> None:
         every = {shard: np.flatnonzero(worker.places == shard).astype(np.int64) for shard in range(SHARDS)}
         pushes = {shard: ([Section([0], [len(rows)])], (rows, -worker.expected[rows])) for shard, rows in every.items()}
         worker.node.perform(worker.machine.push(pushes))
-        worker.until(lambda: worker.machine.durable)
+        worker.flush()
         leader = several.leader()
         shards[2].kill()
         several.shard("--shard", "2")
@@ -227,7 +227,7 @@ def test_a_leader_killed_while_a_shard_recovers(several: Several) -> None:
         leader.wait()
         for _ in range(5):
             worker.push()
-        worker.until(lambda: worker.machine.durable)
+        worker.flush()
         assert np.array_equal(worker.pull(), worker.expected)
     finally:
         worker.node.close()
@@ -282,13 +282,13 @@ def test_a_zookeeper_that_is_killed_and_comes_back(tmp_path: Path) -> None:
             server.kill()
             for _ in range(20):  # training goes on without it
                 worker.push()
-            worker.until(lambda: worker.machine.durable)
+            worker.flush()
             server.start()
             several.replace_ended()
             shards[2].kill()
             several.shard("--shard", "2")
             worker.push()
-            worker.until(lambda: worker.machine.durable)
+            worker.flush()
             assert np.array_equal(worker.pull(), worker.expected)
         finally:
             worker.node.close()
@@ -324,7 +324,7 @@ def test_an_ensemble_whose_servers_are_killed_in_turn(tmp_path: Path) -> None:
                 several.shard("--shard", str(turn))
                 several.wait(lambda state, turn=turn: state.shards[turn].state == UP and state.shards[turn].epoch == 2)
                 worker.push()
-                worker.until(lambda: worker.machine.durable)
+                worker.flush()
                 server.start()
                 several.replace_ended()
             assert np.array_equal(worker.pull(), worker.expected)

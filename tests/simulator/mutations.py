@@ -98,7 +98,7 @@ def nothing_is_undone_beyond_the_cut() -> AbstractContextManager[Any]:
     return mock.patch.object(Membership, "_on_settle", on_settle)
 
 
-@mutation("reports-differ", 50)
+@mutation("reports-differ", 5)
 def the_longest_report_is_the_cut() -> AbstractContextManager[Any]:
     def longest(*some: Any, **by: Any) -> Any:
         reports = len(some) == 1 and all(isinstance(one, m.Report) for one in some[0])
@@ -129,7 +129,7 @@ def a_report_of_a_survivor_that_died_still_counts() -> AbstractContextManager[An
     return mock.patch.object(SchedulerMachine, "_try_settle", try_settle)
 
 
-@mutation("nothing-heard", 1016)
+@mutation("nothing-heard", 833)
 def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextManager[Any]:
     real = Membership._on_up
 
@@ -186,13 +186,13 @@ def what_a_dead_incarnation_sent_is_still_taken() -> AbstractContextManager[Any]
     return mock.patch.object(ShardMachine, "_on_shard", on_shard)
 
 
-@mutation("too-many", 37)
+@mutation("too-many", 55)
 def more_deaths_than_the_code_stands_go_unsaid() -> AbstractContextManager[Any]:
     return mock.patch.object(SchedulerMachine, "_check_lost", lambda self, number, group, shard: None)
 
 
 # ------------------------------------------------------------------ repair
-@mutation("recovering-marks", 8)
+@mutation("recovering-marks", 30)
 def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
     real = Repairs._members
 
@@ -202,12 +202,12 @@ def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
     return mock.patch.object(Repairs, "_members", members)
 
 
-@mutation("repair-in-one-view", 21)
+@mutation("repair-in-one-view", 3)
 def a_repair_outlives_its_view() -> AbstractContextManager[Any]:
     return mock.patch.object(Repairs, "forget_all", lambda self: None)
 
 
-@mutation("old-view-dropped", 223)
+@mutation("old-view-dropped", 57)
 def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -223,7 +223,7 @@ def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any
     return mock.patch.object(ShardMachine, "_on_shard", on_shard)
 
 
-@mutation("no-repair-unsettled", 1016)
+@mutation("no-repair-unsettled", 718)
 def lost_rows_are_repaired_while_parities_differ() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "settled", True)
 
@@ -246,7 +246,7 @@ def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManag
 
 
 # ------------------------------------------------------------------ seeding
-@mutation("seed-stable", 192)
+@mutation("seed-stable", 149)
 def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     real = ShardMachine._on_window
 
@@ -258,12 +258,12 @@ def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_on_window", on_window)
 
 
-@mutation("seed-starts-over", 36)
+@mutation("seed-starts-over", 32)
 def seeding_does_not_start_over() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "start_over", lambda self: None)
 
 
-@mutation("wiped-not-undone", 18)
+@mutation("wiped-not-undone", 80)
 def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     real = Seeding.start_over
 
@@ -276,12 +276,12 @@ def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "start_over", start_over)
 
 
-@mutation("old-round-skipped", 8)
+@mutation("old-round-skipped", 10)
 def rows_of_an_old_round_count() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "accepted", lambda self, shard, rounds: ALL_CLASSES)
 
 
-@mutation("round-once", 232)
+@mutation("round-once", 737)
 def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[Any]:
     real = Seeding.on_reseed
 
@@ -292,7 +292,7 @@ def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[A
     return mock.patch.object(Seeding, "on_reseed", on_reseed)
 
 
-@mutation("joined-before-push", 533)
+@mutation("joined-before-push", 43)
 def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]:
     real = Membership.join
 
@@ -304,7 +304,7 @@ def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]
 
 
 # ------------------------------------------------------------------ the scheduler
-@mutation("persist-first", 180)
+@mutation("persist-first", 72)
 def the_scheduler_sends_before_it_persists() -> AbstractContextManager[Any]:
     real = SchedulerMachine.handle
 
