@@ -153,22 +153,24 @@ class Faults:
         else:
             self._pending -= 1
 
-    def _not_whole(self, group: int) -> set[int]:
-        """Shards of a group that would be missed now, or that the scheduler will soon give up."""
+    def _missed(self, group: int) -> set[int]:
+        """Shards of a group that are not whole now."""
         n, record = self.plan.n, self.cluster.record
         out = set()
         for shard in range(group * n, group * n + n):
             process = self.cluster.shards.get(shard)
-            epoch = record.epochs.get(shard, 0)
-            if (
-                process is None
-                or not process.alive
-                or process.address.epoch != epoch
-                or not record.whole.get(shard)
-                or self._doomed.get((shard, epoch), 0.0) > self.cluster.now_ms
-            ):
+            there = process is not None and process.alive and process.address.epoch == record.epochs.get(shard, 0)
+            if not there or not record.whole.get(shard):
                 out.add(shard)
         return out
+
+    def _not_whole(self, group: int) -> set[int]:
+        """Those, and those that the scheduler may soon give up: of two that do not reach each other it is one."""
+        n, epochs = self.plan.n, self.cluster.record.epochs
+        shards = range(group * n, group * n + n)
+        return self._missed(group) | {
+            s for s in shards if self._doomed.get((s, epochs.get(s, 0)), 0.0) > self.cluster.now_ms
+        }
 
     def _victim(self, fault: Fault, source: Process | None, to: Process | None) -> Process | None:
         """A running shard whose death the code stands, or None."""
@@ -178,13 +180,14 @@ class Faults:
             group = at_hand.address.id // self.plan.n
         else:
             at_hand = None
-        gone = self._not_whole(group)
-        room = self.plan.tolerance - len(gone)
-        n = self.plan.n
+        gone, missed = self._not_whole(group), self._missed(group)
+        n, tolerance = self.plan.n, self.plan.tolerance
         running = [
             p
             for s in range(group * n, group * n + n)
-            if (p := self.cluster.shards.get(s)) is not None and p.alive and (s in gone or room > 0 or fault.beyond)
+            if (p := self.cluster.shards.get(s)) is not None
+            and p.alive
+            and (s in missed or len(gone | {s}) <= tolerance or fault.beyond)
         ]
         if at_hand in running:
             return at_hand
