@@ -117,7 +117,6 @@ def run(
         emit({"event": "joined", "epoch": session.machine.epoch, "at": time.monotonic()})
         model, sparse, dense = build(config, session, data.rows_per_table)
         seconds = _train(config, session, data, model, sparse, dense, emit)
-        session.flush()
         done: dict[str, Any] = {
             "event": "done",
             "at": time.monotonic(),
