@@ -4,10 +4,12 @@
     python bench/soak.py --seconds 60 --kill-every 10 --warm-up 20
 
 Runs ``ecrec train`` with --chaos-kill-every, and looks at the resident memory of all its processes each second. After
-the warm-up, in which rows are touched for the first time and allocators come to what they keep, the time is cut in
-three: for each role, the median of the last third must not be far above that of the first. Scheduler, worker and
-launcher are one process each. A parameter server lives until it is killed, and its replacement starts small: what is
-compared is the sum over those there are, spares included, and the largest one.
+the warm-up, in which rows are touched for the first time and allocators come to what they keep, two things are looked
+at. What leaks with training: while the same processes live and no recovery is near, no role may grow by more than a
+little a minute. What leaks with recoveries: the time is cut in three, and for each role the median of the last third
+must not be far above that of the first. Scheduler, worker and launcher are one process each; of the parameter servers,
+spares included, the sum is compared: one that lives keeps some MB of each recovery it took part in, up to a bound, and
+its replacement starts small.
 
 Exit code 1 if something grows, an update is lost, parity does not fit, or there were fewer kills than time for them.
 """
@@ -34,21 +36,34 @@ from bench.running import add_run_options, describe, train, training_options, wr
 
 EVERY_S = 1.0
 GROWTH_MAX = 0.05
+"""A role may grow by so large a part, first third to last: what sampling a cluster in motion leaves open."""
 GROWTH_BYTES_MAX = 8 << 20
-"""A role may grow by so large a part, and so many bytes more a process: what sampling a cluster in motion leaves open.
-A server that took part in a recovery keeps a few MB that a new one has not, and kills change the mixture."""
+"""And by so many bytes a process."""
+RECOVERY_BYTES = 32 << 20
+"""By so many instead a parameter server, whatever it holds: the allocators of one that took part in a recovery keep 10
+to 45 MB that a new one has not, and kills change the mixture of those that did and those that did not yet."""
+STEADY_GROWTH_MAX = 4 << 20
+"""Bytes a minute by which a process may grow while nobody dies. The launcher keeps a record of each step: about 1.5 MB.
+"""
+SETTLING_S = 3.0
+"""For so many seconds after a change of processes, what a recovery allocates and frees does not count as growth."""
 
-ROLES = {"ecrec.launch.scheduler": "scheduler", "ecrec.launch.ps": "server", "ecrec.launch.worker": "worker"}
+SERVER = "server"
+ROLES = {"ecrec.launch.scheduler": "scheduler", "ecrec.launch.ps": SERVER, "ecrec.launch.worker": "worker"}
 LAUNCHER = "launcher"
 ROWS = 5_000
 """Buckets a table where --rows is not given: few enough that all are touched within the warm-up."""
 
 
 class Sample(NamedTuple):
-    """Resident bytes of all processes at a time, by role."""
+    """Resident bytes of all processes at a time, by role and process id."""
 
     at: float
-    resident: dict[str, list[int]]
+    resident: dict[str, dict[int, int]]
+
+    @property
+    def processes(self) -> frozenset[int]:
+        return frozenset(pid for role in self.resident.values() for pid in role)
 
 
 class Series(NamedTuple):
@@ -69,7 +84,8 @@ class Trend(NamedTuple):
 
     @property
     def grows(self) -> bool:
-        return self.thirds[2] > self.thirds[0] * (1 + GROWTH_MAX) + self.processes * GROWTH_BYTES_MAX
+        allowed = RECOVERY_BYTES if self.name == SERVER else GROWTH_BYTES_MAX
+        return self.thirds[2] > self.thirds[0] * (1 + GROWTH_MAX) + self.processes * allowed
 
 
 class Sampler:
@@ -95,10 +111,10 @@ class Sampler:
         self._thread.join()
 
 
-def look() -> dict[str, list[int]]:
-    """Resident bytes of this process and its descendants, by role."""
+def look() -> dict[str, dict[int, int]]:
+    """Resident bytes of this process and its descendants, by role and process id."""
     me = psutil.Process()
-    resident: dict[str, list[int]] = {LAUNCHER: [me.memory_info().rss]}
+    resident: dict[str, dict[int, int]] = {LAUNCHER: {me.pid: me.memory_info().rss}}
     for process in me.children(recursive=True):
         try:
             words, rss = process.cmdline(), process.memory_info().rss
@@ -106,19 +122,34 @@ def look() -> dict[str, list[int]]:
             continue
         role = next((ROLES[word] for word in words if word in ROLES), None)
         if role is not None and rss:
-            resident.setdefault(role, []).append(rss)
+            resident.setdefault(role, {})[process.pid] = rss
     return resident
 
 
 def series_of(samples: Sequence[Sample]) -> list[Series]:
-    """Of each role the sum; of the servers the largest one too."""
+    """Of each role the sum."""
     roles = sorted({role for sample in samples for role in sample.resident})
     found = []
     for role in roles:
-        resident = [sample.resident.get(role, []) for sample in samples]
-        found.append(Series(role, max(map(len, resident)), [float(sum(each)) for each in resident]))
-    largest = [float(max(s.resident.get("server", [0]))) for s in samples]
-    return [*found, Series("largest server", 1, largest)]
+        resident = [sample.resident.get(role, {}) for sample in samples]
+        found.append(Series(role, max(map(len, resident)), [float(sum(each.values())) for each in resident]))
+    return found
+
+
+def steady_growth(samples: Sequence[Sample]) -> dict[str, float]:
+    """Bytes a minute by which a process of each role grew while the same processes lived, from SETTLING_S after the
+    last change of them: the median over all processes and spans. A role of which there was no such span is missing."""
+    rates: dict[str, list[float]] = {}
+    for _, group in itertools.groupby(samples, key=lambda sample: sample.processes):
+        span = list(group)
+        span = [sample for sample in span if sample.at >= span[0].at + SETTLING_S]
+        if len(span) < 2:
+            continue
+        first, last = span[0], span[-1]
+        for role, resident in first.resident.items():
+            for pid, rss in resident.items():
+                rates.setdefault(role, []).append((last.resident[role][pid] - rss) / (last.at - first.at) * 60)
+    return {role: statistics.median(each) for role, each in rates.items()}
 
 
 def trend(series: Series) -> Trend:
@@ -131,9 +162,18 @@ def trend(series: Series) -> Trend:
     return Trend(series.name, series.processes, (first, second, third), max(values))
 
 
-def failures(report: dict[str, Any], trends: Sequence[Trend], seconds: float, kill_every_s: float) -> list[str]:
+def failures(
+    report: dict[str, Any], trends: Sequence[Trend], steady: dict[str, float], seconds: float, kill_every_s: float
+) -> list[str]:
     """What is not as it must be."""
     found = [f"{t.name} grows: {_mb(t.thirds[0])} to {_mb(t.thirds[2])} MB" for t in trends if t.grows]
+    if SERVER not in steady:
+        found.append(f"no span without a death longer than {SETTLING_S:.0f} s: growth between kills is not known")
+    found += [
+        f"{role} grows by {_mb(growth)} MB a minute while nobody dies"
+        for role, growth in steady.items()
+        if growth > STEADY_GROWTH_MAX
+    ]
     if report["lost_updates"] != 0:
         found.append(f"lost_updates is {report['lost_updates']}")
     if report["parity_ok"] is not True:
@@ -165,12 +205,15 @@ def main(arguments: list[str] | None = None) -> int:
     last = steps[-1].at if steps else begin
     kept = [sample for sample in sampler.samples if first + args.warm_up <= sample.at <= last]
     trends = [trend(series) for series in series_of(kept)]
+    steady = steady_growth(kept)
     report = recorded.report
     kills = report["kills"]
     whole_s = [kill["whole_s"] for kill in kills if kill["whole_s"] is not None]
-    print(f"{'resident MB':<16}{'first third':>12}{'second':>9}{'last':>9}{'largest':>9}")
+    print(f"{'resident MB':<16}{'first third':>12}{'second':>9}{'last':>9}{'largest':>9}{'a process, a minute':>21}")
     for t in trends:
-        print(f"{t.name:<16}{_mb(t.thirds[0]):>12}{_mb(t.thirds[1]):>9}{_mb(t.thirds[2]):>9}{_mb(t.largest):>9}")
+        growth = f"{steady[t.name] / 1e6:+.2f}" if t.name in steady else "?"
+        thirds = "".join(f"{_mb(third):>{width}}" for third, width in zip(t.thirds, (12, 9, 9), strict=True))
+        print(f"{t.name:<16}{thirds}{_mb(t.largest):>9}{growth:>21}")
     print(
         f"{last - first:.0f} s, {report['steps']} steps, {report['examples_per_s']:.0f} examples/s, {len(kills)} kills"
     )
@@ -181,13 +224,14 @@ def main(arguments: list[str] | None = None) -> int:
         f"{report['stripes_scrubbed']} stripes compared, parity_ok {report['parity_ok']}"
     )
     print(describe(report))
-    wrong = failures(report, trends, args.seconds, args.kill_every)
+    wrong = failures(report, trends, steady, args.seconds, args.kill_every)
     for text in wrong:
         print(f"FAILED: {text}")
     write_json(
         args.report,
         {
             "trends": [t._asdict() for t in trends],
+            "steady_growth_bytes_a_minute": steady,
             "samples": [{"at": round(s.at - first, 2), "resident": s.resident} for s in sampler.samples],
             "warm_up_s": args.warm_up,
             "failures": wrong,
