@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from conftest import sides_of
 
-SIDES = {"": ["torch.distributed.rpc", "pyzmq + torch", "Redis"]}
+SIDES = {"": ["torch.distributed.rpc", "pyzmq + torch", "Redis", "Ray", "TensorFlow"]}
 
 
 @pytest.mark.parametrize(("case", "side"), sides_of("rpc", SIDES))

@@ -29,7 +29,7 @@ ROUNDS_MIN = 7
 ROUND_SECONDS_MIN = 0.02
 """A round of a side lasts at least so long: some thousand ticks of the clock, and many calls of what is short."""
 
-VERSIONS_OF = ("numpy", "torch", "pyeclib", "fbgemm-gpu-cpu", "pyzmq", "ray", "redis", "tensorflow")
+VERSIONS_OF = ("numpy", "torch", "pyeclib", "fbgemm-gpu-cpu", "pyzmq", "ray", "redis", "tensorflow-cpu")
 """Distributions whose versions stand in the result, those that are installed."""
 
 Run = Callable[[int], float]

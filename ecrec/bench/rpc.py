@@ -8,10 +8,10 @@ it, and a `Session`, with its copies into one array (of several
 servers' answers) and its search for gradients that are not finite; in the case 4+1
 the same rows lie on five servers. Finding out which shard has which row is part of `plan_batch`, so it is in the suite
 batch. The peers have one server without redundancy: what they do on it stands in ``peers/torch_server.py`` and, for
-Redis, ``peers/redis_records.py``.
+Redis and TensorFlow, ``peers/redis_records.py`` and ``peers/tensorflow_ps.py``.
 
 Within a host each side takes its own best way: ours, pyzmq and Redis sockets of the file system, torch.distributed.rpc
-shared memory. In the cases *TCP* all are held to the loopback interface.
+and Ray shared memory; TensorFlow has TCP alone. In the cases *TCP* all are held to the loopback interface.
 """
 
 from __future__ import annotations
@@ -48,7 +48,13 @@ CASES = {
 """k and r of our cluster of k + r servers, and whether all is TCP."""
 
 OPTIONS = {"rows": SERVED_ROWS, "dim": SERVED_DIM, "lr": LR, "eps": EPS}
-PEERS = {"torch.distributed.rpc": "torch_rpc", "pyzmq + torch": "zmq_torch", "Redis": "redis_records"}
+PEERS = {
+    "torch.distributed.rpc": "torch_rpc",
+    "pyzmq + torch": "zmq_torch",
+    "Redis": "redis_records",
+    "Ray": "ray_actor",
+    "TensorFlow": "tensorflow_ps",
+}
 """Module of each."""
 
 

@@ -105,6 +105,8 @@ def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+            with contextlib.suppress(ProcessLookupError):  # what it started and did not end
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def main(arguments: Sequence[str]) -> None:

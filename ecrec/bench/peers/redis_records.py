@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecrec.bench.harness import PeerMissingError
-from ecrec.bench.peers.serve import server
+from ecrec.bench.peers.serve import free_port, server
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -110,13 +109,6 @@ def _rows_of(records: F32) -> list[bytes]:
     return [whole[at : at + size] for at in range(0, len(whole), size)]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def client(rows: int, dim: int, lr: float, eps: float, tcp: bool) -> Iterator[RedisRecords]:
     """Starts the server, fills it, and connects, by TCP or a socket of the file system. Raises PeerMissingError."""
@@ -127,7 +119,7 @@ def client(rows: int, dim: int, lr: float, eps: float, tcp: bool) -> Iterator[Re
     executable = _executable()
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/server"
-        port = _free_port() if tcp else 0
+        port = free_port() if tcp else 0
         options = ["--port", str(port), "--dir", directory, *([] if tcp else ["--unixsocket", path])]
         address: dict[str, Any] = {"host": "127.0.0.1", "port": port} if tcp else {"unix_socket_path": path}
         with server("redis_records", executable, *options):

@@ -7,6 +7,7 @@ its own so that the module has its own name in this process too: some peers call
 from __future__ import annotations
 
 import importlib
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,14 @@ from ecrec.tether import module_command
 
 END_TIMEOUT_S = 10.0
 """A server that was asked to end has so long."""
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens to now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,9 @@ pytest.importorskip("torch")
 from ecrec.bench import rpc
 from ecrec.bench.peers.drive import driven
 from ecrec.bench.workload import SERVED_DIM, make_row_batches
+
+MODULES = {"Redis": "redis", "Ray": "ray", "TensorFlow": "tensorflow"}
+"""Of peers that there is no wheel of for every platform and Python."""
 
 
 def test_our_rows_are_split_by_shard_and_come_back_in_order() -> None:
@@ -44,6 +49,9 @@ def test_steps_go_on_where_the_last_ones_ended() -> None:
 @pytest.mark.parametrize("tcp", [False, True])
 @pytest.mark.parametrize("peer", list(rpc.PEERS))
 def test_a_peer_in_processes_of_its_own_takes_the_steps_of_adagrad(peer: str, tcp: bool) -> None:
+    module = MODULES.get(peer)
+    if module is not None and importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
     _, gradients = make_row_batches()[0]
     with driven(rpc.PEERS[peer], {**rpc.OPTIONS, "tcp": tcp}) as client:
         client.wait_started()
