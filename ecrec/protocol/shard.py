@@ -284,12 +284,14 @@ class ShardMachine:
 
     # ------------------------------------------------------------------ workers: pushes
     def _on_hello(self, source: Address, message: m.Hello, frames: m.Frames) -> None:
-        if source.role == WORKER and self._worker(source) is not None:
+        if self._worker(source) is not None:
             mark = self.marks.get(source.id, 0)
             self.reply(source, m.Welcome(mark, self.durable.get(source.id, 0)))
 
     def _worker(self, source: Address) -> WorkerState | None:
-        """The worker's state; None (and a refusal) for a process that a newer one has replaced."""
+        """The worker's state; None for what is none and (with a refusal) for a process that a newer one replaced."""
+        if source.role != WORKER:
+            return None
         worker = self.workers.get(source.id)
         if source.epoch <= self.fenced.get(source.id, 0):
             self.reply(source, m.Fenced(f"epoch {source.epoch} of worker {source.id} is over"))
@@ -316,7 +318,7 @@ class ShardMachine:
             self.pulls = [q for q in self.pulls if q.source.role != WORKER or q.source.id != worker]
 
     def _on_push(self, source: Address, push: m.Push, frames: m.Frames) -> None:
-        worker = self._worker(source) if source.role == WORKER else None
+        worker = self._worker(source)
         if worker is None:
             return
         mark = self.marks.get(source.id, 0)
@@ -329,7 +331,7 @@ class ShardMachine:
             worker.queue.append(QueuedPush(source.id, push.number, push, frames, source))
 
     def _on_flush(self, source: Address, message: m.Flush, frames: m.Frames) -> None:
-        worker = self._worker(source) if source.role == WORKER else None
+        worker = self._worker(source)
         if worker is not None:
             worker.flush = message.number
 

@@ -47,13 +47,13 @@ def test_growth_between_kills_is_told_from_what_a_recovery_leaves() -> None:
     assert steady_growth(samples(0.0)) == {"server": 0.0, "worker": 0.0}
     leaks = steady_growth(samples(0.1))
     assert leaks == {"server": pytest.approx(6 * MB, rel=1e-3), "worker": 0.0}
-    assert failures(report(), [], leaks, 600, 20) == ["server grows by 6.0 MB a minute while nobody dies"]
+    assert failures(report(), [], leaks, 600, 20) == ["servers grow by 6.0 MB a minute while nobody dies"]
 
 
 def test_growth_between_kills_that_nobody_could_see_is_said() -> None:
     dying = [Sample(float(second), {"server": {second // 3: 70}}) for second in range(30)]
     assert steady_growth(dying) == {}
-    (text,) = failures(report(), [], {}, 600, 20)
+    (text,) = failures(report(), [], {"worker": 0.0}, 600, 20)
     assert "growth between kills is not known" in text
 
 
