@@ -91,14 +91,19 @@ template <int blocks, class Multiply>
     }
 }
 
+// On the way to the second-level cache. Rows that are only read, or short: many. Longer ones that are written, too, take a
+// fifth longer from 16 on, however long they are, and 4 to 14 are the same (measured: bench/LIMITS.md, "A fourth machine").
+constexpr std::size_t few_far_rows = 12, many_far_rows = 64;
+
 // Rows that may lie anywhere, asked for before their turn: of each the lines of its first `asked` bytes; what follows
-// is in order, and the CPU fetches it by itself. near_bytes: what is on its way to the first-level cache at a time.
+// is in order, and the CPU fetches it by itself. near_bytes: what is on its way to the first-level cache at a time;
+// far_rows: so many are asked for ahead where they go to the second.
 template <bool writes>
 struct RowsAhead {
-    RowsAhead(std::size_t bytes, std::size_t near_bytes)
+    RowsAhead(std::size_t bytes, std::size_t near_bytes, std::size_t far_rows)
         : far(prefetch_into == PrefetchInto::second_level), asked(bytes < asked_max ? bytes : asked_max) {
-        const std::size_t on_its_way = far ? far_bytes : near_bytes;
-        rows = bytes >= on_its_way / 8 ? 8 : on_its_way / (bytes < 256 ? 256 : bytes);
+        const std::size_t near_rows = bytes >= near_bytes / 8 ? 8 : near_bytes / (bytes < 256 ? 256 : bytes);
+        rows = far ? far_rows : near_rows;
     }
 
     void ask_for(const void* row) const {
@@ -124,7 +129,7 @@ struct RowsAhead {
         }
     }
 
-    static constexpr std::size_t far_bytes = 16384, asked_max = 2048;
+    static constexpr std::size_t asked_max = 2048;
     bool far;
     std::size_t asked;
     std::size_t rows;  // so many ahead
@@ -133,8 +138,8 @@ struct RowsAhead {
 template <class Fold>
 [[gnu::always_inline]] inline void for_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* source,
                                             std::uint8_t* const* target, Fold fold) {
-    const RowsAhead<true> targets(bytes, 8192);
-    const RowsAhead<false> sources(bytes, 8192);
+    const RowsAhead<true> targets(bytes, 8192, few_far_rows);
+    const RowsAhead<false> sources(bytes, 8192, few_far_rows);
     // With longer rows the source, too, outruns what the CPU fetches by itself.
     const bool asks_for_sources = sources.far || bytes >= 512;
     const std::size_t ahead = targets.rows;
@@ -179,7 +184,7 @@ void copy_rows(std::size_t rows, std::size_t bytes, const std::uint8_t* const* s
     using From = const std::uint8_t*;
     using To = std::uint8_t*;
     const auto copy_all = [&](std::size_t size, auto copy) __attribute__((always_inline)) {
-        const RowsAhead<false> sources(size, 12288);
+        const RowsAhead<false> sources(size, 12288, many_far_rows);
         const std::size_t ahead = sources.rows, known = rows + later;
         // With shorter rows the CPU's own prefetching of the target keeps up.
         const bool asks_for_target = sources.far && size > 256;
@@ -519,8 +524,9 @@ template <class D>
 template <class Streamed, class Step>
 [[gnu::always_inline]] inline void for_steps_of(std::size_t dim, const Steps& steps, Step step) {
     const std::size_t bytes = steps.record_bytes;
-    const RowsAhead<true> records(bytes, 8192);
-    const RowsAhead<false> gradients(dim * sizeof(float), 8192);
+    const std::size_t far_rows = bytes < 768 ? many_far_rows : few_far_rows;
+    const RowsAhead<true> records(bytes, 8192, far_rows);
+    const RowsAhead<false> gradients(dim * sizeof(float), 8192, far_rows);
     const std::size_t ahead = records.rows;
     const std::size_t padding = bytes - steps.used_bytes;
     const std::size_t known = steps.rows + steps.later;
