@@ -82,10 +82,12 @@ def test_unique_inverse_is_numpys_in_order_of_first_occurrence(ids: list[int]) -
 @st.composite
 def bags(draw: st.DrawFn) -> BagCase:
     """(rows of each feature's bags, dims, mean, rows a feature, batch, seed); no row is of two features."""
-    features, batch, rows = draw(st.integers(0, 4)), draw(st.integers(0, 6)), draw(st.integers(1, 5))
+    features, batch, rows = draw(st.integers(0, 4)), draw(st.integers(0, 6) | st.just(19)), draw(st.integers(1, 5))
     dims = [draw(st.sampled_from([1, 3, 4, 16, 19])) for _ in range(features)]
+    if draw(st.booleans()):
+        dims = dims[:1] * features
     mean = [draw(st.booleans()) for _ in range(features)]
-    sizes = st.sampled_from([0, 1, 1, 1, 2, 5, 20])
+    sizes = st.sampled_from(draw(st.sampled_from([[0, 1, 1, 1, 2, 5, 20], [0, 1, 1, 2], [1]])))
     content = [
         [[draw(st.integers(0, rows - 1)) for _ in range(draw(sizes))] for _ in range(batch)] for _ in range(features)
     ]

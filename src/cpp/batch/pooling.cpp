@@ -110,7 +110,9 @@ std::vector<std::size_t> columns_of(const Bags& bags) {
     return columns;
 }
 
-// Then gradients are summed sample by sample, which is their order in memory.
+// Then a few samples of a feature can be taken, then of the next: pooled vectors are met nearly in their order in memory,
+// and so is what is known of each id, which lies feature by feature.
+constexpr std::size_t samples_at_once = 8;
 bool has_one_dim(const Bags& bags) {
     return std::all_of(bags.dims.begin(), bags.dims.end(), [&](std::int32_t dim) { return dim == bags.dims[0]; });
 }
@@ -122,6 +124,9 @@ void pool_forward(std::span<const float> values, const Bags& bags, std::span<flo
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
     if (width == 0) return;
     const std::vector<std::size_t> columns = columns_of(bags);
+    // Where bags have several ids, that a feature's rows stay in the caches is worth more.
+    const std::size_t ids = static_cast<std::size_t>(bags.bag_offsets.back() - bags.bag_offsets.front());
+    const bool by_samples = has_one_dim(bags) && ids <= batch * bags.dims.size();
     const Operations& operations = ecrec::operations();
     threads::for_ranges(batch, threads::grain_bytes / (4 * width), 1, [&](std::size_t begin, std::size_t end) {
         std::vector<const float*> sources;
@@ -142,9 +147,19 @@ void pool_forward(std::span<const float> values, const Bags& bags, std::span<flo
             ends.clear();
             targets.clear();
         };
-        for (std::size_t f = 0; f < bags.dims.size(); ++f) {
-            for (std::size_t b = begin; b < end; ++b) add_bag(f, b);
-            pool(static_cast<std::size_t>(bags.dims[f]));
+        if (by_samples) {
+            for (std::size_t first = begin; first < end; first += samples_at_once) {
+                const std::size_t last = std::min(first + samples_at_once, end);
+                for (std::size_t f = 0; f < bags.dims.size(); ++f) {
+                    for (std::size_t b = first; b < last; ++b) add_bag(f, b);
+                }
+                pool(static_cast<std::size_t>(bags.dims[0]));
+            }
+        } else {
+            for (std::size_t f = 0; f < bags.dims.size(); ++f) {
+                for (std::size_t b = begin; b < end; ++b) add_bag(f, b);
+                pool(static_cast<std::size_t>(bags.dims[f]));
+            }
         }
         for (std::size_t f = 0; f < bags.dims.size(); ++f) {
             const std::int64_t* bag = bags.bag_offsets.data() + f * batch;
@@ -227,12 +242,9 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
             }
         };
         if (has_one_dim(bags) && !shared) {
-            // A few samples of a feature, then of the next: gradients are read nearly in order, and so is what is known
-            // of each id, which lies feature by feature.
-            constexpr std::size_t samples = 8;
             RowSums sums(widest);
-            for (std::size_t first = 0; first < batch; first += samples) {
-                const std::size_t last = std::min(first + samples, batch);
+            for (std::size_t first = 0; first < batch; first += samples_at_once) {
+                const std::size_t last = std::min(first + samples_at_once, batch);
                 for (std::size_t f = first_feature; f < last_feature; ++f) add_bags(sums, f, first, last);
             }
             sums.flush();
