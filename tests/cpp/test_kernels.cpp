@@ -124,6 +124,18 @@ void check_bytes(const Operations& kernel, const Operations& oracle, std::size_t
     }
 }
 
+// More than the first-level cache holds.
+void check_far_encode(const Operations& kernel, const Operations& oracle, std::size_t size, bool at_end) {
+    std::span<std::uint8_t> blocks[6];
+    for (int i = 0; i < 6; ++i) {
+        blocks[i] = pages[i].at<std::uint8_t>(size, at_end);
+        fill_bytes(blocks[i]);
+    }
+    for (const bool plain : {true, false}) {
+        for (int r = 1; r <= 4; ++r) check_encode(kernel, oracle, blocks, r, plain);
+    }
+}
+
 template <class Step>
 void check_step(const Operations& kernel, const Operations& oracle, const char* what, std::size_t dim,
                 std::size_t state, bool at_end, Step step) {
@@ -483,6 +495,11 @@ int main() {
         }
         for (const auto cache : {ecrec::PrefetchInto::first_level, ecrec::PrefetchInto::second_level}) {
             ecrec::prefetch_into = cache;
+            for (const bool at_end : {false, true}) {
+                for (std::size_t size = 8192; size > 8192 - 256 - 64; --size) {
+                    check_far_encode(kernel, oracle, size, at_end);
+                }
+            }
             check_fold_rows(kernel, oracle);
             check_many_steps(kernel, oracle, false);
             check_many_steps(kernel, oracle, true);

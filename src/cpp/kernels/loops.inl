@@ -225,6 +225,20 @@ struct Streamed {
     void store(std::uint8_t* at, Bytes x) const { stream(at, x); }
 };
 
+// Within the caches: ask for the next blocks of parities, and of the data too where `both`; one beyond the end does not fault.
+template <bool both>
+struct AskingNext {
+    static constexpr std::uintptr_t distance = 4 * block;
+    Bytes load(const std::uint8_t* at) const {
+        if (both) __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at) + distance));
+        return Whole().load(at);
+    }
+    void store(std::uint8_t* at, Bytes x) const {
+        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at) + distance), 1);
+        Whole().store(at, x);
+    }
+};
+
 // Blocks at..at + width of R parities. constants: R for each of k data blocks. plain: those of the first parity and of the
 // first data block are all one.
 template <int R, int width, bool plain, class Access>
@@ -291,6 +305,9 @@ void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, cons
                  std::uint8_t* const* parity, std::size_t bytes_of_all) {
     // Measured on Zen 5. In the first-level cache the products are the limit, and four blocks of each source share
     // one load of a constant; further away, longer bursts from one source only disturb the CPU's own prefetching.
+    // On Intel they do not, and lines of few parities that are written are better asked for (bench/LIMITS.md, "A fourth
+    // machine").
+    constexpr bool is_measured_on_intel = block == 64 && operand_registers == 1;
     constexpr std::size_t near_bytes_max = 32 << 10;
     constexpr int near_width = fitting_width(R, 4);
     constexpr int far_width = fitting_width(R, R <= 2 && operand_registers == 1 ? 1 : 2);
@@ -322,6 +339,12 @@ void encode_rows(std::size_t bytes, int k, const Coefficient* coefficients, cons
             at = encode_run<R, stream_width, plain>(Streamed<true>(), head, bytes, k, constants, data, parity);
         }
         fence();
+    } else if (is_measured_on_intel && prefetch_into == PrefetchInto::second_level) {
+        if (R <= 2) {
+            at = encode_run<R, near_width, plain>(AskingNext<R == 2>(), at, bytes, k, constants, data, parity);
+        } else {
+            at = encode_run<R, near_width, plain>(whole, at, bytes, k, constants, data, parity);
+        }
     } else {
         at = encode_run<R, far_width, plain>(whole, at, bytes, k, constants, data, parity);
     }
