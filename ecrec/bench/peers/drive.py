@@ -37,6 +37,16 @@ F32 = NDArray[np.float32]
 END_TIMEOUT_S = 20.0
 """Client and server have so long to end."""
 _MISSING = "missing"
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "CUDA_VISIBLE_DEVICES": "-1",
+}
+"""What the libraries of some peers read as they are imported: nothing is sent to anybody or kept in the home directory,
+there are no notices, and no GPU takes part. (No operation that is used has a form of oneDNN's.)"""
 
 
 class Driven:
@@ -88,11 +98,10 @@ class Driven:
 @contextmanager
 def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
     """Starts the client, which starts its server. The first thing to do with it is `Driven.wait_started`."""
-    command = module_command(__name__, name, json.dumps(options))
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
-        tempfile.TemporaryDirectory() as directory,
-        subprocess.Popen(command, **pipes, start_new_session=True) as process,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
+        subprocess.Popen(_command(name, options, directory), **pipes, start_new_session=True) as process,
     ):
         try:
             yield Driven(name, process, Path(directory))
@@ -107,6 +116,12 @@ def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
                 process.kill()
             with contextlib.suppress(ProcessLookupError):  # what it started and did not end
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def _command(name: str, options: Mapping[str, Any], directory: str) -> list[str]:
+    """The client's, in our environment with some changes; what it writes is gone with the directory."""
+    changes = [f"{variable}={value}" for variable, value in {**ENVIRONMENT, "TMPDIR": directory}.items()]
+    return ["env", *changes, *module_command(__name__, name, json.dumps(options))]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,8 +9,6 @@ asked.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +28,6 @@ OBJECT_STORE_BYTES = 256 << 20
 SERVER = "server"
 """Resource of the node that has the actor."""
 TIMEOUT_S = 60.0
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Nothing is sent to anybody or kept in the home directory; the last one silences a notice."""
 
 
 class Server:
@@ -86,18 +82,13 @@ def client(rows: int, dim: int, lr: float, eps: float, tcp: bool) -> Iterator[Ra
         "num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False,
     }  # fmt: skip
     here: dict[str, float] = {SERVER: 1}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        os.environ.update(ENVIRONMENT, RAY_TMPDIR=directory)
-        cluster: Any = Cluster(
-            initialize_head=True,
-            head_node_args={**node, "resources": {} if tcp else here},
-        )
-        try:
-            if tcp:
-                cluster.add_node(**node, resources=here)
-            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-            actor = ray.remote(num_cpus=0, resources=here)(Server).remote(rows, dim, lr, eps)
-            yield RayActor(ray, actor)
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+    cluster: Any = Cluster(initialize_head=True, head_node_args={**node, "resources": {} if tcp else here})
+    try:
+        if tcp:
+            cluster.add_node(**node, resources=here)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        actor = ray.remote(num_cpus=0, resources=here)(Server).remote(rows, dim, lr, eps)
+        yield RayActor(ray, actor)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

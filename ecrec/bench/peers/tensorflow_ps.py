@@ -7,7 +7,6 @@ once. Between processes TensorFlow has gRPC, which is TCP within a host, too.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,13 +22,10 @@ I64 = NDArray[np.int64]
 
 DEVICE = "/job:ps/replica:0/task:0/device:CPU:0"
 STARTED = "started"
-ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "-1"}
-"""No notices, and no GPU. None of the operations below has a form of oneDNN's."""
 
 
 def _load() -> Any:
-    """The module ``tensorflow``, held to one thread and quiet. Raises PeerMissingError."""
-    os.environ.update(ENVIRONMENT)
+    """The module ``tensorflow``, held to one thread. Raises PeerMissingError."""
     try:
         import tensorflow as tf
     except ImportError as error:
