@@ -91,8 +91,9 @@ template <int blocks, class Multiply>
     }
 }
 
-// On the way to the second-level cache. Rows that are only read, or short: many. Longer ones that are written, too, take a
-// fifth longer from 16 on, however long they are, and 4 to 14 are the same (measured: bench/LIMITS.md, "A fourth machine").
+// On the way to the second-level cache. Rows that are only read, and short ones in steps: many. Long ones that are
+// written, too, take a fifth longer from 16 on, however long they are, and 4 to 14 are the same; folds of short ones are
+// the same with any (measured: bench/LIMITS.md, "A fourth machine").
 constexpr std::size_t few_far_rows = 12, many_far_rows = 64;
 
 // Rows that may lie anywhere, asked for before their turn: of each the lines of its first `asked` bytes; what follows
@@ -225,7 +226,8 @@ struct Streamed {
     void store(std::uint8_t* at, Bytes x) const { stream(at, x); }
 };
 
-// Within the caches: ask for the next blocks of parities, and of the data too where `both`; one beyond the end does not fault.
+// Within the caches: ask for the next blocks of parities, and of the data too where `both`. A prefetch beyond the end does
+// not fault.
 template <bool both>
 struct AskingNext {
     static constexpr std::uintptr_t distance = 4 * block;
