@@ -7,6 +7,7 @@ What is not the work (making arrays, a forward pass) stays outside of the second
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 import os
 import platform
@@ -38,6 +39,14 @@ PeerT = TypeVar("PeerT")
 
 class PeerMissingError(EcrecError):
     """What is needed to run the peer is not installed; the text says what."""
+
+
+def import_peer(module: str) -> Any:
+    """The module. Raises PeerMissingError."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PeerMissingError(f'{module} is not installed: pip install "ecrec[bench]" ({error})') from error
 
 
 class ResultsDifferError(EcrecError):

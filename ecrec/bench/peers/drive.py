@@ -110,11 +110,9 @@ def driven(name: str, options: Mapping[str, Any]) -> Iterator[Driven]:
             process.stdin.close()
             with contextlib.suppress(ProcessLookupError):  # it may have ended
                 os.killpg(process.pid, signal.SIGCONT)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            with contextlib.suppress(ProcessLookupError):  # what it started and did not end
+            with contextlib.suppress(ProcessLookupError):  # it, and what it started and did not end
                 os.killpg(process.pid, signal.SIGKILL)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecrec.bench.harness import PeerMissingError
+from ecrec.bench.harness import import_peer
 from ecrec.bench.peers import torch_cpu
 from ecrec.bench.peers.torch_server import Table
 
@@ -73,16 +73,12 @@ class RayActor:
 def client(rows: int, dim: int, lr: float, eps: float, tcp: bool) -> Iterator[RayActor]:
     """Starts Ray's processes, which are this one's, and the actor. Raises PeerMissingError."""
     torch_cpu.load()
-    try:
-        import ray
-        from ray.cluster_utils import Cluster
-    except ImportError as error:
-        raise PeerMissingError(f'ray is not installed: pip install "ecrec[bench]" ({error})') from error
+    ray, cluster_utils = import_peer("ray"), import_peer("ray.cluster_utils")
     node: dict[str, Any] = {
         "num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False,
     }  # fmt: skip
     here: dict[str, float] = {SERVER: 1}
-    cluster: Any = Cluster(initialize_head=True, head_node_args={**node, "resources": {} if tcp else here})
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "resources": {} if tcp else here})
     try:
         if tcp:
             cluster.add_node(**node, resources=here)

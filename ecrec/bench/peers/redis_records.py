@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecrec.bench.harness import PeerMissingError
+from ecrec.bench.harness import PeerMissingError, import_peer
 from ecrec.bench.peers.serve import free_port, server
 
 F32 = NDArray[np.float32]
@@ -112,10 +112,7 @@ def _rows_of(records: F32) -> list[bytes]:
 @contextmanager
 def client(rows: int, dim: int, lr: float, eps: float, tcp: bool) -> Iterator[RedisRecords]:
     """Starts the server, fills it, and connects, by TCP or a socket of the file system. Raises PeerMissingError."""
-    try:
-        import redis
-    except ImportError as error:
-        raise PeerMissingError(f'redis is not installed: pip install "ecrec[bench]" ({error})') from error
+    redis = import_peer("redis")
     executable = _executable()
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/server"

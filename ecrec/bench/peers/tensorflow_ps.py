@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecrec.bench.harness import PeerMissingError
+from ecrec.bench.harness import PeerMissingError, import_peer
 from ecrec.bench.peers.serve import free_port, server
 
 F32 = NDArray[np.float32]
@@ -26,10 +26,7 @@ STARTED = "started"
 
 def _load() -> Any:
     """The module ``tensorflow``, held to one thread. Raises PeerMissingError."""
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise PeerMissingError(f'tensorflow is not installed: pip install "ecrec[bench]" ({error})') from error
+    tf = import_peer("tensorflow")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     return tf
 
