@@ -164,13 +164,15 @@ class Faults:
                 out.add(shard)
         return out
 
-    def _not_whole(self, group: int) -> set[int]:
-        """Those, and those that the scheduler may soon give up: of two that do not reach each other it is one."""
+    def _given_up(self, group: int) -> set[int]:
+        """Those that the scheduler may soon give up: of two that do not reach each other it is one."""
         n, epochs = self.plan.n, self.cluster.record.epochs
         shards = range(group * n, group * n + n)
-        return self._missed(group) | {
-            s for s in shards if self._doomed.get((s, epochs.get(s, 0)), 0.0) > self.cluster.now_ms
-        }
+        return {s for s in shards if self._doomed.get((s, epochs.get(s, 0)), 0.0) > self.cluster.now_ms}
+
+    def _not_whole(self, group: int) -> set[int]:
+        """Both."""
+        return self._missed(group) | self._given_up(group)
 
     def _victim(self, fault: Fault, source: Process | None, to: Process | None) -> Process | None:
         """A running shard whose death the code stands, or None."""
@@ -180,7 +182,8 @@ class Faults:
             group = at_hand.address.id // self.plan.n
         else:
             at_hand = None
-        gone, missed = self._not_whole(group), self._missed(group)
+        missed = self._missed(group)
+        gone = missed | self._given_up(group)
         n, tolerance = self.plan.n, self.plan.tolerance
         running = [
             p
