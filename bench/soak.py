@@ -208,8 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{'resident MB':<16}{'first third':>12}{'second':>9}{'last':>9}{'largest':>9}{'a process, a minute':>21}")
     for t in trends:
         growth = f"{steady[t.name] / 1e6:+.2f}" if t.name in steady else "?"
-        thirds = "".join(f"{_mb(third):>{width}}" for third, width in zip(t.thirds, (12, 9, 9), strict=True))
-        print(f"{t.name:<16}{thirds}{_mb(t.largest):>9}{growth:>21}")
+        first_third, second, third = map(_mb, t.thirds)
+        print(f"{t.name:<16}{first_third:>12}{second:>9}{third:>9}{_mb(t.largest):>9}{growth:>21}")
     print(
         f"{last - first:.0f} s, {report['steps']} steps, {report['examples_per_s']:.0f} examples/s, {len(kills)} kills"
     )

@@ -110,9 +110,10 @@ std::vector<std::size_t> columns_of(const Bags& bags) {
     return columns;
 }
 
-// Then a few samples of a feature can be taken, then of the next: pooled vectors are met nearly in their order in memory,
+// Of a feature, before those of the next, where all have one dim: pooled vectors are met nearly in their order in memory,
 // and so is what is known of each id, which lies feature by feature.
 constexpr std::size_t samples_at_once = 8;
+
 bool has_one_dim(const Bags& bags) {
     return std::all_of(bags.dims.begin(), bags.dims.end(), [&](std::int32_t dim) { return dim == bags.dims[0]; });
 }

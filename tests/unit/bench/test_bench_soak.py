@@ -14,14 +14,12 @@ sys.path.append(str(Path(__file__).resolve().parents[3]))
 from bench.soak import Sample, Series, failures, look, series_of, steady_growth, trend
 
 MB = 1e6
+STEADY = {"server": 0.0}
 
 
 def report(**changed: Any) -> dict[str, Any]:
     kills = [{"shard": 1, "whole_s": 0.4}] * 30
     return {"lost_updates": 0, "parity_ok": True, "kills": kills, "deaths": 30, **changed}
-
-
-STEADY = {"server": 0.0}
 
 
 def test_the_servers_are_summed() -> None:
