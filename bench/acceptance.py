@@ -167,7 +167,9 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", nargs="+", required=True, help="Criteo files, plain or gzip")
     parser.add_argument("--only", help="only the entries whose name has this in it")
     parser.add_argument("--report", help="write the reports of all runs and what failed to this JSON file")

@@ -194,7 +194,9 @@ def _digest(initial: InitialValues) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[7])
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1], help="of PyTorch's runs")
     parser.add_argument("--tolerance", type=float, default=0.002, help="of the AUC and the log loss")

@@ -40,7 +40,7 @@ def zero_shares(optimizer: str, hyper: list[float], dim: int) -> dict[int, float
 
 def main() -> None:
     """Print a line for each optimizer and step."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--dim", type=int, default=128)
     options = parser.parse_args()
     for optimizer, hyper in (("adagrad", [0.02, 1e-8]), ("rowwise-adagrad", [0.02, 1e-8]), ("sgd", [0.02])):

@@ -241,7 +241,9 @@ def best_way(make: Callable[[Way], Run], candidates: list[Way], rounds: int = 5)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--case", default="", help="only cases with this in their name")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

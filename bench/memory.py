@@ -54,7 +54,7 @@ def measure_rows(row_bytes: int, rounds: int) -> None:
 
 def main() -> None:
     """Print the machine, then a line for each measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     print(describe_machine(machine()))

@@ -24,7 +24,8 @@ from ecrec.launch.train import run_training
 
 _TRAINING_OPTIONS: dict[str, dict[str, Any]] = {
     "data": {"nargs": "+", "help": "Criteo files, plain or gzip; without, generated rows"},
-    "shards": {"type": int},
+    "shards": {"type": int, "help": "of all coding groups"},
+    "groups": {"type": int, "help": "coding groups"},
     "batch": {"type": int},
     "dim": {"type": int},
     "rows": {"type": int, "help": "hash buckets a table"},

@@ -4,9 +4,12 @@
 
 #include "batch/plan.hpp"
 #include "batch/pooling.hpp"
+#include "batch/sizes.hpp"
 #include "batch/sums.hpp"
 #include "register.hpp"
+#include "store/store.hpp"
 #include "store_arrays.hpp"
+#include "threads/pauses.hpp"
 
 namespace ecrec::bindings {
 namespace {
@@ -94,7 +97,7 @@ void pool_backward(py::handle grad_out_object, py::handle value_offsets, py::han
 }
 
 std::tuple<py::array_t<I32>, py::array_t<I64>, py::array_t<I64>, py::array_t<float>> sum_sections(
-    const py::sequence& sections, py::handle dims_object) {
+    const py::sequence& sections, py::handle dims_object, const Store* store) {
     struct PushViews {
         View<const I32> tables;
         View<const I64> counts;
@@ -118,6 +121,7 @@ std::tuple<py::array_t<I32>, py::array_t<I64>, py::array_t<I64>, py::array_t<flo
     const auto dims = readable<I32>(dims_object, "dims");
     batch::SummedPush sum;
     {
+        const pauses::Listening listening(store == nullptr ? nullptr : &store->listener());
         const py::gil_scoped_release release;
         sum = batch::sum_sections(pushes, dims.span());
     }
@@ -131,6 +135,11 @@ py::array_t<float> segment_sum(py::handle values_object, py::handle inverse_obje
     require_dimensions(values, 2, "values");
     require_size(inverse, values.extent(0), "inverse");
     if (segments < 0) throw py::value_error("segments: expected at least 0, got " + std::to_string(segments));
+    const std::size_t floats = batch::product(static_cast<std::size_t>(segments), values.extent(1));
+    if (batch::product(floats, sizeof(float)) > static_cast<std::size_t>(PY_SSIZE_T_MAX)) {
+        throw py::value_error("segments: " + std::to_string(segments) + " of " + std::to_string(values.extent(1)) +
+                              " floats do not fit into memory");
+    }
     py::array_t<float> out({static_cast<py::ssize_t>(segments), static_cast<py::ssize_t>(values.extent(1))});
     const std::span<float> out_span(out.mutable_data(), static_cast<std::size_t>(out.size()));
     const std::size_t dim = values.extent(1);
@@ -167,7 +176,7 @@ void register_batch(py::module_& module) {
                "dims"_a, "batch"_a, "mean"_a, "out"_a);
     module.def("pool_backward", &pool_backward, "grad_out"_a, "value_offsets"_a, "inverse"_a, "bag_offsets"_a,
                "dims"_a, "batch"_a, "mean"_a, "gradients"_a);
-    module.def("sum_sections", &sum_sections, "sections"_a, "dims"_a);
+    module.def("sum_sections", &sum_sections, "sections"_a, "dims"_a, "store"_a = nullptr);
     module.def("segment_sum", &segment_sum, "values"_a, "inverse"_a, "segments"_a);
     module.def("unique_inverse", &unique_inverse, "ids"_a);
     module.def("first_nonfinite", &first_nonfinite, "values"_a);

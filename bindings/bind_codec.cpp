@@ -4,6 +4,7 @@
 
 #include "buffer_view.hpp"
 #include "codec/code.hpp"
+#include "codec/crc32c.hpp"
 #include "codec/fold_rows.hpp"
 #include "gf/coefficient.hpp"
 #include "gf/field.hpp"
@@ -75,13 +76,13 @@ py::array_t<U8> prepare_coefficients(py::handle object) {
     return prepared;
 }
 
-void bind_use_threads(int count) {
+int bind_use_threads(int count) {
     if (count < 1 || count > threads::threads_max) {
         const py::gil_scoped_acquire acquire;
         throw py::value_error("count: expected 1 to " + std::to_string(threads::threads_max) + " threads, got " +
                               std::to_string(count));
     }
-    threads::use(count);
+    return threads::use(count);
 }
 
 U8 to_byte(int value, const char* name) {
@@ -251,6 +252,23 @@ void reconstruct(const Code& code, const std::vector<int>& present, const py::se
     require_ok(error, code);
 }
 
+// Of the bytes of any contiguous buffer.
+template <std::uint32_t (*run)(std::uint32_t, std::size_t, const U8*)>
+std::uint32_t checksum(py::handle data, std::uint32_t value) {
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(data.ptr(), &buffer, PyBUF_SIMPLE) != 0) throw py::error_already_set();
+    const struct Release {
+        Py_buffer* buffer;
+        ~Release() { PyBuffer_Release(buffer); }
+    } release_buffer{&buffer};
+    const std::size_t bytes = static_cast<std::size_t>(buffer.len);
+    const U8* from = static_cast<const U8*>(buffer.buf);
+    // To let others run costs more than a small checksum.
+    if (bytes < (std::size_t{64} << 10)) return run(value, bytes, from);
+    const py::gil_scoped_release release;
+    return run(value, bytes, from);
+}
+
 }  // namespace
 
 void register_codec(py::module_& module) {
@@ -267,6 +285,10 @@ void register_codec(py::module_& module) {
 
     module.def("kernel_functions", &kernel_functions);
     module.def("prepare_coefficients", &prepare_coefficients, "values"_a);
+
+    module.def("crc32c", &checksum<crc32c>, "data"_a, "value"_a = 0);
+    module.def("crc32c_by_table", &checksum<crc32c_by_table>, "data"_a, "value"_a = 0);
+    module.def("crc32c_in_use", &crc32c_in_use);
 
     module.def("gf_multiply", &gf_multiply, "a"_a, "b"_a);
     module.def("gf_inverse", &gf_inverse, "a"_a);

@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -39,6 +40,7 @@ struct Zmq {
     const char* (*msg_gets)(const Message*, const char*);
     int (*error)();
     std::size_t copied_below;  // bytes
+    std::size_t frames_max;    // of a message that arrives
 };
 std::optional<Zmq> zmq;
 
@@ -71,56 +73,71 @@ void release_sent() {
     }
 }
 
-std::unique_ptr<Lent> lend(py::handle frame) {
-    auto lent = std::make_unique<Lent>();
-    if (PyObject_GetBuffer(frame.ptr(), &lent->buffer, PyBUF_SIMPLE) != 0) throw py::error_already_set();
-    return lent;
-}
-
-// Releases what is not given to ZeroMQ.
-struct Outgoing {
-    std::vector<std::unique_ptr<Lent>> frames;
-
+// The frames of a message, all made before the first is sent: half a message would become the beginning of the next one.
+class Outgoing {
+public:
+    Outgoing(const Zmq& zmq, std::size_t frames_expected) : zmq_(zmq) { messages_.reserve(frames_expected); }
     ~Outgoing() {
-        for (const auto& lent : frames) {
-            if (lent) PyBuffer_Release(&lent->buffer);
+        for (Message& message : messages_) zmq_.msg_close(&message);
+    }
+    Outgoing(const Outgoing&) = delete;
+    Outgoing& operator=(const Outgoing&) = delete;
+
+    void add(py::handle frame) {
+        auto lent = std::make_unique<Lent>();
+        if (PyObject_GetBuffer(frame.ptr(), &lent->buffer, PyBUF_SIMPLE) != 0) throw py::error_already_set();
+        const std::size_t size = static_cast<std::size_t>(lent->buffer.len);
+        Message message;
+        int failed = 0;
+        if (size < zmq_.copied_below) {
+            failed = zmq_.msg_init_size(&message, size);
+            if (failed == 0 && size != 0) std::memcpy(zmq_.msg_data(&message), lent->buffer.buf, size);
+            PyBuffer_Release(&lent->buffer);
+        } else {
+            failed = zmq_.msg_init_data(&message, lent->buffer.buf, size, put_aside, lent.get());
+            if (failed != 0) PyBuffer_Release(&lent->buffer);
+            if (failed == 0) static_cast<void>(lent.release());
+        }
+        if (failed != 0) throw std::bad_alloc();
+        try {
+            messages_.push_back(message);
+        } catch (...) {
+            zmq_.msg_close(&message);
+            throw;
         }
     }
-};
 
-// 0, or an errno.
-int send_frame(const Zmq& zmq, void* socket, std::unique_ptr<Lent>& lent, int flags) {
-    const std::size_t size = static_cast<std::size_t>(lent->buffer.len);
-    Message message;
-    if (size < zmq.copied_below) {
-        if (zmq.msg_init_size(&message, size) != 0) throw std::bad_alloc();
-        if (size != 0) std::memcpy(zmq.msg_data(&message), lent->buffer.buf, size);
-    } else {
-        if (zmq.msg_init_data(&message, lent->buffer.buf, size, put_aside, lent.get()) != 0) throw std::bad_alloc();
-        static_cast<void>(lent.release());
+    // 0, or an errno; a negative one if frames went before the one that could not be sent.
+    int send(void* socket) {
+        for (std::size_t i = 0; i < messages_.size(); ++i) {
+            const int flags = i + 1 < messages_.size() ? dont_wait | send_more : dont_wait;
+            while (zmq_.msg_send(&messages_[i], socket, flags) < 0) {
+                const int error = zmq_.error();
+                if (error != EINTR) return i == 0 ? error : -error;
+            }
+        }
+        return 0;
     }
-    while (zmq.msg_send(&message, socket, flags) < 0) {
-        const int error = zmq.error();
-        if (error == EINTR) continue;
-        zmq.msg_close(&message);
-        return error;
-    }
-    return 0;
-}
+
+private:
+    const Zmq& zmq_;
+    std::vector<Message> messages_;
+};
 
 int send_frames(std::uintptr_t socket, const std::optional<py::bytes>& route, const py::sequence& frames) {
     const Zmq& zmq = library();
     release_sent();
-    // All before the first is sent: half a message would become the beginning of the next one.
-    Outgoing outgoing;
-    if (route) outgoing.frames.push_back(lend(*route));
-    for (const py::handle frame : frames) outgoing.frames.push_back(lend(frame));
-    for (std::size_t i = 0; i < outgoing.frames.size(); ++i) {
-        const int flags = i + 1 < outgoing.frames.size() ? dont_wait | send_more : dont_wait;
-        const int error = send_frame(zmq, reinterpret_cast<void*>(socket), outgoing.frames[i], flags);
-        if (error != 0) return error;
-    }
-    return 0;
+    Outgoing outgoing(zmq, py::len(frames) + 1);
+    if (route) outgoing.add(*route);
+    for (const py::handle frame : frames) outgoing.add(frame);
+    return outgoing.send(reinterpret_cast<void*>(socket));
+}
+
+// A new object, or the exception that Python has for it.
+template <class Object>
+Object owned(PyObject* object) {
+    if (object == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<Object>(object);
 }
 
 struct Received {
@@ -142,11 +159,21 @@ struct Received {
     std::uint8_t* data() { return static_cast<std::uint8_t*>(zmq.msg_data(&message)); }
     std::size_t size() const { return zmq.msg_size(&message); }
     bool more() const { return zmq.msg_more(&message) != 0; }
-    py::bytes bytes() { return {reinterpret_cast<const char*>(data()), size()}; }
+    py::bytes bytes() {
+        return owned<py::bytes>(
+            PyBytes_FromStringAndSize(reinterpret_cast<const char*>(data()), static_cast<py::ssize_t>(size())));
+    }
     py::str property(const char* name) {
         const char* text = zmq.msg_gets(&message, name);
-        return text == nullptr ? py::str() : py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
-            text, static_cast<py::ssize_t>(std::strlen(text)), "replace"));
+        if (text == nullptr) text = "";
+        return owned<py::str>(PyUnicode_DecodeUTF8(text, static_cast<py::ssize_t>(std::strlen(text)), "replace"));
+    }
+    // Of the connection on which it came, as zmq_msg_get(ZMQ_SRCFD) finds it; -1 where that is not known.
+    int descriptor() {
+        const char* text = zmq.msg_gets(&message, "__fd");
+        int number = -1;
+        if (text != nullptr) std::from_chars(text, text + std::strlen(text), number);
+        return number;
     }
 
     const Zmq& zmq;
@@ -163,46 +190,75 @@ py::array_t<std::uint8_t> to_array(std::unique_ptr<Received> frame) {
         return copy;
     }
     py::capsule owner(frame.get(), [](void* pointer) { delete static_cast<Received*>(pointer); });
+    // The receiver frees it. NOLINTNEXTLINE(bugprone-unused-return-value)
     static_cast<void>(frame.release());
     return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(size), data, owner);
 }
 
-// (route, frames, user id, address of the peer), or None.
+// Frame after frame of one message. However the reader is left, the frames that it did not take are dropped: they would begin
+// the next message.
+class Incoming {
+public:
+    Incoming(const Zmq& zmq, void* socket) : zmq_(zmq), socket_(socket) {}
+    ~Incoming() {
+        while (more_) {
+            Received rest(zmq_);
+            int taken = 0;
+            while ((taken = zmq_.msg_recv(&rest.message, socket_, 0)) < 0 && zmq_.error() == EINTR) {
+            }
+            more_ = taken >= 0 && rest.more();
+        }
+    }
+    Incoming(const Incoming&) = delete;
+    Incoming& operator=(const Incoming&) = delete;
+
+    // Null: there is none.
+    std::unique_ptr<Received> take(int flags) {
+        auto frame = std::make_unique<Received>(zmq_);
+        if (!frame->receive(socket_, flags)) return nullptr;
+        more_ = frame->more();
+        return frame;
+    }
+    // The other frames of a message are there with the first.
+    std::unique_ptr<Received> next() {
+        auto frame = take(0);
+        if (frame == nullptr) throw py::value_error("receive_frames: a message has no end");
+        return frame;
+    }
+    bool more() const { return more_; }
+
+private:
+    const Zmq& zmq_;
+    void* socket_;
+    bool more_ = false;
+};
+
+// (route, frames, user id, address of the peer, descriptor of its connection), or None.
 py::object receive_frames(std::uintptr_t socket, bool routed) {
     const Zmq& zmq = library();
     release_sent();
-    void* const handle = reinterpret_cast<void*>(socket);
-    auto frame = std::make_unique<Received>(zmq);
-    if (!frame->receive(handle, dont_wait)) return py::none();
-    // The other frames of a message are there with the first.
-    const auto next = [&] {
-        if (!frame->more()) return false;
-        frame = std::make_unique<Received>(zmq);
-        frame->receive(handle, 0);
-        return true;
-    };
+    Incoming incoming(zmq, reinterpret_cast<void*>(socket));
+    auto frame = incoming.take(dont_wait);
+    if (frame == nullptr) return py::none();
     py::bytes route;
     py::list frames;
     if (routed) {
         route = frame->bytes();
-        if (!next()) return py::make_tuple(route, frames, py::str(), py::str());
+        if (!incoming.more()) return py::make_tuple(route, frames, py::str(), py::str(), -1);
+        frame = incoming.next();
     }
     const py::str user = frame->property("User-Id"), peer = frame->property("Peer-Address");
+    const int descriptor = routed ? frame->descriptor() : -1;
     if (frame->size() < zmq.copied_below) {
         frames.append(frame->bytes());
-        if (!next()) return py::make_tuple(route, frames, user, peer);
-    }
-    for (bool more = true; more;) {
-        more = frame->more();
+    } else {
         frames.append(to_array(std::move(frame)));
-        if (!more) break;
-        frame = std::make_unique<Received>(zmq);
-        frame->receive(handle, 0);
     }
-    return py::make_tuple(route, frames, user, peer);
+    while (incoming.more() && frames.size() < zmq.frames_max) frames.append(to_array(incoming.next()));
+    return py::make_tuple(route, frames, user, peer, descriptor);
 }
 
-void use_zmq(const py::dict& functions, std::size_t copied_below) {
+void use_zmq(const py::dict& functions, std::size_t copied_below, std::size_t frames_max) {
     const auto take = [&]<class F>(const char* name, F*& function) {
         function = reinterpret_cast<F*>(py::cast<std::uintptr_t>(functions[name]));
     };
@@ -219,6 +275,7 @@ void use_zmq(const py::dict& functions, std::size_t copied_below) {
     take("zmq_msg_gets", found.msg_gets);
     take("zmq_errno", found.error);
     found.copied_below = copied_below;
+    found.frames_max = frames_max;
     zmq = found;
 }
 
@@ -226,7 +283,7 @@ void use_zmq(const py::dict& functions, std::size_t copied_below) {
 
 void register_frames(py::module_& module) {
     using namespace py::literals;
-    module.def("use_zmq", &use_zmq, "functions"_a, "copied_below"_a);
+    module.def("use_zmq", &use_zmq, "functions"_a, "copied_below"_a, "frames_max"_a);
     module.def("send_frames", &send_frames, "socket"_a, "route"_a, "frames"_a);
     module.def("receive_frames", &receive_frames, "socket"_a, "routed"_a);
     module.def("release_sent", &release_sent);

@@ -1,13 +1,19 @@
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <tuple>
+#include <utility>
 
 #include "gf/matrix.hpp"
 #include "register.hpp"
 #include "store/capture.hpp"
+#include "store/in_use.hpp"
 #include "store/store.hpp"
+#include "store/tuning.hpp"
 #include "store_arrays.hpp"
+#include "threads/pauses.hpp"
 
 namespace ecrec::bindings {
 namespace {
@@ -26,6 +32,48 @@ template <class Work>
 auto released(Work&& work) {
     const py::gil_scoped_release release;
     return work();
+}
+
+// An object for one call, and the store that it reads, whose listener is told of its work; refused while another thread
+// is in a call with one of them.
+class Using {
+public:
+    explicit Using(const Store& store) : store_(store.in_use(), "Store"), listening_(&store.listener()) {}
+    explicit Using(const RowBuffer& buffer) : Using(buffer.store()) { own_.emplace(buffer.in_use(), "RowBuffer"); }
+    explicit Using(const Window& window) : Using(*window.store()) { own_.emplace(window.in_use(), "Window"); }
+    explicit Using(const Capture& capture) : Using(capture.store()) { own_.emplace(capture.in_use(), "Capture"); }
+    Using(const Store& store, const Window* window) : Using(store) {
+        if (window != nullptr) own_.emplace(window->in_use(), "Window");
+    }
+
+private:
+    Use store_;
+    std::optional<Use> own_;
+    pauses::Listening listening_;
+};
+
+// A method as a function that uses its object alone, and does not hold the GIL meanwhile.
+template <class Object, class Result, class... Arguments>
+auto alone(Result (Object::*method)(Arguments...)) {
+    return [method](Object& object, Arguments... arguments) -> Result {
+        const Using use(object);
+        return released([&]() -> Result { return (object.*method)(std::forward<Arguments>(arguments)...); });
+    };
+}
+template <class Object, class Result, class... Arguments>
+auto alone(Result (Object::*method)(Arguments...) const) {
+    return [method](const Object& object, Arguments... arguments) -> Result {
+        const Using use(object);
+        return released([&]() -> Result { return (object.*method)(std::forward<Arguments>(arguments)...); });
+    };
+}
+// The same for an attribute or a short call.
+template <class Object, class Result, class... Arguments>
+auto alone_held(Result (Object::*method)(Arguments...) const) {
+    return [method](const Object& object, Arguments... arguments) -> Result {
+        const Using use(object);
+        return (object.*method)(std::forward<Arguments>(arguments)...);
+    };
 }
 
 struct SectionViews {
@@ -58,10 +106,12 @@ int add_table(Store& store, std::int64_t rows, std::int64_t dim, int k, int r, s
                          init_scale,
                          init_state,
                          recovered};
-    return store.add_table(options);
+    const Using use(store);
+    return released([&] { return store.add_table(options); });
 }
 
 py::dict memory(const Store& store) {
+    const Using alone(store);
     const MemoryUse use = store.memory();
     py::dict result;
     result["data_rows_touched"] = use.data_rows_touched;
@@ -74,6 +124,7 @@ py::dict memory(const Store& store) {
 }
 
 std::vector<std::tuple<int, int, std::string>> codes(const Store& store) {
+    const Using use(store);
     std::vector<std::tuple<int, int, std::string>> result;
     for (const StoreCode& code : store.codes()) {
         result.emplace_back(code.k(), code.r(), gf::generator_name(code.code.generator()));
@@ -84,10 +135,13 @@ std::vector<std::tuple<int, int, std::string>> codes(const Store& store) {
 template <class T, class Of>
 py::array_t<T> of_each_key(const Store& store, const char* where, py::handle keys_object, Of&& of) {
     const auto keys = keys_view(keys_object);
+    const Using use(store);
     store.check_keys(where, keys.span());
     py::array_t<T> result(static_cast<py::ssize_t>(keys.size));
     T* out = result.mutable_data();
-    for (std::size_t i = 0; i < keys.size; ++i) out[i] = static_cast<T>(of(keys.data[i]));
+    pauses::in_pieces(keys.size, pauses::piece_rows, pauses::row_bytes / 4, [&](std::size_t first, std::size_t last) {
+        for (std::size_t i = first; i < last; ++i) out[i] = static_cast<T>(of(keys.data[i]));
+    });
     return result;
 }
 
@@ -96,8 +150,8 @@ void register_row_buffer(py::module_& module) {
     py::class_<RowBuffer>(module, "RowBuffer")
         .def(py::init([](StorePointer store) { return RowBuffer(std::move(store)); }),
              py::arg("store").none(false))
-        .def("__len__", &RowBuffer::size)
-        .def_property_readonly("nbytes", &RowBuffer::record_bytes)
+        .def("__len__", alone_held(&RowBuffer::size))
+        .def_property_readonly("nbytes", alone_held(&RowBuffer::record_bytes))
         .def(
             "fold",
             [](RowBuffer& buffer, int coefficient, py::handle keys_object, py::handle records_object) {
@@ -106,42 +160,62 @@ void register_row_buffer(py::module_& module) {
                 }
                 const auto keys = keys_view(keys_object);
                 const auto records = readable<U8>(records_object, "records");
+                const Using use(buffer);
                 released([&] { buffer.fold(static_cast<U8>(coefficient), keys.span(), records.span()); });
             },
             "coefficient"_a, "keys"_a, "records"_a)
         .def("nonzero",
-             [](const RowBuffer& buffer) { return to_array(released([&] { return buffer.nonzero(); })); })
-        .def("remove_class", &RowBuffer::remove_class, "class_id"_a, py::call_guard<py::gil_scoped_release>())
-        .def("take", [](RowBuffer& buffer) { return to_arrays(buffer.take()); });
+             [](const RowBuffer& buffer) {
+                 const Using use(buffer);
+                 return to_array(released([&] { return buffer.nonzero(); }));
+             })
+        .def("remove_class", alone(&RowBuffer::remove_class), "class_id"_a)
+        .def("take", [](RowBuffer& buffer) {
+            const Using use(buffer);
+            return to_arrays(buffer.take());
+        })
+        .def("take_nonzero", [](RowBuffer& buffer) {
+            const Using use(buffer);
+            return to_arrays(released([&] { return buffer.take_nonzero(); }));
+        });
 }
 
 void register_window(py::module_& module) {
     using namespace py::literals;
     py::class_<Window>(module, "Window")
-        .def(py::init([](StorePointer store) { return Window(std::move(store)); }),
+        .def(py::init([](const StorePointer& store) {
+                 const Using use(*store);
+                 return std::make_unique<Window>(store);
+             }),
              py::arg("store").none(false))
         .def_property_readonly_static("UNLIMITED", [](const py::object&) { return unlimited; })
-        .def("limit", &Window::limit, "peer"_a, "class_id"_a)
-        .def("set_limit", &Window::set_limit, "peer"_a, "class_id"_a, "position"_a)
+        .def("limit", alone_held(&Window::limit), "peer"_a, "class_id"_a)
+        .def(
+            "set_limit",
+            [](Window& window, int peer, int class_id, U64 position) {
+                const Using use(window);
+                window.set_limit(peer, class_id, position);
+            },
+            "peer"_a, "class_id"_a, "position"_a)
         .def("buffer", &Window::buffer, "peer"_a, py::return_value_policy::reference_internal)
-        .def("rows", &Window::rows)
-        .def("nbytes", &Window::record_bytes);
+        .def("rows", alone_held(&Window::rows))
+        .def("nbytes", alone_held(&Window::record_bytes));
 }
 
 void register_capture(py::module_& module) {
     using namespace py::literals;
     py::class_<Capture>(module, "Capture")
         .def(py::init([](StorePointer store, int class_id, U64 first, U64 last) {
-                 return released(
-                     [&] { return std::make_unique<Capture>(std::move(store), class_id, first, last); });
+                 const Using use(*store);
+                 return released([&] { return std::make_unique<Capture>(store, class_id, first, last); });
              }),
              py::arg("store").none(false), "class_id"_a, "first"_a, "last"_a)
         .def_static(
             "of_keys",
             [](StorePointer store, int class_id, py::handle keys_object) {
                 const auto keys = keys_view(keys_object);
-                return released(
-                    [&] { return std::make_unique<Capture>(std::move(store), class_id, keys.span()); });
+                const Using use(*store);
+                return released([&] { return std::make_unique<Capture>(store, class_id, keys.span()); });
             },
             py::arg("store").none(false), "class_id"_a, "keys"_a)
         .def(
@@ -149,10 +223,14 @@ void register_capture(py::module_& module) {
             [](Capture& capture, int source, py::handle keys_object, py::handle records_object) {
                 const auto keys = keys_view(keys_object);
                 const auto records = readable<U8>(records_object, "records");
+                const Using use(capture);
                 released([&] { capture.fold(source, keys.span(), records.span()); });
             },
             "source"_a, "keys"_a, "records"_a)
-        .def("take", [](Capture& capture) { return to_arrays(capture.take()); });
+        .def("take", [](Capture& capture) {
+            const Using use(capture);
+            return to_arrays(capture.take());
+        });
 }
 
 void def_rows(py::class_<Store, StorePointer>& store) {
@@ -167,6 +245,7 @@ void def_rows(py::class_<Store, StorePointer>& store) {
                 require_disjoint(views.tables, "tables", out, "out");
                 require_disjoint(views.counts, "counts", out, "out");
                 require_disjoint(views.rows, "rows", out, "out");
+                const Using use(store);
                 released([&] { store.gather(views.sections(), records, out.span()); });
             },
             "tables"_a, "counts"_a, "rows"_a, "out"_a, "records"_a = false)
@@ -175,6 +254,7 @@ void def_rows(py::class_<Store, StorePointer>& store) {
             [](const Store& store, py::handle tables_object, py::handle counts_object, bool records) {
                 const auto tables = readable<std::int32_t>(tables_object, "tables");
                 const auto counts = readable<std::int64_t>(counts_object, "counts");
+                const Using use(store);
                 return store.gather_bytes(tables.span(), counts.span(), records);
             },
             "tables"_a, "counts"_a, "records"_a = false)
@@ -182,6 +262,7 @@ void def_rows(py::class_<Store, StorePointer>& store) {
             "missing",
             [](const Store& store, py::handle tables, py::handle counts, py::handle rows) {
                 const SectionViews views(tables, counts, rows);
+                const Using use(store);
                 return to_array(released([&] { return store.missing(views.sections()); }));
             },
             "tables"_a, "counts"_a, "rows"_a)
@@ -191,6 +272,7 @@ void def_rows(py::class_<Store, StorePointer>& store) {
                py::handle values_object) {
                 const SectionViews views(tables, counts, rows);
                 const auto values = readable<float>(values_object, "values");
+                const Using use(store);
                 released([&] { store.check(views.sections(), values.span()); });
             },
             "tables"_a, "counts"_a, "rows"_a, "values"_a)
@@ -200,6 +282,7 @@ void def_rows(py::class_<Store, StorePointer>& store) {
                py::handle gradients_object, Window* window) {
                 const SectionViews views(tables, counts, rows);
                 const auto gradients = readable<float>(gradients_object, "gradients");
+                const Using use(store, window);
                 released([&] { store.apply(views.sections(), gradients.span(), window); });
             },
             "tables"_a, "counts"_a, "rows"_a, "gradients"_a, "window"_a.none(true))
@@ -209,6 +292,7 @@ void def_rows(py::class_<Store, StorePointer>& store) {
                Window* window) {
                 const SectionViews views(tables, counts, rows);
                 const auto values = readable<float>(values_object, "values");
+                const Using use(store, window);
                 released([&] { store.assign(views.sections(), values.span(), window); });
             },
             "tables"_a, "counts"_a, "rows"_a, "values"_a, "window"_a.none(true))
@@ -216,9 +300,19 @@ void def_rows(py::class_<Store, StorePointer>& store) {
             "keys",
             [](const Store& store, py::handle tables, py::handle counts, py::handle rows) {
                 const SectionViews views(tables, counts, rows);
+                const Using use(store);
                 return to_array(released([&] { return store.keys(views.sections()); }));
             },
-            "tables"_a, "counts"_a, "rows"_a);
+            "tables"_a, "counts"_a, "rows"_a)
+        .def(
+            "distinct",
+            [](const Store& store, py::handle keys_object, py::handle known_object) {
+                const auto keys = keys_view(keys_object);
+                const auto known = readable<U64>(known_object, "known");
+                const Using use(store);
+                return to_array(released([&] { return store.distinct(keys.span(), known.span()); }));
+            },
+            "keys"_a, "known"_a);
 }
 
 void def_parity_and_recovery(py::class_<Store, StorePointer>& store) {
@@ -229,15 +323,16 @@ void def_parity_and_recovery(py::class_<Store, StorePointer>& store) {
             [](Store& store, int source, U64 class_mask, py::handle keys_object, py::handle records_object) {
                 const auto keys = keys_view(keys_object);
                 const auto records = readable<U8>(records_object, "records");
+                const Using use(store);
                 released([&] { store.fold(source, class_mask, keys.span(), records.span()); });
             },
             "source"_a, "class_mask"_a, "keys"_a, "records"_a)
-        .def("wipe_parity", &Store::wipe_parity, "class_id"_a, py::call_guard<py::gil_scoped_release>())
-        .def("span", &Store::span, "class_id"_a, "first"_a, "last"_a, "rows_max"_a,
-             py::call_guard<py::gil_scoped_release>())
+        .def("wipe_parity", alone(&Store::wipe_parity), "class_id"_a)
+        .def("span", alone(&Store::span), "class_id"_a, "first"_a, "last"_a, "rows_max"_a, "bytes_max"_a = unlimited)
         .def(
             "coded_rows",
             [](const Store& store, int class_id, U64 first, U64 last) {
+                const Using use(store);
                 return to_arrays(released([&] { return store.coded_rows(class_id, first, last); }));
             },
             "class_id"_a, "first"_a, "last"_a)
@@ -245,33 +340,61 @@ void def_parity_and_recovery(py::class_<Store, StorePointer>& store) {
             "coded_rows_of",
             [](const Store& store, py::handle keys_object) {
                 const auto keys = keys_view(keys_object);
+                const Using use(store);
                 return to_arrays(released([&] { return store.coded_rows_of(keys.span()); }));
             },
             "keys"_a)
         .def(
             "seed",
-            [](Store& store, Window& window, int peer, int class_id, U64 rows_max) {
+            [](Store& store, Window& window, int peer, int class_id, U64 rows_max, U64 bytes_max) {
+                const Using use(store, &window);
                 SeedProgress progress =
-                    released([&] { return store.seed(window, peer, class_id, rows_max); });
+                    released([&] { return store.seed(window, peer, class_id, rows_max, bytes_max); });
                 return std::make_tuple(progress.finished, to_array(std::move(progress.blocked)));
             },
-            "window"_a, "peer"_a, "class_id"_a, "rows_max"_a)
+            "window"_a, "peer"_a, "class_id"_a, "rows_max"_a, "bytes_max"_a = unlimited)
         .def(
             "restore",
             [](Store& store, py::handle keys_object, py::handle coded_object) {
                 const auto keys = keys_view(keys_object);
                 const auto coded = readable<U8>(coded_object, "coded");
+                const Using use(store);
                 released([&] { store.restore(keys.span(), coded.span()); });
             },
             "keys"_a, "coded"_a)
-        .def("mark_recovered", &Store::mark_recovered, "class_id"_a, "first"_a, "last"_a,
-             py::call_guard<py::gil_scoped_release>())
+        .def("mark_recovered", alone(&Store::mark_recovered), "class_id"_a, "first"_a, "last"_a)
         .def(
             "mark_recovered_keys",
-            [](Store& store, py::handle keys) { store.mark_recovered_keys(keys_view(keys).span()); },
+            [](Store& store, py::handle keys_object) {
+                const auto keys = keys_view(keys_object);
+                const Using use(store);
+                released([&] { store.mark_recovered_keys(keys.span()); });
+            },
             "keys"_a)
-        .def("next_missing", &Store::next_missing, "class_id"_a, "first"_a,
-             py::call_guard<py::gil_scoped_release>());
+        .def("next_missing", alone(&Store::next_missing), "class_id"_a, "first"_a)
+        .def(
+            "missing_counts",
+            [](const Store& store, int class_id) {
+                const Using use(store);
+                Store::MissingCounts found = store.missing_counts(class_id);
+                return std::make_tuple(to_array(std::move(found.tables)), to_array(std::move(found.counts)));
+            },
+            "class_id"_a)
+        .def(
+            "missing_of",
+            [](const Store& store, py::handle keys_object, U64 rows_max) {
+                const auto keys = keys_view(keys_object);
+                const Using use(store);
+                return to_array(released([&] { return store.missing_of(keys.span(), rows_max); }));
+            },
+            "keys"_a, "rows_max"_a)
+        .def(
+            "missing_keys",
+            [](const Store& store, int class_id, U64 first, U64 rows_max) {
+                const Using use(store);
+                return to_array(released([&] { return store.missing_keys(class_id, first, rows_max); }));
+            },
+            "class_id"_a, "first"_a, "rows_max"_a);
 }
 
 }  // namespace
@@ -279,6 +402,18 @@ void def_parity_and_recovery(py::class_<Store, StorePointer>& store) {
 void register_store(py::module_& module) {
     using namespace py::literals;
     py::register_exception_translator(&translate_store_error);
+    module.def("tuning", [] {
+        py::dict knobs;
+        for (const auto& [name, value] : read_tuning()) knobs[py::str(name)] = value;
+        return knobs;
+    });
+    module.def("set_tuning", [](const py::kwargs& values) {
+        std::vector<std::pair<std::string, std::int64_t>> knobs;
+        for (const auto& [name, value] : values) {
+            knobs.emplace_back(py::cast<std::string>(name), py::cast<std::int64_t>(value));
+        }
+        set_tuning(knobs);
+    });
 
     py::class_<Store, StorePointer> store(module, "Store");
     register_row_buffer(module);
@@ -286,15 +421,25 @@ void register_store(py::module_& module) {
     register_capture(module);
     store.def(py::init<int, int, int, int>(), "shard"_a, "shards"_a, "group"_a = 0, "groups"_a = 1)
         .def("add_table", &add_table, "rows"_a, "dim"_a, "k"_a, "r"_a, "generator"_a, "optimizer"_a,
-             "hyper"_a, "init"_a, "init_seed"_a, "init_scale"_a, "init_state"_a, "recovered"_a = true,
-             py::call_guard<py::gil_scoped_release>())
-        .def_property_readonly("tables", &Store::tables)
+             "hyper"_a, "init"_a, "init_seed"_a, "init_scale"_a, "init_state"_a, "recovered"_a = true)
         .def(
-            "record_bytes", [](const Store& store, int table) { return store.table(table).record_bytes(); },
+            "on_pause",
+            [](Store& store, std::function<void(std::size_t)> pause) {
+                const Using use(store);
+                store.listener() = {std::move(pause)};
+            },
+            "pause"_a.none(true))
+        .def_property_readonly("tables", alone_held(&Store::tables))
+        .def(
+            "record_bytes",
+            [](const Store& store, int table) {
+                const Using use(store);
+                return store.table(table).record_bytes();
+            },
             "table"_a)
-        .def("class_size", &Store::class_size, "class_id"_a)
+        .def("class_size", alone_held(&Store::class_size), "class_id"_a)
         .def_property_readonly("codes", &codes)
-        .def("use_huge_pages", &Store::use_huge_pages, "extents"_a, py::call_guard<py::gil_scoped_release>())
+        .def("use_huge_pages", alone(&Store::use_huge_pages), "extents"_a)
         .def("memory", &memory)
         .def(
             "positions",

@@ -17,6 +17,7 @@ py::array_t<T> to_array(Growing<T>&& values) {
     return py::array_t<T>(size, data, owner);
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 asks for this signature.
 inline void translate_store_error(std::exception_ptr thrown) {
     try {
         if (thrown) std::rethrow_exception(thrown);

@@ -5,7 +5,8 @@ Conventions, everywhere below:
 * Arrays are C-contiguous numpy arrays of exactly the stated dtype; anything else is a ``TypeError``.
   Sizes and ids are checked before the first byte is changed; a bad one is a ``ValueError`` (or
   ``IndexError`` for an id out of range) that says what, where and what was expected.
-* Calls that touch many bytes release the GIL. No call is safe to run on one object from two threads.
+* Calls that touch many bytes release the GIL. One thread at a time may use a `Store` and the `Window`, `RowBuffer` and
+  `Capture` objects made of it; another one gets a ``RuntimeError`` that says so, whatever it called.
 * ``n`` is the number of shards of the coding group. Stripe ``g`` of a table with code (k, r) has slot
   ``j`` on shard ``(g + j) % n``; slots ``0..k-1`` are data, ``k..k+r-1`` parity.
 * *class id* = ``code_index * n + g % n`` where ``code_index`` numbers the different (k, r, generator)
@@ -18,7 +19,7 @@ Conventions, everywhere below:
   (global row ids of the tables, section after section).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -57,12 +58,24 @@ def use_prefetch(cache: str) -> None:
 def threads() -> int:
     """How many threads bulk operations use, the caller's among them; 1 to begin with."""
 
-def use_threads(count: int) -> None:
-    """Divide bulk operations over so many threads, 1 to 256; not while one runs. No bit of a result depends on it.
+def use_threads(count: int) -> int:
+    """Divide bulk operations over ``count`` threads, 1 to 256. No bit of a result depends on it.
+
+    Returns how many there are: fewer where the operating system does not let so many start (a limit on threads or
+    memory). Waits for an operation that runs. A child of ``os.fork`` begins with 1.
 
     Divided are, from 256 KiB for each thread on: encode, fold, fold_rows, reconstruct, gather, apply, the folding of
     windows, and pooling forward and backward.
     """
+
+def crc32c(data: Any, value: int = 0) -> int:
+    """CRC-32C of a contiguous buffer; behind what ``value`` is the checksum of, if it is given."""
+
+def crc32c_by_table(data: Any, value: int = 0) -> int:
+    """`crc32c`, byte by byte: the oracle."""
+
+def crc32c_in_use() -> str:
+    """What `crc32c` is computed by: ``sse4.2``, ``armv8`` or ``table``."""
 
 def kernel_functions() -> dict[str, int]:
     """Addresses of ``encode``, ``fold`` and ``fold_rows`` of the kernel in use (``src/cpp/kernels/operations.hpp``).
@@ -109,8 +122,23 @@ class Code:
         """uint8[len(lost), k] that maps the first k present blocks to the lost ones."""
 
 # ------------------------------------------------------------------ store
+def tuning() -> dict[str, int]:
+    """The store's thresholds by name (``src/cpp/store/tuning.hpp`` says what each decides)."""
+
+def set_tuning(**knobs: int) -> None:
+    """Set some of the thresholds of `tuning`, for the whole process; not while another call runs.
+
+    For tests and the simulator, which reach with few rows what a server reaches with many. No result depends on them,
+    but for the order and number of rows in a `Window`, and refusals at ``buffer_rows_max`` and ``buffer_bytes_max``.
+    ``ValueError`` for an unknown name or a value out of range; then none is set.
+    """
+
 class RowBuffer:
-    """Sparse rows of one store's tables: key -> record, merged by XOR. Used for deltas, captures, decoding."""
+    """Sparse rows of one store's tables: key -> record, merged by XOR. Used for deltas, captures, decoding.
+
+    The buffer of a `Window` may hold a key several times: its record is what these add up to by XOR. ``RuntimeError``
+    for more rows or bytes than ``buffer_rows_max`` and ``buffer_bytes_max`` of `tuning`; nothing is changed then.
+    """
     def __init__(self, store: Store) -> None: ...
     def __len__(self) -> int: ...
     @property
@@ -119,11 +147,14 @@ class RowBuffer:
     def fold(self, coefficient: int, keys: U64, records: U8) -> None:
         """self[key] ^= coefficient * record (a key that is absent is zero)."""
     def nonzero(self) -> U64:
-        """Keys whose record is not all zero, in order of insertion."""
+        """Keys whose record is not all zero, each once, in order of insertion."""
     def remove_class(self, class_id: int) -> None:
-        """Forget the rows of one class."""
+        """Forget the rows of one class. The others keep their order; rows that come later may repeat a key until
+        `take`."""
     def take(self) -> tuple[U64, U8]:
         """(keys, records) in order of insertion, moved out without a copy; the buffer is empty afterwards."""
+    def take_nonzero(self) -> tuple[U64, U8]:
+        """The same without the rows that are all zero, each key once."""
 
 class Window:
     """The open window of a shard: one `RowBuffer` a peer, and what may be written to it.
@@ -194,6 +225,16 @@ class Store:
         start; all other state starts at zero.
         recovered=False: every data row of it counts as lost until restored (a replacement's store).
         """
+    def on_pause(self, pause: Callable[[int], None] | None) -> None:
+        """Have ``pause(work)`` called in the middle of long calls, of this store and of what is made of it: once so
+        much is done as the knob ``pause_bytes`` says (2 MiB), 0.2 to 3 ms of work, counted on from call to call. None:
+        no more.
+
+        Work is counted in bytes, not timed: two runs pause at the same places, and what is computed does not depend on
+        it. ``work``: what was done since the last pause, which may be more by one piece that is done in one go.
+        ``pause`` may use no object of the store. What it raises ends the call half done: nothing that the store holds
+        may be used any more then. It is kept as long as the store.
+        """
     @property
     def tables(self) -> int: ...
     def record_bytes(self, table: int) -> int: ...
@@ -210,7 +251,8 @@ class Store:
     def use_huge_pages(self, extents: int) -> bool:
         """Look at the next ``extents`` of 2 MiB of all tables, in turn, and move those of which at least three quarters
         of the pages are touched into huge pages (Linux 6.1). About 0.2 ms for one that is moved.
-        False: all were looked at and none was moved, or the system refuses.
+        False: all were looked at and none was moved, or the system cannot do it. What it cannot do at the moment (no
+        huge page is free) stays small until a later look. Parts without a touched row are passed over.
 
         Pages are small at first, so that a touched row costs no 2 MiB, and a first push does not wait for them.
         """
@@ -224,6 +266,10 @@ class Store:
         """
     def gather_bytes(self, tables: I32, counts: I64, records: bool = False) -> int:
         """Bytes that `gather` needs for such sections."""
+    def distinct(self, keys: U64, known: U64) -> U64:
+        """Each of the keys once, in order of first occurrence, without those that are in ``known``. Any numbers do; the
+        store gives the pauses alone, which sorting them would not have.
+        """
     def missing(self, tables: I32, counts: I64, rows: I64) -> U64:
         """Distinct keys of those rows that are not yet recovered (empty when nothing is lost)."""
     def check(self, tables: I32, counts: I64, rows: I64, values: F32) -> None:
@@ -246,7 +292,7 @@ class Store:
         row of it.
         """
     def wipe_parity(self, class_id: int) -> None:
-        """All parity rows of the class back to zero, untouched."""
+        """All parity rows of the class back to zero, untouched. Takes no time in proportion to their number."""
 
     # -- recovery
     def coded_rows(self, class_id: int, first: int, last: int) -> tuple[U64, U8]:
@@ -255,9 +301,9 @@ class Store:
         """
     def coded_rows_of(self, keys: U64) -> tuple[U64, U8]:
         """The same of those of the given keys that are touched."""
-    def seed(self, window: Window, peer: int, class_id: int, rows_max: int) -> tuple[bool, U64]:
-        """Go on from ``window.limit(peer, class_id)``: write up to rows_max touched coded rows to the peer's buffer
-        and advance the limit.
+    def seed(self, window: Window, peer: int, class_id: int, rows_max: int, bytes_max: int = ...) -> tuple[bool, U64]:
+        """Go on from ``window.limit(peer, class_id)``: write up to rows_max touched coded rows, of at most bytes_max
+        bytes (at least one row), to the peer's buffer and advance the limit.
 
         Returns (finished, blocked): finished means that the limit was set to UNLIMITED; blocked are keys of not yet
         recovered
@@ -272,9 +318,15 @@ class Store:
     def mark_recovered_keys(self, keys: U64) -> None: ...
     def next_missing(self, class_id: int, first: int) -> int:
         """Smallest position >= first of a data row of mine not yet recovered; -1 if none."""
-    def span(self, class_id: int, first: int, last: int, rows_max: int) -> int:
-        """Largest end <= last such that first..end has at most rows_max touched parity rows of mine (at least first +
-        1).
+    def missing_counts(self, class_id: int) -> tuple[I32, I64]:
+        """(tables, counts): how many of my rows of the class are not yet recovered; only tables that have some."""
+    def missing_of(self, keys: U64, rows_max: int) -> U64:
+        """Those of the keys whose rows of mine are not yet recovered, in order; it stops at rows_max of them."""
+    def missing_keys(self, class_id: int, first: int, rows_max: int) -> U64:
+        """Keys of those at position >= first, at most rows_max, in order of position."""
+    def span(self, class_id: int, first: int, last: int, rows_max: int, bytes_max: int = ...) -> int:
+        """Largest end <= last such that first..end has at most rows_max touched parity rows of mine, of at most
+        bytes_max bytes (at least first + 1, and one such row).
         """
     def positions(self, keys: U64) -> U64:
         """Position of each key in its class."""
@@ -310,7 +362,8 @@ def pool_forward(
     """out float32[batch, sum(dims)]: for feature f and sample b the sum (or mean) of the rows of its bag.
 
     Bag (f, b) = inverse[bag_offsets[f * batch + b] : bag_offsets[f * batch + b + 1]]; row u is
-    values[value_offsets[u] : value_offsets[u] + dims[f]]. An empty bag gives zeros.
+    values[value_offsets[u] : value_offsets[u] + dims[f]]. An empty bag gives zeros. ValueError for offsets that are
+    out of range, fall, or make rows overlap.
     """
 
 def pool_backward(
@@ -327,8 +380,12 @@ def pool_backward(
     Overwrites.
     """
 
-def sum_sections(sections: Sequence[tuple[I32, I64, I64, F32]], dims: I32) -> tuple[I32, I64, I64, F32]:
+def sum_sections(
+    sections: Sequence[tuple[I32, I64, I64, F32]], dims: I32, store: Store | None = None
+) -> tuple[I32, I64, I64, F32]:
     """Sum several pushes into one: (tables, counts, rows, gradients) each, dims by table index.
+
+    Pauses as calls of ``store`` do, whose rows need not be these.
 
     Rows of the result are distinct per table, ordered by table, then first occurrence; each row's gradients are added
     in the order given.
@@ -343,23 +400,27 @@ def unique_inverse(ids: I64) -> tuple[I64, I64]:
 def first_nonfinite(values: F32) -> int:
     """Index of the first value that is infinite or not a number; -1 if there is none."""
 
-def use_zmq(functions: dict[str, int], copied_below: int) -> None:
+def use_zmq(functions: dict[str, int], copied_below: int, frames_max: int) -> None:
     """Name the library whose sockets ``send_frames`` and ``receive_frames`` get, by the addresses of its functions.
 
-    Frames of fewer bytes than ``copied_below`` are copied, larger ones are not.
+    Frames of fewer bytes than ``copied_below`` are copied, larger ones are not. ``frames_max``: of a message that
+    arrives.
     """
 
 def send_frames(socket: int, route: bytes | None, frames: Sequence[Any]) -> int:
     """Send buffers as one message, without waiting; ``route`` before them, on a ROUTER. ``socket``: its address.
 
-    Returns 0, or the errno of what is in the way. A large buffer must not change until ZeroMQ has sent it; it is kept
-    alive until then.
+    Returns 0, or the errno of what is in the way; a negative one if a part of the message was taken: then the socket
+    must be closed, or what is sent next is the other part. Nothing is sent if it raises. A large buffer must not change
+    until ZeroMQ has sent it; it is kept alive until then.
     """
 
-def receive_frames(socket: int, routed: bool) -> tuple[bytes, list[Any], str, str] | None:
-    """The next message, if there is one: its route (of a ROUTER), frames, user id and address of the peer.
+def receive_frames(socket: int, routed: bool) -> tuple[bytes, list[Any], str, str, int] | None:
+    """The next message, if there is one: its route (of a ROUTER), frames, user id and address of the peer, and the
+    descriptor of its connection (of a ROUTER, else -1).
 
-    The first frame is bytes, or, if it is large, an array as the others are: uint8 in memory aligned to 8 bytes.
+    The first frame is bytes, or, if it is large, an array as the others are: uint8 in memory aligned to 8 bytes. Frames
+    beyond ``frames_max`` are dropped. If it raises, the whole message is gone, and the next call takes the next one.
     """
 
 def release_sent() -> None:

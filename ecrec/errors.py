@@ -18,7 +18,8 @@ class WireError(EcrecError):
 
 
 class RefusedError(EcrecError):
-    """A shard or the scheduler refused a request; nothing of it was applied."""
+    """A request was refused, by the scheduler, by a shard, or before anything was sent; nothing of it was applied. The
+    session goes on, unless the refusal is of pushes that workers of a run made in disagreement."""
 
 
 class GradientError(EcrecError, ValueError):
@@ -27,6 +28,10 @@ class GradientError(EcrecError, ValueError):
 
 class ClusterError(EcrecError):
     """The cluster cannot serve: it is not reachable, or not complete, in the time allowed."""
+
+
+class PartialPushError(ClusterError):
+    """A shard refused its part of a push, and others may have applied theirs; says which. The session is over."""
 
 
 class FencedError(ClusterError):

@@ -1,10 +1,12 @@
 """The stores of one coding group beside the plain store, fed the same pushes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecrec import _native
 from ecrec.store import Capture, Store, Window
 from ecrec.store.reference import F32, KEY_STRIPE_BITS, U8, ReferenceStore, Table
 
@@ -25,6 +27,19 @@ OPTIMIZERS = {
     "ftrl": (0.1, 1.0, 0.5, 0.1),
 }
 """Of each optimizer hyper-parameters; l1 is such that some weights of random gradients are zero."""
+
+
+@contextmanager
+def tuned(knobs: Mapping[str, int], threads: int = 1) -> Iterator[None]:
+    """Run with these thresholds of the store, and so many threads."""
+    before, threads_before = _native.tuning(), _native.threads()
+    _native.set_tuning(**knobs)
+    _native.use_threads(threads)
+    try:
+        yield
+    finally:
+        _native.use_threads(threads_before)
+        _native.set_tuning(**before)
 
 
 def sections(*parts: tuple[int, Sequence[int]]) -> Sections:

@@ -6,6 +6,9 @@ The fast code is native (`Code`); `ecrec.codec.reference` is the slow, obvious v
 from ecrec._native import (
     Code,
     compiled_kernels,
+    crc32c,
+    crc32c_by_table,
+    crc32c_in_use,
     gf_inverse,
     gf_invert_matrix,
     gf_multiply,
@@ -21,6 +24,9 @@ from ecrec._native import (
 __all__ = [
     "Code",
     "compiled_kernels",
+    "crc32c",
+    "crc32c_by_table",
+    "crc32c_in_use",
     "gf_inverse",
     "gf_invert_matrix",
     "gf_multiply",

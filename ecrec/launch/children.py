@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import selectors
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ecrec.errors import ClusterError
+
+log = logging.getLogger(__name__)
 
 EVENTS_FD = "ECREC_EVENTS_FD"
 """Environment variable that names the descriptor to which a worker writes its events, one JSON object a
@@ -25,11 +28,15 @@ _ENDING_POLL_S = 0.005
 class Child:
     """One process: its name (for people), its log, and the pipe on which it reports."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path, pipe: int) -> None:
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], log: Path, pipe: int, end_signal: signal.Signals
+    ) -> None:
         self.name = name
         self.process = process
         self.log = log
         self.pipe = pipe
+        self.end_signal = end_signal
+        """Ends it at once."""
         self.ended = False
         self.unread = b""
 
@@ -48,16 +55,25 @@ class Child:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
-    def describe_end(self) -> str:
+    def describe_end(self, lines: int = 15) -> str:
         """How it ended, the last lines of its log, and where the log is."""
         code = self.process.returncode
         if code is not None and code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
         else:
             how = f"ended with exit code {code}"
-        tail = self.log_tail()
+        tail = self.log_tail(lines)
         shown = "\n".join(f"    {line}" for line in tail.splitlines()) if tail else "    (nothing)"
         return f"{self.name} {how}; last lines of {self.log}:\n{shown}"
+
+
+def _open_log(name: str, path: Path) -> BinaryIO:
+    """Without room for a log there is none: it only informs."""
+    try:
+        return path.open("ab")
+    except OSError as error:
+        log.warning("%s has no log: %s: %s", name, path, error.strerror)
+        return open(os.devnull, "ab")
 
 
 class Line(NamedTuple):
@@ -86,6 +102,7 @@ class Children:
     """
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._selector = selectors.DefaultSelector()
         self._ending: list[Child] = []
         self._running: list[Child] = []
@@ -102,14 +119,15 @@ class Children:
         log: Path,
         environment: Mapping[str, str],
         events: bool = False,
+        end_signal: signal.Signals = signal.SIGTERM,
     ) -> Child:
         """Start a process in a session of its own, so that Ctrl-C reaches only the caller.
 
-        Raises ClusterError when it cannot be started.
+        ``end_signal``: what ends it at once. Raises ClusterError when it cannot be started.
         """
         read, write = os.pipe()
         try:
-            with log.open("ab") as log_file:
+            with _open_log(name, log) as log_file:
                 process = self._spawn(command, log_file, write, environment, events)
         except OSError as error:
             os.close(read)
@@ -117,7 +135,7 @@ class Children:
         finally:
             os.close(write)
         os.set_blocking(read, False)
-        child = Child(name, process, log, read)
+        child = Child(name, process, log, read, end_signal)
         self._selector.register(read, selectors.EVENT_READ, child)
         self._running.append(child)
         return child
@@ -187,8 +205,9 @@ class Children:
             data = None
         if isinstance(data, dict):
             return Line(child, data)
-        with child.log.open("ab") as log:
-            log.write(line + b"\n")
+        # A full disk takes the line, and must take no more.
+        with contextlib.suppress(OSError), child.log.open("ab") as file:
+            file.write(line + b"\n")
         return None
 
     def _reap(self) -> list[ChildEvent]:
@@ -209,10 +228,10 @@ class Children:
         return at
 
     def stop(self, grace_s: float = 2.0) -> None:
-        """SIGTERM to all, SIGKILL after the grace to those that are left. Nothing of them survives this
+        """Its signal to each, SIGKILL after the grace to those that are left. Nothing of them survives this
         call."""
         for child in self._running:
-            self._signal_group(child, signal.SIGTERM)
+            self._signal_group(child, child.end_signal)
         deadline = time.monotonic() + grace_s
         while self._running and time.monotonic() < deadline:
             self.wait(deadline - time.monotonic())
@@ -234,8 +253,8 @@ class Children:
             os.killpg(child.pid, number)
 
     def close(self) -> None:
-        """Stop all children and give the descriptors back. May be called twice."""
-        if self._closed:
+        """Stop all children and give the descriptors back. May be called twice. A child of `os.fork` stops nobody."""
+        if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
         self.stop()

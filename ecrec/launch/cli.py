@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.live import Live
 
 from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError, EcrecError
-from ecrec.launch.environment import CURVE_DIR_HELP
+from ecrec.launch import environment
+from ecrec.launch.environment import CURVE_DIR_HELP, WAIT_TIMEOUT_HELP
 from ecrec.launch.kills import parse_interval
 from ecrec.launch.options import (
     DENSE_LEARNING_RATES,
@@ -62,7 +63,14 @@ def train(
     data: Annotated[
         list[str] | None, typer.Option(help="Criteo files (TSV, .gz too); repeatable. None: generated data.")
     ] = None,
-    shards: Annotated[int, typer.Option(help="Parameter servers.")] = DEFAULTS.shards,
+    shards: Annotated[int, typer.Option(help="Parameter servers, of all coding groups.")] = DEFAULTS.shards,
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            help="Coding groups of equal size, each of which tolerates R deaths; one of up to 16 servers, of more as "
+            "few as possible."
+        ),
+    ] = None,
     code: Annotated[str, typer.Option(help="K+R: R parity rows for K data rows; 1+R replicates.")] = DEFAULTS.code,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = DEFAULTS.workers,
     steps: Annotated[int | None, typer.Option(help="Steps of each worker; as many as the data gives.")] = None,
@@ -89,23 +97,40 @@ def train(
     ] = None,
     chaos_kill_every: Annotated[
         str | None,
-        typer.Option(help="Like 10s: SIGKILL to a random server whenever all are whole and so long has passed."),
+        typer.Option(
+            help="Like 10s: SIGKILL to random servers, at most one in each coding group, whenever that time has passed "
+            "and no data is lost by it."
+        ),
     ] = None,
     report: Annotated[str | None, typer.Option(help="Write the report here, as JSON.")] = None,
     spares: Annotated[
-        int | None, typer.Option(help="Idle servers that take a dead one's place; R of the code.")
+        int | None, typer.Option(help="Idle servers that take a dead one's place, in any group; R for each group.")
     ] = None,
     transport: Annotated[str, typer.Option(help=" or ".join(TRANSPORTS) + ".")] = DEFAULTS.transport,
     run_dir: Annotated[str | None, typer.Option(help="Directory for logs and state; a temporary one.")] = None,
+    deaths_max: Annotated[
+        int,
+        typer.Option(
+            help="A server that ended so often within two minutes, without --kill, ends the run, with its last words."
+        ),
+    ] = DEFAULTS.deaths_max,
     heartbeat_timeout_ms: Annotated[
-        int, typer.Option(help="A server that was silent for so long is down.")
-    ] = DEFAULTS.heartbeat_timeout_ms,
+        int | None,
+        typer.Option(
+            help="A server that was silent for that long is down; 800, and more where more than 4 servers share a core."
+        ),
+    ] = None,
+    link_timeout_ms: Annotated[
+        int | None,
+        typer.Option(help="When two servers have not heard each other for this long, one is replaced; 4000, or more."),
+    ] = None,
     on_data_loss: Annotated[
         str, typer.Option(help=f"After more deaths than the code stands: {' or '.join(ON_DATA_LOSS)} the lost rows.")
     ] = DEFAULTS.on_data_loss,
     lease_timeout_ms: Annotated[
         int, typer.Option(help="A worker that was silent for so long is over; its splits go to others.")
     ] = DEFAULTS.lease_timeout_ms,
+    wait_timeout_ms: Annotated[int | None, typer.Option(min=1, help=WAIT_TIMEOUT_HELP)] = None,
     test_fraction: Annotated[
         float, typer.Option(help="The last part of the data, kept for the test.")
     ] = DEFAULTS.test_fraction,
@@ -117,6 +142,7 @@ def train(
     options = TrainOptions(
         data=tuple(data or ()),
         shards=shards,
+        groups=groups,
         code=code,
         workers=workers,
         steps=steps,
@@ -140,16 +166,19 @@ def train(
         spares=spares,
         transport=transport,
         run_dir=run_dir,
+        deaths_max=deaths_max,
         heartbeat_timeout_ms=heartbeat_timeout_ms,
+        link_timeout_ms=link_timeout_ms,
         on_data_loss=on_data_loss,
         lease_timeout_ms=lease_timeout_ms,
+        wait_timeout_ms=environment.wait_timeout_ms(wait_timeout_ms),
         test_fraction=test_fraction,
         quiet=quiet,
     )
     for warning in check_options(options):
         _say(f"warning: {warning}")
     console = Console()
-    result = run_training(options, lambda: make_progress(console, options.steps, quiet))
+    result = run_training(options, lambda: make_progress(console, options.steps, quiet, options.dealt))
     if not quiet:
         console.print(summary(result))
     for text in result["kills_not_done"]:
@@ -168,11 +197,12 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     curve_dir: CurveDirOption = None,
 ) -> None:
-    from ecrec.launch.status import plain, render
+    from ecrec.launch.status import plain, redundancy, render
     from ecrec.launch.verify import cluster_state
 
     if as_json:
-        print(json.dumps(plain(cluster_state(scheduler, curve_dir=curve_dir))))
+        state = cluster_state(scheduler, curve_dir=curve_dir)
+        print(json.dumps({**plain(state), "redundancy": redundancy(state)}))
         return
     console = Console()
     if not watch:

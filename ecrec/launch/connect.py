@@ -1,18 +1,20 @@
 """``ecrec.connect`` and ``ecrec.local_cluster``: a training session from a script or a notebook."""
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecrec.errors import ClusterError, ConfigurationError
-from ecrec.launch.cluster import ClusterSettings, LocalCluster
+from ecrec.launch import environment
+from ecrec.launch.cluster import DEATHS_MAX, ClusterSettings, LocalCluster
 from ecrec.launch.environment import curve_keys
+from ecrec.launch.groups import DEFAULT_CODE, deal
 from ecrec.launch.options import ON_DATA_LOSS, STOP
-from ecrec.protocol.placement import CodeSpec, Placement
+from ecrec.launch.scratch import Scratch
+from ecrec.protocol.placement import CodeSpec
 
 if TYPE_CHECKING:
     from ecrec.training.session import Session
@@ -20,8 +22,15 @@ if TYPE_CHECKING:
 SCHEDULER, RANK, WORLD_SIZE, LOCAL_RANK = "ECREC_SCHEDULER", "RANK", "WORLD_SIZE", "LOCAL_RANK"
 """Environment of a worker: where the scheduler is; the last three are torchrun's."""
 
-DEFAULT_CODE = "4+1"
 _PUMP_S = 1.0
+
+
+def whole_number(variable: str, default: int) -> int:
+    """Of the environment. ConfigurationError for what is no number."""
+    text = os.environ.get(variable, "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise ConfigurationError(f"{variable}={text!r}: expected a whole number, as `ecrec-worker` sets it")
+    return int(text or default)
 
 
 @contextmanager
@@ -34,26 +43,31 @@ def connect(
     sync: bool = False,
     exact: bool | None = None,
     curve_dir: str | None = None,
+    wait_timeout_ms: float | None = None,
 ) -> "Iterator[Session]":
     """A training session of a running cluster; what is not given is taken from the environment of
     `ecrec-worker`.
 
     ``code`` is that of tables which name none (default: n - 1 data rows and 1 parity row in groups of n
     shards); ``sync`` and ``exact`` are the session's; ``curve_dir`` holds the keys of a cluster that encrypts (default:
-    ECREC_CURVE_DIR). Raises ConfigurationError without an endpoint or for keys that cannot be used, ClusterError
+    ECREC_CURVE_DIR). ``wait_timeout_ms``: a wait of the session that takes longer ends with ClusterError (default:
+    ECREC_WAIT_TIMEOUT_MS; without it, it waits as long as the scheduler is there and does not say that data is lost).
+    Raises ConfigurationError without an endpoint or for keys that cannot be used, ClusterError
     when the cluster cannot be reached.
     """
     endpoint = endpoint or os.environ.get(SCHEDULER)
     if not endpoint:
         raise ConfigurationError(f"no scheduler: give its endpoint, or set {SCHEDULER}")
-    rank = int(os.environ.get(RANK, "0")) if rank is None else rank
+    rank = whole_number(RANK, 0) if rank is None else rank
     if world_size is None:
-        world_size = int(os.environ.get(WORLD_SIZE, str(rank + 1)))
+        world_size = whole_number(WORLD_SIZE, rank + 1)
     spec = None if code is None else CodeSpec.parse(code)
     keys = curve_keys(curve_dir)
+    limit_ms = environment.wait_timeout_ms(wait_timeout_ms)
     with _training_connect()(
-        endpoint, rank=rank, world_size=world_size, sync=sync, exact=exact, code=spec, keys=keys
-    ) as session:
+        endpoint, rank=rank, world_size=world_size, sync=sync, exact=exact, code=spec, keys=keys,
+        wait_timeout_ms=limit_ms,
+    ) as session:  # fmt: skip
         yield session
 
 
@@ -61,29 +75,44 @@ def connect(
 def local_cluster(
     *,
     shards: int = 5,
+    groups: int | None = None,
     code: str = DEFAULT_CODE,
     run_dir: str | None = None,
     transport: str = "ipc",
     on_data_loss: str = STOP,
+    deaths_max: int = DEATHS_MAX,
+    wait_timeout_ms: float | None = None,
 ) -> "Iterator[Session]":
     """Start a scheduler and shards on this machine, give a session, end them all at exit.
 
-    A thread replaces shards that die. ``on_data_loss``: what happens when more die than the code stands, ``"stop"``
-    (DataLostError) or ``"reinitialise"`` the lost rows and go on. Raises ConfigurationError for a code that does not
-    fit the shards or another ``on_data_loss``, ClusterError when the processes cannot be started.
+    ``shards`` is the number of all; they are dealt into ``groups`` coding groups of equal size (default: one of up to
+    16 shards; of more, as few as possible), each of which tolerates r deaths of its own.
+
+    A thread replaces shards that die; one that ended ``deaths_max`` times within two minutes is given up.
+    ``wait_timeout_ms``: as for `connect`. ``on_data_loss``: what happens when more shards die than the code tolerates,
+    ``"stop"`` (DataLostError) or ``"reinitialise"`` the lost rows and go on. Raises ConfigurationError for shards that
+    cannot be dealt so, a code that does not fit a group or another ``on_data_loss``, ClusterError when the processes
+    cannot be started.
     """
     if on_data_loss not in ON_DATA_LOSS:
         raise ConfigurationError(f"on_data_loss {on_data_loss!r}: expected one of {', '.join(ON_DATA_LOSS)}")
     spec = CodeSpec.parse(code)
-    Placement(shards).check(spec)
+    dealt = deal(shards, groups, spec)
     join = _training_connect()
-    with tempfile.TemporaryDirectory(prefix="ecrec-") as scratch:
-        directory = Path(run_dir or scratch)
+    limit_ms = environment.wait_timeout_ms(wait_timeout_ms)
+    with nullcontext(Path(run_dir)) if run_dir else Scratch("ecrec-") as directory:
         directory.mkdir(parents=True, exist_ok=True)
-        with LocalCluster(ClusterSettings(shards, directory, transport, on_data_loss=on_data_loss)) as cluster:
+        settings = ClusterSettings(
+            shards, directory, transport, on_data_loss=on_data_loss, groups=dealt.count, deaths_max=deaths_max
+        )
+        with LocalCluster(settings) as cluster:
             endpoint = cluster.start()
             cluster.wait_ready()
-            with Keeper(cluster), join(endpoint, code=spec, keys=curve_keys()) as session:
+            with (
+                Keeper(cluster) as keeper,
+                join(endpoint, code=spec, keys=curve_keys(), wait_timeout_ms=limit_ms) as session,
+            ):
+                session.watch(keeper.failure)
                 yield session
 
 
@@ -100,9 +129,14 @@ class Keeper:
 
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
+        self._pid = os.getpid()
         self._ending = threading.Event()
         self._error: ClusterError | None = None
         self._thread = threading.Thread(target=self._run, name="ecrec-cluster", daemon=True)
+
+    def failure(self) -> ClusterError | None:
+        """Why it does not replace servers any more; None while it does."""
+        return self._error
 
     def _run(self) -> None:
         try:
@@ -116,6 +150,8 @@ class Keeper:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if os.getpid() != self._pid:
+            return
         self._ending.set()
         self._cluster.children.wake()
         self._thread.join()

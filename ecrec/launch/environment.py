@@ -22,6 +22,15 @@ PREFETCH = "ECREC_PREFETCH"
 CURVE_DIR = "ECREC_CURVE_DIR"
 """Directory of keys (``ecrec/transport/curve.py``) where ``--curve-dir`` names none; empty or not set: no keys."""
 
+WAIT_TIMEOUT_MS = "ECREC_WAIT_TIMEOUT_MS"
+"""What `--wait-timeout-ms` says, where that is not given; empty or not set: no limit."""
+
+WAIT_TIMEOUT_HELP = (
+    "Longest wait of a worker for the cluster, in milliseconds; then it ends with an error. Default: no limit while "
+    "the scheduler answers and has not lost data, 60 s for a scheduler that is silent. Every 10 s the log names who is "
+    "missing."
+)
+
 CURVE_DIR_HELP = "Directory of keys, made by `ecrec keygen`: encrypt, and let nobody in whose key is not allowed."
 
 
@@ -29,6 +38,24 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_THRESHOLD_BYTES = 32 << 20
 """The most that glibc takes."""
 _TRIM_THRESHOLD_BYTES = 1 << 30
+
+
+def wait_timeout_ms(given: float | None = None) -> float | None:
+    """What is given, or else what ECREC_WAIT_TIMEOUT_MS says; None: no limit.
+
+    Raises ConfigurationError for what is no time above 0.
+    """
+    if given is not None:
+        is_number = isinstance(given, int | float) and not isinstance(given, bool)
+        if not is_number or not 0 < given < float("inf"):
+            raise ConfigurationError(f"wait_timeout_ms {given!r}: expected milliseconds above 0, or None for no limit")
+        return given
+    text = os.environ.get(WAIT_TIMEOUT_MS, "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise ConfigurationError(f"{WAIT_TIMEOUT_MS}={text!r}: expected milliseconds, a whole number above 0")
+    return int(text)
 
 
 def curve_keys(directory: str | None = None) -> CurveKeys | None:
@@ -50,7 +77,7 @@ def configure_native() -> None:
     uses: dict[str, Callable[[str], None]] = {
         KERNEL: codec.use_kernel,
         PREFETCH: codec.use_prefetch,
-        THREADS: lambda count: codec.use_threads(int(count)),
+        THREADS: _use_threads,
     }
     for variable, use in uses.items():
         value = os.environ.get(variable, "")
@@ -61,6 +88,16 @@ def configure_native() -> None:
         except (ValueError, TypeError) as error:
             expected = "expected 1 to 256 threads" if variable == THREADS else str(error)
             raise ConfigurationError(f"{variable}={value}: {expected}") from error
+
+
+def _use_threads(count: str) -> None:
+    from ecrec import codec
+
+    if (started := codec.use_threads(int(count))) != int(count):
+        logging.getLogger(__name__).warning(
+            "%s=%s: only %d threads run, the system starts no more; look at its limits on threads and memory",
+            THREADS, count, started,
+        )  # fmt: skip
 
 
 def keep_freed_memory() -> None:

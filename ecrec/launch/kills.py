@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ecrec.errors import ConfigurationError
+from ecrec.launch.groups import Tolerance
 from ecrec.protocol.messages import DOWN, UP
 
 
@@ -51,10 +52,10 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def check_kills(
-    kills: Sequence[Kill], shards: int, tolerance: int, steps: int | None, goes_on: bool = False
-) -> list[str]:
-    """Warnings about kills that lose data. Raises ConfigurationError for those that cannot be done."""
+def check_kills(kills: Sequence[Kill], tolerance: Tolerance, steps: int | None, goes_on: bool = False) -> list[str]:
+    """Warnings about kills that lose data, group by group. Raises ConfigurationError for those that cannot be done."""
+    groups, r = tolerance.groups, tolerance.code.r
+    shards = groups.shards
     for kill in kills:
         if kill.shard >= shards:
             raise ConfigurationError(f"--kill {kill}: there is no shard {kill.shard}; shards are 0 to {shards - 1}")
@@ -66,12 +67,14 @@ def check_kills(
             raise ConfigurationError(f"--kill {kill} is given twice: a shard can die only once at a step")
     warnings = []
     for step in sorted({kill.step for kill in kills}):
-        together = [kill for kill in kills if kill.step == step]
-        if len(together) > tolerance:
+        together = {kill.shard for kill in kills if kill.step == step}
+        for group in sorted(tolerance.broken(together)):
+            count = sum(groups.of(shard) == group for shard in together)
+            of_group = f" of group {group}" if groups.count > 1 else ""
             then = "rows may begin again at their initial values" if goes_on else "the run will end with an error"
             warnings.append(
-                f"killing {len(together)} shard{'s' if len(together) > 1 else ''} at step {step} is more than "
-                f"the code stands (r = {tolerance}): data will be lost, and {then}"
+                f"killing {count} shard{'s' if count > 1 else ''}{of_group} at step {step} is more than "
+                f"the code stands (r = {r}): data will be lost, and {then}"
             )
     return warnings
 
@@ -89,26 +92,39 @@ def parse_interval(option: str, text: str) -> float:
 
 
 class ChaosSchedule:
-    """A random shard each time that the cluster is whole and ``every_s`` have passed; the seed gives the order."""
+    """Random shards, one in each of a random number of groups, each time that ``every_s`` have passed; the seed gives
+    the order.
 
-    def __init__(self, every_s: float, seed: int) -> None:
+    Only groups that lose no data by it are hit: one that recovers counts with what it has lost already.
+    """
+
+    def __init__(self, every_s: float, seed: int, tolerance: Tolerance) -> None:
         self._every_s = every_s
         self._random = random.Random(seed)
+        self._tolerance = tolerance
         self._killed: dict[int, int] = {}
         self._last_s: float | None = None
 
-    def due(self, now_s: float, standing: Mapping[int, Standing]) -> int | None:
-        """The shard to kill now, or None; it counts as killed. The first call starts the clock."""
+    def due(self, now_s: float, standing: Mapping[int, Standing]) -> list[int]:
+        """The shards to kill now, in order; they count as killed. The first call starts the clock."""
         if self._last_s is None:
             self._last_s = now_s
-        if now_s - self._last_s < self._every_s or not standing:
-            return None
+        if now_s - self._last_s < self._every_s or len(standing) < self._tolerance.groups.shards:
+            return []
         # The news may be older than the last kill.
-        if any(now.state != UP or now.epoch <= self._killed.get(shard, -1) for shard, now in standing.items()):
-            return None
-        shard = self._random.choice(sorted(standing))
-        self._last_s, self._killed[shard] = now_s, standing[shard].epoch
-        return shard
+        weak = {s for s, now in standing.items() if now.state != UP or now.epoch <= self._killed.get(s, -1)}
+        possible: dict[int, list[int]] = {}
+        for shard in sorted(standing.keys() - weak):
+            group = self._tolerance.groups.of(shard)
+            if group not in self._tolerance.broken(weak | {shard}):
+                possible.setdefault(group, []).append(shard)
+        if not possible:
+            return []
+        hit = self._random.sample(sorted(possible), self._random.randint(1, len(possible)))
+        shards = sorted(self._random.choice(possible[group]) for group in hit)
+        self._last_s = now_s
+        self._killed.update((shard, standing[shard].epoch) for shard in shards)
+        return shards
 
 
 def check_worker_kills(kills: Sequence[WorkerKill], workers: int, steps: int | None) -> None:
@@ -129,37 +145,38 @@ class KillSchedule:
 
     * until the shard's process has been given its place, when the one before was killed too (the shard may
       still be recovering: the code stands a second death of the same shard);
-    * while it would, with the shards that are not whole yet, be more deaths than the code stands, unless the
-      kills of its step are that many themselves: then losing data is what was asked for.
+    * while a group would lose data by it, together with the group's shards that are not whole yet, unless the
+      kills of its step are too many by themselves: then losing data is what was asked for.
     """
 
-    def __init__(self, kills: Sequence[Kill], tolerance: int) -> None:
+    def __init__(self, kills: Sequence[Kill], tolerance: Tolerance) -> None:
         steps = sorted({kill.step for kill in kills})
-        self._groups = [[kill for kill in kills if kill.step == step] for step in steps]
+        self._by_step = [[kill for kill in kills if kill.step == step] for step in steps]
         self._tolerance = tolerance
         self._killed: dict[int, int] = {}
 
     @property
     def left(self) -> list[Kill]:
         """Kills not yet done."""
-        return [kill for group in self._groups for kill in group]
+        return [kill for together in self._by_step for kill in together]
 
     def due(self, step: int, standing: Mapping[int, Standing]) -> list[Kill]:
         """The kills to do now, given worker 0's last step and the latest news of all shards; they count as
         done."""
-        if not self._groups or not standing:
+        if not self._by_step or not standing:
             return []
-        group = self._groups[0]
-        if step < group[0].step or not all(self._is_placed(kill.shard, standing) for kill in group):
+        together = self._by_step[0]
+        if step < together[0].step or not all(self._is_placed(kill.shard, standing) for kill in together):
             return []
-        shards = {kill.shard for kill in group}
+        shards = {kill.shard for kill in together}
         weak = {shard for shard in standing if not self._is_whole(shard, standing)}
-        if len(shards | weak) > self._tolerance >= len(shards):
+        hit = {self._tolerance.groups.of(shard) for shard in shards}
+        if hit & (self._tolerance.broken(shards | weak) - self._tolerance.broken(shards)):
             return []
-        self._groups.pop(0)
-        for kill in group:
+        self._by_step.pop(0)
+        for kill in together:
             self._killed[kill.shard] = standing[kill.shard].epoch
-        return group
+        return together
 
     def _is_placed(self, shard: int, standing: Mapping[int, Standing]) -> bool:
         now = standing.get(shard)

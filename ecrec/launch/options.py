@@ -7,9 +7,11 @@ from pathlib import Path
 import msgspec
 
 from ecrec.errors import ConfigurationError
+from ecrec.launch.cluster import DEATHS_MAX
+from ecrec.launch.groups import DEFAULT_CODE, Groups, Tolerance, deal
 from ecrec.launch.kills import Kill, WorkerKill, check_kills, check_worker_kills, parse_kill
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.placement import CodeSpec, Placement
+from ecrec.protocol.placement import CodeSpec
 
 LEARNING_RATES = {
     "sgd": 20.0,
@@ -44,7 +46,10 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     data: tuple[str, ...] = ()
     """Criteo files; none: generated data."""
     shards: int = 5
-    code: str = "4+1"
+    """Of all coding groups."""
+    groups: int | None = None
+    """None: one of up to 16 shards; of more, as few as possible."""
+    code: str = DEFAULT_CODE
     workers: int = 1
     steps: int | None = None
     """None: as many as the data gives."""
@@ -72,17 +77,40 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     report: str | None = None
     spares: int | None = None
     """Idle servers that take the place of one that dies at once: a process takes a while to start, on a busy machine
-    longer than a pull may wait. None: as many as the code stands deaths."""
+    longer than a pull may wait. A spare serves any group. None: r for each group, because every group may lose r at the
+    same time, and a group without a spare waits for a process to start; they cost r / n of the servers' memory."""
     transport: str = "ipc"
     run_dir: str | None = None
-    heartbeat_timeout_ms: int = ProtocolConfig().heartbeat_timeout_ms
+    deaths_max: int = DEATHS_MAX
+    """So many ends of one server within two minutes end the run; each replacement is started later than the last."""
+    heartbeat_timeout_ms: int | None = None
+    """None: 800, and more where more than 4 servers share a core."""
+    link_timeout_ms: int | None = None
+    """None: 4000, and more with a long `heartbeat_timeout_ms`."""
     on_data_loss: str = STOP
     lease_timeout_ms: int = ProtocolConfig().lease_timeout_ms
+    wait_timeout_ms: float | None = None
+    """Longest wait of a worker for the cluster, in milliseconds; None: no limit."""
     quiet: bool = False
 
     @property
     def code_spec(self) -> CodeSpec:
         return CodeSpec.parse(self.code)
+
+    @property
+    def dealt(self) -> Groups:
+        """The coding groups. Raises ConfigurationError, naming the options, when the shards cannot be dealt so."""
+        code = self.code_spec
+        try:
+            return deal(self.shards, self.groups, code)
+        except ConfigurationError as error:
+            groups = "" if self.groups is None else f" --groups {self.groups}"
+            raise ConfigurationError(f"--shards {self.shards}{groups} --code {self.code}: {error}") from error
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """Which deaths lose data."""
+        return Tolerance(self.dealt, self.code_spec)
 
     @property
     def kill_list(self) -> list[Kill]:
@@ -108,11 +136,14 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def spare_count(self) -> int:
-        return self.code_spec.r if self.spares is None else self.spares
+        return self.code_spec.r * self.dealt.count if self.spares is None else self.spares
 
     @property
     def heartbeat_ms(self) -> int:
-        return max(1, min(ProtocolConfig().heartbeat_ms, self.heartbeat_timeout_ms // HEARTBEATS_IN_TIMEOUT))
+        usual = ProtocolConfig().heartbeat_ms
+        if self.heartbeat_timeout_ms is None:
+            return usual
+        return max(1, min(usual, self.heartbeat_timeout_ms // HEARTBEATS_IN_TIMEOUT))
 
 
 def parse_sizes(option: str, text: str) -> tuple[int, ...]:
@@ -133,6 +164,7 @@ def check_options(options: TrainOptions) -> list[str]:
         ("--batch", options.batch),
         ("--dim", options.dim),
         ("--rows", options.rows),
+        ("--deaths-max", options.deaths_max),
     )
     for name, value in counts:
         if value is not None and value < 1:
@@ -148,12 +180,19 @@ def check_options(options: TrainOptions) -> list[str]:
     _check_choice("--dense-optimizer", options.dense_optimizer, tuple(DENSE_LEARNING_RATES))
     _check_choice("--transport", options.transport, TRANSPORTS)
     _check_choice("--on-data-loss", options.on_data_loss, ON_DATA_LOSS)
+    if options.wait_timeout_ms is not None and not 0 < options.wait_timeout_ms < float("inf"):
+        raise ConfigurationError(f"--wait-timeout-ms {options.wait_timeout_ms}: must be a positive number")
     for name, rate in (("--lr", options.lr), ("--dense-lr", options.dense_lr)):
         if rate is not None and not 0 < rate < float("inf"):
             raise ConfigurationError(f"{name} {rate}: must be a positive number")
-    if options.heartbeat_timeout_ms < 2 * HEARTBEATS_IN_TIMEOUT:
+    if options.heartbeat_timeout_ms is not None and options.heartbeat_timeout_ms < 2 * HEARTBEATS_IN_TIMEOUT:
         raise ConfigurationError(
             f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
+        )
+    silence_ms = options.heartbeat_timeout_ms or ProtocolConfig().heartbeat_timeout_ms
+    if options.link_timeout_ms is not None and options.link_timeout_ms <= silence_ms:
+        raise ConfigurationError(
+            f"--link-timeout-ms {options.link_timeout_ms}: must be more than --heartbeat-timeout-ms, {silence_ms}"
         )
     if options.lease_timeout_ms < 10 * options.heartbeat_ms:
         limit = f"{10 * options.heartbeat_ms}, ten heartbeats"
@@ -162,10 +201,7 @@ def check_options(options: TrainOptions) -> list[str]:
         raise ConfigurationError(f"--kill {options.worker_kills[0]}: with --sync no worker may die; leave it out")
     check_worker_kills(options.worker_kills, options.workers, options.steps)
     code = options.code_spec
-    try:
-        Placement(options.shards).check(code)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"--shards {options.shards} --code {options.code}: {error}") from error
+    tolerance = options.tolerance
     if options.seconds is not None and not 0 < options.seconds < float("inf"):
         raise ConfigurationError(f"--seconds {options.seconds}: must be a positive number")
     if options.seconds is not None and options.sync and options.workers > 1:
@@ -181,7 +217,7 @@ def check_options(options: TrainOptions) -> list[str]:
         _check_readable(file)
     _check_writable(options.report)
     _check_run_dir(options)
-    return check_kills(options.kill_list, options.shards, code.r, options.steps, options.on_data_loss == REINITIALISE)
+    return check_kills(options.kill_list, tolerance, options.steps, options.on_data_loss == REINITIALISE)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ecrec.launch.groups import Groups
 from ecrec.launch.status import state_text
 
 LINES_S = 2.0
@@ -112,9 +113,10 @@ class PlainProgress(_Base):
 
 
 class LiveProgress(_Base):
-    """A bar with steps, loss and examples a second, and below it the health of each shard."""
+    """A bar with steps, loss and examples a second, and below it the health of each shard, a line for each group."""
 
-    def __init__(self, console: Console, total: int | None) -> None:
+    def __init__(self, console: Console, total: int | None, groups: Groups | None = None) -> None:
+        self._groups = groups
         self._rate = _Rate()
         self._states: dict[int, str] = {}
         self._bar = Progress(
@@ -131,10 +133,18 @@ class LiveProgress(_Base):
         self._live.start()
 
     def _render(self) -> RenderableType:
-        row = Table.grid(padding=(0, 2))
-        cells = [Text.assemble(f"ps {shard} ", state_text(state)) for shard, state in self._states.items()]
-        row.add_row(*(cells or [Text("the cluster starts")]))
-        return Group(self._bar, row)
+        cells: dict[int, list[Text]] = {}
+        for shard, state in self._states.items():
+            group = self._groups.of(shard) if self._groups else 0
+            cells.setdefault(group, []).append(Text.assemble(f"ps {shard} ", state_text(state)))
+        if not cells:
+            return Group(self._bar, Text("the cluster starts"))
+        several = len(cells) > 1
+        lines = [
+            Text("  ").join([*([Text(f"group {group}:", style="bold")] if several else []), *states])
+            for group, states in cells.items()
+        ]
+        return Group(self._bar, *lines)
 
     def step(self, step: int, examples: int, loss: float) -> None:
         rate = self._rate.add(examples, time.monotonic())
@@ -152,11 +162,11 @@ class LiveProgress(_Base):
         self._live.stop()
 
 
-def make_progress(console: Console, total: int | None, quiet: bool) -> ProgressView:
+def make_progress(console: Console, total: int | None, quiet: bool, groups: Groups | None = None) -> ProgressView:
     """Live in a terminal, lines elsewhere, nothing if quiet."""
     if quiet:
         return QuietProgress()
-    return LiveProgress(console, total) if console.is_terminal else PlainProgress(console, total)
+    return LiveProgress(console, total, groups) if console.is_terminal else PlainProgress(console, total)
 
 
 def summary(report: Mapping[str, Any]) -> Table:

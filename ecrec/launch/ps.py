@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,9 @@ from ecrec.protocol.shard import ShardMachine
 from ecrec.transport.links import Links
 from ecrec.transport.node import Node
 
+STATM = Path("/proc/self/statm")
+"""Pages of this process; the second number counts those that are resident."""
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -29,6 +33,15 @@ def ps(
     advertise: Annotated[str, typer.Option(help="Host name or address that others reach this machine by.")] = "",
     curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
     allow_plain_network: Annotated[bool, typer.Option("--allow-plain-network", help=PLAIN_HELP)] = False,
+    leave_timeout_ms: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="After SIGTERM a server goes on serving until it can end without loss of data. This is the longest "
+            "time it waits, in milliseconds; then it ends with exit code 8, and data may be lost. 0: no limit. SIGINT "
+            "or a second SIGTERM ends it at once.",
+        ),
+    ] = 0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
 ) -> None:
     if spare and shard >= 0:
@@ -40,13 +53,19 @@ def ps(
         configure_native()
         links = Links(bind, curve_keys(curve_dir), allow_plain_network)
         try:
-            machine = ShardMachine(process, advertised(links.endpoint, advertise), shard)
+            machine = ShardMachine(process, advertised(links.endpoint, advertise, scheduler), shard, leave_timeout_ms)
+            machine.resident_bytes = resident_bytes if STATM.exists() else None
             return Node(machine, links, scheduler_endpoint=scheduler)
         except Exception:
             links.close()
             raise
 
     raise typer.Exit(run_server(make, {"ready": "ps", "shard": shard, "process": process, "pid": os.getpid()}))
+
+
+def resident_bytes() -> int:
+    """Of this process, libraries included."""
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ecrec.launch.groups import Groups
 from ecrec.protocol.loss import describe_rows
 from ecrec.protocol.messages import ClusterState, DatasetFigures, HistoryEntry
 
@@ -182,6 +183,7 @@ def loss_entries(state: ClusterState) -> list[dict[str, Any]]:
     return [
         {
             "at_s": loss.at_ms / 1e3,
+            "group": loss.group,
             "view": loss.view,
             "rows": sum(some.rows for some in loss.rows),
             "updates": loss.updates,
@@ -203,6 +205,22 @@ def loss_entries(state: ClusterState) -> list[dict[str, Any]]:
             ),
         }
         for loss in state.losses
+    ]
+
+
+def group_entries(groups: Groups, kills: Sequence[KillDone], state: ClusterState) -> list[dict[str, Any]]:
+    """One entry for each coding group: its shards (numbered over all groups), view, kills, deaths, losses."""
+    deaths = [groups.of(entry.shard) for entry in state.history if entry.event == "down"]
+    return [
+        {
+            "group": group,
+            "shards": list(groups.members(group)),
+            "view": state.views[group],
+            "kills": sum(groups.of(kill.shard) == group for kill in kills),
+            "deaths": deaths.count(group),
+            "losses": sum(loss.group == group for loss in state.losses),
+        }
+        for group in range(groups.count)
     ]
 
 

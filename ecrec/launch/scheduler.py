@@ -1,6 +1,7 @@
 """``ecrec-scheduler``: the process that decides who is a member."""
 
 import os
+import secrets
 from typing import Annotated
 
 import msgspec
@@ -8,10 +9,10 @@ import typer
 
 from ecrec.errors import ConfigurationError
 from ecrec.launch.environment import CURVE_DIR_HELP, curve_keys, log_to_stderr
+from ecrec.launch.groups import Groups, deal
 from ecrec.launch.options import ON_DATA_LOSS, REINITIALISE, STOP
 from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, Server, advertised, run_server
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.transport.coordinator import StateStore, candidate
 from ecrec.transport.links import Links
@@ -21,6 +22,13 @@ from ecrec.transport.persistence import StateFile
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 DEFAULTS = ProtocolConfig()
+LINK_TIMEOUT_TIMES = 2
+MANY_TIMEOUT_TIMES = 3
+STUCK_TIMEOUT_TIMES = 2
+ISOLATED_TIMEOUT_TIMES = 6
+"""The other time-outs that tell of a death are at least that many times the one of silence: a cluster whose processes
+get their turn late (`--heartbeat-timeout-ms` is long) must not give up a slow link before it gives up a silent shard,
+nor declare data lost as soon as one death."""
 TICKS_IN_HEARTBEAT = 5
 """A late heartbeat, or a closed connection, is noticed within a fifth of a heartbeat."""
 
@@ -32,7 +40,7 @@ TICKS_IN_HEARTBEAT = 5
 )
 def scheduler(
     bind: Annotated[str, typer.Option(help="Where to listen, tcp://HOST:PORT or ipc://PATH; port 0 takes a free one.")],
-    shards: Annotated[int, typer.Option(min=1, max=SHARDS_IN_GROUP_MAX, help="Shards in each coding group.")],
+    shards: Annotated[int, typer.Option(min=1, help="Shards of all coding groups together.")],
     state: Annotated[
         str | None, typer.Option(help="SQLite file with the scheduler's state; made if it does not exist.")
     ] = None,
@@ -54,11 +62,26 @@ def scheduler(
     advertise: Annotated[
         str, typer.Option(help="Host name or address that others reach this machine by (with --coordinator).")
     ] = "",
-    groups: Annotated[int, typer.Option(min=1, help="Coding groups; shards are numbered over all of them.")] = 1,
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Coding groups of equal size, at most 16 shards each; shards are numbered over all of them. Default: "
+            "one, and of more than 16 shards as few as possible with room for code 4+1.",
+        ),
+    ] = None,
     heartbeat_ms: Annotated[int, typer.Option(min=1, help="How often members report.")] = DEFAULTS.heartbeat_ms,
     heartbeat_timeout_ms: Annotated[
         int, typer.Option(min=1, help="A shard that was silent for so long is down.")
     ] = DEFAULTS.heartbeat_timeout_ms,
+    link_timeout_ms: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="When two shards have not heard each other for this long, though the scheduler hears both, one is "
+            f"replaced; {DEFAULTS.link_timeout_ms}, and more with a long --heartbeat-timeout-ms.",
+        ),
+    ] = None,
     lease_timeout_ms: Annotated[
         int,
         typer.Option(
@@ -77,6 +100,15 @@ def scheduler(
             "initial values, counted."
         ),
     ] = STOP,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="If the state turns out to be lost, or older than the living cluster: make it again from what the "
+            "members tell, instead of ending with exit code 7. Without effect where the state is the newest. End the "
+            "other schedulers of this cluster first.",
+        ),
+    ] = False,
     curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
     allow_plain_network: Annotated[bool, typer.Option("--allow-plain-network", help=PLAIN_HELP)] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
@@ -86,6 +118,12 @@ def scheduler(
             f"{heartbeat_timeout_ms} ms: one late heartbeat would be a death; expected more than 2 * --heartbeat-ms = "
             f"{2 * heartbeat_ms}",
             param_hint="--heartbeat-timeout-ms",
+        )
+    if link_timeout_ms is not None and link_timeout_ms <= heartbeat_timeout_ms:
+        raise typer.BadParameter(
+            f"{link_timeout_ms} ms: a link would be given up before a shard; expected more than --heartbeat-timeout-ms "
+            f"{heartbeat_timeout_ms}",
+            param_hint="--link-timeout-ms",
         )
     if lease_timeout_ms <= 2 * heartbeat_ms:
         raise typer.BadParameter(
@@ -97,10 +135,15 @@ def scheduler(
         raise typer.BadParameter("expected a file, or else a --coordinator", param_hint="--state")
     if on_data_loss not in ON_DATA_LOSS:
         raise typer.BadParameter(f"{on_data_loss!r}: expected {' or '.join(ON_DATA_LOSS)}", param_hint="--on-data-loss")
+    try:
+        dealt = deal(shards, groups)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error), param_hint="'--shards'") from error
     log_to_stderr(verbose)
     config = ProtocolConfig(
         heartbeat_ms=heartbeat_ms,
         heartbeat_timeout_ms=heartbeat_timeout_ms,
+        **timeouts(heartbeat_timeout_ms, link_timeout_ms),
         reconnect_grace_ms=reconnect_grace_ms,
         reinitialise_lost=on_data_loss == REINITIALISE,
         lease_timeout_ms=lease_timeout_ms,
@@ -118,7 +161,7 @@ def scheduler(
     def alone(state: str) -> Node:
         state_file = StateFile(state)
         try:
-            machine = _machine(shards, groups, config, state_file.load(), state)
+            machine = _machine(dealt, config, state_file.load(), state, adopt)
             links = Links(bind, curve_keys(curve_dir), allow_plain_network)
         except Exception:
             state_file.close()
@@ -139,7 +182,7 @@ def scheduler(
             links,
             chosen,
             endpoint,
-            lambda stored: _machine(shards, groups, config, stored, coordinator),
+            lambda stored: _machine(dealt, config, stored, coordinator, adopt),
             lambda machine: node(machine, links, chosen),
         )
 
@@ -150,9 +193,20 @@ def scheduler(
     raise typer.Exit(run_server(make, ready))
 
 
-def _machine(shards: int, groups: int, config: ProtocolConfig, stored: bytes | None, where: str) -> SchedulerMachine:
+def timeouts(heartbeat_timeout_ms: int, link_timeout_ms: int | None = None) -> dict[str, int]:
+    """The time-outs of the configuration that follow from these: their defaults, unless these are long."""
+    link_ms = link_timeout_ms or max(DEFAULTS.link_timeout_ms, LINK_TIMEOUT_TIMES * heartbeat_timeout_ms)
+    return {
+        "link_timeout_ms": link_ms,
+        "heartbeat_timeout_many_ms": max(DEFAULTS.heartbeat_timeout_many_ms, MANY_TIMEOUT_TIMES * heartbeat_timeout_ms),
+        "stuck_timeout_ms": max(DEFAULTS.stuck_timeout_ms, STUCK_TIMEOUT_TIMES * link_ms),
+        "isolated_timeout_ms": max(DEFAULTS.isolated_timeout_ms, ISOLATED_TIMEOUT_TIMES * heartbeat_timeout_ms),
+    }
+
+
+def _machine(groups: Groups, config: ProtocolConfig, stored: bytes | None, where: str, adopt: bool) -> SchedulerMachine:
     try:
-        return SchedulerMachine(shards, groups, config, stored)
+        return SchedulerMachine(groups.n, groups.count, config, stored, secrets.token_hex(8), adopt)
     except msgspec.MsgspecError as error:
         raise ConfigurationError(f"scheduler state {where}: not written by this version of ecrec: {error}") from error
 

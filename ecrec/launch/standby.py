@@ -37,6 +37,10 @@ class Standby:
     def stopped(self) -> str:
         return self._node.stopped if self._node is not None else ""
 
+    @property
+    def stop_kind(self) -> str:
+        return self._node.stop_kind if self._node is not None else ""
+
     def run(self) -> None:
         """Go on until `request_stop`. Raises ConfigurationError for a stored state that does not fit, DeposedError."""
         self._candidate.start()
@@ -58,6 +62,13 @@ class Standby:
         self._stopping = True
         if self._node is not None:
             self._node.request_stop()
+
+    def request_leave(self) -> None:
+        """A scheduler has nothing to lose."""
+        self.request_stop()
+
+    def last_words(self, reason: str) -> None:
+        """A scheduler has nobody to tell."""
 
     def close(self) -> None:
         if self._node is not None:

@@ -9,8 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ecrec.protocol.loss import describe_places
-from ecrec.protocol.messages import DOWN, UP, ClusterState, HistoryEntry, ShardFigures
+from ecrec.protocol.loss import describe_places, has_data, has_parity
+from ecrec.protocol.messages import DOWN, RESEEDING, UP, ClusterState, HistoryEntry, Member, ShardFigures, Waiting
+from ecrec.protocol.placement import Placement
 
 STATE_STYLES = {UP: "green", DOWN: "bold red"}
 OTHER_STYLE = "yellow"
@@ -27,6 +28,35 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def redundancy(state: ClusterState) -> list[int | None]:
+    """How many more shards each group can lose without losing data, whichever they are. None without tables; negative
+    where data is lost already."""
+    placement = Placement(state.n)
+    for table in state.tables:
+        placement.add(table.code)
+    if not placement.classes:
+        return [None] * state.groups
+    # Which classes are reseeded is not said: none of that parity counts.
+    everything = [stripe.class_id for stripe in placement.classes]
+    members = {
+        shard.shard: Member(shard.shard, shard.epoch, shard.state, "", everything if shard.state == RESEEDING else [])
+        for shard in state.shards
+    }
+    gone = Member(-1, 0, DOWN, "")
+    left: list[int | None] = []
+    for group in range(state.groups):
+        of_group = [members.get(group * state.n + shard, gone) for shard in range(state.n)]
+        left.append(
+            min(
+                sum(has_data(of_group[shard]) for shard in stripe.data)
+                + sum(has_parity(of_group[shard], stripe.class_id) for shard in stripe.parity)
+                - len(stripe.data)
+                for stripe in placement.classes
+            )
+        )
+    return left
 
 
 def state_text(state: str) -> Text:
@@ -51,9 +81,23 @@ def render(state: ClusterState) -> RenderableType:
         updates = f"up to {state.updates_damaged:,} updates lost in part"
         parts.append(Text(f"DATA LOST: {state.rows_reinitialised:,} rows re-initialised, {updates}", style="bold red"))
     parts.append(_shards(state.shards))
+    for shard, reason in sorted(state.suspected.items()):
+        parts.append(Text(f"shard {shard} is suspected, not declared down: {reason}", style=OTHER_STYLE))
+    silent = {figures.shard: figures.silent_ms for figures in state.shards}
+    for shard, workers in sorted(state.unheard.items()):
+        names = ", ".join(f"worker {worker} for {ms / 1e3:.0f} s" for worker, ms in sorted(workers.items()))
+        text = f"shard {shard} is not heard by {names}; the scheduler heard it {silent.get(shard, -1):.0f} ms ago"
+        parts.append(Text(text, style=OTHER_STYLE))
+    for shard, reason in sorted(state.leaving.items()):
+        parts.append(Text(f"shard {shard} was told to end, and serves on: {reason}", style=OTHER_STYLE))
     spares = f", {state.spares} spare" if state.spares else ""
-    groups = f"{state.groups} groups of {state.n}" if state.groups > 1 else f"{state.n}"
-    parts.append(Text(f"shards: {groups}{spares}; view {', '.join(map(str, state.views))}"))
+    if state.groups > 1:
+        parts.append(_groups(state))
+        parts.append(Text(f"shards: {state.groups * state.n} in {state.groups} groups of {state.n}{spares}"))
+    else:
+        parts.append(Text(f"shards: {state.n}{spares}; view {state.views[0]}; {_can_lose(redundancy(state)[0])}"))
+    for each in state.waiting:
+        parts.append(_waiting(each))
     if state.tables:
         codes = sorted({str(table.code) for table in state.tables})
         rows = sum(table.rows for table in state.tables)
@@ -71,6 +115,16 @@ def render(state: ClusterState) -> RenderableType:
     return Group(*parts)
 
 
+def _waiting(each: Waiting) -> Text:
+    """A process without a place."""
+    kind = "spare" if each.is_spare else f"waits for shard {each.wanted}, which is down"
+    if each.is_spare and each.wanted >= 0:
+        kind = f"spare, was started for shard {each.wanted}, which another has"
+    if not each.is_reached:
+        return Text(f"not reached at {each.endpoint}: it gets no place ({kind})", style="bold red")
+    return Text(f"{kind}: {each.endpoint}")
+
+
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in left:
@@ -81,7 +135,7 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 
 def _shards(shards: Sequence[ShardFigures]) -> Table:
-    table = _table("shards", ("shard", "state"), ("epoch", "rows", "memory", "heard"))
+    table = _table("shards", ("shard", "state"), ("epoch", "rows", "memory", "resident", "heard"))
     table.add_column("endpoint", overflow="fold")
     table.add_column("to do")
     for shard in sorted(shards, key=lambda shard: shard.shard):
@@ -93,11 +147,35 @@ def _shards(shards: Sequence[ShardFigures]) -> Table:
             str(shard.epoch),
             f"{figures.get('data_rows_touched', 0):,.0f}",
             bytes_text(memory),
+            bytes_text(figures["resident_bytes"]) if "resident_bytes" in figures else "",
             f"{shard.silent_ms:.0f} ms",
             shard.endpoint,
             _to_do(figures),
         )
     return table
+
+
+def _groups(state: ClusterState) -> Table:
+    table = _table("groups", ("group", "shards"), ("whole", "view"))
+    table.add_column("redundancy")
+    for group, left in enumerate(redundancy(state)):
+        first = group * state.n
+        whole = sum(shard.state == UP and first <= shard.shard < first + state.n for shard in state.shards)
+        style = "" if left is None or left > 0 else "bold red" if left < 0 else OTHER_STYLE
+        table.add_row(
+            str(group),
+            f"{first} to {first + state.n - 1}",
+            f"{whole} of {state.n}",
+            str(state.views[group]),
+            Text(_can_lose(left), style=style),
+        )
+    return table
+
+
+def _can_lose(left: int | None) -> str:
+    if left is None:
+        return "no tables yet"
+    return f"can lose {left} more" if left >= 0 else "data is lost"
 
 
 def _to_do(figures: Mapping[str, float]) -> str:
@@ -132,8 +210,9 @@ def _losses(state: ClusterState) -> Table:
 def _events(history: Sequence[HistoryEntry]) -> Table:
     table = _table("last events", (), ("before", "shard", "epoch"))
     table.add_column("event")
+    table.add_column("why", overflow="fold")
     last = history[-1].at_ms
     for entry in history[-EVENTS_SHOWN:]:
         before = f"{(last - entry.at_ms) / 1e3:.2f} s"
-        table.add_row(before, str(entry.shard), str(entry.epoch), entry.event)
+        table.add_row(before, str(entry.shard), str(entry.epoch), entry.event, entry.reason)
     return table

@@ -9,6 +9,10 @@ import os
 from collections.abc import Mapping
 
 SERVER_THREADS = 1
+SERVERS_PER_CORE = 4
+"""With so many servers on each core, all of them waiting for one worker, the default time-outs hold on a machine that
+also does other work. With 32 a core, a server that started was silent for 0.8 s, and was declared down."""
+
 SERVER_CORES_FRACTION = 4
 """One core in so many is left to the servers: their work is small beside the dense part of a model."""
 
@@ -18,6 +22,12 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def crowding(servers: int, cores: int) -> float:
+    """Factor, at least 1, for the time-outs of a cluster on one machine: servers that share a core wait for each other,
+    the longer the more they are."""
+    return max(1.0, servers / (SERVERS_PER_CORE * cores))
 
 
 def worker_threads(cores: int, workers: int) -> int:

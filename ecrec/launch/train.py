@@ -3,9 +3,7 @@
 import json
 import os
 import platform
-import shutil
 import sys
-import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
@@ -16,15 +14,31 @@ from typing import Any
 import msgspec
 
 import ecrec
-from ecrec.errors import ClusterError, DataLostError
+from ecrec.errors import ClusterError, ConfigurationError, DataLostError
 from ecrec.launch.children import Child, Ended, Line
-from ecrec.launch.cluster import ENDS_MAX, ENDS_SPAN_S, ClusterSettings, LocalCluster
+from ecrec.launch.cluster import (
+    DEATHS_MAX,
+    DEATHS_SPAN_S,
+    ClusterSettings,
+    LocalCluster,
+    default_heartbeat_timeout_ms,
+)
 from ecrec.launch.kills import ChaosSchedule, KillSchedule, Standing
 from ecrec.launch.options import TrainOptions
 from ecrec.launch.progress import ProgressView
-from ecrec.launch.report import FirstRow, KillDone, Step, data_figures, kill_entries, loss_entries, lost_updates
+from ecrec.launch.report import (
+    FirstRow,
+    KillDone,
+    Step,
+    data_figures,
+    group_entries,
+    kill_entries,
+    loss_entries,
+    lost_updates,
+)
+from ecrec.launch.scratch import Scratch
 from ecrec.launch.server import EXIT_FENCED
-from ecrec.launch.threads import cores, thread_environment, worker_threads
+from ecrec.launch.threads import SERVERS_PER_CORE, cores, thread_environment, worker_threads
 from ecrec.launch.train_worker import EXIT_DATA_LOST
 from ecrec.launch.verify import ScrubOutcome, cluster_state, describe_bad, scrub
 from ecrec.launch.watch import ClusterWatch
@@ -36,10 +50,10 @@ PUMP_S = 0.1
 """How long the launcher waits for its children before it looks at the cluster again."""
 
 WHOLE_TIMEOUT_S = 120.0
-"""After training, the last replacement gets so long to be whole."""
+"""After training, the last replacement gets that long to be whole; times `crowding`."""
 
 SCRUB_TIMEOUT_S = 60.0
-"""A scrub that does not go on for so long is given up."""
+"""A scrub that does not go on for that long is given up; times `crowding`."""
 
 FENCED_GRACE_S = 10.0
 """A worker that the scheduler has given up ends on its own, if it runs at all; after so long it is killed."""
@@ -58,9 +72,10 @@ class TrainingRun:
         self._options = options
         self._run_dir = run_dir
         self._progress = progress
-        self._schedule = KillSchedule(options.kill_list, options.code_spec.r)
+        self._groups = options.dealt
+        self._schedule = KillSchedule(options.kill_list, options.tolerance)
         every_s = options.chaos_kill_every_s
-        self._chaos = None if every_s is None else ChaosSchedule(every_s, options.seed)
+        self._chaos = None if every_s is None else ChaosSchedule(every_s, options.seed, options.tolerance)
         self._worker_kills = list(options.worker_kills)
         self._workers: dict[Child, int] = {}
         """Rank of each worker's process that runs."""
@@ -88,12 +103,16 @@ class TrainingRun:
             self._options.transport,
             self._options.heartbeat_ms,
             self._options.heartbeat_timeout_ms,
+            self._options.link_timeout_ms,
             self._options.on_data_loss,
             self._options.lease_timeout_ms,
+            self._groups.count,
+            self._options.deaths_max,
         )
         with LocalCluster(settings) as cluster:
             endpoint = cluster.start()
             self._progress.say(f"scheduler at {endpoint}, logs in {self._run_dir / 'logs'}")
+            self._say_groups(cluster)
             self._start_workers(cluster)
             with ClusterWatch(endpoint) as watch:
                 try:
@@ -105,6 +124,16 @@ class TrainingRun:
             self._progress.say("training is done; comparing all parity with all data")
             outcome = self._scrub(cluster, endpoint)
         return self._report(state, outcome)
+
+    def _say_groups(self, cluster: LocalCluster) -> None:
+        if self._groups.count > 1:
+            r = self._options.code_spec.r
+            self._progress.say(f"{self._groups}; each tolerates the death of {r} at a time")
+        if cluster.crowding > 1 and self._options.heartbeat_timeout_ms is None:
+            self._progress.say(
+                f"more than {SERVERS_PER_CORE} servers share a core: one that is silent counts as down after "
+                f"{cluster.heartbeat_timeout_ms} ms (--heartbeat-timeout-ms)"
+            )
 
     # ------------------------------------------------------------------ workers
     def _start_workers(self, cluster: LocalCluster) -> None:
@@ -159,8 +188,7 @@ class TrainingRun:
         for kill in self._schedule.due(self._step, standing):
             self._kill(cluster, standing, kill.shard, kill.step)
         if self._chaos is not None and self._step:
-            shard = self._chaos.due(time.monotonic(), standing)
-            if shard is not None:
+            for shard in self._chaos.due(time.monotonic(), standing):
                 self._kill(cluster, standing, shard, self._step)
 
     def _kill(self, cluster: LocalCluster, standing: Mapping[int, Standing], shard: int, step: int) -> None:
@@ -225,9 +253,9 @@ class TrainingRun:
         died = event.code < 0 or event.code == EXIT_FENCED
         ends = self._worker_ends[rank]
         ends.append(time.monotonic())
-        while ends[0] < ends[-1] - ENDS_SPAN_S:
+        while ends[0] < ends[-1] - DEATHS_SPAN_S:
             ends.popleft()
-        if not died or not self._options.leases_splits or len(ends) >= ENDS_MAX:
+        if not died or not self._options.leases_splits or len(ends) >= DEATHS_MAX:
             raise ClusterError(event.child.describe_end())
         self._done.pop(rank, None)
         self._worker_deaths += 1
@@ -260,10 +288,9 @@ class TrainingRun:
                 and len(self._deaths(state)) >= len(self._kills)
             ):
                 return state
-            if time.monotonic() - done > WHOLE_TIMEOUT_S:
-                raise ClusterError(
-                    f"the cluster was not whole {WHOLE_TIMEOUT_S:.0f} s after training: {_states(state)}"
-                )
+            limit_s = WHOLE_TIMEOUT_S * cluster.crowding
+            if time.monotonic() - done > limit_s:
+                raise ClusterError(f"the cluster was not whole {limit_s:.0f} s after training: {_states(state)}")
             cluster.pump(PUMP_S)
 
     def _deaths(self, state: ClusterState) -> list[float]:
@@ -271,7 +298,7 @@ class TrainingRun:
         return [entry.at_ms for entry in state.history if entry.event == "down" and entry.at_ms >= begin]
 
     def _scrub(self, cluster: LocalCluster, endpoint: str) -> ScrubOutcome:
-        outcome = scrub(endpoint, SCRUB_TIMEOUT_S, lambda: _drop(cluster.pump(0.0)))
+        outcome = scrub(endpoint, SCRUB_TIMEOUT_S * cluster.crowding, lambda: _drop(cluster.pump(0.0)))
         for line in describe_bad(outcome.bad):
             self._progress.say(line)
         return outcome
@@ -296,6 +323,7 @@ class TrainingRun:
             "updates_damaged": state.updates_damaged,
             "rows_reinitialised": state.rows_reinitialised,
             "losses": loss_entries(state),
+            "groups": group_entries(self._groups, self._kills, state),
             "kills": kill_entries(self._kills, self._steps, state.history, self._first_rows),
             "deaths": sum(entry.event == "down" for entry in state.history),
             "kills_not_done": [str(kill) for kill in [*self._schedule.left, *self._worker_kills]],
@@ -316,17 +344,25 @@ def run_training(options: TrainOptions, make_progress: Callable[[], ProgressView
 
     The run directory is a temporary one, unless named; a temporary one is left in place when the run fails.
     """
-    if options.run_dir is None:
-        run_dir = Path(tempfile.mkdtemp(prefix="ecrec-train-"))
-    else:
-        run_dir = Path(options.run_dir)
+    scratch = Scratch("ecrec-train-") if options.run_dir is None else None
+    run_dir = Path(options.run_dir or "") if scratch is None else scratch.path
+    try:
         run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"--run-dir {run_dir}: {error.strerror}") from error
     with make_progress() as progress:
         report = TrainingRun(options, run_dir, progress).run()
+    if scratch is not None:
+        scratch.remove()
     if options.report is not None:
-        Path(options.report).write_text(json.dumps(report, indent=2) + "\n")
-    if options.run_dir is None:
-        shutil.rmtree(run_dir, ignore_errors=True)
+        text = json.dumps(report, indent=2) + "\n"
+        try:
+            Path(options.report).write_text(text)
+        except OSError as error:
+            raise ClusterError(
+                f"training is done, but the report cannot be written to {options.report}: {error.strerror}. "
+                f"It is:\n{text}"
+            ) from error
     return report
 
 
@@ -336,9 +372,11 @@ def worker_config(options: TrainOptions, threads: int) -> dict[str, Any]:
 
 
 def resolved_config(options: TrainOptions) -> dict[str, Any]:
-    """All options, with the learning rates that are used."""
+    """All options, with the groups, time-out and learning rates that are used."""
     config: dict[str, Any] = msgspec.to_builtins(options)
     config["data"] = [str(Path(file).absolute()) for file in options.data]
+    config["groups"] = options.dealt.count
+    config["heartbeat_timeout_ms"] = options.heartbeat_timeout_ms or default_heartbeat_timeout_ms(options.shards)
     config["lr"] = options.learning_rate
     config["dense_lr"] = options.dense_learning_rate
     return config

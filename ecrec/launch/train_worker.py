@@ -24,7 +24,9 @@ EXIT_DATA_LOST = 4
 def main() -> None:
     """Read the arguments and what ecrec-worker has set; a message for an error, and exit code 1, or 3 when the cluster
     has given this worker up, 4 for lost data."""
-    parser = argparse.ArgumentParser(prog="ecrec.launch.train_worker", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="ecrec.launch.train_worker", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--config", required=True, help="JSON file; see TrainConfig")
     parser.add_argument("--scheduler", default=os.environ.get(SCHEDULER), help="endpoint")
     parser.add_argument("--rank", type=int, default=int(os.environ.get(RANK, "0")))

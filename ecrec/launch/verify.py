@@ -24,7 +24,7 @@ from ecrec.protocol.messages import (
     ScrubResult,
 )
 from ecrec.protocol.placement import Placement
-from ecrec.protocol.scheduler import spec_bytes
+from ecrec.protocol.tables import spec_bytes
 from ecrec.transport.client_node import ClientNode, query
 
 ROWS_MAX = 16_384

@@ -5,10 +5,12 @@ import threading
 from types import TracebackType
 from typing import NamedTuple
 
+import msgspec
+
 from ecrec.launch.environment import curve_keys
 from ecrec.launch.kills import Standing
 from ecrec.protocol.events import Effect, Event, Received, Send, Tick
-from ecrec.protocol.messages import SCHEDULER, TOOL, UP, Address, ClusterQuery, ClusterState
+from ecrec.protocol.messages import SCHEDULER, TOOL, UP, Address, ClusterQuery, ClusterState, HistoryEntry
 from ecrec.transport.client_node import ClientNode
 
 EVERY_MS = 100.0
@@ -18,7 +20,8 @@ _PUMP_MS = 50.0
 
 
 class Seen(NamedTuple):
-    """A cluster's state, not older than when it was asked for, in seconds of the monotonic clock."""
+    """A cluster's state, not older than when it was asked for, in seconds of the monotonic clock; with all events since
+    the watch began."""
 
     asked_at: float
     state: ClusterState
@@ -30,6 +33,7 @@ class WatchMachine:
     def __init__(self) -> None:
         self.address = Address(TOOL, secrets.randbelow(1 << 31), 0)
         self.seen: Seen | None = None
+        self._history: list[HistoryEntry] = []
         self._request = 0
         self._asked_ms = -EVERY_MS
 
@@ -37,12 +41,19 @@ class WatchMachine:
         if isinstance(event, Received):
             message = event.message
             if isinstance(message, ClusterState) and message.request == self._request:
-                self.seen = Seen(self._asked_ms / 1e3, message)
+                self._add_history(message.history)
+                state = msgspec.structs.replace(message, history=self._history)
+                self.seen = Seen(self._asked_ms / 1e3, state)
         elif isinstance(event, Tick) and now_ms - self._asked_ms >= EVERY_MS:
             self._request += 1
             self._asked_ms = now_ms
             return [Send(Address(SCHEDULER, 0, 0), ClusterQuery(self._request))]
         return []
+
+    def _add_history(self, kept: list[HistoryEntry]) -> None:
+        """Every event since this machine began. The scheduler keeps the last 1,000, and a death makes four."""
+        known = set(self._history[-len(kept) :])
+        self._history += [entry for entry in kept if entry not in known]
 
 
 class ClusterWatch:

@@ -15,8 +15,15 @@ from typing import Annotated
 import typer
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.connect import LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE
-from ecrec.launch.environment import CURVE_DIR, CURVE_DIR_HELP, curve_keys, keep_freed_memory
+from ecrec.launch.connect import LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE, whole_number
+from ecrec.launch.environment import (
+    CURVE_DIR,
+    CURVE_DIR_HELP,
+    WAIT_TIMEOUT_HELP,
+    WAIT_TIMEOUT_MS,
+    curve_keys,
+    keep_freed_memory,
+)
 from ecrec.launch.threads import cores, thread_environment, worker_threads
 from ecrec.tether import module_command
 
@@ -29,7 +36,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     help="Run a training script as one or several workers. Options that are not given are taken from the "
-    "environment (ECREC_SCHEDULER, ECREC_CURVE_DIR, RANK, WORLD_SIZE), where the script finds them.",
+    "environment (ECREC_SCHEDULER, ECREC_CURVE_DIR, ECREC_WAIT_TIMEOUT_MS, RANK, WORLD_SIZE), where the script finds "
+    "them.",
 )
 def worker(
     script: Annotated[str, typer.Argument(help="A Python file, or with -m a module.")],
@@ -40,12 +48,15 @@ def worker(
     rank: Annotated[int | None, typer.Option(min=0, help="Rank of the first of them.")] = None,
     world_size: Annotated[int | None, typer.Option(min=1, help="Workers on all machines.")] = None,
     curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
+    wait_timeout_ms: Annotated[int | None, typer.Option(min=1, help=WAIT_TIMEOUT_HELP)] = None,
 ) -> None:
     try:
         given = _settle(scheduler, nproc_per_node, rank, world_size)
         if curve_dir:
             curve_keys(curve_dir)
             given[CURVE_DIR] = curve_dir
+        if wait_timeout_ms is not None:
+            given[WAIT_TIMEOUT_MS] = str(wait_timeout_ms)
         if not module and not Path(script).is_file():
             raise ConfigurationError(f"there is no script {script}; give -m before the name of a module")
     except ConfigurationError as error:
@@ -62,8 +73,8 @@ def _settle(scheduler: str | None, count: int, rank: int | None, world_size: int
     endpoint = scheduler or os.environ.get(SCHEDULER)
     if not endpoint:
         raise ConfigurationError(f"no scheduler: give --scheduler, or set {SCHEDULER}")
-    first = int(os.environ.get(RANK, "0")) if rank is None else rank
-    world = int(os.environ.get(WORLD_SIZE, str(first + count))) if world_size is None else world_size
+    first = whole_number(RANK, 0) if rank is None else rank
+    world = whole_number(WORLD_SIZE, first + count) if world_size is None else world_size
     if first + count > world:
         raise ConfigurationError(f"ranks {first} to {first + count - 1} do not fit into a world of {world} workers")
     local = os.environ.get(LOCAL_RANK, "0")

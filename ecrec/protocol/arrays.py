@@ -1,5 +1,6 @@
 """Frames of a message as arrays, without a copy where the bytes lie aligned."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,3 +31,13 @@ def keys(frame: Any) -> Any:
 def records(frame: Any) -> Any:
     """Bytes of records."""
     return array(frame, np.uint8, "records")
+
+
+def frame_bytes(frame: Any) -> int:
+    """Bytes of a frame of a message."""
+    return frame.nbytes if isinstance(frame, np.ndarray) else memoryview(frame).nbytes
+
+
+def frames_bytes(frames: Sequence[Any]) -> int:
+    """Bytes of all frames of a message."""
+    return sum(map(frame_bytes, frames))

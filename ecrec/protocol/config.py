@@ -9,6 +9,8 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
 WholeMilliseconds = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
+NEVER_MS = float("inf")
+
 
 class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and timeouts that all members of a cluster share; the scheduler hands them out."""
@@ -28,6 +30,14 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     window_bytes_max: Count = 64 << 20
     """An open window closes at this size whatever is in flight, so that no message grows without bound."""
 
+    unstable_bytes_max: Count = 1 << 30
+    """Of the records of a shard's closed windows that are not yet stable. Beyond it no push is applied: pushes wait
+    where they are bounded, and so do the workers, instead of windows for a peer that hangs."""
+
+    frame_bytes_max: Count = (1 << 31) - 1
+    """Of any frame from one shard to another; the wire takes no longer one (`wire.FRAME_BYTES_MAX`). A push whose
+    deltas would not fit is refused; what is cut in pieces (seeds, repairs, scrubs) stays far below."""
+
     ack_delay_ms: Milliseconds = 20.0
     """An acknowledgement waits so long for a push that opens a window, and then for that window, which takes it along.
     Nobody waits for it but the limit of pushes in flight; a second window that comes meanwhile has its own at once."""
@@ -39,18 +49,56 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A shard that was silent for so long is down. Below 1 s, above what a busy core makes a process wait."""
 
     heartbeat_timeout_many_ms: WholeMilliseconds = 5000
-    """The same while more shards are silent, or not whole, than the code stands: to declare so many dead is to declare
-    data lost, and a machine without time for its processes looks just like that."""
+    """The same where data would be lost by it, and for those who heard of the shard last, its peers included: a machine
+    without time for its processes, and a network that is cut, look just like that."""
+
+    isolated_timeout_ms: WholeMilliseconds = 60_000
+    """The same where nobody is heard who misses the shard, or more of its group are silent than heard, and only from
+    when on a process waits for the place of each of them: it may be the scheduler that is cut off, and that ends some
+    time. Far longer than a restart of a switch, and than what moves a scheduler to another host."""
 
     link_timeout_ms: WholeMilliseconds = 4000
-    """A member that acknowledged no window of another for so long is cut off from it, although the scheduler hears
-    both: one of them is to be replaced, because no push can become durable. Far above what a slow shard takes."""
+    """Of two members one of which waits for the other's acknowledgement, and one of which has heard nothing of the
+    other for so long, one is to be replaced, though the scheduler hears both: no push can become durable. What they
+    have not read yet is no silence, so that a busy host does not look like a cut."""
+
+    stuck_timeout_ms: WholeMilliseconds = 60_000
+    """A member that is heard, and acknowledges no window for so long, is replaced if nothing is lost: something is
+    wrong with it. Far above what a loaded host makes it wait."""
+
+    blocked_timeout_ms: WholeMilliseconds = 20_000
+    """Requests for tables that wait for a suspect whose death would lose data are refused with the reason after so
+    long; a session gives up after 60 s and knows less."""
+
+    view_timeout_ms: WholeMilliseconds = 0
+    """A member that is heard, but confirms no view in this time though there are newer ones, is replaced: settlements,
+    fences and new tables wait for it. 0: `link_timeout_ms`, because both are cuts that nothing else shows."""
+
+    views_kept_max: Count = 10_000
+    """Views of a group that are kept for members that are behind. A member that is farther behind is told to stop."""
 
     reconnect_grace_ms: WholeMilliseconds = 150
-    """A closed connection that does not come back within this time means death, before the heartbeat does."""
+    """A closed connection that does not come back within this time means death, before the heartbeat does: unless a
+    peer of the shard still has a connection to it, or the shard is heard."""
+
+    form_after_ms: WholeMilliseconds = 300
+    """A scheduler without a state starts no group before it has listened for so long: members of a cluster that lives,
+    whose state was lost, are heard by then, and processes that wait for a place must not be made a cluster of."""
+
+    reach_timeout_ms: WholeMilliseconds = 5000
+    """A process gets a place when the scheduler has reached it at the endpoint that it names. One that was not reached
+    for so long is told to end, and why; so is one that has a place and is reached by no other member."""
 
     view_resend_ms: WholeMilliseconds = 200
     """A member whose heartbeat shows an old view is sent the views after it again, at most this often."""
+
+    state_copy_ms: WholeMilliseconds = 500
+    """How often a shard is sent a copy of the scheduler's state, if that has changed: what only the scheduler knows,
+    and what was not yet copied when its state is lost, cannot be adopted. A copy has some kilobytes."""
+
+    adopt_timeout_ms: WholeMilliseconds = 5000
+    """A scheduler that makes its state again waits for members that do not answer at most this time: it can declare
+    them down when it has a state."""
 
     answer_bytes_max: Count = 1 << 30
     """Of one pull's answer; a larger one is refused, because no frame may have 2 GiB."""
@@ -58,18 +106,69 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     repair_timeout_ms: WholeMilliseconds = 1000
     """A repair that was not answered is asked again."""
 
-    repair_rows_max: Count = 4096
-    """Touched stripes in one repair of the background sweep: about 1 MB a member at 64 floats a row."""
+    repair_rows_max: Count = 16384
+    """Touched stripes in one repair of the background sweep, at least one row: 4 MB a member at 64 floats a row. Each
+    repair has some thirty messages, whose price is paid for all of its rows."""
+
+    repair_bytes_max: Count = 4 << 20
+    """Of the records in one repair, of each member; at least one row. Rows may be 800 kB wide."""
 
     repairs_in_flight_max: Count = 4
-    """Background repairs at a time; repairs that a worker waits for are not counted."""
+    """Background repairs at a time,"""
 
-    seed_rows_max: Count = 4096
+    foreground_repairs_max: Count = 2
+    """and while workers ask for rows."""
+
+    repairs_wanted_max: Count = 64
+    """Repairs at a time of rows that pulls and pushes wait for; each costs the peers `repair_bytes_max`."""
+
+    recovery_share_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] = 30
+    """Of the time, the sweep of a recovery and each seeder of it take so much while workers ask for rows, and all of it
+    while none does. 100: all of it always. What workers wait for is repaired at once."""
+
+    recovery_pause_max_ms: Milliseconds = 200.0
+    """The longest pause that makes: a cluster that is too busy for any recovery could lose no further server."""
+
+    foreground_ms: Milliseconds = 200.0
+    """A shard that no worker asked for anything for longer than this has no worker waiting for it."""
+
+    seed_rows_max: Count = 16384
     """Rows a shard adds to its open window for one recovering peer at a time."""
+
+    foreground_rows_max: Count = 4096
+    """The same of both while workers ask for rows: what is handled for a recovery lets them wait for 1 ms and not 4."""
+
+    seed_bytes_max: Count = 4 << 20
+    """The same in bytes of records; at least one row."""
+
+    scrub_rows_max: Count = 1 << 16
+    """Touched stripes that are compared at one cut, whatever a tool asks for,"""
+
+    scrub_bytes_max: Count = 16 << 20
+    """and bytes of their parity rows on one holder; at least one stripe."""
+
+    captures_bytes_max: Count = 1 << 30
+    """Of the parity rows that a shard has copied for repairs of others. Beyond it a request is put off."""
 
     pushes_in_flight_max: Count = 64
     """Pushes of one worker to one shard that are not yet durable: what a worker keeps, and sends again after a death.
     A push is durable half a second after it was made at the latest: at 50 pushes a second 10 to 25 are on their way."""
+
+    pushes_kept_bytes_max: Count = 2 << 30
+    """The same in bytes, of all shards together; the next push is made whatever its size."""
+
+    push_queue_bytes_max: Count = 256 << 20
+    """Of a worker's pushes that a shard has not applied yet. The next one is taken whatever its size; what follows it
+    is dropped beyond this, and sent again."""
+
+    pulls_waiting_bytes_max: Count = 256 << 20
+    """Of the row ids of pulls that wait for a push or for lost rows, of all workers; at least one pull."""
+
+    held_bytes_max: Count = 256 << 20
+    """Of one peer's messages that wait for a view. Beyond it they stay with the peer."""
+
+    unplaced_bytes_max: Count = 64 << 20
+    """Of messages to a process that has no place yet. A process that was never placed has no config but this one."""
 
     resend_ms: WholeMilliseconds = 500
     """A worker sends what a shard has not answered for so long again; the shard drops what it has."""
@@ -79,7 +178,8 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     stopping. Off, because nobody should train on a damaged model without having asked for it."""
     lease_timeout_ms: WholeMilliseconds = 15_000
     """A worker that was silent for so long is over, and its splits go to others. It reports only while it waits for
-    shards: a step must not take so long. What a worker that is started again has left goes on without waiting."""
+    shards: a step must take less, and so must a pause of a worker of a run (`sync`). The splits of a worker that
+    is started again are handed on without that wait."""
 
     huge_pages_interval_ms: WholeMilliseconds = 50
     """How often a shard that has nothing else to do looks for parts of its tables that huge pages would hold better."""

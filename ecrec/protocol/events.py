@@ -9,6 +9,14 @@ BAD_CONTENT = (ValueError, IndexError, OverflowError, TypeError)
 native store and the conversion to arrays raise."""
 
 
+class HalfHandledError(Exception):
+    """A machine raised after its state had moved: the effects it had gathered are lost, and nothing it holds counts.
+
+    The process must end. Of a shard that is a death like others, which the code tolerates; a scheduler is started
+    again with the state that it persisted last.
+    """
+
+
 class Received(NamedTuple):
     """A message arrived. From a shard it arrives in order, without gaps, once."""
 
@@ -27,7 +35,24 @@ class Disconnected(NamedTuple):
     address: Address
 
 
-Event: TypeAlias = Received | Tick | Disconnected
+class Connection(NamedTuple):
+    """The connection to a shard was made (``up``) or broke, just now; told to shards and to the scheduler."""
+
+    address: Address
+    up: bool
+
+
+class ToldToEnd(NamedTuple):
+    """This process is to end, without loss (shard only): not before the scheduler lets it go."""
+
+
+Event: TypeAlias = Received | Tick | Disconnected | Connection | ToldToEnd
+
+
+def half_handled(who: Address, event: Event, error: Exception) -> HalfHandledError:
+    """What a machine raises for an error in the middle of an event."""
+    what = type(event.message).__name__ if isinstance(event, Received) else type(event).__name__
+    return HalfHandledError(f"{who} stopped in the middle of a {what}: {type(error).__name__}: {error}")
 
 
 class Send(NamedTuple):
@@ -57,10 +82,16 @@ class Persist(NamedTuple):
     state: bytes
 
 
+FENCED, OUTDATED, LEFT, LEFT_EARLY = "fenced", "outdated", "left", "left early"
+"""Why a process ends: the cluster wants it to; it is a scheduler whose state is older than its cluster, or another
+cluster's; it was told to end, and nothing is lost with it; it was told to end, and data may be lost with it."""
+
+
 class Stop(NamedTuple):
     """This process must end."""
 
     reason: str
+    kind: str = FENCED
 
 
 class Note(NamedTuple):
@@ -77,10 +108,20 @@ class PullDone(NamedTuple):
     answers: dict[int, Frames]
 
 
+class PullFailed(NamedTuple):
+    """A shard refused its part of a pull (worker only). That pull is over; everything else goes on."""
+
+    ticket: int
+    reason: str
+
+
 class Failed(NamedTuple):
-    """The worker cannot go on: a refused push or pull, lost data, a stale epoch."""
+    """The session is over (worker only); `ClientMachine` says of which failures it is."""
 
     reason: str
 
 
-Effect: TypeAlias = Send | Connect | Disconnect | Persist | Stop | Note | PullDone | Failed
+Result: TypeAlias = PullDone | PullFailed | Failed
+"""For the session."""
+
+Effect: TypeAlias = Send | Connect | Disconnect | Persist | Stop | Note | Result

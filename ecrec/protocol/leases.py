@@ -7,107 +7,43 @@ more: only then does what is left of its splits go to others.
 """
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
-from ecrec.protocol.events import Note, Send
-from ecrec.protocol.messages import DOWN, WORKER, Address
-
-if TYPE_CHECKING:
-    from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.announcer import Announcer
+from ecrec.protocol.context import Context
+from ecrec.protocol.members import Members
+from ecrec.protocol.messages import DOWN, Address
+from ecrec.protocol.state import DatasetState, Fence, Lease, LeaseState
 
 DATASETS_MAX = 1024
 NAME_MAX = 256
 EXAMPLES_MAX = 1 << 48
 """Of all passes of a data set."""
-SPLIT_EXAMPLES_MAX = (1 << m.CURSOR_BITS) - 1
-LEASES_MAX = (1 << (63 - m.CURSOR_BITS)) - 1
-"""Leases in a cluster's life: their numbers are the upper bits of a cursor."""
+UNTOLD_MAX = 1 << 16
+"""Splits of a data set that may have been granted after the state was copied: bounds what a worker can invent."""
 LEASES_AHEAD_MAX = 2
 """Leases of a worker that it has not pushed to the end: the one that it trains on, and the next."""
-
-
-class Lease(msgspec.Struct):
-    """Examples first <= i < last of a data set, in the hands of one life of a worker."""
-
-    number: int
-    dataset: int
-    first: int
-    last: int
-    worker: int
-    epoch: int
-    request: int
-    handed_on: bool
-    done: int = 0
-    """Examples that the worker has said are done and durable. Shards know more."""
-
-
-class Fence(msgspec.Struct):
-    """A life of a worker that is over and whose splits wait to be handed on."""
-
-    worker: int
-    epoch: int
-    views: list[int]
-    """Number of the view that says so, by group; 0 for a group that has not started."""
-
-
-class DatasetState(msgspec.Struct):
-    """A data set, and what has become of its examples: next is the first that was never leased."""
-
-    dataset: m.Dataset
-    next: int = 0
-    returned: list[tuple[int, int]] = []
-    """first, last of what is left of dead workers' splits."""
-    trained: int = 0
-    repeated: int = 0
-    splits: int = 0
-    handed_on: int = 0
-    deaths: int = 0
-
-
-class LeaseState(msgspec.Struct):
-    """All of it that must survive a restart of the scheduler."""
-
-    datasets: list[DatasetState] = []
-    leases: list[Lease] = []
-    """That are out, in order of their numbers."""
-    fences: list[Fence] = []
-    fenced: dict[int, int] = {}
-    """Worker -> newest epoch of it that was fenced."""
-    asked: dict[int, tuple[int, int]] = {}
-    """Worker -> its epoch and the last request that was granted: one that comes late must not be granted twice."""
-    number: int = 0
-    """Of the newest lease."""
-
-    def check(self, groups: int) -> None:
-        """Raise ConfigurationError for a state that contradicts itself."""
-        known = range(len(self.datasets))
-        fine = all(lease.dataset in known and 0 <= lease.first < lease.last for lease in self.leases)
-        if not fine or any(len(fence.views) != groups for fence in self.fences):
-            raise ConfigurationError(
-                f"scheduler state: {len(self.leases)} leases and {len(self.fences)} fences do not fit "
-                f"{len(known)} data sets and {groups} group(s)"
-            )
 
 
 class Leases:
     """The part of a `SchedulerMachine` that keeps the leases."""
 
-    def __init__(self, machine: "SchedulerMachine") -> None:
-        self.machine = machine
+    def __init__(self, context: Context, announcer: Announcer) -> None:
+        self.context = context
+        self.announcer = announcer
         self._held: defaultdict[tuple[int, int], list[Lease]] = defaultdict(list)
         """The leases of the state by (worker, epoch): each heartbeat looks them up."""
         for lease in self.state.leases:
             self._held[lease.worker, lease.epoch].append(lease)
         self._heard_ms: dict[int, float] = {}
         """When a worker with leases was last heard of."""
+        self._unheard_ms: dict[int, float] = {}
+        """Time for which those who are to tell their leases were silent."""
 
     @property
     def state(self) -> LeaseState:
-        return self.machine.state.leases
+        return self.context.state.leases
 
     def held(self, worker: int, epoch: int) -> list[Lease]:
         """Leases of a life of a worker, in order."""
@@ -123,9 +59,9 @@ class Leases:
     # ------------------------------------------------------------------ workers ask
     def on_lease_split(self, source: Address, message: m.LeaseSplit) -> None:
         state = self.state
-        epoch, _ = self.machine.state.workers.get(source.id, (0, ""))
-        if source.role != WORKER or source.epoch != epoch or not epoch or self.is_fenced(source.id, epoch):
-            self._send(source, m.Fenced(f"{source} is not, or no longer, a worker that may lease splits"))
+        epoch = source.epoch
+        if not self.context.state.is_life(source):
+            self.context.fence_off(source, f"{source} is not, or no longer, a worker that may lease splits")
             return
         if not self.heard(source, epoch, message.cursor):
             return
@@ -133,22 +69,26 @@ class Leases:
         if asked_epoch == epoch and message.request <= asked:
             for lease in self.held(source.id, epoch):
                 if lease.request == message.request:
-                    self._send(source, m.Leased(lease.request, lease.number, lease.first, lease.last))
+                    self.context.send(source, m.Leased(lease.request, lease.number, lease.first, lease.last))
             return
         try:
             index = self._index(message.dataset)
             # Of those that are pushed to the end, each has at least one push that is not durable.
-            held, held_max = self.held(source.id, epoch), self.machine.config.pushes_in_flight_max + LEASES_AHEAD_MAX
+            held, held_max = self.held(source.id, epoch), self.context.config.pushes_in_flight_max + LEASES_AHEAD_MAX
             if len(held) >= held_max:
                 raise ConfigurationError(f"worker {source.id} holds {held_max} splits: train on them first")
+            if state.number >= m.LEASES_MAX:
+                raise ConfigurationError(
+                    f"{m.LEASES_MAX} splits were leased, more cannot be numbered: a new cluster can"
+                )
         except ConfigurationError as error:
-            self._send(source, m.Refused(message.request, str(error)))
+            self.context.send(source, m.Refused(message.request, str(error)))
             return
         dataset = state.datasets[index]
         waits = any(fence.worker == source.id for fence in state.fences)  # its cursor is still the old life's
-        split = None if waits else self._take(dataset)
+        split = None if waits or state.unheard else self._take(dataset)
         if split is None:
-            self._send(source, m.NoSplit(message.request, self._finished(index)))
+            self.context.send(source, m.NoSplit(message.request, self._finished(index)))
             return
         first, last, handed_on = split
         state.number += 1
@@ -158,9 +98,9 @@ class Leases:
         state.leases.append(lease)
         self._held[source.id, epoch].append(lease)
         state.asked[source.id] = epoch, message.request
-        self._heard_ms[source.id] = self.machine.now_ms
-        self.machine.changed()
-        self._send(source, m.Leased(message.request, lease.number, first, last))
+        self._heard_ms[source.id] = self.context.now_ms
+        self.context.changed()
+        self.context.send(source, m.Leased(message.request, lease.number, first, last))
 
     def _index(self, dataset: m.Dataset) -> int:
         """Number of a data set, which is new or known and equal. ConfigurationError for one that cannot be."""
@@ -179,20 +119,20 @@ class Leases:
                 f"data set {dataset.name!r}: {dataset.examples} examples, {dataset.end} over all passes; expected 1 "
                 f"and 0 to {EXAMPLES_MAX}"
             )
-        if not 1 <= dataset.split_examples <= SPLIT_EXAMPLES_MAX:
+        if not 1 <= dataset.split_examples <= m.SPLIT_EXAMPLES_MAX:
             raise ConfigurationError(
                 f"data set {dataset.name!r}: {dataset.split_examples} examples a split; expected 1 to "
-                f"{SPLIT_EXAMPLES_MAX}"
+                f"{m.SPLIT_EXAMPLES_MAX}"
             )
         whole, rest = divmod(dataset.end, dataset.examples)
         splits = whole * -(-dataset.examples // dataset.split_examples) + -(-rest // dataset.split_examples)
-        if self.state.number + splits > LEASES_MAX // 2:  # the other half is for those that are handed on
+        if self.state.number + splits > m.LEASES_MAX // 2:  # the other half is for those that are handed on
             raise ConfigurationError(
                 f"data set {dataset.name!r}: {splits} splits are too many: make them larger than "
                 f"{dataset.split_examples} examples"
             )
         known.append(DatasetState(dataset))
-        self.machine.changed()
+        self.context.changed()
         return len(known) - 1
 
     def _take(self, state: DatasetState) -> tuple[int, int, bool] | None:
@@ -200,12 +140,9 @@ class Leases:
         if state.returned:
             state.returned.sort()
             return *state.returned.pop(0), True
-        dataset, first = state.dataset, state.next
-        if first >= dataset.end or self.state.number >= LEASES_MAX:
+        if state.next >= state.dataset.end:
             return None
-        end_of_pass = (first // dataset.examples + 1) * dataset.examples
-        state.next = min(first + dataset.split_examples, end_of_pass, dataset.end)
-        return first, state.next, False
+        return *_cut_off(state), False
 
     def _finished(self, index: int) -> bool:
         state = self.state.datasets[index]
@@ -218,7 +155,7 @@ class Leases:
 
         False for a cursor that cannot be; the worker is fenced then.
         """
-        self._heard_ms[source.id] = self.machine.now_ms
+        self._heard_ms[source.id] = self.context.now_ms
         number, done = cursor >> m.CURSOR_BITS, cursor % (1 << m.CURSOR_BITS)
         held = self.held(source.id, epoch)
         sizes = {lease.number: lease.last - lease.first for lease in held}
@@ -226,7 +163,7 @@ class Leases:
             reason = (
                 f"its cursor says that {done} examples of lease {number} are done; it holds (lease: examples) {sizes}"
             )
-            self._send(source, m.Fenced(reason))
+            self.context.fence_off(source, reason)
             self.fence(source.id, epoch, reason)
             return False
         for lease in held:
@@ -238,59 +175,67 @@ class Leases:
             if lease.done == size:
                 self._remove(lease)
                 self.state.datasets[lease.dataset].trained += size
-                self.machine.changed()
+                self.context.changed()
         return True
 
     # ------------------------------------------------------------------ workers die
-    def is_fenced(self, worker: int, epoch: int) -> bool:
-        return epoch <= self.state.fenced.get(worker, 0)
-
     def fenced(self) -> dict[int, int]:
         """Worker -> newest epoch of it that is over, fenced or replaced; for shards that start."""
-        over = {worker: epoch - 1 for worker, (epoch, _) in self.machine.state.workers.items() if epoch > 1}
+        over = {worker: epoch - 1 for worker, (epoch, _) in self.context.state.workers.items() if epoch > 1}
         return {**over, **{w: max(epoch, over.get(w, 0)) for w, epoch in self.state.fenced.items()}}
 
-    def fence(self, worker: int, epoch: int, reason: str) -> None:
-        """A life of a worker is over. Does nothing where it has no lease."""
-        if not self.held(worker, epoch) or self.is_fenced(worker, epoch):
+    def fence(self, worker: int, epoch: int, reason: str, may_hold: bool = False) -> None:
+        """A life of a worker is over. Does nothing where it has no lease, unless it may have one that is not known."""
+        if not (self.held(worker, epoch) or may_hold) or self.state.is_fenced(worker, epoch):
             return
-        machine = self.machine
+        self._is_heard(worker)
         self.state.fenced[worker] = epoch
-        views = [machine.announce_fence(group, worker, epoch) for group in machine.state.groups]
-        self.state.fences.append(Fence(worker, epoch, views))
-        machine.effects.append(Note("warning", f"worker {worker} (epoch {epoch}) is fenced: {reason}"))
-        machine.changed()
+        self.state.fences.append(Fence(worker, epoch, self.announcer.fence_worker(worker, epoch), may_hold))
+        self.context.note("warning", f"worker {worker} (epoch {epoch}) is fenced: {reason}")
+        self.context.changed()
+
+    def over(self, worker: int, epoch: int) -> None:
+        """A life of a worker is over, whether it has a lease or not."""
+        self.state.fenced[worker] = max(epoch, self.state.fenced.get(worker, 0))
 
     def on_tick(self, pause_ms: float) -> None:
         """Fence the workers with leases that are silent; ``pause_ms``: in which the scheduler itself stood still."""
-        timeout_ms = self.machine.config.lease_timeout_ms
+        timeout_ms = self.context.config.lease_timeout_ms
         for worker, epoch in sorted(self._held):
-            heard_ms = self._heard_ms.setdefault(worker, self.machine.now_ms) + pause_ms
+            heard_ms = self._heard_ms.setdefault(worker, self.context.now_ms) + pause_ms
             self._heard_ms[worker] = heard_ms
-            silent_ms = self.machine.now_ms - heard_ms
+            silent_ms = self.context.now_ms - heard_ms
             if silent_ms > timeout_ms:
                 self.fence(worker, epoch, f"silent for {silent_ms:.0f} ms, {timeout_ms} are allowed")
         for worker in self._heard_ms.keys() - {worker for worker, _ in self._held}:
             del self._heard_ms[worker]
+        for worker in list(self.state.unheard):
+            since_ms = self._unheard_ms.setdefault(worker, self.context.now_ms) + pause_ms
+            self._unheard_ms[worker] = since_ms
+            if self.context.now_ms - since_ms > timeout_ms:
+                epoch, _ = self.context.state.workers.get(worker, (0, ""))
+                self.fence(worker, epoch, "it has not told which splits it holds", may_hold=True)
+                self._is_heard(worker)
 
-    def advance(self) -> None:
+    def advance(self, members: Members) -> None:
         """Hand on the splits of fenced workers of which everything is known."""
         for fence in list(self.state.fences):
-            cursors = self._cursors(fence)
+            cursors = self._cursors(fence, members)
             if cursors is not None:
                 self.state.fences.remove(fence)
                 self._hand_on(fence, min(cursors), max(cursors))
-                self.machine.changed()
+                self.context.changed()
 
-    def _cursors(self, fence: Fence) -> list[int] | None:
+    def _cursors(self, fence: Fence, members: Members) -> list[int] | None:
         """The worker's cursor on every shard, once all are final."""
         key = m.cursor_key(fence.worker)
         cursors = []
-        for number, group in enumerate(self.machine.state.groups):
+        for number, group in enumerate(self.context.state.groups):
             for shard, place in enumerate(group.places):
-                contact = self.machine.contacts.get((number, shard))
+                contact = members.get(number, shard)
                 status = contact.status if contact is not None else None
-                if place.state == DOWN or status is None or status.view < fence.views[number]:
+                # trap: the view that a heartbeat names may be of another history
+                if place.state == DOWN or contact is None or status is None or contact.view < fence.views[number]:
                     return None
                 cursor = status.marks.get(key, 0)
                 if status.durable.get(key, 0) != cursor:
@@ -301,6 +246,7 @@ class Leases:
     def _hand_on(self, fence: Fence, everywhere: int, somewhere: int) -> None:
         """Up to ``everywhere`` all shards have the pushes; from there to ``somewhere`` only some of them have."""
         held = self.held(fence.worker, fence.epoch)
+        self._count_unknown(fence, held, somewhere)
         for lease in held:
             state = self.state.datasets[lease.dataset]
             trained = max(_done(lease, everywhere), lease.done)
@@ -312,6 +258,95 @@ class Leases:
         for index in {lease.dataset for lease in held}:
             self.state.datasets[index].deaths += 1
 
+    def _count_unknown(self, fence: Fence, held: list[Lease], somewhere: int) -> None:
+        """Examples of a split that nobody alive knows were trained on, and will be again."""
+        number, done = somewhere >> m.CURSOR_BITS, somewhere % (1 << m.CURSOR_BITS)
+        if not (fence.untold and done and number > self.state.known) or number in [lease.number for lease in held]:
+            return
+        self.context.note(
+            "warning", f"lease {number} of worker {fence.worker} is not known: {done} examples are trained on again"
+        )
+        if len(self.state.datasets) == 1:
+            self.state.datasets[0].repeated += done
+
+    # ------------------------------------------------------------------ a state that was made again
+    @property
+    def unheard(self) -> list[int]:
+        return self.state.unheard
+
+    def adopted(self) -> None:
+        """The state was made again: of splits that were granted after it was copied only their workers know."""
+        self.state.known = self.state.number
+        over = self.state.fenced
+        workers = self.context.state.workers.items()
+        self.state.unheard = sorted(worker for worker, (epoch, _) in workers if epoch > over.get(worker, 0))
+
+    def _is_heard(self, worker: int) -> None:
+        if worker in self.state.unheard:
+            self.state.unheard.remove(worker)
+            self._unheard_ms.pop(worker, None)
+            self.context.changed()
+
+    def adopt(self, source: Address, census: m.WorkerCensus) -> bool:
+        """Take a worker's word for the splits that it holds. False if they contradict what is known: it is fenced."""
+        state = self.state
+        for held in census.leases:
+            if any(lease.number == held.lease for lease in state.leases):
+                continue
+            try:
+                if not 0 < held.lease <= m.LEASES_MAX // 2:
+                    raise ConfigurationError(f"leases are numbered from 1 to {m.LEASES_MAX // 2}")
+                state.number = max(state.number, held.lease)
+                index = self._index(held.dataset)
+                if not 0 <= held.first < held.last <= held.dataset.end or not self._withdraw(index, held):
+                    raise ConfigurationError(f"examples {held.first} to {held.last} are another's, or trained on")
+            except ConfigurationError as error:
+                reason = f"it tells of lease {held.lease} of {held.dataset.name[:300]!r}: {error}"
+                self.context.fence_off(source, reason)
+                self.fence(source.id, source.epoch, reason, may_hold=True)
+                return False
+            lease = Lease(held.lease, index, held.first, held.last, source.id, source.epoch, held.request, False)
+            state.leases.append(lease)
+            state.leases.sort(key=lambda lease: lease.number)
+            self._held[source.id, source.epoch].append(lease)
+            self._held[source.id, source.epoch].sort(key=lambda lease: lease.number)
+            state.datasets[index].splits += 1
+        state.asked[source.id] = source.epoch, census.asked
+        self._is_heard(source.id)
+        self.context.changed()
+        return self.heard(source, source.epoch, census.cursor)
+
+    def _withdraw(self, index: int, held: m.HeldLease) -> bool:
+        """Take examples out of those that nobody has; False if they are not among them."""
+        state = self.state.datasets[index]
+        for piece in state.returned:
+            first, last = piece
+            if first <= held.first and held.last <= last:
+                state.returned.remove(piece)
+                rest = ((first, held.first), (held.last, last))
+                state.returned += [part for part in rest if part[0] < part[1]]
+                return True
+        if (held.first - state.next) // state.dataset.split_examples > UNTOLD_MAX:
+            return False
+        while state.next < held.first:
+            # Granted too, and not told of yet; or to one who is dead.
+            state.returned.append(_cut_off(state))
+        if state.next != held.first:
+            return False
+        split = _cut_off(state)
+        if split != (held.first, held.last):
+            state.returned.append(split)
+            return False
+        return True
+
+    def raise_number(self, marks: dict[int, int]) -> None:
+        """Numbers of leases that a shard has heard of are not given again."""
+        if self.state.unheard:
+            newest = max((mark for key, mark in marks.items() if key >= m.WORKERS_MAX), default=0) >> m.CURSOR_BITS
+            if newest > self.state.number:
+                self.state.number = newest
+                self.context.changed()
+
     # ------------------------------------------------------------------ for people
     def figures(self) -> list[m.DatasetFigures]:
         figures = []
@@ -321,8 +356,13 @@ class Leases:
             figures.append(m.DatasetFigures(d.dataset, trained, d.repeated, d.splits, d.handed_on, d.deaths, len(out)))
         return figures
 
-    def _send(self, to: Address, message: m.Message) -> None:
-        self.machine.effects.append(Send(to, message))
+
+def _cut_off(state: DatasetState) -> tuple[int, int]:
+    """The next split (first, last) of what was never leased."""
+    dataset, first = state.dataset, state.next
+    end_of_pass = (first // dataset.examples + 1) * dataset.examples
+    state.next = min(first + dataset.split_examples, end_of_pass, dataset.end)
+    return first, state.next
 
 
 def _done(lease: Lease, cursor: int) -> int:

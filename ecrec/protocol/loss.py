@@ -37,6 +37,18 @@ def undecodable(placement: Placement, members: Sequence[Member]) -> set[int]:
     return found
 
 
+def margin(placement: Placement, members: Sequence[Member]) -> int:
+    """How many more members the weakest stripe can lose, of those with parity; negative where too many are lost."""
+    left = [
+        sum(has_data(members[shard]) for shard in stripe.data)
+        + sum(has_parity(members[shard], stripe.class_id) for shard in stripe.parity)
+        - len(stripe.data)
+        for stripe in placement.classes
+        if stripe.parity
+    ]
+    return min(left, default=0)
+
+
 def lost_rows(
     placement: Placement, tables: Sequence[TableSpec], classes: Iterable[int], shard: int, group: int, groups: int
 ) -> list[LostRows]:

@@ -1,13 +1,14 @@
 """Views: what a shard does when members die, are settled, come back and become whole (docs/protocol.md)."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ecrec._native import Store
 from ecrec._native import Window as WindowBuffers
 from ecrec.protocol import messages as m
-from ecrec.protocol.events import BAD_CONTENT, Connect, Disconnect, Stop
-from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, SEEDED, SHARD, UP, Address
+from ecrec.protocol.events import BAD_CONTENT, Connect, Disconnect, Send, Stop
+from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, SCHEDULER_ADDRESS, SEEDED, SHARD, UP, Address
 from ecrec.protocol.peer import Peer
 from ecrec.protocol.placement import CLASSES_MAX, SHARDS_IN_GROUP_MAX, Placement, TableSpec
 
@@ -33,7 +34,21 @@ class Membership:
         self.machine = machine
         self.reports: dict[int, m.Report] = {}
         self.tables: list[TableSpec] = []
+        self._first = 0
+        """Number of my first view."""
+        self._concerned: dict[int, int] = {}
+        """Class -> number of the last view that concerned it, if it was not my first one."""
         self.groups = 1
+        self.start: m.Start | None = None
+        """What I was started with,"""
+        self.recent: deque[m.AnyView] = deque(maxlen=m.VIEWS_TOLD_MAX)
+        """and the newest views since: what a scheduler that lost its state is told."""
+        self.prepared = 0
+        """Number of the last `PrepareTable`,"""
+        self.refusal = ""
+        """why it cannot be done,"""
+        self._reserved: Store | None = None
+        """and else what it needs: a store of the table alone."""
         self._apply: dict[type, Any] = {
             m.ShardDown: self._on_down,
             m.Settle: self._on_settle,
@@ -43,6 +58,8 @@ class Membership:
             m.WorkerFenced: self._on_worker_fenced,
             m.DataLost: self._on_lost,
             m.Reinitialise: self._on_reinitialise,
+            m.Configured: self._on_configured,
+            m.Adopted: self._on_adopted,
         }
 
     def on_views(self, message: m.Views) -> None:
@@ -52,24 +69,54 @@ class Membership:
         """
         machine = self.machine
         self._check(message.views)
+        if machine.state and message.origin.generation > machine.origin.generation:
+            # trap: views of a history that was given up have the numbers of others
+            new = [view for view in message.views if view.number > machine.view]
+            adopted = [view for view in new if isinstance(view, m.Adopted)]
+            if not adopted or new[0].number != machine.view + 1:
+                return
         for view in message.views:
             if isinstance(view, m.Start):
                 if not machine.state:
-                    self._place(view)
+                    self._place(view, message.origin)
                 continue
             if not machine.state or view.number <= machine.view:
                 continue
             if view.number != machine.view + 1:
                 return
+            machine.checked()
             machine.view = view.number
-            machine.status_due = True
-            # trap: a repair lives within one view
-            machine.repairs.forget_all()
-            machine.scrubs.forget_all()
+            self.recent.append(view)
+            machine.hear_origin(message.origin)
+            machine.status_due = machine.pulls_due = True
+            # trap: a repair does not outlive a view that concerns its class
+            classes = self._classes_of(view)
+            self._concerned.update(dict.fromkeys(classes, view.number))
+            machine.repairs.forget(classes)
+            machine.scrubs.forget(classes)
             self._apply[type(view)](view)
             machine.release_held()
             if any(isinstance(effect, Stop) for effect in machine.effects):
                 return
+
+    def _classes_of(self, view: m.AnyView) -> set[int]:
+        """Classes whose repairs and scrubs the view can concern: whose members change, or whose stripes become more."""
+        classes, placement = self.machine.placement.classes, self.machine.placement
+        if isinstance(view, m.WorkerFenced | m.Configured | m.Adopted):
+            return set()
+        if isinstance(view, m.TableAdded):
+            return {s.class_id for s in classes if placement.code_of(s.class_id) == view.table.code}
+        if isinstance(view, m.ShardDown | m.Settle | m.ShardUp | m.ShardWhole):
+            return {s.class_id for s in classes if view.shard in s.data or view.shard in s.parity}
+        return {s.class_id for s in classes}
+
+    def is_over(self, view: int, message: Any) -> bool:
+        """Whether a view that concerns the class has come since the one that a message of a repair or scrub names.
+
+        trap: then both ends forget it, and numbers of requests begin again with each incarnation.
+        """
+        class_id = message.stripes.class_id if hasattr(message, "stripes") else message.class_id
+        return view < self._concerned.get(class_id, self._first)
 
     def _check(self, views: Sequence[m.AnyView]) -> None:
         placement = self.machine.placement
@@ -83,7 +130,7 @@ class Membership:
                 listed = sorted(member.shard for member in view.members)
                 if not 1 <= n <= SHARDS_IN_GROUP_MAX or listed != list(range(n)) or view.window < 0:
                     raise ValueError(f"Start: {len(view.members)} members, window {view.window}, in a group of {n}")
-            elif isinstance(view, m.TableAdded | m.WorkerFenced | m.DataLost):
+            elif isinstance(view, m.TableAdded | m.WorkerFenced | m.DataLost | m.Configured | m.Adopted):
                 continue
             elif isinstance(view, m.Reinitialise):
                 classes = placement.classes if placement else []
@@ -97,7 +144,7 @@ class Membership:
                     raise ValueError(f"{type(view).__name__} of shard {shard}, in a group of {n}")
 
     # ------------------------------------------------------------------ the first view
-    def _place(self, start: m.Start) -> None:
+    def _place(self, start: m.Start, origin: m.Origin) -> None:
         """Become an incarnation: a fresh one, or the replacement of a dead one."""
         machine = self.machine
         placement = Placement(start.n)
@@ -107,17 +154,20 @@ class Membership:
                 placement.add(table.code)
                 add_table(store, table, recovered=not start.recovering)
         except (RuntimeError, MemoryError) as error:
-            machine.effects.append(
-                Stop(f"cannot hold the tables of shard {start.group * start.n + start.shard}: {error}")
-            )
+            reason = f"cannot hold the tables of shard {start.group * start.n + start.shard}: {error}"
+            machine.effects += [Send(SCHEDULER_ADDRESS, m.Unfit(machine.process, reason)), Stop(reason)]
             return
+        machine.checked()
+        self.start, machine.origin = start, origin
         machine.config = start.config
         machine.group, machine.shard, machine.epoch, machine.view = start.group, start.shard, start.epoch, start.number
         machine.base = start.group * start.n
         machine.address = Address(SHARD, machine.base + start.shard, start.epoch)
         machine.placement, machine.store = placement, store
+        store.on_pause(machine.pause_of_store())
         machine.dims = [table.dim for table in start.tables]
         self.tables, self.groups = list(start.tables), start.groups
+        self._first = start.number
         machine.buffers = WindowBuffers(machine.store)
         machine.state = RECOVERING if start.recovering else UP
         machine.marks, machine.durable = dict(start.marks), dict(start.marks)
@@ -125,6 +175,7 @@ class Membership:
         machine.window_number, machine.stable = start.window + 1, start.window
         for member in start.members:
             peer = Peer(member.shard, member.epoch, member.state, member.endpoint, reseeding=set(member.reseeding))
+            peer.heard_awake_ms = machine.awake_ms
             machine.peers[member.shard] = peer
             if peer.shard != start.shard and peer.running:
                 machine.effects.append(Connect(self._address(peer), peer.endpoint))
@@ -172,6 +223,7 @@ class Membership:
 
     def on_join(self, peer: Peer, message: m.Join, frames: m.Frames) -> None:
         machine = self.machine
+        machine.checked()
         if message.ask:
             machine.send(peer, m.Joined(machine.seeding.wanted_from(peer.shard)))
         peer.received = message.window
@@ -183,13 +235,15 @@ class Membership:
         machine = self.machine
         peer = machine.peers[view.shard]
         if view.shard == machine.shard:
-            machine.effects.append(Stop(f"declared dead as shard {machine.base + machine.shard}, epoch {view.epoch}"))
+            reason = f"declared dead as shard {machine.base + machine.shard}, epoch {view.epoch}"
+            machine.effects.append(machine.departure.ended(reason))
             return
         machine.effects.append(Disconnect(self._address(peer)))
         peer.state = DOWN
         peer.settling = peer.unsettled = True
         peer.joined = peer.awaits_joined = False
         peer.begins, peer.ends = {}, []
+        peer.reseeding.clear()
         machine.seeding.forget(peer.shard)
         self._limit(peer, 0)
         machine.buffers.buffer(peer.shard).take()
@@ -218,10 +272,12 @@ class Membership:
     def _on_up(self, view: m.ShardUp) -> None:
         machine = self.machine
         if view.shard == machine.shard:
-            machine.effects.append(Stop(f"another process is shard {machine.base + machine.shard}, epoch {view.epoch}"))
+            reason = f"another process is shard {machine.base + machine.shard}, epoch {view.epoch}"
+            machine.effects.append(machine.departure.ended(reason))
             return
         peer = Peer(view.shard, view.epoch, RECOVERING, view.endpoint)
-        peer.held = machine.peers[view.shard].held
+        peer.held, peer.held_bytes = machine.peers[view.shard].held, machine.peers[view.shard].held_bytes
+        peer.heard_awake_ms = machine.awake_ms
         machine.peers[view.shard] = peer
         # trap: should it die before I hear from it, the cut is the one it started from
         peer.received, peer.marks = view.window, dict(view.marks)
@@ -235,8 +291,30 @@ class Membership:
         peer.reseeding.clear()
         machine.seeding.whole(peer.shard)
 
+    def on_prepare(self, message: m.PrepareTable) -> None:
+        """Reserve what a table needs, or say why that cannot be; what was reserved before is given back first."""
+        machine, table = self.machine, message.table
+        if not machine.state or message.number <= self.prepared:
+            return
+        machine.checked()
+        self.prepared, self.refusal, self._reserved = message.number, "", None
+        machine.status_due = True
+        if table is None:
+            return
+        try:
+            store = Store(machine.shard, machine.placement.n, machine.group, self.groups)
+            add_table(store, table, recovered=True)
+            self._reserved = store
+        except (*BAD_CONTENT, RuntimeError, MemoryError) as error:
+            self.refusal = (
+                f"cannot hold {table.rows:,} rows of {table.dim} floats with code {table.code} and "
+                f"{table.optimizer.name}: {error or 'out of memory'}"
+            )
+            machine.note("warning", f"table {table.name!r}: {self.refusal}")
+
     def _on_table(self, view: m.TableAdded) -> None:
         machine = self.machine
+        self._reserved = None  # just in time for the table itself
         try:
             add_table(machine.store, view.table, recovered=True)
         except (*BAD_CONTENT, RuntimeError, MemoryError) as error:
@@ -253,6 +331,28 @@ class Membership:
 
     def _on_worker_fenced(self, view: m.WorkerFenced) -> None:
         self.machine.fence_worker(view.worker, view.epoch)
+
+    def _on_configured(self, view: m.Configured) -> None:
+        machine = self.machine
+        was_coded = machine.coded()
+        machine.config = view.config
+        if machine.coded() and not was_coded:
+            machine.first_coded()
+
+    def _on_adopted(self, view: m.Adopted) -> None:
+        machine = self.machine
+        machine.origin = m.Origin(machine.origin.cluster, view.generation, machine.origin.serial)
+        machine.note("warning", f"the scheduler's state was made again (generation {view.generation})")
+
+    def tell(self) -> None:
+        """A scheduler asks for all that I know of my cluster."""
+        machine = self.machine
+        if self.start is None:
+            return
+        census = m.ShardCensus(
+            machine.process, machine.endpoint, machine.origin, machine.copied, self.start, list(self.recent)
+        )
+        machine.reply(SCHEDULER_ADDRESS, census, (machine.copy,))
 
     def _on_lost(self, view: m.DataLost) -> None:
         self.machine.note("error", view.reason)

@@ -23,10 +23,25 @@ WORKERS_MAX = 1 << 16
 """Workers are numbered below this; bounds what invented ones can cost."""
 
 
+NUMBER_MAX = (1 << 62) - 1
+"""Of what members count up or compare. A larger one is refused where it is read: counted on, it could not be sent any
+more."""
+
 CURSOR_BITS = 32
 """A cursor says how far a worker is in the splits that it leases: number of the lease << CURSOR_BITS, plus the examples
 of its split that are done. Leases are numbered over all workers, and a worker takes its own in order, so that its
 cursor only rises."""
+
+SPLIT_EXAMPLES_MAX = (1 << CURSOR_BITS) - 1
+"""Of a split: those that are done are the lower bits of a cursor."""
+
+LEASES_MAX = NUMBER_MAX >> CURSOR_BITS
+"""Leases in a cluster's life: their numbers are the upper bits of a cursor, which travels as a `Number`."""
+
+
+RUN_BITS = 32
+"""Runs are numbered from the generation of the scheduler's state << RUN_BITS on, so that no state that was made again
+gives a number that was given before it was lost."""
 
 
 def cursor_key(worker: int) -> int:
@@ -35,14 +50,16 @@ def cursor_key(worker: int) -> int:
 
 
 def pushes_of(marks: dict[int, int]) -> int:
-    """How many pushes of all workers watermarks stand for; cursors are none."""
-    return sum(number for worker, number in marks.items() if worker < WORKERS_MAX)
+    """How many pushes of all workers watermarks stand for; cursors are none. At most NUMBER_MAX, as the wire takes."""
+    return min(NUMBER_MAX, sum(number for worker, number in marks.items() if worker < WORKERS_MAX))
 
 
-Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62) - 1)]
-"""A number that members count up or compare. A larger one is refused where it is read: counted on, it could not be
-sent any more."""
-NumberOrNone = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 62) - 1)]
+VIEWS_TOLD_MAX = 64
+"""Newest views that a member keeps for a scheduler that lost its state: more than copies of that are ever behind."""
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
+"""A number that members count up or compare."""
+NumberOrNone = Annotated[int, msgspec.Meta(ge=-1, le=NUMBER_MAX)]
 """-1: none."""
 
 
@@ -57,8 +74,27 @@ class Address(NamedTuple):
         return f"{ROLE_NAMES[self.role]} {self.id} (epoch {self.epoch})"
 
 
+SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
+"""As members and workers know it, whatever its term."""
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """Base of all messages."""
+
+
+class Origin(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Which history of which cluster a message belongs to, so that nobody acts on that of another one."""
+
+    cluster: str = ""
+    """Random name that the cluster got when its scheduler's state was first made."""
+    generation: Number = 0
+    """Counts the adoptions: a history of views ends where the state was lost, and a new one goes on from there."""
+    serial: Number = 0
+    """Of the newest scheduler's state that the sender knows of. A state with a lower one is older than its cluster."""
+
+    def is_of(self, other: "Origin") -> bool:
+        """Whether both are of the same cluster."""
+        return self.cluster == other.cluster
 
 
 # ------------------------------------------------------------------ between shards, in numbered streams
@@ -118,7 +154,10 @@ class Stripes(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Repair(Message, frozen=True, gc=False):
-    """The sender asks for its data rows of some stripes. Frames: keys."""
+    """The sender asks for its data rows of some stripes. Frames: keys.
+
+    All messages of a repair name the view in which it was asked for (those of a scrub, in which it began).
+    """
 
     view: Number
     request: Number
@@ -152,6 +191,8 @@ class Mark(Message, frozen=True, gc=False):
     view: Number
     request: Number
     stripes: Stripes
+    too_long: bool = False
+    """The rows are left out: so many were touched since the assembler looked that no frame holds them."""
 
 
 class Captured(Message, frozen=True, gc=False):
@@ -159,6 +200,7 @@ class Captured(Message, frozen=True, gc=False):
 
     view: Number
     request: Number
+    class_id: Number = 0
 
 
 class Repaired(Message, frozen=True, gc=False):
@@ -188,6 +230,30 @@ class ParityCorrected(Message, frozen=True, gc=False):
 
     view: Number
     request: Number
+    class_id: Number = 0
+
+
+class RepairWanted(Message, frozen=True, gc=False):
+    """The one who asked for a repair (of an assembler) or a capture (of a parity holder) still waits for it."""
+
+    view: Number
+    request: Number
+    class_id: Number
+
+
+class RepairWorking(Message, frozen=True, gc=False):
+    """Answer to RepairWanted: it is being worked on, or ``gone``: it will not come, ask again a little later."""
+
+    view: Number
+    request: Number
+    class_id: Number
+    gone: bool
+
+
+class Ping(Message, frozen=True, gc=False):
+    """Nothing but a sign of life; with ``asks`` it asks for one."""
+
+    asks: bool
 
 
 # ------------------------------------------------------------------ workers and tools
@@ -215,11 +281,18 @@ class Push(Message, frozen=True, gc=False):
     worker_epoch: Number
     number: Number
     barrier: Number
-    """0, or how many workers' pushes of this number are applied as one sum."""
+    """0, or how many workers' pushes are applied as one: those of the same `run` and `sequence`."""
     assign: bool
     sections: list[Section]
     cursor: Number = 0
     """Of the worker with this push done; 0: the push is no part of a leased split."""
+    run: Number = 0
+    """Of a push with a barrier: the run that the scheduler has given to the workers that take part."""
+    sequence: Number = 0
+    """Of a push with a barrier: the how manieth of the worker's in this run, from 1. The numbers of its pushes go on
+    from its earlier lives, and differ from worker to worker."""
+    tables: Number = 0
+    """So many tables the worker knows of: a shard that knows of fewer lacks a view."""
 
 
 class Flush(Message, frozen=True, gc=False):
@@ -237,6 +310,8 @@ class PushAck(Message, frozen=True, gc=False):
 class PushRefused(Message, frozen=True, gc=False):
     number: Number
     reason: str
+    nowhere: bool = False
+    """No shard applies it: all of them decide by the same pushes of a run."""
 
 
 class Pull(Message, frozen=True, gc=False):
@@ -319,6 +394,18 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
     """Classes whose parity is seeded anew."""
 
 
+class Cut(msgspec.Struct, frozen=True, array_like=True):
+    """A death that is settled and whose place is not taken again."""
+
+    shard: int
+    window: int
+    marks: dict[Number, Number]
+    view: Number
+    """That settled it."""
+    reinitialised: list[int]
+    """Classes whose rows its replacement does not repair."""
+
+
 class View(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A numbered step of a group's membership. Shards are numbered within the group."""
 
@@ -351,6 +438,8 @@ class Start(View, frozen=True):
     """Replicated tables (k = 1) that lost rows in all copies, ever: for workers."""
     fenced: dict[Number, Number] = {}
     """Worker -> newest epoch of it that is over."""
+    cuts: list[Cut] = []
+    """Of members that are down and settled; for shards."""
 
 
 class ShardDown(View, frozen=True):
@@ -362,6 +451,8 @@ class Settle(View, frozen=True):
     shard: int
     epoch: Number
     window: Number
+    marks: dict[Number, Number] = {}
+    """The watermarks at the cut: with them a lost state of the scheduler can be made again."""
 
 
 class ShardUp(View, frozen=True):
@@ -404,8 +495,31 @@ class Reinitialise(View, frozen=True):
     """Replicated tables (k = 1) among them. A model's dense part is one, and does not work with some of it zero."""
 
 
+class Configured(View, frozen=True):
+    """The limits and timeouts of all members change: the scheduler was started again with others."""
+
+    config: ProtocolConfig
+
+
+class Adopted(View, frozen=True):
+    """The scheduler's state was lost or is an older one, and was made again from what the members told. Views of an
+    earlier generation that come after this are of a history that was given up."""
+
+    generation: Number
+
+
 AnyView: TypeAlias = (
-    Start | ShardDown | Settle | ShardUp | ShardWhole | TableAdded | WorkerFenced | DataLost | Reinitialise
+    Start
+    | ShardDown
+    | Settle
+    | ShardUp
+    | ShardWhole
+    | TableAdded
+    | WorkerFenced
+    | DataLost
+    | Reinitialise
+    | Configured
+    | Adopted
 )
 
 
@@ -443,6 +557,16 @@ class Register(Message, frozen=True):
     """Random name of this process."""
     endpoint: str
     shard: int
+    reached: Number = 0
+    """Number of the last `Knock` that came in at the endpoint."""
+
+
+class Knock(Message, frozen=True):
+    """From the scheduler, on a connection that it made, to a process without a place: whoever has this name says the
+    number in its next Register. Then others reach it where it says that they do."""
+
+    process: str
+    number: Number
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
@@ -467,8 +591,26 @@ class ShardStatus(Message, frozen=True):
     """For people: rows touched, bytes, rows still to repair, ..."""
     reinitialised: dict[Number, dict[Number, Number]] = {}
     """View -> table -> rows that were not yet repaired and became initial records."""
-    missed: list[int] = []
-    """Members, by their number in the group, that have acknowledged no window of the sender for `link_timeout_ms`."""
+    late: dict[Number, Number] = {}
+    """Member, by its number in the group -> milliseconds for which the sender has waited for it to acknowledge a
+    window; from half of `link_timeout_ms` on."""
+    unheard: list[int] = []
+    """Members of which the sender, which has read all that came, heard nothing for `link_timeout_ms`."""
+    broken: list[int] = []
+    """Members whose messages the sender cannot follow."""
+    prepared: Number = 0
+    """Number of the last `PrepareTable` that it has done, or refuses with `refusal`."""
+    refusal: str = ""
+    heard: dict[Number, Number] = {}
+    """Member -> milliseconds since the sender heard of its present incarnation."""
+    linked: list[int] = []
+    """Members to whose present incarnation the sender's connection is established."""
+    severed: list[int] = []
+    """Those to which it was established, and is closed."""
+    origin: Origin = Origin()
+    """What the sender knows of its scheduler."""
+    age_ms: Number = 0
+    """How long ago all this was so: in the middle of an event that takes long a shard says again what it said last."""
 
 
 class WorkerStatus(Message, frozen=True):
@@ -482,17 +624,102 @@ class WorkerStatus(Message, frozen=True):
     figures: dict[str, float]
     cursor: Number = 0
     """How far its leases are done and durable; a heartbeat renews them all."""
+    run: Number = 0
+    """Its run, if it has one, and how many of its barriers there are durable on all shards."""
+    run_done: Number = 0
+    origin: Origin = Origin()
+    run_size: Number = 0
+    """Workers of that run: a scheduler whose state was lost may not know them."""
+    waits: bool = False
+    """It waits for the cluster, and is answered (`Suspected`)."""
+    unheard: dict[Number, Number] = {}
+    """Shard, numbered over all groups, that is said to run -> milliseconds for which it has not answered the sender."""
 
 
 class Views(Message, frozen=True):
     group: int
     views: list[AnyView]
+    origin: Origin = Origin()
+
+
+class Probe(Message, frozen=True):
+    """The scheduler asks a member whether it still hears some others, numbered in the group: its heartbeats say so."""
+
+    shards: list[int]
 
 
 class Fenced(Message, frozen=True):
     """You are not (or no longer) a member; stop."""
 
     reason: str
+    origin: Origin = Origin()
+    """Of the scheduler that says so. A member of another cluster, or one that knows a newer state, goes on."""
+
+
+def is_my_scheduler(message: "Views | Fenced | StateCopy", known: Origin) -> bool:
+    """Whether a member that knows this much takes a message of a scheduler: one of its cluster and of no history that
+    was given up; and to end a member it must not know less than that."""
+    theirs = message.origin
+    if not theirs.is_of(known) or theirs.generation < known.generation:
+        return False
+    newer = theirs.generation > known.generation or theirs.serial >= known.serial
+    return newer or not isinstance(message, Fenced)
+
+
+class Suspected(Message, frozen=True):
+    """To workers and tools, with each heartbeat while it holds: whom they may wait for, and why nobody replaces it. To
+    those that wait always, so that they know that the scheduler is there."""
+
+    reasons: dict[Number, str]
+    """Shard, numbered over all groups -> why it is suspected, but not declared down."""
+
+
+class StateCopy(Message, frozen=True):
+    """The scheduler's state, for a shard to keep: should it be lost, what members cannot tell is read from here.
+
+    Frames: one, the encoded state, without what members know themselves.
+    """
+
+    origin: Origin
+
+
+class Census(Message, frozen=True):
+    """A scheduler whose state is lost or older than its cluster asks a member to tell all that it knows."""
+
+
+class ShardCensus(Message, frozen=True):
+    """Answer of a shard to `Census`. Frames: one, the newest `StateCopy` (empty: it has none)."""
+
+    process: str
+    endpoint: str
+    origin: Origin
+    copied: Number
+    """Serial of the copy."""
+    start: Start
+    """What the sender was started with."""
+    views: list[AnyView]
+    """The newest that it took, in order."""
+
+
+class HeldLease(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Examples first <= i < last of a data set, in the hands of the worker that says so."""
+
+    dataset: "Dataset"
+    lease: Number
+    first: Number
+    last: Number
+    request: Number
+
+
+class WorkerCensus(Message, frozen=True):
+    """Answer of a worker to `Census`: its leases that are not done and durable, in order."""
+
+    process: str
+    origin: Origin
+    cursor: Number
+    asked: Number
+    """Number of its newest request for a split."""
+    leases: list[HeldLease]
 
 
 class CreateTable(Message, frozen=True):
@@ -505,6 +732,33 @@ class TableReady(Message, frozen=True):
 
     request: Number
     index: int
+
+
+class PrepareTable(Message, frozen=True):
+    """Reserve what a table needs, without having it; what was reserved before is given back. None: that alone."""
+
+    number: Number
+    """A lower one than the last is late, and nothing is done for it."""
+    table: TableSpec | None
+
+
+class Unfit(Message, frozen=True):
+    """A process that was given a place cannot take it, and ends."""
+
+    process: str
+    reason: str
+
+
+class Leave(Message, frozen=True):
+    """A member's process was told to end. Repeated until it is answered by `Fenced`: it may end."""
+
+    process: str
+
+
+class LeaveWaits(Message, frozen=True):
+    """To a member that asked to leave: data would be lost with it now. It serves on."""
+
+    reason: str
 
 
 class Refused(Message, frozen=True):
@@ -552,8 +806,76 @@ class NoSplit(Message, frozen=True):
     finished: bool
 
 
+class JoinRun(Message, frozen=True):
+    """A worker asks for a run of ``size`` workers, numbered 0 to size - 1. Repeated until all have asked for it."""
+
+    request: Number
+    size: Number
+    run: Number = 0
+    """The run that it leaves for it, and how many of its barriers there are durable on all shards."""
+    done: Number = 0
+
+
+class RunJoined(Message, frozen=True):
+    """The run has begun; or, with run 0, workers that have not asked for it yet (the first few)."""
+
+    request: Number
+    run: Number
+    missing: list[Number] = []
+
+
+class LeaveRun(Message, frozen=True):
+    """A worker is done with its run after so many barriers, all durable. Repeated until `RunOver` answers it; silence
+    says the same later."""
+
+    run: Number
+    done: Number
+
+
+class RunOver(Message, frozen=True):
+    """A worker of the run is gone: no barrier behind ``done`` will be complete. Repeated with each heartbeat."""
+
+    run: Number
+    done: Number
+    reason: str
+
+
+WRITTEN, WRITE, WAIT = "written", "write", "wait"
+"""Of the first values of a table: it has them; the receiver is to write them; another one does, or has yet to come."""
+
+
+class InitialiseTable(Message, frozen=True):
+    """A worker asks whether a table has its first values. Repeated until it has."""
+
+    request: Number
+    table: Number
+    claim: bool
+    """It would write them; else it waits for one that does."""
+    done: bool
+    """It has written them, and all is durable."""
+
+
+class TableInitial(Message, frozen=True):
+    request: Number
+    table: Number
+    state: str
+    """`WRITTEN`, `WRITE` or `WAIT`."""
+
+
 class ClusterQuery(Message, frozen=True):
     request: Number
+
+
+class Waiting(msgspec.Struct, frozen=True, array_like=True):
+    """A process without a place."""
+
+    endpoint: str
+    wanted: int
+    """The shard that it was started for; -1: none."""
+    is_spare: bool
+    """It takes any place: because it was started so, or because another has the one that it wants."""
+    is_reached: bool
+    """The scheduler can connect to it; without that it gets no place."""
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -563,6 +885,8 @@ class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
     """down, settled, up, whole, lost"""
     shard: int
     epoch: Number
+    reason: str = ""
+    """Why, where that is known: of a death what spoke for it, or the last words of the process."""
 
 
 class ShardFigures(msgspec.Struct, frozen=True):
@@ -616,6 +940,14 @@ class ClusterState(Message, frozen=True):
     datasets: list[DatasetFigures] = []
     fenced: dict[Number, Number] = {}
     """Worker -> newest epoch of it that is over."""
+    suspected: dict[Number, str] = {}
+    """Shard -> why it is suspected, but not declared down."""
+    waiting: list[Waiting] = []
+    """Processes without a place; ``spares`` of them take any."""
+    leaving: dict[Number, str] = {}
+    """Shard whose process was told to end -> why it serves on."""
+    unheard: dict[Number, dict[Number, Number]] = {}
+    """Shard -> worker that does not hear it -> for how many milliseconds."""
 
 
 AnyMessage: TypeAlias = (
@@ -633,6 +965,9 @@ AnyMessage: TypeAlias = (
     | Repaired
     | CorrectParity
     | ParityCorrected
+    | Ping
+    | RepairWanted
+    | RepairWorking
     | Hello
     | Welcome
     | Push
@@ -646,15 +981,32 @@ AnyMessage: TypeAlias = (
     | ScrubResult
     | ScrubBusy
     | Register
+    | Knock
     | ShardStatus
     | WorkerStatus
     | Views
+    | Probe
+    | Suspected
     | Fenced
+    | StateCopy
+    | Census
+    | ShardCensus
+    | WorkerCensus
     | CreateTable
     | TableReady
     | LeaseSplit
     | Leased
     | NoSplit
+    | JoinRun
+    | RunJoined
+    | LeaveRun
+    | RunOver
+    | InitialiseTable
+    | TableInitial
+    | PrepareTable
+    | Unfit
+    | Leave
+    | LeaveWaits
     | Refused
     | ClusterQuery
     | ClusterState

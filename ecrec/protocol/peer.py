@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from ecrec.protocol import arrays
 from ecrec.protocol.events import Received
 from ecrec.protocol.messages import DOWN, RESEEDING, UP
 
@@ -43,6 +44,8 @@ class Peer:
     """Number of its last window that I have; None while its stream has not begun."""
     ack_due: bool = False
     """Its last window is not acknowledged."""
+    broken: bool = False
+    """Something in its stream did not fit: nothing more is taken from this incarnation."""
     marks: dict[int, int] = field(default_factory=dict)
     """Its watermarks at the last window that left the undo records."""
     undo: deque[Undo] = field(default_factory=deque)
@@ -50,6 +53,8 @@ class Peer:
     """Class -> round of seeding that its stream has announced."""
     held: list[Received] = field(default_factory=list)
     """Messages that wait for a view, in order."""
+    held_bytes: int = 0
+    """Of their frames."""
 
     seeding: dict[int, int] = field(default_factory=dict)
     """Class -> newest round in which it asked me for my rows."""
@@ -58,8 +63,26 @@ class Peer:
     ends: list[int] = field(default_factory=list)
     """For my open window to it: classes whose seeding is complete."""
 
+    heard_ms: float | None = None
+    """When it was last heard; None: never."""
+    heard_awake_ms: float = 0.0
+    """The same in the time that I was awake; if it was never heard, when I first knew of this incarnation."""
+    linked: bool = False
+    """The connection to it is established."""
+    severed: bool = False
+    """It was established, and is closed."""
+    pings: int = 0
+    """How often it was asked for a sign of life since it was heard,"""
+    pinged_ms: float = -1e18
+    """and when it was asked last."""
+
     reseeding: set[int] = field(default_factory=set)
     """Classes whose parity rows on it are seeded anew, after rows of theirs were re-initialised."""
+
+    def hold(self, event: Received) -> None:
+        """Keep a message until a view comes."""
+        self.held.append(event)
+        self.held_bytes += arrays.frames_bytes(event.frames)
 
     @property
     def running(self) -> bool:

@@ -10,6 +10,11 @@ SHARDS_IN_GROUP_MAX = 16
 CLASSES_MAX = 64
 """The native store keeps a set of classes in 64 bits."""
 
+TABLES_MAX = 65_535
+"""Keys have 16 bits for the table."""
+RECORD_ALIGNMENT = 16
+"""Bytes to a multiple of which the native store pads a record."""
+
 
 class CodeSpec(msgspec.Struct, frozen=True, array_like=True):
     """A (k, r) code: k data and r parity rows a stripe; k = 1 is replication; r = 0 is no fault tolerance."""
@@ -86,6 +91,12 @@ class TableSpec(msgspec.Struct, frozen=True, array_like=True):
     init_scale: float = 0.0
     init_state: float = 0.0
 
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a record: weights and optimizer state in float32, padded to `RECORD_ALIGNMENT`."""
+        floats = self.dim + self.optimizer.state_floats(self.dim)
+        return -(-4 * floats // RECORD_ALIGNMENT) * RECORD_ALIGNMENT
+
 
 class Stripe(NamedTuple):
     """A class of stripes: all have the same members. Shards are numbered within their group."""
@@ -143,3 +154,9 @@ class Placement:
     def tolerance(self) -> int:
         """How many shards may be lost at the same time: the smallest r of all codes (0 without tables)."""
         return min((code.r for code in self.codes), default=0)
+
+
+def shards_of(placement: Placement, class_id: int) -> tuple[int, ...]:
+    """The members of the stripes of a class."""
+    stripe = placement.classes[class_id]
+    return stripe.data + stripe.parity

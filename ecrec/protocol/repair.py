@@ -5,7 +5,8 @@ deltas of each data member until that member's MARK. The first surviving parity 
 coded rows out of the captures and solves for the lost ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,19 @@ from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
 from ecrec.protocol.arrays import NO_KEYS, NO_RECORDS
 from ecrec.protocol.events import BAD_CONTENT
-from ecrec.protocol.loss import lost_rows
 from ecrec.protocol.messages import RECOVERING, Stripes
 from ecrec.protocol.peer import Peer
+from ecrec.protocol.share import Share
+from ecrec.protocol.wanted import RowsOfClass, Wanted
 
 if TYPE_CHECKING:
     from ecrec.protocol.shard import ShardMachine
 
 TIMEOUT_FACTOR_MAX = 16
+"""A holder that says nothing is waited for so many times longer, at most, before another one is asked."""
 KEY_BITS = 48
-ROWS_AT_ONCE = 1 << 20
-"""Rows that are looked at together where the missing ones of a table are counted."""
+OBSERVED_ROWS_MAX = 1 << 20
+"""An observer of a shard that gives up rows is told of so many of each class at most. Counted are all."""
 
 
 @dataclass(slots=True)
@@ -36,17 +39,31 @@ class Asked:
     stripes: Stripes
     keys: Any
     background: bool
-    at_ms: float
+    view: int
+    requests: dict[int, int] = field(default_factory=dict)
+    """Number of the request -> parity holder that was asked; the last one is the newest."""
+    asked_ms: float = 0.0
+    """When the newest request was made."""
+    heard_ms: float = 0.0
+    """When one of them last said that it works on it; at first, when the newest was asked."""
+    wanted_ms: float = 0.0
+    """When they were last told that I wait."""
+    tries: int = 0
+    again_ms: float = 0.0
+    """Without a request: when the next one is made."""
 
 
 @dataclass(slots=True, eq=False)
 class Assembly:
     """A request at a parity holder: the capture and what is still to come."""
 
+    view: int
     stripes: Stripes
-    capture: Capture
+    capture: Capture | None
+    """None: it was dropped, or put off. It stays only until all marks have come, which would open it again."""
     keys: Any
     at_ms: float
+    """When it was last wanted."""
     marked: set[int] = field(default_factory=set)
     members: set[int] | None = None
     """Data members whose MARK is needed; None while the request itself has not come."""
@@ -58,6 +75,10 @@ class Assembly:
     """Parity holders whose captures are solved together."""
     captures: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     finish: Callable[["Assembly"], None] | None = None
+    fail: Callable[[], None] | None = None
+    """Tells who waits for it that it will not come."""
+    wanted_ms: float = 0.0
+    """When the other holders were last told that it is wanted."""
 
 
 class Repairs:
@@ -68,12 +89,23 @@ class Repairs:
         self.incomplete: set[int] = set()
         """My data classes with rows to repair."""
         self.asked: dict[int, Asked] = {}
+        """By the number of the first request for it."""
+        self._first_request: dict[int, int] = {}
+        """Number of a request -> that of the first one for the same."""
         self.assemblies: dict[int, Assembly] = {}
         self.reinitialised: dict[int, dict[int, int]] = {}
         """View -> table -> rows that I lacked then and that became initial records."""
+        self._unanswered: set[tuple[int, int]] = set()
+        """(request, holder) that was told that it is wanted, and has not said that it knows."""
         self._requests = 0
-        self._timeout_factor = 1
-        """Doubles with each time-out, so that a slow network is not buried under repairs asked again."""
+        self._answer_ms = 0.0
+        """How long holders take to say the first word."""
+        self._forgotten: Counter[int] = Counter()
+        """Class -> how often what is asked of it was forgotten."""
+        self.share = Share()
+        """Of the sweep."""
+        self._cursor: dict[int, int] = {}
+        """Class of mine -> all rows before this position are here."""
 
     # ------------------------------------------------------------------ asking
     def begin(self, reinitialised: set[int]) -> None:
@@ -89,30 +121,16 @@ class Repairs:
         machine = self.machine
         counts: dict[int, int] = {}
         for class_id in sorted(lost & self.incomplete):
-            for keys in self._missing(class_id):
-                if machine.observer is not None:
-                    machine.observer.reinitialised(machine.address, machine.view, keys)
-                tables, rows = np.unique(keys >> np.uint64(KEY_BITS), return_counts=True)
-                for table, count in zip(tables.tolist(), rows.tolist(), strict=True):
-                    counts[table] = counts.get(table, 0) + count
+            if machine.observer is not None:
+                keys = machine.store.missing_keys(class_id, 0, OBSERVED_ROWS_MAX)
+                machine.observer.reinitialised(machine.address, machine.view, keys)
+            tables, rows = machine.store.missing_counts(class_id)
+            for table, count in zip(tables.tolist(), rows.tolist(), strict=True):
+                counts[table] = counts.get(table, 0) + count
             machine.store.mark_recovered(class_id, 0, machine.store.class_size(class_id))
         self.incomplete -= lost
         if counts:
             self.reinitialised[machine.view] = counts
-
-    def _missing(self, class_id: int) -> Iterator[Any]:
-        """Keys of my rows of a class that are not there, chunk by chunk."""
-        machine = self.machine
-        groups = machine.membership.groups
-        for table, spec in enumerate(machine.membership.tables):
-            some = lost_rows(machine.placement, [spec], [class_id], machine.shard, machine.group, groups)
-            for part in some:
-                for first in part.first:
-                    for begin in range(first, spec.rows, part.step * ROWS_AT_ONCE):
-                        end = min(spec.rows, begin + part.step * ROWS_AT_ONCE)
-                        rows = np.arange(begin, end, part.step, dtype=np.int64)
-                        counts = np.array([len(rows)], np.int64)
-                        yield machine.store.missing(np.array([table], np.int32), counts, rows)
 
     def complete(self) -> bool:
         return not self.incomplete
@@ -121,49 +139,102 @@ class Repairs:
         self._requests += 1
         return (self.machine.shard << 48) | self._requests
 
-    def ask(self, keys: Any) -> None:
+    def lacks(self, wanted: Wanted) -> bool:
+        """Whether rows of it are not here; what of them is not asked for yet is now, as far as there is room."""
+        if wanted.is_here(self.machine.store):
+            return False
+        self.ask(wanted)
+        return True
+
+    def ask(self, wanted: Wanted) -> None:
         """Ask for rows that somebody waits for, except those already asked for by name."""
+        for part in wanted.parts:
+            # trap: between DOWN and SETTLE the parities of a stripe can differ
+            if self.machine.is_settled(part.class_id) and not self._ask_class(part):
+                return  # the rest is asked for when one of these is answered
+
+    def _ask_class(self, part: RowsOfClass) -> bool:
+        """The same of one class; False if there is no room."""
         machine = self.machine
-        if not machine.settled:
-            return  # trap: between DOWN and SETTLE the parities of a stripe can differ
-        pending = [a.keys for a in self.asked.values() if not a.background]
-        if pending:
-            keys = np.setdiff1d(keys, np.concatenate(pending))
-        if not keys.size:
-            return
-        classes = machine.store.classes(keys)
-        for class_id in np.unique(classes):
-            wanted = keys[classes == class_id]
-            for begin in range(0, len(wanted), machine.config.repair_rows_max):
-                chunk = np.ascontiguousarray(wanted[begin : begin + machine.config.repair_rows_max])
-                self._send(Stripes(int(class_id), 0, 0), chunk, background=False)
+        if part.asking != self._forgotten[part.class_id]:
+            part.asking, part.asked = self._forgotten[part.class_id], part.here
+        while part.asked < len(part.keys):
+            if sum(not a.background for a in self.asked.values()) >= machine.config.repairs_wanted_max:
+                return False
+            keys = machine.store.missing_of(part.keys[part.asked :], machine.config.repair_rows_max)
+            if not keys.size:
+                part.asked = len(part.keys)
+                break
+            keys = self._first_of(keys)
+            new = self._not_asked(part.class_id, keys)
+            if new.size and not self._send(Asked(Stripes(part.class_id, 0, 0), new, False, machine.view)):
+                break  # there is no holder, and none before the next view
+            part.asked = int(np.searchsorted(part.keys, keys[-1], "right"))
+        return True
+
+    def _first_of(self, keys: Any) -> Any:
+        """As many of the first of them as one repair may have bytes; at least one row."""
+        sizes = self.machine.record_sizes()[(keys >> np.uint64(KEY_BITS)).astype(np.int64)]
+        fits = int(np.searchsorted(np.cumsum(sizes), self._bytes_max(), "right"))
+        return keys[: max(fits, 1)]
+
+    def _not_asked(self, class_id: int, keys: Any) -> Any:
+        """Those of a class's keys that are not asked for by name. All are ascending."""
+        for asked in self.asked.values():
+            if asked.background or asked.stripes.class_id != class_id or not keys.size:
+                continue
+            if asked.keys[0] <= keys[-1] and keys[0] <= asked.keys[-1]:
+                at = np.searchsorted(asked.keys, keys).clip(max=len(asked.keys) - 1)
+                keys = keys[asked.keys[at] != keys]
+        return keys
+
+    def _bytes_max(self) -> int:
+        return min(self.machine.config.repair_bytes_max, self.machine.config.frame_bytes_max)
 
     def sweep(self) -> None:
         """Ask for the next range of each class of which nothing is asked."""
         machine = self.machine
-        if machine.state != RECOVERING or not self.incomplete or not machine.settled:
+        if machine.state != RECOVERING or not self.incomplete:
+            return
+        if self.share.waits(machine.worked_ms, machine.config, machine.now_ms):
             return
         busy = {a.stripes.class_id for a in self.asked.values() if a.background}
+        in_flight_max = machine.config.repairs_in_flight_max
+        if machine.shares_time():
+            in_flight_max = min(in_flight_max, machine.config.foreground_repairs_max)
         for class_id in sorted(self.incomplete - busy):
-            if len(busy) >= machine.config.repairs_in_flight_max:
+            if len(busy) >= in_flight_max:
                 return
-            first = machine.store.next_missing(class_id, 0)
+            if not machine.is_settled(class_id):
+                continue
+            first = self._next_missing(class_id)
             if first < 0:
                 self.incomplete.discard(class_id)
                 continue
             stripes = Stripes(class_id, first, machine.store.class_size(class_id))
-            if self._send(stripes, NO_KEYS, background=True):
+            if self._send(Asked(stripes, NO_KEYS, True, machine.view)):
                 busy.add(class_id)
 
-    def _send(self, stripes: Stripes, keys: Any, background: bool) -> bool:
-        """Ask the first surviving parity holder; False if there is none (a later view will tell of one)."""
+    def _next_missing(self, class_id: int) -> int:
+        """Position of my first row of a class that is not here; -1 if there is none."""
+        first = self.machine.store.next_missing(class_id, self._cursor.get(class_id, 0))
+        self._cursor[class_id] = first if first >= 0 else self.machine.store.class_size(class_id)
+        return first
+
+    def _send(self, asked: Asked) -> bool:
+        """Ask the next parity holder that has not been asked; False if there is none."""
         machine = self.machine
-        holders = self._holders(stripes.class_id)
+        holders = [p for p in self._holders(asked.stripes.class_id) if p.shard not in asked.requests.values()]
         if not holders:
             return False
+        holder = holders[asked.tries % len(holders)]
         request = self.new_request()
-        self.asked[request] = Asked(stripes, keys, background, machine.now_ms)
-        machine.send(holders[0], m.Repair(machine.view, request, stripes), (keys,))
+        first = self._first_request[next(iter(asked.requests))] if asked.requests else request
+        self.asked[first] = asked
+        self._first_request[request] = first
+        asked.requests[request] = holder.shard
+        asked.asked_ms = asked.heard_ms = asked.wanted_ms = machine.now_ms
+        machine.send(holder, m.Repair(asked.view, request, asked.stripes), (asked.keys,))
         return True
 
     def _holders(self, class_id: int) -> list[Peer]:
@@ -172,21 +243,68 @@ class Repairs:
         return [peers[p] for p in self.machine.placement.classes[class_id].parity if peers[p].has_parity(class_id)]
 
     def on_repaired(self, peer: Peer, message: m.Repaired, frames: m.Frames) -> None:
-        store = self.machine.store
-        self.check(message.stripes, arrays.keys(frames[0]), as_data=True)
-        # late answers count too: a lost row's value does not change within a view
-        asked, keys, records = arrays.keys(frames[0]), arrays.keys(frames[1]), arrays.records(frames[2])
-        stripes = message.stripes
-        if keys.size:
-            store.restore(keys, records)
-        self.asked.pop(message.request, None)
-        self._timeout_factor = 1
+        store, stripes = self.machine.store, message.stripes
+        asked_for, keys, records = arrays.keys(frames[0]), arrays.keys(frames[1]), arrays.records(frames[2])
+        self.check(stripes, asked_for, as_data=True)
+        # The answer of one that was too slow counts too: a lost row's value does not change within a view.
+        asked = self.asked.get(self._first_request.get(message.request, 0))
+        if asked is None:
+            return
+        mine = asked.stripes
+        if (stripes.class_id, stripes.first, bool(stripes.last)) != (mine.class_id, mine.first, bool(mine.last)):
+            raise ValueError(f"asked for {mine}, got {stripes}")
+        store.restore(keys, records)  # all or nothing: it checks before it restores
+        self.machine.checked()
+        self.machine.pulls_due = True
+        self._heard(asked)
+        self._end(asked)
+        if asked.background:
+            self.share.ended(self.machine.now_ms - asked.asked_ms, self.machine.config, self.machine.now_ms)
         if stripes.last:
             store.mark_recovered(stripes.class_id, stripes.first, stripes.last)
         else:
-            store.mark_recovered_keys(asked)
-        if store.next_missing(stripes.class_id, 0) < 0:
+            store.mark_recovered_keys(asked.keys)
+        if self._next_missing(stripes.class_id) < 0:
             self.incomplete.discard(stripes.class_id)
+
+    def _heard(self, asked: Asked) -> None:
+        """A first word came: the next silence is measured by how long it took."""
+        if asked.heard_ms == asked.asked_ms:
+            took_ms = self.machine.now_ms - asked.asked_ms
+            self._answer_ms = max(took_ms, 0.8 * self._answer_ms + 0.2 * took_ms)
+        asked.heard_ms = self.machine.now_ms
+
+    def _end(self, asked: Asked) -> None:
+        """Wait for it no more."""
+        for request in asked.requests:
+            self.asked.pop(self._first_request.pop(request), None)
+
+    def on_working(self, peer: Peer, message: m.RepairWorking, frames: m.Frames) -> None:
+        """Whom I asked works on it, or cannot give it: then it is asked for again after a pause."""
+        self.machine.checked()
+        self._unanswered.discard((message.request, peer.shard))
+        asked = self.asked.get(self._first_request.get(message.request, 0))
+        assembly = self.assemblies.get(message.request)
+        if asked is not None and asked.requests.get(message.request) == peer.shard:
+            self._heard(asked)
+            if message.gone:
+                self._refused(asked, message.request)
+        elif assembly is not None and message.gone and peer.shard in set(assembly.used).difference(assembly.captures):
+            self.give_up(message.request)
+
+    def _refused(self, asked: Asked, request: int) -> None:
+        first = self._first_request[request]
+        if len(asked.requests) > 1:
+            if request != first:
+                del asked.requests[request], self._first_request[request]
+            return
+        self._end(asked)
+        asked.requests.clear()
+        asked.tries += 1
+        # Not all in step: two that put each other off would do so again.
+        pause_ms = self.machine.config.repair_timeout_ms * (1 + self.machine.shard / 16)
+        asked.again_ms = self.machine.now_ms + pause_ms
+        self.asked[self.new_request()] = asked
 
     def check(self, stripes: Stripes, keys: Any, as_data: bool) -> None:
         """Raise ValueError or IndexError for stripes of which I hold no data (or no parity), or that there are not."""
@@ -205,41 +323,117 @@ class Repairs:
             raise ValueError(f"the keys of stripes are not all of class {class_id}")
 
     # ------------------------------------------------------------------ requests come to an end
-    def forget_all(self) -> None:
-        """trap: a repair lives within one view; the replacement asks again."""
-        self.asked.clear()
-        self._timeout_factor = 1
-        self.assemblies.clear()
+    def forget(self, classes: set[int]) -> None:
+        """trap: a repair does not outlive a view that concerns its class; the replacement asks again."""
+        self._forgotten.update(classes)
+        self.assemblies = {r: a for r, a in self.assemblies.items() if a.stripes.class_id not in classes}
+        for first, asked in list(self.asked.items()):
+            if asked.stripes.class_id in classes:
+                self.asked.pop(first, None)
+                self._end(asked)
 
     def on_tick(self) -> None:
-        machine = self.machine
-        timeout_ms = machine.config.repair_timeout_ms * self._timeout_factor
-        late = [r for r, a in self.asked.items() if machine.now_ms - a.at_ms > timeout_ms]
-        for request in late:
-            del self.asked[request]
-        if late:
-            self._timeout_factor = min(2 * self._timeout_factor, TIMEOUT_FACTOR_MAX)
-        abandoned_ms = 2 * TIMEOUT_FACTOR_MAX * machine.config.repair_timeout_ms
-        for request in [r for r, a in self.assemblies.items() if machine.now_ms - a.at_ms > abandoned_ms]:
-            del self.assemblies[request]
+        """Keep alive what I wait for, ask another holder where one is silent, drop what nobody waits for."""
+        timeout_ms = self.machine.config.repair_timeout_ms
+        if self._unanswered:
+            waiting = {request for asked in self.asked.values() for request in asked.requests} | self.assemblies.keys()
+            self._unanswered = {key for key in self._unanswered if key[0] in waiting}
+        for first, asked in list(self.asked.items()):
+            self._look_after(first, asked, timeout_ms)
+        for request, assembly in list(self.assemblies.items()):
+            if assembly.capture is None or assembly.members is None:
+                continue  # one of which the request has not come is opened by a MARK: the request follows it
+            if self.machine.now_ms - assembly.at_ms > 2 * TIMEOUT_FACTOR_MAX * timeout_ms:
+                self.give_up(request)  # maybe somebody, here or there, waits for it after all
+            elif self.machine.now_ms - assembly.wanted_ms >= timeout_ms / 2:
+                assembly.wanted_ms = self.machine.now_ms
+                for holder in assembly.used:
+                    if holder != self.machine.shard and holder not in assembly.captures:
+                        self._want(holder, assembly.view, request, assembly.stripes.class_id)
+
+    def _look_after(self, first: int, asked: Asked, timeout_ms: float) -> None:
+        now_ms = self.machine.now_ms
+        if not asked.requests:
+            if now_ms >= asked.again_ms:
+                del self.asked[first]
+                if not self._send(asked):
+                    asked.again_ms = now_ms + timeout_ms
+                    self.asked[first] = asked
+            return
+        patience_ms = max(timeout_ms, 2 * self._answer_ms) * min(1 << asked.tries, TIMEOUT_FACTOR_MAX)
+        if now_ms - asked.heard_ms > patience_ms:
+            # Never the same one again: it has the request, or will have it, because streams lose nothing.
+            asked.tries += 1
+            if not self._send(asked):
+                asked.heard_ms = now_ms
+        if now_ms - asked.wanted_ms >= timeout_ms / 2:
+            asked.wanted_ms = now_ms
+            for request, holder in asked.requests.items():
+                self._want(holder, asked.view, request, asked.stripes.class_id)
+
+    def _want(self, holder: int, view: int, request: int, class_id: int) -> None:
+        """Tell a holder that its answer is still wanted; not again before it has said that it knows."""
+        if (request, holder) in self._unanswered:
+            return
+        self._unanswered.add((request, holder))
+        self.machine.send(self.machine.peers[holder], m.RepairWanted(view, request, class_id))
+
+    def on_wanted(self, peer: Peer, message: m.RepairWanted, frames: m.Frames) -> None:
+        self.machine.checked()
+        assembly = self.assemblies.get(message.request)
+        gone = assembly is None or assembly.capture is None
+        if assembly is not None:
+            assembly.at_ms = self.machine.now_ms
+        self._say(peer, message.view, message.request, message.class_id, gone)
+
+    def _say(self, peer: Peer, view: int, request: int, class_id: int, gone: bool) -> None:
+        self.machine.send(peer, m.RepairWorking(view, request, class_id, gone))
 
     # ------------------------------------------------------------------ a parity holder
-    def open(self, request: int, stripes: Stripes, keys: Any) -> Assembly:
-        """The request's assembly; at its first sign the capture is taken."""
+    def is_full(self) -> bool:
+        """No capture more: each may have the bytes of a repair. One is always taken."""
+        config = self.machine.config
+        captures = sum(a.capture is not None for a in self.assemblies.values())
+        return captures > 0 and (captures + 1) * config.repair_bytes_max > config.captures_bytes_max
+
+    def open(self, request: int, view: int, stripes: Stripes, keys: Any) -> Assembly:
+        """The request's assembly; at its first sign the capture is taken, if there is room."""
         assembly = self.assemblies.get(request)
         if assembly is None:
             store = self.machine.store
-            if stripes.last:
+            if self.is_full():
+                capture = None
+            elif stripes.last:
                 capture = Capture(store, stripes.class_id, stripes.first, stripes.last)
             else:
                 capture = Capture.of_keys(store, stripes.class_id, keys)
-            assembly = self.assemblies[request] = Assembly(stripes, capture, keys, self.machine.now_ms)
+            assembly = Assembly(view, stripes, capture, keys, self.machine.now_ms, wanted_ms=self.machine.now_ms)
+        self.machine.checked()
+        self.assemblies[request] = assembly
         return assembly
+
+    def drop(self, request: int) -> None:
+        """Keep nothing of it, but for who has yet to mark: a MARK that comes later must not open it again."""
+        assembly = self.assemblies[request]
+        assembly.capture = assembly.finish = assembly.fail = None
+        assembly.rows.clear()
+        assembly.captures.clear()
+        if assembly.members is not None and assembly.members <= assembly.marked:
+            del self.assemblies[request]
+
+    def give_up(self, request: int) -> None:
+        """It cannot be finished: whoever waits for it is told, and asks again."""
+        fail = self.assemblies[request].fail
+        self.drop(request)
+        if fail is not None:
+            fail()
 
     def fold_captures(self, peer: Peer, mask: int, keys: Any, records: Any) -> None:
         """A later delta belongs to the capture until its sender's MARK."""
         for assembly in self.assemblies.values():
-            if peer.shard not in assembly.marked and mask >> assembly.stripes.class_id & 1:
+            if assembly.capture is None or peer.shard in assembly.marked:
+                continue
+            if mask >> assembly.stripes.class_id & 1:
                 assembly.capture.fold(peer.shard, keys, records)
 
     def on_repair(self, peer: Peer, message: m.Repair, frames: m.Frames) -> None:
@@ -253,15 +447,30 @@ class Repairs:
         # trap: a member that is itself recovering must mark too, its new deltas are in flight
         members = [p for p in self._members(stripes.class_id) if p.running and p.shard != peer.shard]
         full = [p.shard for p in members if p.has_data]
-        holders = self._holders(stripes.class_id)[: code.k - len(full)]
-        if len(full) + len(holders) < code.k:
-            return  # cannot be decoded in this view
+        # I am one of them: the rows come to me with the marks. Any other order gives the same rows.
+        holders = sorted(self._holders(stripes.class_id), key=lambda p: p.shard != machine.shard)
+        holders = holders[: code.k - len(full)]
+        if len(full) + len(holders) < code.k or holders[0].shard != machine.shard:
+            # It cannot be decoded in this view.
+            machine.checked()
+            self._say(peer, message.view, message.request, stripes.class_id, gone=True)
+            return
         if stripes.last:
-            last = machine.store.span(stripes.class_id, stripes.first, stripes.last, machine.config.repair_rows_max)
+            rows_max = machine.rows_at_once(machine.config.repair_rows_max)
+            last = machine.store.span(stripes.class_id, stripes.first, stripes.last, rows_max, self._bytes_max())
             stripes = Stripes(stripes.class_id, stripes.first, last)
-        assembly = self.open(message.request, stripes, keys)
+        assembly = self.open(message.request, message.view, stripes, keys)
+
+        def fail() -> None:
+            self._say(peer, message.view, message.request, stripes.class_id, gone=True)
+
+        if assembly.capture is None:
+            del self.assemblies[message.request]  # nobody has been asked to mark
+            fail()
+            return
         assembly.members, assembly.full = {p.shard for p in members}, full
         assembly.used = [p.shard for p in holders]
+        assembly.at_ms, assembly.fail = machine.now_ms, fail
 
         def finish(assembly: Assembly) -> None:
             self._decode(peer, message.request, assembly)
@@ -269,10 +478,10 @@ class Repairs:
         assembly.finish = finish
         for holder in holders:
             if holder.shard != machine.shard:
-                capture = m.CaptureParity(machine.view, message.request, stripes, [p.shard for p in members])
+                capture = m.CaptureParity(message.view, message.request, stripes, [p.shard for p in members])
                 machine.send(holder, capture, (keys,))
         for member in members:
-            snap = m.Snap(machine.view, message.request, stripes, assembly.used, member.shard in full)
+            snap = m.Snap(message.view, message.request, stripes, assembly.used, member.shard in full)
             machine.send(member, snap, (keys,))
         self.try_finish(message.request)
 
@@ -282,29 +491,52 @@ class Repairs:
     def on_capture_parity(self, peer: Peer, message: m.CaptureParity, frames: m.Frames) -> None:
         keys = arrays.keys(frames[0])
         self.check(message.stripes, keys, as_data=False)
-        assembly = self.open(message.request, message.stripes, keys)
-        assembly.members = set(message.members)
+        assembly = self.open(message.request, message.view, message.stripes, keys)
+        assembly.members, assembly.at_ms = set(message.members), self.machine.now_ms
+        if assembly.capture is None:
+            self._say(peer, message.view, message.request, message.stripes.class_id, gone=True)
+            self.drop(message.request)
+            return
+
+        def fail() -> None:
+            self._say(peer, message.view, message.request, message.stripes.class_id, gone=True)
 
         def finish(assembly: Assembly) -> None:
-            captured = m.Captured(self.machine.view, message.request)
-            self.machine.send(peer, captured, assembly.capture.take())
+            assert assembly.capture is not None
+            keys, records = assembly.capture.take()
+            if self._is_too_long(records):
+                fail()
+                return
+            captured = m.Captured(message.view, message.request, message.stripes.class_id)
+            self.machine.send(peer, captured, (keys, records))
 
-        assembly.finish = finish
+        assembly.finish, assembly.fail = finish, fail
         self.try_finish(message.request)
+
+    def _is_too_long(self, records: Any) -> bool:
+        """So many rows were touched since the stripes were chosen that no frame holds their records."""
+        return bool(records.nbytes > self.machine.config.frame_bytes_max)
 
     def on_mark(self, peer: Peer, message: m.Mark, frames: m.Frames) -> None:
         keys = arrays.keys(frames[0])
         self.check(message.stripes, keys, as_data=False)
         rows = arrays.keys(frames[1]), arrays.records(frames[2])
-        assembly = self.open(message.request, message.stripes, keys)
+        assembly = self.open(message.request, message.view, message.stripes, keys)
         assembly.marked.add(peer.shard)
-        assembly.rows[peer.shard] = rows
-        self.try_finish(message.request)
+        if assembly.capture is None:
+            self.drop(message.request)
+        elif message.too_long:
+            self.give_up(message.request)
+        else:
+            assembly.rows[peer.shard] = rows
+            self.try_finish(message.request)
 
     def on_captured(self, peer: Peer, message: m.Captured, frames: m.Frames) -> None:
+        captured = arrays.keys(frames[0]), arrays.records(frames[1])
+        self.machine.checked()
         assembly = self.assemblies.get(message.request)
-        if assembly is not None:
-            assembly.captures[peer.shard] = arrays.keys(frames[0]), arrays.records(frames[1])
+        if assembly is not None and assembly.capture is not None:
+            assembly.captures[peer.shard] = captured
             self.try_finish(message.request)
 
     def try_finish(self, request: int) -> None:
@@ -315,17 +547,14 @@ class Repairs:
         if any(p not in assembly.captures for p in assembly.used if p != self.machine.shard):
             return
         del self.assemblies[request]
-        try:
-            assembly.finish(assembly)
-        except BAD_CONTENT as error:
-            # Of the members' rows one does not fit; whoever asked asks again.
-            self.machine.note("error", f"gave up a repair of class {assembly.stripes.class_id}: {error}")
+        assembly.finish(assembly)
 
     def remainder(self, assembly: Assembly, holder: int, code: Code) -> RowBuffer:
         """The holder's capture less the rows of the full members: what the lost rows contribute."""
         stripe = self.machine.placement.classes[assembly.stripes.class_id]
         row = code.coefficients[stripe.parity.index(holder)]
         if holder == self.machine.shard:
+            assert assembly.capture is not None
             keys, records = assembly.capture.take()
         else:
             keys, records = assembly.captures[holder]
@@ -341,6 +570,22 @@ class Repairs:
 
     def _decode(self, peer: Peer, request: int, assembly: Assembly) -> None:
         """Solve for the peer's rows and send them to it, each once."""
+        class_id = assembly.stripes.class_id
+        try:
+            keys, records = self._solve(peer, assembly)
+        except BAD_CONTENT as error:
+            # Of the members' rows one does not fit; whoever asked asks again.
+            self.machine.note("error", f"gave up a repair of class {class_id}: {error}")
+            self._say(peer, assembly.view, request, class_id, gone=True)
+            return
+        if self._is_too_long(records):
+            self._say(peer, assembly.view, request, class_id, gone=True)
+            return
+        repaired = m.Repaired(assembly.view, request, assembly.stripes)
+        self.machine.send(peer, repaired, (assembly.keys, keys, records))
+
+    def _solve(self, peer: Peer, assembly: Assembly) -> tuple[Any, Any]:
+        """Coded values of the peer's rows that are not zero, as those of untouched rows are: keys, records."""
         machine = self.machine
         stripe = machine.placement.classes[assembly.stripes.class_id]
         code = self.code(assembly.stripes.class_id)
@@ -351,8 +596,7 @@ class Repairs:
         lost = RowBuffer(machine.store)
         for holder, coefficient in zip(assembly.used, wanted, strict=True):
             lost.fold(int(coefficient), *self.remainder(assembly, holder, code).take())
-        repaired = m.Repaired(machine.view, request, assembly.stripes)
-        machine.send(peer, repaired, (assembly.keys, *lost.take()))
+        return lost.take_nonzero()
 
     # ------------------------------------------------------------------ a data member
     def on_snap(self, peer: Peer, message: m.Snap, frames: m.Frames) -> None:
@@ -363,14 +607,18 @@ class Repairs:
         for shard in message.holders:
             if shard not in machine.peers or shard == machine.shard:
                 raise ValueError(f"shard {shard} cannot get a MARK from shard {machine.shard}")
-        machine.close_window()
         rows: tuple[Any, Any] = NO_KEYS, NO_RECORDS
         if message.with_rows and stripes.last:
             rows = machine.store.coded_rows(stripes.class_id, stripes.first, stripes.last)
         elif message.with_rows:
             rows = machine.store.coded_rows_of(keys)
-        mark = m.Mark(machine.view, message.request, stripes)
+        machine.checked()
+        if machine.has_open():
+            machine.close_window()  # nothing is applied in between: the rows are those of the MARK
+        too_long = self._is_too_long(rows[1])
         for shard in message.holders:
             if machine.peers[shard].running:
-                part = rows if shard == peer.shard else (NO_KEYS, NO_RECORDS)
+                is_for_peer = shard == peer.shard
+                part = rows if is_for_peer and not too_long else (NO_KEYS, NO_RECORDS)
+                mark = m.Mark(message.view, message.request, stripes, is_for_peer and too_long)
                 machine.send(machine.peers[shard], mark, (keys, *part))

@@ -55,6 +55,7 @@ class Running:
     first: int
     at_ms: float
     repair: bool
+    view: int
     result: m.ScrubResult | None = None
     findings: Findings | None = None
     waiting: set[int] = field(default_factory=set)
@@ -87,7 +88,7 @@ class Scrubs:
             else:
                 self._busy(tool, message.request, "another scrub of these stripes goes on")
             return
-        if len(self.running) >= SCRUBS_MAX:
+        if len(self.running) >= SCRUBS_MAX or machine.repairs.is_full():
             self._busy(tool, message.request, f"{len(self.running)} scrubs are under way here")
             return
         stripe = classes[class_id]
@@ -99,9 +100,15 @@ class Scrubs:
             result = m.ScrubResult(message.request, class_id, size, size, 0, 0, 0, message.repair)
             machine.reply(tool, result, _nothing())
             return
-        last = machine.store.span(class_id, first, size, max(1, message.rows_max))
+        config = machine.config
+        rows_max = min(max(1, message.rows_max), config.scrub_rows_max)
+        bytes_max = min(config.scrub_bytes_max, config.frame_bytes_max)
+        last = machine.store.span(class_id, first, size, rows_max, bytes_max)
+        machine.checked()
         request = machine.repairs.new_request()
-        self.running[request] = Running(tool, message.request, class_id, first, machine.now_ms, message.repair)
+        self.running[request] = Running(
+            tool, message.request, class_id, first, machine.now_ms, message.repair, machine.view
+        )
         self._begin(request, Stripes(class_id, first, last))
 
     def _busy(self, tool: Address, request: int, reason: str) -> None:
@@ -111,18 +118,21 @@ class Scrubs:
         """Capture here and on the other parity holders, and have all data members mark."""
         machine = self.machine
         stripe = machine.placement.classes[stripes.class_id]
-        assembly = machine.repairs.open(request, stripes, NO_KEYS)
+        assembly = machine.repairs.open(request, machine.view, stripes, NO_KEYS)
         assembly.full, assembly.used = list(stripe.data), list(stripe.parity)
         assembly.members = set(stripe.data)
 
         def finish(assembly: Assembly) -> None:
             try:
-                self._finish(request, assembly)
+                taken = self._compare(request, assembly)
             except BAD_CONTENT as error:
                 machine.note("error", f"gave up a scrub of class {stripes.class_id}: {error}")
                 self._give_up(request, "a member's rows do not fit; ask again")
+                return
+            self._finish(request, taken)
 
         assembly.finish = finish
+        assembly.fail = lambda: self._give_up(request, "a member put it off; ask again")
         for holder in stripe.parity[1:]:
             capture = m.CaptureParity(machine.view, request, stripes, list(stripe.data))
             machine.send(machine.peers[holder], capture, (NO_KEYS,))
@@ -131,8 +141,8 @@ class Scrubs:
             machine.send(machine.peers[member], snap, (NO_KEYS,))
 
     # ------------------------------------------------------------------ the cut is complete
-    def _finish(self, request: int, assembly: Assembly) -> None:
-        """Compare, and answer the tool, or first have what does not fit corrected."""
+    def _compare(self, request: int, assembly: Assembly) -> list[tuple[Any, Any]]:
+        """Find what does not fit; the syndromes by parity holder. Raises BAD_CONTENT if rows do not fit."""
         machine = self.machine
         running = self.running[request]
         stripe = machine.placement.classes[running.class_id]
@@ -142,15 +152,21 @@ class Scrubs:
         parity_rows, bad = sum(map(len, rests)), [rest.nonzero() for rest in rests]
         taken = [rest.take() for rest in rests]
         read += taken[0][1].nbytes  # my own capture
-        stripes = len(np.unique(np.concatenate([keys for keys, _ in taken])))
+        stripes = len(machine.store.distinct(np.concatenate([keys for keys, _ in taken]), NO_KEYS))
         found = [self._judge(some, code) for some in _by_table(machine.store, bad, taken)]
         running.findings = Findings(*(np.concatenate(parts) for parts in zip(_nothing(), *found, strict=True)))
         running.result = m.ScrubResult(
             running.request, running.class_id, assembly.stripes.last, machine.store.class_size(running.class_id),
             stripes, parity_rows, read, running.repair,
         )  # fmt: skip
+        return taken
+
+    def _finish(self, request: int, taken: list[tuple[Any, Any]]) -> None:
+        """Answer the tool, or first have what does not fit corrected."""
+        running = self.running[request]
+        assert running.findings is not None
         if running.repair and len(running.findings.keys):
-            self._correct(request, running, code, taken)
+            self._correct(request, running, self.machine.repairs.code(running.class_id), taken)
         self._answer(request, running)
 
     def _judge(self, some: Syndromes, code: Code) -> Findings:
@@ -203,7 +219,7 @@ class Scrubs:
                 self._add_to_parity(running.class_id, *rows)
             else:
                 running.waiting.add(holder)
-                correct = m.CorrectParity(machine.view, request, running.class_id)
+                correct = m.CorrectParity(running.view, request, running.class_id)
                 machine.send(machine.peers[holder], correct, rows)
 
     def _add_to_parity(self, class_id: int, keys: Any, records: Any) -> None:
@@ -214,6 +230,7 @@ class Scrubs:
         scaled = RowBuffer(machine.store)
         scaled.fold(gf_inverse(int(coefficient)), keys, records)
         machine.store.fold(stripe.data[0], ALL_CLASSES, *scaled.take())
+        machine.checked()
         self.corrected += len(keys)
         named = ", ".join(f"{key >> KEY_BITS}:{key & (1 << KEY_BITS) - 1}" for key in keys[:8].tolist())
         machine.note(
@@ -227,9 +244,10 @@ class Scrubs:
         if machine.placement.classes[message.class_id].parity[0] != peer.shard:
             raise ValueError(f"shard {peer.shard} corrects class {message.class_id}, whose scrub it does not lead")
         self._add_to_parity(message.class_id, keys, arrays.records(frames[1]))
-        machine.send(peer, m.ParityCorrected(machine.view, message.request))
+        machine.send(peer, m.ParityCorrected(message.view, message.request, message.class_id))
 
     def on_parity_corrected(self, peer: Peer, message: m.ParityCorrected, frames: m.Frames) -> None:
+        self.machine.checked()
         running = self.running.get(message.request)
         if running is not None and peer.shard in running.waiting:
             running.waiting.discard(peer.shard)
@@ -246,10 +264,11 @@ class Scrubs:
         running = self.running.pop(request)
         self._busy(running.tool, running.request, reason)
 
-    def forget_all(self) -> None:
-        """trap: a scrub lives within one view, as a repair does."""
-        for request in list(self.running):
-            self._give_up(request, "the membership changed; ask again")
+    def forget(self, classes: set[int]) -> None:
+        """trap: a scrub does not outlive a view that concerns its class, as a repair does not."""
+        for request, running in list(self.running.items()):
+            if running.class_id in classes:
+                self._give_up(request, "the membership changed; ask again")
 
     def on_tick(self) -> None:
         machine = self.machine
@@ -257,7 +276,7 @@ class Scrubs:
         for request, running in list(self.running.items()):
             # trap: one that waits for corrections only ends with its view: a second one could correct them again
             if not running.waiting and machine.now_ms - running.at_ms > abandoned_ms:
-                machine.repairs.assemblies.pop(request, None)
+                machine.repairs.drop(request)
                 self._give_up(request, "a member did not answer; ask again")
 
 

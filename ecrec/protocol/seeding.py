@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from ecrec.protocol import messages as m
 from ecrec.protocol.messages import SEEDED
 from ecrec.protocol.peer import Peer
+from ecrec.protocol.share import Share
+from ecrec.protocol.wanted import Wanted
 
 if TYPE_CHECKING:
     from ecrec.protocol.shard import ShardMachine
@@ -29,6 +31,16 @@ class Seeding:
         """My parity class -> round of seeding."""
         self.done: dict[int, set[int]] = {}
         """My parity class -> data members that have seeded it, all classes while I recover."""
+        self.share = Share()
+        """Of what I seed."""
+        self.is_open = False
+        """There are seeds in the open window."""
+        self._window = 0
+        """The last window with seeds whose time is not yet counted; 0: none."""
+        self._since_ms = 0.0
+        """When it was seeded into."""
+        self._blocked: dict[int, Wanted] = {}
+        """Class of mine -> rows that I lack, and for which the seeding of it waits."""
 
     # ------------------------------------------------------------------ being seeded
     def begin(self) -> None:
@@ -137,8 +149,18 @@ class Seeding:
                 self.tasks[peer.shard, stripe.class_id] = False
                 machine.buffers.set_limit(peer.shard, stripe.class_id, 0)
 
+    def _check(self, peer: Peer, class_id: int) -> None:
+        """Raise ValueError for a class of which I hold no data or the peer no parity."""
+        classes, shard = self.machine.placement.classes, self.machine.shard
+        known = 0 <= class_id < len(classes)
+        if not known or shard not in classes[class_id].data or peer.shard not in classes[class_id].parity:
+            raise ValueError(f"shard {peer.shard} asks to seed class {class_id}, which is not for us two")
+
     def on_joined(self, peer: Peer, message: m.Joined, frames: m.Frames) -> None:
         """It was recovering when I came back, and says which of its classes still lack my rows."""
+        for class_id in message.rounds:
+            self._check(peer, class_id)
+        self.machine.checked()
         peer.awaits_joined = False
         for shard, class_id in list(self.tasks):
             if shard == peer.shard and class_id not in message.rounds:
@@ -149,11 +171,8 @@ class Seeding:
     def on_reseed(self, peer: Peer, message: m.Reseed, frames: m.Frames) -> None:
         """Seed a class from its start; what stands in the open window for it is of the old round."""
         machine, class_id = self.machine, message.class_id
-        classes = machine.placement.classes
-        known = 0 <= class_id < len(classes)
-        if not known or machine.shard not in classes[class_id].data or peer.shard not in classes[class_id].parity:
-            machine.note("warning", f"shard {peer.shard} asks to seed class {class_id}, which is not for us two")
-            return
+        self._check(peer, class_id)
+        machine.checked()
         # A round can be heard of twice, by Reseed and by Joined; rows that are sent twice cancel each other.
         if message.round <= peer.seeding.get(class_id, -1):
             return
@@ -183,15 +202,36 @@ class Seeding:
         machine = self.machine
         if not self.tasks or len(machine.unstable) >= machine.config.windows_in_flight_max:
             return
+        if self._window and machine.stable >= self._window:
+            self.share.ended(machine.now_ms - self._since_ms, machine.config, machine.now_ms)
+            self._window = 0
+        if machine.shares_time() and (
+            self._window or self.share.waits(machine.worked_ms, machine.config, machine.now_ms)
+        ):
+            return
         served: set[int] = set()
         for (shard, class_id), asked in list(self.tasks.items()):
             peer = machine.peers[shard]
             if not asked or shard in served or not peer.joined or peer.state not in SEEDED:
                 continue
-            finished, blocked = machine.store.seed(machine.buffers, shard, class_id, machine.config.seed_rows_max)
-            if blocked.size:
-                machine.repairs.ask(blocked)
+            config = machine.config
+            room = config.frame_bytes_max - machine.buffers.buffer(shard).nbytes
+            if room < config.seed_bytes_max and machine.buffers.buffer(shard).nbytes:
+                served.add(shard)  # with the next window: this one is so full that it closes now
                 continue
+            bytes_max = min(config.seed_bytes_max, room)
+            if class_id in self._blocked:
+                if machine.repairs.lacks(self._blocked[class_id]):
+                    continue
+                del self._blocked[class_id]
+            rows_max = machine.rows_at_once(config.seed_rows_max)
+            finished, blocked = machine.store.seed(machine.buffers, shard, class_id, rows_max, bytes_max)
+            if blocked.size:
+                self._blocked[class_id] = Wanted(machine.store, blocked)
+                machine.repairs.ask(self._blocked[class_id])
+                continue
+            self.is_open = True
+            self._window, self._since_ms = machine.window_number, machine.now_ms
             if finished:
                 del self.tasks[shard, class_id]
                 peer.ends.append(class_id)

@@ -4,28 +4,54 @@
 the repair of data rows in ``repair.py``, the scrub in ``scrub.py``, the seeding of parity rows in ``seeding.py``.
 """
 
+import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from ecrec._native import Store, sum_sections
 from ecrec._native import Window as WindowBuffers
 from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
-from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import BAD_CONTENT, Effect, Event, Note, Received, Send, Stop, Tick
+from ecrec.protocol.barriers import Barriers, DisagreementError
+from ecrec.protocol.config import NEVER_MS, ProtocolConfig
+from ecrec.protocol.departure import Departure
+from ecrec.protocol.events import (
+    BAD_CONTENT,
+    Connection,
+    Effect,
+    Event,
+    HalfHandledError,
+    Note,
+    Received,
+    Send,
+    Tick,
+    ToldToEnd,
+    half_handled,
+)
 from ecrec.protocol.membership import Membership
-from ecrec.protocol.messages import RECOVERING, SCHEDULER, SEEDED, SHARD, UP, WORKER, Address
+from ecrec.protocol.messages import (
+    RECOVERING,
+    SCHEDULER,
+    SCHEDULER_ADDRESS,
+    SEEDED,
+    SHARD,
+    UP,
+    WORKER,
+    Address,
+    is_my_scheduler,
+)
 from ecrec.protocol.peer import Peer, Undo
 from ecrec.protocol.placement import CLASSES_MAX, Placement
 from ecrec.protocol.repair import Repairs
 from ecrec.protocol.scrub import Scrubs
 from ecrec.protocol.seeding import Seeding
+from ecrec.protocol.wanted import Wanted
 
-SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
 PULLS_WAITING_MAX = 1024
 """Pulls of one worker that wait for a push or for lost rows; a session has a few."""
 PULLS_WAITING_ALL_MAX = 1 << 16
@@ -34,8 +60,16 @@ HELD_MAX = 4096
 """Messages of one peer that wait for a view; no more are taken from its stream until the view comes. It waits for
 acknowledgements meanwhile, so that it sends little more than its windows in flight, and repairs asked again."""
 EARLY_MAX = 4096
-"""Messages to a process without a place. What a peer sends to one that is being placed waits in the transport."""
-NEVER_MS = float("inf")
+"""Messages to a process without a place, if `unplaced_bytes_max` has room for them. What a peer sends to one that is
+being placed waits in the transport."""
+STATE_COPY_BYTES_MAX = 64 << 20
+"""Of a copy of the scheduler's state; a larger one is not kept. 1,000 deaths make some hundred kilobytes."""
+TABLE_BITS = 48
+"""A key is table << TABLE_BITS | stripe."""
+PINGS_MAX = 256
+"""To a peer that is not heard; each waits in its stream until it is acknowledged."""
+PINGS_IN_LINK_TIMEOUT = 8
+"""How often a peer that does not answer is asked for a sign of life within `link_timeout_ms`."""
 FIGURES_MS = 500.0
 """How often the figures for people are counted anew; counting scans bitmaps."""
 
@@ -55,6 +89,12 @@ class QueuedPush:
     push: m.Push
     frames: m.Frames
     source: Address
+    wanted: Wanted | None = None
+    """Its rows that were lost when it was first looked at."""
+
+    @property
+    def nbytes(self) -> int:
+        return arrays.frames_bytes(self.frames)
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +102,12 @@ class QueuedPull:
     source: Address
     pull: m.Pull
     sections: "list[Rows]"
+    wanted: Wanted | None = None
+    """Its rows that were lost when it was first looked at."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(section.rows.nbytes for section in self.sections)
 
 
 @dataclass(slots=True)
@@ -72,6 +118,8 @@ class Unstable:
     marks: dict[int, int]
     closed_ms: float
     """In the time that passed while this process was awake."""
+    nbytes: int
+    """Of its frames to all peers."""
 
 
 @dataclass(slots=True)
@@ -98,10 +146,11 @@ class WorkerState:
 class ShardMachine:
     """One process of a shard: unplaced until the scheduler's Start, then one incarnation to its end.
 
-    ``wanted`` is the shard (over all groups) that this process wants to be; -1 makes it a spare.
+    ``wanted`` is the shard (over all groups) that this process wants to be; -1 makes it a spare. ``leave_timeout_ms``:
+    the longest time, after it was told to end, that it waits to be let go; 0: no limit.
     """
 
-    def __init__(self, process: str, endpoint: str, wanted: int = -1) -> None:
+    def __init__(self, process: str, endpoint: str, wanted: int = -1, leave_timeout_ms: float = 0.0) -> None:
         self.process = process
         self.endpoint = endpoint
         self.wanted = wanted
@@ -114,39 +163,71 @@ class ShardMachine:
         self.now_ms = 0.0
         self.awake_ms = 0.0
         """Time that passed, less that in which this process stood still."""
+        self._read_ms: float | None = None
+        """All that had arrived by then was handled; None where nothing waits outside of the machine."""
         self.store: Store = None  # type: ignore[assignment]
         self.placement: Placement = None  # type: ignore[assignment]
         self.buffers: WindowBuffers = None  # type: ignore[assignment]
         self.dims: list[int] = []
         self.peers: dict[int, Peer] = {}
         self.early: list[Received] = []
+        """Messages that came before my place."""
+        self.early_bytes = 0
         self.marks: dict[int, int] = {}
         self.durable: dict[int, int] = {}
         self.workers: dict[int, WorkerState] = {}
+        self.origin = m.Origin()
+        """What is known of the scheduler."""
+        self.copy = b""
+        """The newest copy of the scheduler's state,"""
+        self.copied = 0
+        """and its serial."""
         self.fenced: dict[int, int] = {}
         """Worker -> newest epoch of it that is over."""
         self.pulls: list[QueuedPull] = []
+        self.pulls_due = False
+        """One came, or what they wait for may have come: a view, rows, a push that is applied."""
         self.window_number = 1
         self.stable = 0
         self.open_marks: dict[int, int] = {}
+        self.worked_ms = -1e18
+        """When a worker last asked for something."""
         self.open_pushes: Counter[int] = Counter()
         """Pushes in the open window, by worker."""
         self.announces = False
         """The open window says to some peer that the seeding of a class begins or ends."""
         self.unstable: dict[int, Unstable] = {}
+        self.unstable_bytes = 0
+        self._record_sizes = np.zeros(0, np.int64)
         self.effects: list[Effect] = []
+        self._acting = False
+        """The event has passed its checks, and the state moves."""
+        self.on_pause: Callable[[], None] | None = None
+        """Called in the middle of an event that takes long. It may call `while_busy`, nothing else of the machine."""
+        self.resident_bytes: Callable[[], int] | None = None
+        """Of this process, for people; None where it is no process."""
+        self._said: m.ShardStatus | None = None
+        """The last heartbeat,"""
+        self._said_to: list[Address] = []
+        """and the peers to which there was a connection then."""
+        self._busy_ms = -1e18
+        """When it was last said again, in the middle of an event."""
         self.status_due = True
         self._acks_at_ms = NEVER_MS
         self._window_due_ms = NEVER_MS
         self._window_closed_ms = -1e18
+        self._reached = 0
+        """Number of the scheduler's last `Knock`."""
         self._status_at_ms = -1e18
         self._huge_pages_due_ms = -1e18
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
+        self.barriers = Barriers()
         self.repairs = Repairs(self)
         self.scrubs = Scrubs(self)
         self.seeding = Seeding(self)
         self.membership = Membership(self)
+        self.departure = Departure(process, leave_timeout_ms or NEVER_MS)
         self._from_shards: dict[type, Callable[[Peer, Any, m.Frames], None]] = {
             m.Window: self._on_window,
             m.WindowAck: self._on_window_ack,
@@ -162,6 +243,9 @@ class ShardMachine:
             m.Repaired: self.repairs.on_repaired,
             m.CorrectParity: self.scrubs.on_correct_parity,
             m.ParityCorrected: self.scrubs.on_parity_corrected,
+            m.Ping: self._on_ping,
+            m.RepairWanted: self.repairs.on_wanted,
+            m.RepairWorking: self.repairs.on_working,
         }
         self._from_clients: dict[type, Callable[[Address, Any, m.Frames], None]] = {
             m.Hello: self._on_hello,
@@ -175,32 +259,117 @@ class ShardMachine:
     def handle(self, event: Event, now_ms: float) -> list[Effect]:
         """Take one event; return what is to be done, in order.
 
-        Raises one of BAD_CONTENT for a message of a server that does not fit; nothing of it is done then. Workers and
-        tools are answered with a refusal.
+        Raises one of BAD_CONTENT for a message of a server that does not fit; nothing of it is done then. It is missing
+        in that server's stream, so of a peer nothing more is taken, and the two accuse each other. Workers and tools
+        are answered with a refusal. Raises HalfHandledError for whatever is raised once the state has moved: the
+        process must end.
         """
         self.awake_ms += min(max(now_ms - self.now_ms, 0.0), float(self.config.heartbeat_ms))
         self.now_ms = now_ms
         self.effects = []
+        self._acting = False
+        try:
+            self._take(event)
+        except (HalfHandledError, MemoryError):
+            raise
+        except Exception as error:
+            if not self._acting:
+                raise
+            raise half_handled(self.address, event, error) from error
+        effects, self.effects = self.effects, []
+        return effects
+
+    def while_busy(self, now_ms: float) -> list[Effect]:
+        """What is to be sent in the middle of an event, so that nobody takes this shard for dead; mostly nothing.
+
+        trap: the state in the middle of an event is nobody's. What was said last is said again, with its age: a view
+        that is not yet followed to its end must not be confirmed, nor a push acknowledged.
+        """
+        said = self._said
+        if said is None or now_ms - max(self._status_at_ms, self._busy_ms) < self.config.heartbeat_ms:
+            return []
+        self._busy_ms = now_ms
+        again = msgspec.structs.replace(said, age_ms=int(now_ms - self._status_at_ms))
+        return [Send(SCHEDULER_ADDRESS, again), *(Send(to, m.Ping(asks=False)) for to in self._said_to)]
+
+    def pause_of_store(self) -> Callable[[int], None]:
+        """For `Store.on_pause`. The store keeps it, and must not keep the machine."""
+        machine = weakref.ref(self)
+
+        def pause(work: int) -> None:
+            alive = machine()
+            if alive is not None and alive.on_pause is not None:
+                alive.on_pause()
+
+        return pause
+
+    def read_until(self, at_ms: float) -> None:
+        """All that had arrived at this process by then was handled: what a peer said later may still wait."""
+        self._read_ms = at_ms
+
+    @property
+    def listened_ms(self) -> float:
+        """`awake_ms` up to when all that came was read. Who has unread messages knows of no silence since."""
+        return self.awake_ms - (0.0 if self._read_ms is None else max(0.0, self.now_ms - self._read_ms))
+
+    def checked(self) -> None:
+        """The event fits; from here on the state moves, and whatever is raised ends the process."""
+        self._acting = True
+
+    def _take(self, event: Event) -> None:
         if isinstance(event, Tick):
+            self.checked()
             self._on_tick()
         elif isinstance(event, Received):
             self._on_received(event)
+        elif isinstance(event, Connection):
+            self.checked()
+            self._on_connection(event)
+        elif isinstance(event, ToldToEnd):
+            self.checked()
+            self.effects += self.departure.begin(str(self.address), bool(self.state), self.now_ms)
+        self.checked()
         if self.state:
             self.advance()
         if self.status_due:
             self._send_status()
-        effects, self.effects = self.effects, []
-        return effects
+
+    def validate_state(self) -> None:
+        """Assert the invariants; for tests, after every event."""
+        from ecrec.protocol.invariants import check_shard
+
+        check_shard(self)
 
     def takes_from(self, source: Address) -> bool:
         """False while so much of a peer waits for a view that the transport is to leave the rest with it."""
+        if not self.state:
+            return self._has_room_early()
         peer = self.peers.get(source.id - self.base)
-        return peer is None or len(peer.held) < HELD_MAX
+        if peer is None or (peer.broken and source.epoch == peer.epoch):
+            return peer is None
+        return not self._is_full(peer)
+
+    def _has_room_early(self) -> bool:
+        return len(self.early) < EARLY_MAX and self.early_bytes < self.config.unplaced_bytes_max
+
+    def _is_full(self, peer: Peer) -> bool:
+        return len(peer.held) >= HELD_MAX or peer.held_bytes >= self.config.held_bytes_max
+
+    def _hold(self, peer: Peer, event: Received) -> None:
+        """Keep a message until a view comes; say so once when the peer is given no more room."""
+        was_full = self._is_full(peer)
+        peer.hold(event)
+        if self._is_full(peer) and not was_full:
+            self.note(
+                "warning",
+                f"{event.source} is ahead of view {self.view}: {len(peer.held)} messages of it wait for the next one, "
+                f"{peer.held_bytes} bytes; the rest stays with it until that view comes",
+            )
 
     def _on_received(self, event: Received) -> None:
         role = event.source.role
         if role == SCHEDULER:
-            self._on_scheduler(event.message)
+            self._on_scheduler(event.message, event.frames)
         elif role == SHARD:
             self._on_shard(event)
         elif self.state:
@@ -211,18 +380,75 @@ class ShardMachine:
             else:
                 handler(event.source, event.message, event.frames)
 
-    def _on_scheduler(self, message: m.Message) -> None:
-        if isinstance(message, m.Views):
+    def _on_scheduler(self, message: m.Message, frames: m.Frames) -> None:
+        if isinstance(message, m.Census):
+            self.membership.tell()
+        elif isinstance(message, m.Probe):
+            self._on_probe(message)
+        elif isinstance(message, m.Knock):
+            self._on_knock(message)
+        elif isinstance(message, m.PrepareTable):
+            self.membership.on_prepare(message)
+        elif isinstance(message, m.LeaveWaits):
+            self.departure.answered(message, self.now_ms)
+        elif not isinstance(message, m.Views | m.Fenced | m.StateCopy):
+            self.note("warning", f"the scheduler: dropped a {type(message).__name__}, which a shard does not take")
+        elif self.state and not is_my_scheduler(message, self.origin):
+            # trap: one with an older state, or of another cluster, takes every healthy member for a dead one
+            self.note("warning", f"dropped a {type(message).__name__} of a scheduler of {message.origin}: not mine")
+        elif isinstance(message, m.Views):
             self.membership.on_views(message)
         elif isinstance(message, m.Fenced):
-            self.effects.append(Stop(f"fenced by the scheduler: {message.reason}"))
+            self.effects.append(self.departure.ended(f"fenced by the scheduler: {message.reason}"))
+        elif self.state:
+            self._keep_copy(message.origin, frames[0])
+
+    def _keep_copy(self, origin: m.Origin, frame: Any) -> None:
+        """Keep the scheduler's state, if it is newer than what I keep."""
+        if origin.serial >= self.copied and len(frame) <= STATE_COPY_BYTES_MAX:
+            copy = bytes(memoryview(frame))
+            self.checked()
+            self.copy, self.copied = copy, origin.serial
+            self.hear_origin(origin)
+
+    def hear_origin(self, origin: m.Origin) -> None:
+        """The generation rises with the view that announces it."""
+        if origin.serial > self.origin.serial:
+            self.origin = m.Origin(self.origin.cluster, self.origin.generation, origin.serial)
+
+    def _on_connection(self, event: Connection) -> None:
+        peer = self.peers.get(event.address.id - self.base)
+        if peer is None or peer.epoch != event.address.epoch:
+            return
+        peer.severed = not event.up and (peer.linked or peer.severed)
+        peer.linked = event.up
+        if not event.up:
+            self.status_due = True  # the scheduler, whose own connection may be closed too, waits for just that
+
+    def _on_probe(self, message: m.Probe) -> None:
+        """Ask those that were not heard just now for a sign of life; those that do not answer less often."""
+        self.checked()
+        config = self.config
+        for shard in message.shards:
+            peer = self.peers.get(shard)
+            if peer is None or peer.shard == self.shard or not peer.running or peer.pings >= PINGS_MAX:
+                continue
+            pause_ms = config.link_timeout_ms / PINGS_IN_LINK_TIMEOUT if peer.pings else config.heartbeat_ms
+            if self.now_ms - max(peer.pinged_ms, peer.heard_ms or -NEVER_MS) >= pause_ms:
+                peer.pings, peer.pinged_ms = peer.pings + 1, self.now_ms
+                self.send(peer, m.Ping(asks=True))
+
+    def _on_ping(self, peer: Peer, message: m.Ping, frames: m.Frames) -> None:
+        if message.asks:
+            self.send(peer, m.Ping(asks=False))
 
     def _on_shard(self, event: Received) -> None:
         """Take a peer's message, or hold it until its view is here, and then all that comes behind it."""
         source = event.source
         if not self.state:
-            if len(self.early) < EARLY_MAX:
+            if self._has_room_early():
                 self.early.append(event)
+                self.early_bytes += arrays.frames_bytes(event.frames)
             return
         peer = self.peers.get(source.id - self.base)
         handler = self._from_shards.get(type(event.message))
@@ -230,45 +456,79 @@ class ShardMachine:
             kind = type(event.message).__name__
             self.note("warning", f"{source}: dropped a {kind}, which is not a peer's or not from a member")
             return
+        if source.epoch == peer.epoch:
+            peer.heard_ms, peer.heard_awake_ms, peer.pings = self.now_ms, self.awake_ms, 0
+        try:
+            self._take_of_peer(peer, event, handler)
+        except Exception:
+            # Left out it is a hole in the stream: what follows means nothing without it.
+            peer.broken = True
+            self.status_due = True
+            raise
+
+    def _take_of_peer(self, peer: Peer, event: Received, handler: Callable[[Peer, Any, m.Frames], None]) -> None:
+        source = event.source
         if source.epoch > peer.epoch or (peer.held and peer.held[-1].source.epoch == source.epoch):
-            peer.held.append(event)
+            self._hold(peer, event)
             return
-        if source.epoch < peer.epoch or peer.settling:
+        if source.epoch < peer.epoch or peer.settling or peer.broken:
             return
         view = getattr(event.message, "view", None)
-        if view is not None:
-            if view > self.view:
-                peer.held.append(event)
-                return
-            if view < self.view:
-                return
-        if isinstance(event.message, m.Reseed) and event.message.since > self.view:
-            peer.held.append(event)
+        if view is not None and view <= self.view and self.membership.is_over(view, event.message):
             return
-        handler(peer, event.message, event.frames)
+        if (view is not None and view > self.view) or self._is_ahead(event):
+            self._hold(peer, event)
+        else:
+            handler(peer, event.message, event.frames)
+
+    def _is_ahead(self, event: Received) -> bool:
+        """Whether a message waits for a view: a seed that is asked for in one, or rows of a table that it brings.
+
+        A worker that pushes before all shards have a table must not make a hole in the streams between them.
+        """
+        if isinstance(event.message, m.Reseed):
+            return event.message.since > self.view
+        if not isinstance(event.message, m.Window):
+            return False
+        keys = arrays.keys(event.frames[0])
+        return bool(keys.size) and int(keys.max()) >> TABLE_BITS >= self.store.tables
 
     def release_held(self) -> None:
         """A view came: what waited for one is taken again, in order."""
         for peer in self.peers.values():
-            held, peer.held = peer.held, []
+            held, peer.held, peer.held_bytes = peer.held, [], 0
             for event in held:
                 self._take_late(event)
-        early, self.early = self.early, []
+        early, self.early, self.early_bytes = self.early, [], 0
         for event in early:
             self._take_late(event)
 
     def _take_late(self, event: Received) -> None:
-        """Take what waited; one that does not fit keeps nothing that came behind it from being taken."""
+        """Take what waited. Of a peer of which something does not fit nothing more is taken."""
+        self._acting = False
         try:
             self._on_shard(event)
-        except BAD_CONTENT as error:
-            self.note("error", f"{event.source}: dropped a {type(event.message).__name__}: {error}")
+        except Exception as error:
+            if self._acting or not isinstance(error, BAD_CONTENT):
+                self._acting = True
+                raise
+            kind = type(event.message).__name__
+            self.note("error", f"{event.source}: took nothing more from it since a {kind} that does not fit: {error}")
+        self._acting = True
 
     # ------------------------------------------------------------------ helpers for the parts
     def note(self, level: str, text: str) -> None:
         self.effects.append(Note(level, text))
 
     def send(self, peer: Peer, message: m.Message, frames: m.Frames = ()) -> None:
+        """Say something to a peer. Raises HalfHandledError for a frame that no wire takes: left out, it would be a hole
+        in a stream that has none."""
+        longest = max(map(arrays.frame_bytes, frames), default=0)
+        if longest > self.config.frame_bytes_max:
+            raise HalfHandledError(
+                f"a {type(message).__name__} for shard {self.base + peer.shard} has a frame of {longest} bytes, and "
+                f"{self.config.frame_bytes_max} can be sent"
+            )
         self.effects.append(Send(Address(SHARD, self.base + peer.shard, peer.epoch), message, frames))
 
     def reply(self, to: Address, message: m.Message, frames: m.Frames = ()) -> None:
@@ -278,9 +538,20 @@ class ShardMachine:
         """All other members that run."""
         return [p for p in self.peers.values() if p.shard != self.shard and p.running]
 
+    def record_sizes(self) -> Any:
+        """Bytes of a record of each table, int64[tables]."""
+        if len(self._record_sizes) != self.store.tables:
+            self._record_sizes = np.array([self.store.record_bytes(i) for i in range(self.store.tables)], np.int64)
+        return self._record_sizes
+
     @property
     def settled(self) -> bool:
         return not any(p.unsettled for p in self.peers.values())
+
+    def is_settled(self, class_id: int) -> bool:
+        """Whether the parities of each stripe of a class fit each other: no cut of a member is to be announced."""
+        stripe = self.placement.classes[class_id]
+        return self.settled or not any(self.peers[shard].unsettled for shard in stripe.data + stripe.parity)
 
     # ------------------------------------------------------------------ workers: pushes
     def _on_hello(self, source: Address, message: m.Hello, frames: m.Frames) -> None:
@@ -292,6 +563,7 @@ class ShardMachine:
         """The worker's state; None for what is none and (with a refusal) for a process that a newer one replaced."""
         if source.role != WORKER:
             return None
+        self.checked()
         worker = self.workers.get(source.id)
         if source.epoch <= self.fenced.get(source.id, 0):
             self.reply(source, m.Fenced(f"epoch {source.epoch} of worker {source.id} is over"))
@@ -321,14 +593,46 @@ class ShardMachine:
         worker = self._worker(source)
         if worker is None:
             return
+        self.worked_ms = self.now_ms
         mark = self.marks.get(source.id, 0)
         if push.number <= mark:
             self.reply(source, m.PushAck(self.durable.get(source.id, 0)))
             return
+        if push.barrier > 1 and (refusal := self.barriers.refusal(source.id, push)):
+            worker.queue.clear()
+            self.reply(source, m.PushRefused(push.number, refusal, nowhere=True))
+            return
+        if self._is_behind(source, push):
+            return
         last = worker.queue[-1].number if worker.queue else mark
         # A worker never has more on the way; what it would lose here it sends again.
-        if push.number == last + 1 and len(worker.queue) < self.config.pushes_in_flight_max:
+        if push.number == last + 1 and len(worker.queue) < self.config.pushes_in_flight_max and self._has_room(worker):
             worker.queue.append(QueuedPush(source.id, push.number, push, frames, source))
+
+    def _is_behind(self, source: Address, request: m.Push | m.Pull) -> bool:
+        """Whether a view is missing here that the sender of a push or pull has; then it is dropped, and sent again.
+
+        A shard that was declared dead and does not know it is not waited for with a new table. trap: it must neither
+        refuse what it cannot know, nor call a push durable of which it keeps the only copy: as long as it knows of no
+        table, that a coded one may have come does not show.
+        """
+        tables = [table for section in request.sections for table in section.tables]
+        newest = max(tables, default=-1)
+        known = request.tables if isinstance(request, m.Push) else 0
+        # Where the worker knows of no table either, there is nothing to keep but its number.
+        if newest < self.store.tables and (self.store.tables or not known or self.coded()):
+            return False
+        what = f"names table {newest}" if tables else f"is of one that knows {known} tables"
+        self.note(
+            "warning",
+            f"dropped a {type(request).__name__} of {source}: it {what}, and the views up to {self.view} tell of "
+            f"{self.store.tables} tables",
+        )
+        return True
+
+    def _has_room(self, worker: WorkerState) -> bool:
+        """Whether one more push of the worker may wait: the first one, or as many as have room."""
+        return not worker.queue or sum(p.nbytes for p in worker.queue) < self.config.push_queue_bytes_max
 
     def _on_flush(self, source: Address, message: m.Flush, frames: m.Frames) -> None:
         worker = self._worker(source)
@@ -340,9 +644,11 @@ class ShardMachine:
         waiting = [worker for worker in self.workers.values() if worker.queue]
         if not waiting or any(p.awaits_joined for p in self.peers.values()):
             return False
+        if self.unstable_bytes >= self.config.unstable_bytes_max:
+            return False
         done = False
         for worker in waiting:
-            while worker.queue:
+            while worker.queue and self.unstable_bytes < self.config.unstable_bytes_max:
                 batch = self._batch(worker.queue[0])
                 if batch is None or not self._apply(batch):
                     break
@@ -353,27 +659,31 @@ class ShardMachine:
         """The pushes that are applied together with this one; None while one of them is not here."""
         if head.push.barrier <= 1:
             return [head]
-        batch = []
-        for number in range(head.push.barrier):
-            worker = self.workers.get(number)
-            if worker is None or not worker.queue or worker.queue[0].number != head.number:
-                return None
-            batch.append(worker.queue[0])
-        return batch
+        try:
+            return self.barriers.batch(head, self.workers)
+        except DisagreementError as error:
+            self._refuse(error.pushes, error.reason, nowhere=True)
+            return None
+
+    def _refuse(self, pushes: list[QueuedPush], reason: str, nowhere: bool) -> None:
+        """Take nothing of these pushes, nor of what their workers sent behind them, which a hole would be before."""
+        for p in pushes:
+            self.workers[p.worker].queue.clear()
+            self.reply(p.source, m.PushRefused(p.number, reason, nowhere))
 
     def _apply(self, batch: list[QueuedPush]) -> bool:
         """Apply pushes as one, or ask for the rows they wait for and return False."""
+        if self._still_lacks(batch):
+            return False
         try:
             for p in batch:
                 self._check_cursor(p)
             parts = [_sections(p.push.sections, p.frames, values=True) for p in batch]
-            if self._lacks([s for part in parts for s in part]):
+            if any([self._lacks(p, part) for p, part in zip(batch, parts, strict=True)]):
                 return False
             self._apply_sections(batch, parts)
         except BAD_CONTENT as error:
-            for p in batch:
-                self.workers[p.worker].queue.clear()
-                self.reply(p.source, m.PushRefused(p.number, str(error)))
+            self._refuse(batch, str(error), nowhere=False)
             return False
         for p in batch:
             self.workers[p.worker].queue.popleft()
@@ -389,60 +699,106 @@ class ShardMachine:
     def _check_cursor(self, p: QueuedPush) -> None:
         """Raise ValueError for a cursor that cannot follow the one of the push before."""
         before = self.marks.get(m.cursor_key(p.worker), 0)
-        if p.push.cursor and not before < p.push.cursor < 1 << 63:
+        if p.push.cursor and not before < p.push.cursor <= m.NUMBER_MAX:
             raise ValueError(
                 f"the cursor goes from lease {before >> m.CURSOR_BITS}, {before % (1 << m.CURSOR_BITS)} examples done, "
                 f"to lease {p.push.cursor >> m.CURSOR_BITS}, {p.push.cursor % (1 << m.CURSOR_BITS)} done; it only rises"
             )
 
-    def _lacks(self, sections: list[Rows]) -> bool:
-        """Whether rows are still to be repaired; if so, they are asked for."""
-        if self.state != RECOVERING:
+    def _lacks(self, request: QueuedPush | QueuedPull, sections: list[Rows]) -> bool:
+        """Whether rows of a push or pull are still to be repaired. They are found here, once, and asked for."""
+        if self.state != RECOVERING or request.wanted is not None:
             return False
         missing = [self.store.missing(s.tables, s.counts, s.rows) for s in sections]
-        missing = [keys for keys in missing if keys.size]
-        if missing:
-            self.repairs.ask(np.unique(np.concatenate(missing)))
-        return bool(missing)
+        request.wanted = Wanted(self.store, np.concatenate([arrays.NO_KEYS, *missing]))
+        return self._still_lacks([request])
+
+    def _still_lacks(self, requests: Sequence[QueuedPush | QueuedPull]) -> bool:
+        """Whether rows of these that were found to be lost are not here yet.
+
+        What is raised here is no refusal of the push or pull that waits for them.
+        """
+        if self.state != RECOVERING:
+            return False
+        try:
+            return any([self.repairs.lacks(r.wanted) for r in requests if r.wanted is not None])
+        except BAD_CONTENT as error:
+            raise HalfHandledError(f"{self.address} could not ask for rows: {error}") from error
 
     def _apply_sections(self, batch: list[QueuedPush], parts: list[list[Rows]]) -> None:
         """All sections or none: the first checks itself before it is applied, the others are checked before that."""
         assign = batch[0].push.assign
         sections = [s for part in parts for s in part]
         if len(parts) > 1 and not assign:
-            if any(p.push.assign for p in batch):
-                raise ValueError("pushes of one barrier mix weights and gradients")
             parts_in_order = [(s.tables, s.counts, s.rows, s.values) for s in sections]
-            sections = [Rows(*sum_sections(parts_in_order, np.array(self.dims, np.int32)))]
+            sections = [Rows(*sum_sections(parts_in_order, np.array(self.dims, np.int32), self.store))]
         buffers = self.buffers if self.coded() else None
+        if buffers is not None:
+            self._make_room(sections)
         for s in sections[1:]:
             self.store.check(s.tables, s.counts, s.rows, s.values)
-        for s in sections:
-            step = self.store.assign if assign else self.store.apply
-            step(s.tables, s.counts, s.rows, s.values, buffers)
+        step, stepped = self.store.assign if assign else self.store.apply, False
+        try:
+            for s in sections:
+                stepped = step(s.tables, s.counts, s.rows, s.values, buffers) is None
+        except BAD_CONTENT as error:
+            if not stepped:
+                raise
+            raise HalfHandledError(f"{self.address} applied a part of a push: {error}") from error
+
+    def _make_room(self, sections: list[Rows]) -> None:
+        """Close the open window if deltas of these rows could make a frame of it too long.
+
+        Raises ValueError if they could not even be sent alone. A peer gets at most one delta of each row, and a record
+        is at least twice as long as its key.
+        """
+        sizes, limit = self.record_sizes(), self.config.frame_bytes_max
+        size = sum(int(np.dot(sizes[s.tables], s.counts)) for s in sections)
+        if size > limit:
+            raise ValueError(
+                f"its deltas would have up to {size} bytes for one peer (weights and optimizer state of each row), "
+                f"and {limit} can be sent: push fewer rows at a time"
+            )
+        if self.buffers.nbytes() + size > limit:
+            self.close_window()
 
     def coded(self) -> bool:
-        return any(code.r for code in self.placement.codes)
+        """Peers keep something of mine: parity, or, where rows without parity may begin again at a death, at least the
+        watermarks. trap: told of them only from the first coded table on, a death in between forgets what was
+        acknowledged before."""
+        return self.config.reinitialise_lost or any(code.r for code in self.placement.codes)
 
     # ------------------------------------------------------------------ workers: pulls
     def _on_pull(self, source: Address, pull: m.Pull, frames: m.Frames) -> None:
         if source.role == WORKER and self._worker(source) is None:
             return
+        self.worked_ms = self.now_ms
         try:
             sections = _sections(pull.sections, frames, values=False)
         except BAD_CONTENT as error:
             self.reply(source, m.PullRefused(pull.request, str(error)))
             return
+        self.checked()
+        if self._is_behind(source, pull):
+            return
         waiting = [q.pull.request for q in self.pulls if q.source == source]
+        size, limit = sum(q.nbytes for q in self.pulls), self.config.pulls_waiting_bytes_max
         if len(waiting) >= PULLS_WAITING_MAX:
             self.reply(source, m.PullRefused(pull.request, f"{len(waiting)} pulls of this worker wait already"))
         elif len(self.pulls) >= PULLS_WAITING_ALL_MAX:
             self.reply(source, m.PullRefused(pull.request, f"{len(self.pulls)} pulls wait already"))
-        elif pull.request not in waiting:
+        elif pull.request in waiting:
+            pass
+        elif size and size + sum(s.rows.nbytes for s in sections) > limit:
+            reason = f"{len(self.pulls)} pulls of {size} bytes of row ids wait already, {limit} bytes can: ask later"
+            self.reply(source, m.PullRefused(pull.request, reason))
+        else:
             self.pulls.append(QueuedPull(source, pull, sections))
+            self.pulls_due = True
 
     def _answer_pulls(self) -> None:
         """Answer the pulls whose push is applied and whose rows are here."""
+        self.pulls_due = False
         waiting: list[QueuedPull] = []
         for queued in self.pulls:
             after = queued.pull.after
@@ -453,12 +809,14 @@ class ShardMachine:
 
     def _answer(self, queued: QueuedPull) -> bool:
         pull, store = queued.pull, self.store
+        if self._still_lacks([queued]):
+            return False
         try:
             sizes = [store.gather_bytes(s.tables, s.counts, pull.records) for s in queued.sections]
             if sum(sizes) > self.config.answer_bytes_max:
                 limit = self.config.answer_bytes_max
                 raise ValueError(f"the answer would have {sum(sizes)} bytes, {limit} can be sent: ask for fewer rows")
-            if self._lacks(queued.sections):
+            if self._lacks(queued, queued.sections):
                 return False
             answers = []
             for s, size in zip(queued.sections, sizes, strict=True):
@@ -474,7 +832,7 @@ class ShardMachine:
     # ------------------------------------------------------------------ windows, sending
     def advance(self) -> None:
         """Do what has become possible: answer, apply, seed, close the window."""
-        if self.pulls:
+        if self.pulls_due and self.pulls:
             self._answer_pulls()
         while self._apply_queued():
             if self.pulls:
@@ -489,17 +847,30 @@ class ShardMachine:
         else:
             self.close_window_if_due()
 
+    def shares_time(self) -> bool:
+        """Whether a recovery leaves most of the time to workers."""
+        config = self.config
+        return config.recovery_share_percent < 100 and self.now_ms - self.worked_ms < config.foreground_ms
+
+    def rows_at_once(self, rows_max: int) -> int:
+        """Of a chunk of a recovery."""
+        return min(rows_max, self.config.foreground_rows_max) if self.shares_time() else rows_max
+
+    def has_open(self) -> bool:
+        """Whether the open window has anything to say."""
+        return bool(self.open_marks or self.announces or self.buffers.rows())
+
     def close_window_if_due(self) -> None:
         """Close the window when it is its time, or note when that will be."""
         self._window_due_ms = NEVER_MS
-        if not (self.open_marks or self.announces or self.buffers.rows()):
+        if not self.has_open():
             return
         config = self.config
         full = self.buffers.nbytes() >= config.window_bytes_max
         if len(self.unstable) >= config.windows_in_flight_max and not full:
             return
         due_ms = self._window_closed_ms + config.window_interval_ms
-        hurry = full or self.announces or self.seeding.tasks or self.state in SEEDED or not self.coded()
+        hurry = full or self.announces or self.seeding.is_open or not self.coded()
         if hurry or self.now_ms >= due_ms or self._is_waited_for():
             self.close_window()
         else:
@@ -518,20 +889,23 @@ class ShardMachine:
         self.open_pushes.clear()
         if not self.coded():
             # Nobody else keeps anything of it. Windows are numbered from the first on that is sent.
-            self.announces = False
+            self.announces = self.seeding.is_open = False
             self._make_durable(marks)
             return
         targets = [p for p in self.others() if p.joined]
+        size = 0
         for peer in targets:
             keys, records = self.buffers.buffer(peer.shard).take()
+            size += keys.nbytes + records.nbytes
             window = m.Window(self.window_number, self.stable, marks, peer.begins, peer.ends, peer.received or 0)
             peer.ack_due = False
             self.send(peer, window, (keys, records))
             peer.begins, peer.ends = {}, []
         self._acknowledge_all()
-        self.announces = False
+        self.announces = self.seeding.is_open = False
         self._window_closed_ms, self._window_due_ms = self.now_ms, NEVER_MS
-        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks, self.awake_ms)
+        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks, self.awake_ms, size)
+        self.unstable_bytes += size
         self.window_number += 1
         self.settle_windows()
 
@@ -541,7 +915,9 @@ class ShardMachine:
         stable = self.stable
         while stable + 1 in self.unstable and not self.unstable[stable + 1].waiting:
             stable += 1
-            durable.update(self.unstable.pop(stable).marks)
+            window = self.unstable.pop(stable)
+            self.unstable_bytes -= window.nbytes
+            durable.update(window.marks)
         if stable == self.stable:
             return
         self.stable = stable
@@ -563,6 +939,7 @@ class ShardMachine:
         self.open_marks, self.announces = dict(self.marks), True
 
     def _on_window_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
+        self.checked()
         self._acknowledged(peer, message.number)
 
     def _acknowledged(self, peer: Peer, number: int) -> None:
@@ -575,10 +952,18 @@ class ShardMachine:
         if done:
             self.settle_windows()
 
-    def missed(self) -> list[int]:
-        """Members that have had a window of mine for too long without a word."""
-        oldest_ms = self.awake_ms - self.config.link_timeout_ms
-        return sorted({shard for u in self.unstable.values() if u.closed_ms < oldest_ms for shard in u.waiting})
+    def late(self) -> dict[int, int]:
+        """Members that have not acknowledged a window of mine for half of `link_timeout_ms` -> for how long."""
+        waits: dict[int, float] = {}
+        for unstable in self.unstable.values():
+            for shard in unstable.waiting:
+                waits[shard] = max(waits.get(shard, 0.0), self.awake_ms - unstable.closed_ms)
+        return {shard: int(ms) for shard, ms in sorted(waits.items()) if ms >= self.config.link_timeout_ms / 2}
+
+    def unheard(self) -> list[int]:
+        """Members that said nothing to me for `link_timeout_ms`, as far as I have read what came."""
+        oldest_ms = self.listened_ms - self.config.link_timeout_ms
+        return [peer.shard for peer in self.others() if peer.heard_awake_ms < oldest_ms]
 
     def _acknowledge(self, peer: Peer) -> None:
         if peer.ack_due and peer.received is not None:
@@ -595,21 +980,24 @@ class ShardMachine:
     def deadline_ms(self) -> float:
         """When a Tick is wanted, if none comes before. Acknowledgements wait for an open window."""
         due_ms = self._acks_at_ms if self._window_due_ms == NEVER_MS else self._window_due_ms
+        resumes_ms = [self.repairs.share.resume_ms] if self.state == RECOVERING else []
+        resumes_ms += [self.seeding.share.resume_ms] if self.seeding.tasks else []
+        due_ms = min(due_ms, *(at_ms for at_ms in resumes_ms if at_ms > self.now_ms), NEVER_MS)
         return min(due_ms, self._status_at_ms + self.config.heartbeat_ms)
 
     # ------------------------------------------------------------------ windows, receiving
     def _on_window(self, peer: Peer, window: m.Window, frames: m.Frames) -> None:
         if peer.received is None or window.number != peer.received + 1:
-            text = f"shard {peer.shard}: window {window.number} after {peer.received}: the stream has a gap"
-            self.note("error", text)
-            return
+            raise ValueError(f"window {window.number} after {peer.received}: the stream has a gap")
         keys, records = arrays.keys(frames[0]), arrays.records(frames[1])
         if any(not 0 <= class_id < CLASSES_MAX for class_id in window.begins):
             raise ValueError(f"window {window.number} begins classes {sorted(window.begins)}")
         rounds = {**peer.rounds, **window.begins}
         mask = self.seeding.accepted(peer.shard, rounds)
+        if keys.size or records.size:
+            self.store.fold(peer.shard, mask, keys, records)  # all or nothing: it checks before it folds
+        self.checked()
         if keys.size:
-            self.store.fold(peer.shard, mask, keys, records)
             self.repairs.fold_captures(peer, mask, keys, records)
         peer.received, peer.rounds = window.number, rounds
         ends = self.seeding.accepted_ends(peer, window.ends)
@@ -623,6 +1011,7 @@ class ShardMachine:
         self.commit_undo(peer, window.stable)
 
     def _on_stable(self, peer: Peer, message: m.Stable, frames: m.Frames) -> None:
+        self.checked()
         self.commit_undo(peer, message.number)
 
     def commit_undo(self, peer: Peer, stable: int) -> None:
@@ -638,19 +1027,31 @@ class ShardMachine:
         """All data rows here and all classes seeded: the group can lose r shards again."""
         if self.state in SEEDED and self.repairs.complete() and self.seeding.complete():
             self.state = UP
+            self.repairs.asked.clear()  # rows that another answer brought
             self.status_due = True
             self.note("info", f"shard {self.base + self.shard} is whole again")
+
+    def _on_knock(self, message: m.Knock) -> None:
+        """The scheduler has reached me where I say that I am reached."""
+        if not self.state and message.process == self.process:
+            self._reached = message.number
+            self._register()
+
+    def _register(self) -> None:
+        self._status_at_ms = self.now_ms
+        self.effects.append(
+            Send(SCHEDULER_ADDRESS, m.Register(self.process, self.endpoint, self.wanted, self._reached))
+        )
 
     def _on_tick(self) -> None:
         if not self.state:
             self.status_due = False
             if self.now_ms - self._status_at_ms >= self.config.heartbeat_ms:
-                self._status_at_ms = self.now_ms
-                register = m.Register(self.process, self.endpoint, self.wanted)
-                self.effects.append(Send(SCHEDULER_ADDRESS, register))
+                self._register()
             return
         self.repairs.on_tick()
         self.scrubs.on_tick()
+        self.effects += self.departure.on_tick(self.config, self.now_ms)
         if self.now_ms >= self._acks_at_ms and self._window_due_ms == NEVER_MS:
             self._acknowledge_all()
         if self.now_ms - self._status_at_ms >= self.config.heartbeat_ms:
@@ -678,15 +1079,25 @@ class ShardMachine:
         if self.now_ms - self._figures_at_ms >= FIGURES_MS:
             self._figures_at_ms = self.now_ms
             self._figures = {name: float(value) for name, value in self.store.memory().items()}
+            if self.resident_bytes is not None:
+                self._figures["resident_bytes"] = float(self.resident_bytes())
         figures = dict(self._figures)
         figures["windows"] = float(self.window_number - 1)
         figures["parity_rows_corrected"] = float(self.scrubs.corrected)
         figures["classes_to_repair"] = float(len(self.repairs.incomplete))
         figures["classes_to_seed"] = float(self.seeding.incomplete())
+        running = self.others()
+        read_ms = self.now_ms if self._read_ms is None else min(self._read_ms, self.now_ms)
+        heard = {p.shard: int(max(0.0, read_ms - p.heard_ms)) for p in running if p.heard_ms is not None}
         status = m.ShardStatus(
             self.process, self.view, self.state == UP, list(self.membership.reports.values()),
-            dict(self.marks), dict(self.durable), figures, dict(self.repairs.reinitialised), self.missed(),
+            dict(self.marks), dict(self.durable), figures, dict(self.repairs.reinitialised),
+            late=self.late(), unheard=self.unheard(), broken=[p.shard for p in running if p.broken], heard=heard,
+            linked=[p.shard for p in running if p.linked], severed=[p.shard for p in running if p.severed],
+            prepared=self.membership.prepared, refusal=self.membership.refusal, origin=self.origin,
         )  # fmt: skip
+        self._said = status
+        self._said_to = [Address(SHARD, self.base + p.shard, p.epoch) for p in running if p.linked]
         self.effects.append(Send(SCHEDULER_ADDRESS, status))
 
 

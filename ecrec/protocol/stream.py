@@ -21,6 +21,9 @@ RESEND_MS = 500.0
 """Without progress for so long, everything not acknowledged is sent again. A broken connection is noticed sooner by
 other means; this is for what nobody noticed."""
 
+ASKED_MS = 100.0
+"""A message that arrives damaged again and again is sent again at most this often."""
+
 RESEND_MS_MAX = 8000.0
 """The wait doubles up to this, so that a slow peer is not buried under copies of what it has not read yet."""
 
@@ -43,6 +46,9 @@ class OutStream(Generic[Item]):
         self._wait_ms = RESEND_MS
         self._probing = False
         """All was sent again in vain: the oldest is, until there is progress."""
+        self._asked = 0
+        self._asked_ms = 0.0
+        """Number from which on the receiver asked for everything last."""
 
     def append(self, item: Item, now_ms: float) -> int:
         """Keep an item and return its number."""
@@ -82,6 +88,21 @@ class OutStream(Generic[Item]):
         self._progress_ms = now_ms
         self._wait_ms, self._probing = RESEND_MS, False
         return list(self._kept)
+
+    def asked(self, sequence: int, now_ms: float) -> list[Numbered[Item]]:
+        """What must be sent again because the receiver lacks this number: all at first, then it alone, each `ASKED_MS`.
+
+        What follows it is sent again once it is acknowledged: a receiver that gets nothing whole is not buried.
+        """
+        if sequence < self._asked or not self._kept or self._kept[0].sequence != sequence:
+            return []
+        if sequence > self._asked:
+            self._asked, self._asked_ms = sequence, now_ms
+            return self.reconnected(now_ms)
+        if now_ms - self._asked_ms < ASKED_MS:
+            return []
+        self._asked_ms, self._probing = now_ms, True
+        return [self._kept[0]]
 
     @property
     def unacknowledged(self) -> int:
@@ -161,6 +182,16 @@ class Streams(Generic[Item]):
                 return False
             stream = self._in[peer] = InStream()
         return stream.take(sequence)
+
+    def lacks(self, peer: Address, sequence: int) -> bool:
+        """Whether a message that was not taken comes behind a gap."""
+        stream = self._in.get(peer)
+        return stream is not None and sequence > stream.ack + 1 and not self.is_old(peer)
+
+    def asked(self, peer: Address, sequence: int, now_ms: float) -> list[Numbered[Item]]:
+        """What must be sent again because ``peer`` lacks everything from this number on."""
+        stream = self._out.get(peer)
+        return stream.asked(sequence, now_ms) if stream else []
 
     def acknowledge(self, peer: Address, ack: int, now_ms: float) -> None:
         stream = self._out.get(peer)

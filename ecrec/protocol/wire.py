@@ -10,19 +10,28 @@ payload, untouched. All integers are little-endian::
     i64  epoch of the source        i64  epoch of the destination
     u64  sequence number in the stream between two shards, 0 outside of streams
     u64  cumulative acknowledgement of the stream in the other direction
+    u32  checksum
     u64  length of each payload frame
 
-A frame 0 without a message (and without payload) carries an acknowledgement only. A first frame ``b"ECR!"`` and
+Between two shards no bit may flip unseen: it would be folded into parity, or acknowledged. The checksum is CRC-32C of
+everything behind it (lengths, message, payload), then of the preamble before it; 1 where that is 0. Messages from or to
+anybody else carry 0: what a worker pushes or pulls is not behind a second copy that must agree with it. TCP's own
+checksum has 16 bits, and memory of the network's devices is behind none.
+
+A frame 0 without a message (and without payload) carries an acknowledgement only; with a sequence number it asks for
+everything from that number on, because something before it was damaged or lost. A first frame ``b"ECR!"`` and
 UTF-8 text is a refusal, which every wire version can read.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from ecrec._native import crc32c
 from ecrec.errors import WireError
 from ecrec.protocol.messages import (
     ROLE_NAMES,
@@ -41,11 +50,13 @@ from ecrec.protocol.messages import (
     Repaired,
     Rows,
     ScrubResult,
+    ShardCensus,
     Snap,
+    StateCopy,
     Window,
 )
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 MAGIC = b"ECR" + str(WIRE_VERSION).encode()
 REFUSAL = b"ECR!"
 
@@ -56,10 +67,15 @@ REQUEST_BYTES_MAX = 224 << 20
 """Of a frame from a worker or tool: its deltas, up to eight times as long (rows of one weight, with the state of Adam),
 must fit a window."""
 
+CHECKED_BYTES_MAX = 16 << 20
+"""Of a frame that are read for its checksum in one go: 1 to 5 ms."""
+
 FRAMES_MAX = 4096
 """Payload frames of a message: two for each section of a push."""
 
 _PREAMBLE = struct.Struct("<4sBBHiiqqQQ")
+_CHECKSUM = struct.Struct("<I")
+_HEAD_BYTES = _PREAMBLE.size + _CHECKSUM.size
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
@@ -73,6 +89,8 @@ _FRAME_COUNTS: dict[type[Message], int] = {
     Repaired: 3,
     CorrectParity: 2,
     ScrubResult: 3,
+    StateCopy: 1,
+    ShardCensus: 1,
 }
 """Payload frames by type; types that are not named have none, or as many as their sections ask for."""
 
@@ -85,11 +103,22 @@ class WireVersionError(WireError):
     """The sender speaks another wire version; it deserves a refusal."""
 
 
-class Packed(NamedTuple):
-    """A message without its addresses: can be sent to many, and again."""
+@dataclass(slots=True)
+class Packed:
+    """A message without its addresses: can be sent to many, and again. Its frames must not change."""
 
     body: bytes
     frames: list[Any]
+    _checksum: int | None = field(default=None, compare=False)
+
+    def checksum(self, pause: Callable[[], None] | None = None) -> int:
+        """CRC-32C of the body and all frames, which are read once, however often the message is sent.
+
+        ``pause()`` is called now and then, if that takes long.
+        """
+        if self._checksum is None:
+            self._checksum = _checksum_of(self.body, self.frames, pause)
+        return self._checksum
 
 
 class Envelope(NamedTuple):
@@ -123,6 +152,14 @@ def pack(message: Message, frames: Frames = ()) -> Packed:
         raise WireError(f"{type(message).__name__}: cannot be encoded: {error}") from error
 
 
+def check(message: Message) -> None:
+    """Raise WireError for a message that nobody could read: a field of another type, or out of its range."""
+    try:
+        _DECODER.decode(_ENCODER.encode(message))
+    except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
+        raise WireError(f"{type(message).__name__}: {error}") from error
+
+
 ACK_ONLY = Packed(b"", [])
 
 
@@ -134,7 +171,8 @@ def seal(packed: Packed, source: Address, to: Address, sequence: int = 0, ack: i
         )
     except struct.error as error:
         raise WireError(f"{source} to {to}: {error}") from error
-    return [preamble + packed.body, *packed.frames]
+    checksum = _sealed_checksum(preamble, packed.checksum()) if source.role == to.role == SHARD else 0
+    return [preamble + _CHECKSUM.pack(checksum) + packed.body, *packed.frames]
 
 
 def encode(
@@ -149,16 +187,17 @@ def refusal(reason: str) -> list[Any]:
     return [REFUSAL + reason.encode()]
 
 
-def decode(parts: Sequence[Any]) -> Envelope:
-    """Read what arrived; payload frames are passed through as they are.
+def decode(parts: Sequence[Any], pause: Callable[[], None] | None = None) -> Envelope:
+    """Read what arrived; payload frames are passed through as they are. ``pause()``: see `Packed.checksum`.
 
     Raises WireError that says what was wrong: not ours, another wire version (WireVersionError), a refusal
-    (RefusedByPeerError), truncated, an unknown message, wrong types, a wrong number or length of frames.
+    (RefusedByPeerError), truncated, damaged between two shards, an unknown message, wrong types, a wrong number or
+    length of frames.
     """
     head = memoryview(parts[0]) if parts else memoryview(b"")
     _check_magic(head)
-    if len(head) < _PREAMBLE.size:
-        raise WireError(f"truncated: a preamble has {_PREAMBLE.size} bytes, {len(head)} arrived")
+    if len(head) < _HEAD_BYTES:
+        raise WireError(f"truncated: a preamble has {_HEAD_BYTES} bytes, {len(head)} arrived")
     (
         _, source_role, to_role, count, source_id, to_id, source_epoch, to_epoch, sequence, ack,
     ) = _PREAMBLE.unpack_from(head)  # fmt: skip
@@ -169,6 +208,7 @@ def decode(parts: Sequence[Any]) -> Envelope:
     to = Address(to_role, to_id, to_epoch)
     frames = list(parts[1:])
     body_start = _check_lengths(head, count, frames, source)
+    _check_checksum(head, frames, source, to, pause)
     if body_start == len(head):
         if frames:
             raise WireError(f"from {source}: {len(frames)} frames without a message")
@@ -196,17 +236,52 @@ def _check_magic(head: memoryview) -> None:
     raise WireError(f"not an ecrec message: it begins with {magic!r}, expected {MAGIC!r}")
 
 
+def _checksum_of(body: Any, frames: Sequence[Any], pause: Callable[[], None] | None) -> int:
+    checksum = crc32c(body)
+    for frame in frames:
+        if len(frame) <= CHECKED_BYTES_MAX:
+            checksum = crc32c(frame, checksum)
+            continue
+        view = memoryview(frame)
+        for begin in range(0, len(view), CHECKED_BYTES_MAX):
+            checksum = crc32c(view[begin : begin + CHECKED_BYTES_MAX], checksum)
+            if pause is not None:
+                pause()
+    return checksum
+
+
+def _sealed_checksum(preamble: Any, checksum: int) -> int:
+    """That of a packed message, with its preamble; never 0, which says that there is none."""
+    return crc32c(preamble, checksum) or 1
+
+
+def _check_checksum(
+    head: memoryview, frames: list[Any], source: Address, to: Address, pause: Callable[[], None] | None
+) -> None:
+    (announced,) = _CHECKSUM.unpack_from(head, _PREAMBLE.size)
+    if not source.role == to.role == SHARD:
+        if announced:
+            raise WireError(f"from {source} to {to}: damaged: a checksum, which only messages between shards have")
+        return
+    found = _sealed_checksum(head[: _PREAMBLE.size], _checksum_of(head[_HEAD_BYTES:], frames, pause))
+    if found != announced:
+        raise WireError(
+            f"from {source}: damaged on its way: checksum {found:#010x}, expected {announced:#010x}; it will be sent "
+            "again. If it happens more often, look at the memory and network of both machines"
+        )
+
+
 def _check_lengths(head: memoryview, count: int, frames: list[Any], source: Address) -> int:
     """Check the payload against the preamble; return where the message begins."""
     if count > FRAMES_MAX:
         raise WireError(f"from {source}: {count} frames announced, at most {FRAMES_MAX} are taken")
     if count != len(frames):
         raise WireError(f"from {source}: {count} frames announced, {len(frames)} arrived")
-    body_start = _PREAMBLE.size + 8 * count
+    body_start = _HEAD_BYTES + 8 * count
     if len(head) < body_start:
         raise WireError(f"from {source}: truncated: the lengths of {count} frames are missing")
     limit = FRAME_BYTES_MAX if source.role == SHARD else REQUEST_BYTES_MAX
-    lengths = struct.unpack_from(f"<{count}Q", head, _PREAMBLE.size)
+    lengths = struct.unpack_from(f"<{count}Q", head, _HEAD_BYTES)
     for index, (announced, frame) in enumerate(zip(lengths, frames, strict=True), 1):
         if announced != len(frame):
             raise WireError(f"from {source}: frame {index}: {announced} bytes announced, {len(frame)} arrived")

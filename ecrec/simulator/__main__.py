@@ -13,10 +13,13 @@ from ecrec.simulator.run import COVERAGE, FAILURES, SEEDS_NIGHTLY, Totals, repla
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 fine, 3 a checker found an error, 4 no liveness, 5 a machine or the simulator raised, 6 fine, but
     with --require-coverage something was never reached."""
-    parser = argparse.ArgumentParser(prog="ecrec-simulator", description=__doc__, epilog=main.__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="ecrec-simulator", description=__doc__, epilog=main.__doc__
+    )
     parser.add_argument("--seeds", type=int, default=100, help="how many schedules")
     parser.add_argument("--nightly", action="store_true", help=f"{SEEDS_NIGHTLY} schedules")
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--large", action="store_true", help="every seed with tables of thousands of rows")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     parser.add_argument("--coverage", action="store_true", help="say what was reached, and how often")
@@ -29,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--last", type=int, default=60, help="events in the story of a failure")
     options = parser.parse_args(arguments)
     if options.replay is not None:
-        return replay(draw(options.replay), options.trace, options.last)
+        return replay(draw(options.replay, options.large), options.trace, options.last)
     if options.plan is not None:
         return replay(Kept.read(options.plan).plan, options.trace, options.last)
     if options.minimise is not None:
-        return _minimise(options.minimise, options.keep, options.last)
+        return _minimise(options.minimise, options.large, options.keep, options.last)
     totals = Totals()
     count = SEEDS_NIGHTLY if options.nightly else options.seeds
-    for outcome in run_many(range(options.first, options.first + count), options.jobs):
+    for outcome in run_many(range(options.first, options.first + count), options.jobs, options.large):
         totals.add(outcome)
         if outcome.code:
             print(outcome.report(), flush=True)
@@ -53,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return worst
 
 
-def _minimise(seed: int, keep: Path | None, last: int) -> int:
-    kept = minimise(draw(seed), about=f"seed {seed}", say=lambda text: print(text, flush=True))
+def _minimise(seed: int, large: bool, keep: Path | None, last: int) -> int:
+    kept = minimise(draw(seed, large), about=f"seed {seed}", say=lambda text: print(text, flush=True))
     if kept is None:
         print(f"seed {seed} does not fail")
         return 0

@@ -1,9 +1,12 @@
 """One run: processes, simulated time, a queue of events, and the faults of the plan."""
 
+import copy
 import heapq
 import random
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,17 +14,19 @@ import numpy as np
 from ecrec._native import Capture
 from ecrec.protocol import events as e
 from ecrec.protocol import messages as m
-from ecrec.protocol import wire
 from ecrec.protocol.client import ClientMachine
+from ecrec.protocol.invariants import check_pushes
 from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, WORKER, Address
-from ecrec.protocol.scheduler import SchedulerMachine, read_state
+from ecrec.protocol.node_core import NodeCore
+from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
-from ecrec.protocol.stream import Numbered
-from ecrec.simulator.coverage import GHOST_READ, Coverage, Watch, Witness
+from ecrec.protocol.wire import Envelope
+from ecrec.simulator.coverage import GHOST_READ, HEARTBEAT_IN_PAUSE, PAUSED, Coverage, Watch, Witness
 from ecrec.simulator.faults import Faults
+from ecrec.simulator.flips import FLIPPED, Flips
 from ecrec.simulator.leases import LeasingWorker, check_examples
-from ecrec.simulator.network import Link, Packet, Parcel, Process
-from ecrec.simulator.plan import Plan
+from ecrec.simulator.network import Link, Parcel, Process
+from ecrec.simulator.plan import BARRIER, Plan
 from ecrec.simulator.record import Record, RowsOf, gather, sections_of
 from ecrec.simulator.story import LivenessError, Story, ViolationError
 from ecrec.simulator.workload import Oracle, ScrubTool, Worker
@@ -32,8 +37,19 @@ LOOK_MS = 10.0
 START_MS_MAX = 20_000.0
 """The cluster must be formed and its tables ready within so much simulated time, faults or not."""
 
+STATES_MAX = 64
+"""States of the scheduler that are kept for a fault that brings an older one back."""
+
+VALIDATE_EVERY = 8
+"""All invariants of a machine are checked after one event of so many, those that cost little after each: an eighth of
+the time of a run. One seed of four (`Plan.validate`) has all checked after each event, which costs a third."""
+
 CHATTER = (m.ShardStatus, m.WorkerStatus, m.Views, m.Register)
 """Messages that never stop."""
+
+EVENT_TIMEOUTS, WORK_TIMEOUTS = 1.5, 2.0
+"""In pauses of one event, and of all events of a process, so many time-outs of a heartbeat pass at most: longer than a
+shard may be silent, shorter than what others wait for."""
 
 MESSAGES_MAX = 60_000
 """A run has some thousands; one that has so many goes round in circles."""
@@ -41,6 +57,140 @@ MESSAGES_MAX = 60_000
 
 class MachineError(Exception):
     """A machine raised; the traceback is in the text."""
+
+
+class EndedError(Exception):
+    """A process died in the middle of what it did."""
+
+
+class _Machine:
+    """What the node of a process runs: its machine, with checkers around it."""
+
+    def __init__(self, cluster: "Cluster", process: Process) -> None:
+        self._cluster = cluster
+        self._process = process
+
+    @property
+    def address(self) -> Address:
+        address: Address = self._process.machine.address
+        return address
+
+    def takes_from(self, source: Address) -> bool:
+        real = getattr(self._process.machine, "takes_from", None)
+        return real is None or bool(real(source))
+
+    def while_busy(self, now_ms: float) -> list[e.Effect]:
+        effects: list[e.Effect] = self._process.machine.while_busy(now_ms)
+        return effects
+
+    def read_until(self, at_ms: float) -> None:
+        self._process.machine.read_until(at_ms)
+
+    def handle(self, event: e.Event, now_ms: float) -> list[e.Effect]:
+        process = self._process
+        assert isinstance(process.core, Node)
+        try:
+            return self._cluster.machine_takes(process, event, now_ms, process.core.arriving)
+        except EndedError:
+            raise
+        except ViolationError as error:
+            process.error = error
+            raise
+        except Exception as error:
+            if isinstance(error.__cause__, EndedError):  # in a pause
+                raise error.__cause__ from None
+            if isinstance(error.__cause__, ViolationError):  # a checker's, raised in the middle of a machine
+                process.error = error.__cause__
+                raise
+            # The node blames some errors on the sender and goes on; here nobody sends what a machine may raise at.
+            what = type(event.message).__name__ if isinstance(event, e.Received) else type(event).__name__
+            process.error = MachineError(f"{process.label} raised at {what}:\n{traceback.format_exc()}")
+            process.error.__cause__ = error
+            raise
+
+
+class Node(NodeCore):
+    """The node of a simulated process: the real one, over simulated links, watched."""
+
+    def __init__(self, cluster: "Cluster", process: Process) -> None:
+        grace_ms = cluster.plan.config.reconnect_grace_ms if process.role == SCHEDULER else None
+        super().__init__(_Machine(cluster, process), _Port(cluster, process), grace_ms, cluster.term)
+        self._cluster = cluster
+        self._process = process
+        self.arriving: Parcel | None = None
+        """What `arrived` was called with last."""
+        self.sending: Any = None
+        if process.role == SHARD:
+            process.machine.on_pause = partial(cluster.pauses, process)
+
+    def arrived(self, frames: Any, now_ms: float) -> None:
+        self.arriving = frames
+        super().arrived(frames, now_ms)
+        self.arriving = None
+
+    def _take(self, envelope: Envelope, frames: Any, now_ms: float) -> bool:
+        taken = super()._take(envelope, frames, now_ms)
+        stream = self.streams._in.get(envelope.source)
+        if not taken and envelope.message is not None and stream is not None and envelope.sequence <= stream.ack:
+            self._cluster.coverage.faults["delivered again after a reconnect, and dropped"] += 1
+        return taken
+
+    def carry_out(self, effect: e.Effect, now_ms: float) -> None:
+        self._cluster.before_effect(self._process, effect)
+        if isinstance(effect, e.Disconnect) and not self._cluster.network.cut_on_disconnect:
+            return
+        self.sending = effect.message if isinstance(effect, e.Send) else None
+        super().carry_out(effect, now_ms)
+        self.sending = None
+
+
+class _Port:
+    """The way out of a simulated process."""
+
+    def __init__(self, cluster: "Cluster", process: Process) -> None:
+        self._cluster = cluster
+        self._process = process
+
+    def connect(self, address: Address, endpoint: str, watched: bool) -> bool:
+        links, target = self._process.links, self._cluster.endpoints[endpoint]
+        is_new = links.get(address) is not target
+        links[address] = target
+        if is_new:
+            self._cluster.faults.connects(self._process, address)
+        return is_new
+
+    def disconnect(self, address: Address) -> None:
+        self._process.links.pop(address, None)
+
+    def is_connected(self, address: Address) -> bool:
+        return address in self._process.links
+
+    def remember(self, address: Address, route: bytes) -> None:
+        if route:
+            self._process.routes[address] = self._cluster.processes[route.decode()]
+
+    def send(self, to: Address, parts: Sequence[Any]) -> bool:
+        assert isinstance(self._process.core, Node)
+        return self._cluster.send(self._process, to, parts, self._process.core.sending)
+
+    def answer(self, route: bytes, parts: Sequence[Any]) -> bool:
+        if self._cluster.flips.strike:  # the version of one was damaged
+            return False
+        raise ViolationError(f"{self._process.label} refuses a message as unreadable")
+
+    def persist(self, state: bytes) -> None:
+        self._cluster.persist(self._process, state)
+
+    def note(self, level: str, text: str) -> None:
+        cluster, process = self._cluster, self._process
+        cluster.story.add(cluster.now_ms, level, process.label, "", text)
+        if level == "error" and not cluster.record.lost:
+            raise ViolationError(f"{process.label} reports an error: {text}", [process.address.id])
+
+    def complain(self, kind: str, text: str, now_ms: float) -> None:
+        if kind == "deposed":
+            self._cluster.coverage.faults["message of a deposed scheduler dropped"] += 1
+        self._cluster.note(f"complains: {text}", self._process.label)
 
 
 class Ending(NamedTuple):
@@ -74,12 +224,18 @@ class Cluster:
         self.record = Record(plan)
         self.network = plan.network
         self.rng = random.Random(plan.seed * 2 + 1)
+        self.flips = Flips(plan.network.flip_rate, plan.seed)
         self.processes: dict[str, Process] = {}
         self.endpoints: dict[str, Process] = {}
         self.shards: dict[int, Process] = {}
         """The process of each shard's newest incarnation."""
         self.scheduler: Process | None = None
         self.persisted: bytes | None = None
+        self.adopts = False
+        """Schedulers may make a state again that turns out to be an older one, or lost."""
+        self.states: deque[bytes] = deque(maxlen=STATES_MAX)
+        """What was persisted, the newest last."""
+        self.term = 0
         self.oracle = Oracle(plan, self.record.layout) if plan.deterministic else None
         self.workers: list[Worker] = []
         self.tool: ScrubTool | None = None
@@ -120,6 +276,8 @@ class Cluster:
     def _look(self) -> None:
         """Is it over? If not, is it late?"""
         self.post(self.now_ms + LOOK_MS, self._look)
+        if self.plan.mode == BARRIER:
+            self._launch()
         if self.record.lost and all(w.machine.failed for w in self.workers):
             self.ended = True
             return
@@ -139,26 +297,106 @@ class Cluster:
             since_ms = self.now_ms - self.faults.quiet_at_ms
             raise LivenessError(f"{since_ms:.0f} ms after the last fault:\n{self.waits()}", self._not_whole())
 
+    def _launch(self) -> None:
+        """As a launcher does: when a run has failed, start its workers again, when it is done those of the next one."""
+        workers = self.workers
+        if len(workers) < self.plan.workers or any(w.machine.failed_kind not in ("", "run") for w in workers):
+            return
+        run, runs = workers[0].run, self.plan.worker_runs()
+        part = [w for w in workers if w.takes_part]
+        failed = [w for w in part if w.machine.failed]
+        if any(self.worker_process(w.number) is None for w in part):
+            return  # one died, and will be started
+        if failed and all(w.machine.failed or w.run_done or not w.machine.run for w in part):
+            self._align()
+            for worker in failed:
+                self.coverage.faults["run of workers that failed and was started again"] += 1
+                self._restart_worker(worker.number, "its run is over")
+        elif run + 1 < len(runs) and not failed and all(w.run_done for w in part):
+            steps = max(w.steps for w in part)
+            for worker in workers:
+                worker.begin_run(run + 1, steps)
+            self.coverage.faults["run of workers after one of another size"] += runs[run] != runs[run + 1]
+            for worker in workers[: runs[run + 1]]:
+                self._restart_worker(worker.number, "its run is done")
+
+    def _align(self) -> None:
+        """Let all workers of the present run go on with the same operation, unless one is in the middle of it.
+
+        Some had made more operations of their own than others; a barrier needs the same of all. Where all of a run die,
+        nobody fails who could be noticed.
+        """
+        part = [w for w in self.workers if w.takes_part]
+        for worker in part:
+            machine = worker.machine
+            if machine.run and not machine.failed and not worker.run_done and self.worker_process(worker.number):
+                return
+        reached = max((w.next for w in part), default=0)
+        for worker in part:
+            worker.next = reached
+
+    def _restart_worker(self, number: int, why: str) -> None:
+        process = self.worker_process(number)
+        assert process is not None, number
+        self.kill(process, why)
+        self.start_worker(number)
+
     def _not_whole(self) -> list[int]:
         return [s for s, p in self.shards.items() if not p.alive or p.machine.state != m.UP]
 
     def _whole_and_quiet(self) -> bool:
-        if self.scheduler is None or not all(w.finished for w in self.workers):
+        if self.scheduler is None or not self._workers_done():
             return False
-        if len(self.shards) < self.plan.n * self.plan.groups or self._not_whole():
+        absent = self.faults.absent()
+        if not absent and self.faults.leavers():
+            return False  # with all whole, they are let go one after the other
+        if len(self.shards) < self.plan.n * self.plan.groups or not absent.issuperset(self._not_whole()):
             return False
-        if not all(self.record.whole.values()):
+        if not all(is_whole or shard in absent for shard, is_whole in self.record.whole.items()):
+            return False
+        if any((shard, self.record.epochs[shard]) not in self.record.cuts for shard in absent):
+            return False
+        if any(not process.machine.settled for shard, process in self.shards.items() if shard not in absent):
+            return False  # a cut is decided, and some have yet to undo what is beyond it
+        if self.faults.damage_left():
             return False
         for link in self._links.values():
             for parcel in link.queue:
-                if parcel.packet and not isinstance(parcel.packet.message, CHATTER):
+                if not (parcel.only_acknowledges or isinstance(parcel.message, CHATTER)):
                     return False
         return not any(
-            process.streams.out(peer).unacknowledged
+            process.core.streams.out(peer).unacknowledged
             for process in self.shards.values()
-            for peer in process.connected
-            if not process.streams.is_old(peer)
+            if process.alive
+            for peer in process.links
+            if peer.role == SHARD and peer.id not in absent and not process.core.streams.is_old(peer)
         )
+
+    def _workers_done(self) -> bool:
+        """All have done what they can do while some shards, or one of them, stay dead."""
+        absent = self.faults.absent()
+        workers = [worker for worker in self.workers if worker.number not in self.faults.gone]
+        if not absent:
+            return all(worker.finished for worker in workers)
+        # First values that are not durable because a shard is dead are waited for by all workers.
+        writes = any(worker.initialising and not worker.machine.durable for worker in workers)
+        for worker in workers:
+            machine = worker.machine
+            if machine.failed:
+                return False
+            unwelcomed = {shard for shard, known in machine._shards.items() if not known.welcomed}
+            if not machine.ready and unwelcomed and unwelcomed <= absent:
+                continue  # a new life begins when every shard has told what it has of the one before
+            if not machine.ready:
+                return False
+            if any(machine.acked[shard] < pushed for shard, pushed in machine.pushed.items() if shard not in absent):
+                return False
+            if any(absent.isdisjoint(shards) for shards, _ in worker.open_pulls.values()):
+                return False
+            blocked = worker.open_pulls or not machine.can_push or (worker.initialising and writes)
+            if not (worker.finished or blocked or worker.next == len(worker.operations) or self.plan.leases):
+                return False
+        return True
 
     def waits(self) -> str:
         """Who waits for what, for people."""
@@ -178,16 +416,17 @@ class Cluster:
                 lines.append(f"  {process.name}: waits for a place")
         for link in self._links.values():
             if link.queue:
-                kinds = [type(p.packet.message).__name__ if p.packet else "ack" for p in link.queue]
+                kinds = ["ack" if p.only_acknowledges else type(p.message).__name__ for p in link.queue]
                 lines.append(f"  on the way {link.source.label} > {link.to.label}: {kinds[:8]}")
         return "\n".join(lines)
 
     def _end(self) -> Ending:
         self.coverage.traps["stable-before-durable"] += self.record.undone
+        self.coverage.faults.update(self.record.refused)
         data: list[bytes] = []
         if not self.record.lost:
             self.check_everything()
-            data = [self._data(shard) for shard in sorted(self.shards)]
+            data = [self._data(shard) for shard in sorted(self.shards) if shard not in self.faults.absent()]
         return Ending(
             self.story.digest, tuple(data), self.faults.deaths, self.record.pushes_applied,
             sum(w.pulls_done for w in self.workers), self.messages, self.record.rows_checked, bool(self.record.lost),
@@ -196,24 +435,31 @@ class Cluster:
 
     def check_everything(self) -> None:
         """The checks at rest: data, parity, and, where the schedule must not matter, the oracle."""
-        for process in self.shards.values():
-            self.record.check_data(process.address, process.machine.store)
+        absent = self.faults.absent()
+        for shard, process in self.shards.items():
+            if shard not in absent:
+                self.record.check_data(process.address, process.machine.store)
         for group in range(self.plan.groups):
-            stores = [self.shards[group * self.plan.n + s].machine.store for s in range(self.plan.n)]
-            self.record.check_parity(group, stores)
+            members = range(group * self.plan.n, (group + 1) * self.plan.n)
+            # Of a dead shard the parity of others must fit what it was cut off at.
+            stores = [self.record.shadow(s) if s in absent else self.shards[s].machine.store for s in members]
+            self.record.check_parity(group, stores, {s % self.plan.n for s in absent.intersection(members)})
+        self.record.check_first_values()
         for worker in self.workers:
+            if worker.number in self.faults.gone:
+                continue
             for shard, pushed in worker.machine.pushed.items():
-                if self.record.watermarks[shard].get(worker.number, 0) != pushed:
+                if shard not in absent and self.record.watermarks[shard].get(worker.number, 0) != pushed:
                     raise ViolationError(
                         f"worker {worker.number} made {pushed} pushes to shard {shard}, its lineage ends with "
                         f"{self.record.watermarks[shard].get(worker.number, 0)}", [shard],
                     )  # fmt: skip
         if self.scheduler is not None:
             self.record.check_counted(self.scheduler.machine.state.rows_reinitialised)
-        if self.plan.leases is not None:
+        if self.plan.leases is not None and not absent:
             assert self.scheduler is not None
             check_examples(self.plan, self.record, self.scheduler.machine.leases.figures())
-        if self.oracle is not None and not self.record.set_back:
+        if self.oracle is not None and not self.record.set_back and not absent:
             for shard in self.shards:
                 if self._data(shard) != self.oracle.records(shard):
                     raise ViolationError(f"shard {shard} ends with other rows than a run without faults", [shard])
@@ -229,19 +475,24 @@ class Cluster:
     def _add(self, name: str, role: int, machine: Any) -> Process:
         process = Process(name, role, machine, self.rng.randrange(1_000_000))
         self.processes[name] = process
-        process.address = getattr(machine, "address", Address(SCHEDULER, 0, 0))
+        process.address = machine.address
+        process.core = Node(self, process)
         self.post(self.now_ms + self.rng.random() * self.plan.tick_ms, self._tick, process)
         return process
 
     def start_scheduler(self) -> None:
-        machine = SchedulerMachine(self.plan.n, self.plan.groups, self.plan.config, self.persisted)
+        plan = self.plan
+        machine = SchedulerMachine(
+            plan.n, plan.groups, plan.config, self.persisted, f"cluster {self._made}", adopt=self.adopts
+        )
+        self.term += self.plan.terms
         self._made += 1
         self.scheduler = self._add(f"scheduler.{self._made}", SCHEDULER, machine)
         self.note("starts", self.scheduler.label)
 
     def start_shard(self, wanted: int) -> None:
         """A new process that asks for a place."""
-        if self.ended:
+        if self.ended or self.faults.takes_newcomer():
             return
         self._made += 1
         name = f"p{self._made}"
@@ -256,22 +507,42 @@ class Cluster:
         self._made += 1
         name = f"w{number}.{self._made}"
         machine = ClientMachine(number, name)
-        self._add(name, WORKER, machine)
+        process = self._add(name, WORKER, machine)
         if number == len(self.workers):
             kind = LeasingWorker if self.plan.leases else Worker
             self.workers.append(kind(self.plan, number, machine, self.record, self.oracle))
         else:
+            before = self.workers[number]
+            if any(other.alive and other.driver is before for other in self.processes.values()):
+                # The process of the earlier life goes on, with a driver of its own.
+                self.workers[number] = copy.copy(before)
+                self.workers[number].open_pulls = {}
             self.workers[number].restart(machine)
+            if self.plan.mode == BARRIER:
+                self._align()
             self.note(f"is worker {number} again", name)
+        process.driver = self.workers[number]
 
     def start_tool(self) -> None:
         """Begin a scrub, by the tool's process, which is made for the first one."""
-        if self.faults.quiet:
+        if self.faults.quiet and not self.faults.damage_left():
             return
         if self.tool is None:
-            self.tool = ScrubTool(self.plan)
+            self.tool = ScrubTool(self.plan, self.faults.flipped, self.faults.damage_left)
             self._add("tool", TOOL, self.tool)
         self.tool.begin()
+
+    def persist(self, process: Process, state: bytes) -> None:
+        """Write the scheduler's state. While that takes time, it does nothing else, and nothing leaves it."""
+        if process.deposed:
+            self.kill(process, "it does not lead any more")
+            raise EndedError
+        self.persisted = state
+        self.states.append(state)
+        if self.plan.persist_ms and not self.faults.quiet:
+            process.sends_from_ms = self.now_ms + self.rng.random() * self.plan.persist_ms
+            process.paused_until_ms = max(process.paused_until_ms, process.sends_from_ms)
+            self.coverage.faults["slow stable storage of the scheduler"] += 1
 
     def kill(self, process: Process, why: str) -> None:
         """The process is gone. Of what it sent, each link loses everything from some point on."""
@@ -296,37 +567,157 @@ class Cluster:
     def _tick(self, process: Process) -> None:
         if not process.alive:
             return
-        if process.paused_until_ms > self.now_ms:
-            self.post(process.paused_until_ms, self._tick, process)
+        free_ms = max(process.paused_until_ms, process.works_until_ms)
+        if free_ms > self.now_ms:
+            self.post(free_ms, self._tick, process)
             return
-        self.handle(process, e.Tick())
-        if process.alive and process.role == SHARD and self.network.streams:
-            self._tick_streams(process)
+        self._enter(process, process.core.tick)
         self.post(self.now_ms + self.plan.tick_ms, self._tick, process)
 
     def handle(self, process: Process, event: e.Event) -> None:
-        """Give a machine an event and do what it wants done."""
-        machine = process.machine
-        if process.role == SHARD:
-            process.lineage_before = len(self.record.lineage[process.address.id])
+        """Give a machine an event that comes from nobody."""
+        self._enter(process, lambda now_ms: process.core.handle(event, now_ms))
+
+    def linked(self, process: Process, address: Address) -> None:
+        """A connection that a process opened is made."""
+        if process.alive and address in process.links:
+            self._enter(process, partial(process.core.linked, address, False))
+
+    def unlinked(self, process: Process, address: Address) -> None:
+        """A process sees a connection that it made close."""
+        if process.alive and address in process.links:
+            self._enter(process, lambda now_ms: process.core.unlinked(address, now_ms))
+
+    def _enter(self, process: Process, call: Callable[[float], None]) -> None:
+        """Let a process do something, and look at what came of it."""
+        process.spent_ms = 0.0
+        if process.behind_ms:
+            process.core.read_until(process.read_ms(self.now_ms) + process.clock_ms)
         try:
-            effects = machine.handle(event, self.now_ms + process.clock_ms)
-            if self.plan.validate and hasattr(machine, "validate_state"):
-                machine.validate_state()
+            call(self.now_ms + process.clock_ms)
+        except EndedError:
+            return
         except ViolationError:
             raise
         except Exception as error:
-            what = type(event.message).__name__ if isinstance(event, e.Received) else type(event).__name__
-            raise MachineError(f"{process.label} raised at {what}:\n{traceback.format_exc()}") from error
-        if process.role == SHARD:
-            self._look_at_shard(process)
-        self._carry_out(process, effects)
-        if process.held and process.address.epoch:
-            held, process.held = process.held, []
-            for link, parcel in held:
-                self._arrive(link, parcel)
+            if isinstance(error.__cause__, EndedError):  # in a pause of the machine
+                return
+            if process.error is None:  # not by the machine
+                raise MachineError(f"{process.label}:\n{traceback.format_exc()}") from error
+        if process.error is not None:
+            raise process.error
+        process.works_until_ms, process.spent_ms = self._sends_at(process), 0.0
+        taken, process.taken = process.taken, []
+        for event, source in taken:
+            # Behind the answers that its machine gave meanwhile, which may be of an earlier state.
+            if isinstance(event.message, m.Repaired) and self.record.current(process.address):
+                self._check_repaired(process, event.frames)
+            self.faults.delivered(type(event.message).__name__, source, process)
+        if not process.alive:
+            return
+        if process.core.stopped:
+            self.faults.stopped(process, process.core.stopped)
+            return
+        self._take_results(process)
         if process.role == WORKER and process.alive:
             self._advance_worker(process)
+
+    def _take_results(self, process: Process) -> None:
+        results, process.core.results = process.core.results, []
+        for result in results:
+            if isinstance(result, e.PullDone):
+                process.driver.took(result)
+            elif isinstance(result, e.PullFailed):
+                self.note(f"refused: {result.reason}", process.label)
+                process.driver.refused(result)
+            else:
+                self.note(f"failed: {result.reason}", process.label)
+
+    def machine_takes(self, process: Process, event: e.Event, now_ms: float, parcel: Parcel | None) -> list[e.Effect]:
+        """The machine of a process takes an event, from its node."""
+        machine, what = process.machine, type(event).__name__
+        fenced = False
+        before: Any = None
+        if isinstance(event, e.Received) and parcel is not None:
+            what = type(event.message).__name__
+            self._before_message(process, event, parcel)
+            fenced = self._is_fenced(process, event.source)
+            before = self._fingerprint(process) if fenced else None
+        if process.role == SHARD:
+            process.lineage_before = len(self.record.lineage[process.address.id])
+        process.handles, process.view_before = True, getattr(machine, "view", -1)
+        try:
+            effects: list[e.Effect] = machine.handle(event, now_ms)
+        finally:
+            process.handles = False
+        stops = any(isinstance(effect, e.Stop) for effect in effects)
+        if not stops:
+            self._validate(process)
+        if isinstance(event, e.Received):
+            changed = fenced and self._fingerprint(process) != before
+            if changed or (fenced and any(isinstance(effect, e.Persist) for effect in effects)):
+                raise ViolationError(
+                    f"{process.label} took a {what} of {event.source}, which is fenced, and changed", [event.source.id]
+                )
+        if process.role == SHARD:
+            self._look_at_shard(process)
+        process.stop_after = self.faults.effects_before_crash(process, len(effects))
+        return effects
+
+    def pauses(self, process: Process) -> None:
+        """The machine of a process pauses in its work. Checkers, too, make its store work."""
+        if not process.handles:
+            return
+        self.coverage.sizes[PAUSED] += 1
+        self.faults.paused(process)
+        if not process.alive:
+            self.coverage.faults["crash of a shard in the middle of an event"] += 1
+            raise EndedError
+        timeout_ms = self.plan.config.heartbeat_timeout_ms
+        room = process.spent_ms < EVENT_TIMEOUTS * timeout_ms and process.worked_ms < WORK_TIMEOUTS * timeout_ms
+        if room and not self.faults.quiet:
+            process.spent_ms += self.plan.pause_ms
+            process.worked_ms += self.plan.pause_ms
+        process.core.while_busy(self.now_ms + process.clock_ms + process.spent_ms)
+
+    def _sends_at(self, process: Process) -> float:
+        """When what it sends now leaves it."""
+        return max(self.now_ms, process.works_until_ms) + process.spent_ms
+
+    def _validate(self, process: Process) -> None:
+        """Check the invariants of a machine that has just taken an event."""
+        process.events += 1
+        if self.plan.validate or process.events % VALIDATE_EVERY == 0:
+            if process.role != TOOL:
+                process.machine.validate_state()
+        elif process.role == SHARD:
+            check_pushes(process.machine)
+
+    def _before_message(self, process: Process, event: e.Received, parcel: Parcel) -> None:
+        message = event.message
+        self.messages += 1
+        self.story.add(
+            self.now_ms, "message", parcel.source.label, process.label, message, event.frames, parcel.parts[0]
+        )
+        if isinstance(message, m.Pull):
+            self._pulls[process.name, event.source, message.request] = (
+                message, sections_of(message.sections, event.frames, False),
+            )  # fmt: skip
+        self.witness.took(process.role, process.machine, message)
+        process.taken.append((event, parcel.source))
+
+    def before_effect(self, process: Process, effect: e.Effect) -> None:
+        """A node is about to carry out an effect."""
+        if process.stop_after == 0:
+            if process.persisted_last:
+                self.coverage.traps["persist-first"] += 1
+            self.faults.crash_scheduler("between two effects")
+            raise EndedError
+        process.stop_after -= 1
+        process.persisted_last = isinstance(effect, e.Persist)
+        if isinstance(effect, e.Send):
+            source = process.machine.address if process.role != SCHEDULER else process.address
+            self._check_sent(process, source, effect)
 
     def _look_at_shard(self, process: Process) -> None:
         machine = process.machine
@@ -334,10 +725,11 @@ class Cluster:
         if address != process.address:
             process.address = address
             process.marks = dict(machine.marks)
-            process.streams.reset()
             self.shards[address.id] = process
             self.note(f"is {address}", process.name)
             self.faults.placed(process)
+            if not process.alive:
+                raise EndedError
         if machine.marks != process.marks:
             for worker, mark in process.marks.items():
                 now = machine.marks.get(worker, -1)
@@ -346,80 +738,48 @@ class Cluster:
             process.marks = dict(machine.marks)
 
     def _advance_worker(self, process: Process) -> None:
-        worker = self.workers[process.machine.worker]
+        worker: Worker = process.driver
         saves = self.now_ms < self.faults.saves_until_ms and all(self.record.whole.values())
-        effects = worker.advance(self.now_ms, saves)
-        self._carry_out(process, effects)
-        if worker.machine.failed_kind == "fenced" and self._is_over(worker.number, worker.machine.epoch):
+        process.core.perform(worker.advance(self.now_ms, saves), self.now_ms + process.clock_ms)
+        self._take_results(process)
+        if worker.machine.failed_kind == "fenced" and worker is self.workers[worker.number]:
+            self._hand_over(process)
+        if worker is not self.workers[worker.number]:
+            if worker.machine.failed:
+                self.kill(process, "another process is this worker")
+            return
+        if worker.machine.failed_kind == "fenced" and (worker.number, worker.machine.epoch) in self.record.fenced:
             self.kill(process, "it was given up")
             self.post(self.now_ms + 0.1 + self.rng.random() * 50.0, self.start_worker, worker.number)
+        elif worker.machine.failed_kind == "run" and not self.plan.deterministic:
+            pass  # `_launch` starts it again
         elif worker.machine.failed and not self.record.lost:
             raise ViolationError(f"worker {worker.number} cannot go on: {worker.machine.failed}")
 
-    def _is_over(self, worker: int, epoch: int) -> bool:
-        """A life of a worker is announced to be over, or the scheduler has heard of another process of it.
-
-        That may be one that died before: its heartbeats can be late.
-        """
-        if (worker, epoch) in self.record.fenced:
-            return True
-        return self.persisted is not None and read_state(self.persisted).workers.get(worker, (0, ""))[0] > epoch
-
-    def _carry_out(self, process: Process, effects: Sequence[e.Effect]) -> None:
-        stop_after = self.faults.effects_before_crash(process, len(effects))
-        for number, effect in enumerate(effects):
-            if number == stop_after:
-                if number and isinstance(effects[number - 1], e.Persist):
-                    self.coverage.traps["persist-first"] += 1
-                self.faults.crash_scheduler("between two effects")
-                return
-            if isinstance(effect, e.Send):
-                self._send(process, effect)
-            elif isinstance(effect, e.Connect):
-                self._connect(process, effect)
-            elif isinstance(effect, e.Disconnect):
-                process.refused.add(effect.address)
-                process.streams.fenced(effect.address)
-            elif isinstance(effect, e.Persist):
-                self.persisted = effect.state
-            elif isinstance(effect, e.Stop):
-                self.faults.stopped(process, effect.reason)
-                return
-            elif isinstance(effect, e.Note):
-                self.story.add(self.now_ms, effect.level, process.label, "", effect.text)
-                if effect.level == "error" and not self.record.lost:
-                    raise ViolationError(f"{process.label} reports an error: {effect.text}", [process.address.id])
-            elif isinstance(effect, e.PullDone):
-                self.workers[process.machine.worker].took(effect)
-            else:
-                self.note(f"failed: {effect.reason}", process.label)
-
-    def _connect(self, process: Process, effect: e.Connect) -> None:
-        address = effect.address
-        process.routes[address] = self.endpoints[effect.endpoint]
-        if process.role == SHARD and self.network.streams and address not in process.connected:
-            process.connected.add(address)
-            process.streams.connected(address)
-            for numbered in process.streams.reconnected(address, self.now_ms):
-                self._resend(process, address, numbered)
+    def _hand_over(self, process: Process) -> None:
+        """Of two processes of a worker that both began before the scheduler heard of either, the worker is the one that
+        it heard of last: it cannot know which was started first."""
+        number, epoch = process.driver.number, process.machine.epoch
+        for other in self.processes.values():
+            is_newer = other.role == WORKER and other.driver.number == number and other.machine.epoch > epoch
+            if is_newer and other.alive and not other.machine.failed:
+                other.driver.take_over(process.driver)
+                self.workers[number] = other.driver
+                self.coverage.faults["process of a worker outlived by one that was started before it"] += 1
 
     # ------------------------------------------------------------------ sending
-    def _send(self, process: Process, effect: e.Send) -> None:
-        to, message = effect.to, effect.message
-        source = process.machine.address if process.role != SCHEDULER else process.address
-        self._check_sent(process, source, effect)
-        try:
-            packed = wire.pack(message, effect.frames)
-        except Exception as error:
-            raise MachineError(f"{process.label} sends {message} to {to}:\n{traceback.format_exc()}") from error
-        packed = wire.Packed(packed.body, [bytes(frame) for frame in packed.frames])
-        packet = Packet(source, to, packed, message)
-        target = self.scheduler if to.role == SCHEDULER else process.routes.get(to)
-        if source.role == SHARD and to.role == SHARD and self.network.streams:
-            if not process.streams.is_old(to):
-                self._resend(process, to, Numbered(process.streams.out(to).append(packet, self.now_ms), packet))
-        elif target is not None and target.alive:
-            self._transmit(process, target, Parcel(source, packet, 0, 0))
+    def send(self, process: Process, to: Address, parts: Sequence[Any], message: Any) -> bool:
+        """Put what a node sends into the link: by its own connection, or back to where it heard of the receiver."""
+        target = self.scheduler if to.role == SCHEDULER else process.links.get(to)
+        route = process.name.encode() if target is not None else b""
+        if target is None:
+            target = process.routes.get(to)
+        if target is None or not target.alive:
+            return bool(route)
+        stream = process.role == SHARD and to.role == SHARD
+        parcel = Parcel(process, route, [bytes(part) for part in parts], message, stream)
+        self._transmit(process, target, parcel)
+        return True
 
     def link(self, process: Process, target: Process) -> Link:
         link = self._links.get((process, target))
@@ -435,81 +795,73 @@ class Cluster:
                 link.lag_ms = self.rng.random() * self.network.lag_max_ms * 8.0
             elif self.rng.random() < self.network.lag_rate / (3 if newcomer else 1):
                 link.lag_ms = self.rng.random() * self.network.lag_max_ms * (3.0 if between_shards else 1.0)
-            if target.role == SCHEDULER:
-                link.cut_until_ms = self.faults.isolated_until_ms(process)
+            link.cut_until_ms = self.faults.cut_until_ms(process, target)
             self._links[process, target] = link
         return link
 
+    def cut_links(self) -> None:
+        """Faults cut some links off: those that are there too."""
+        for (process, target), link in self._links.items():
+            link.cut_until_ms = max(link.cut_until_ms, self.faults.cut_until_ms(process, target))
+
     def calm_links(self) -> None:
-        """Faults stop: no link lags any more. (A repair that takes longer than its time-outs never ends.)"""
+        """Faults stop: no link lags any more."""
         for link in self._links.values():
             link.lag_ms = link.slow_ms = 0.0
 
     def _transmit(self, process: Process, target: Process, parcel: Parcel) -> None:
         link = self.link(process, target)
-        stream = parcel.packet is None or parcel.sequence > 0
         was_broken = link.broken
         counts = self.coverage.faults
-        copies = 1 if self.faults.quiet else link.copies(self.now_ms, self.network, self.rng, stream)
+        link.due_ms = max(link.due_ms, process.sends_from_ms)
+        calm = self.faults.quiet and not self.faults.stays_lossy(link)
+        at_ms = self._sends_at(process)
+        copies = 1 if calm else link.copies(at_ms, self.network, self.rng, parcel.stream)
         if copies == 0:
-            if not stream:
+            if not parcel.stream:
                 counts["message lost"] += 1
             elif not was_broken:  # a connection breaks as a whole, and somebody notices
                 counts["connection broken"] += 1
-                self._notice_break(link, parcel.source)
+                self._notice_break(link)
             return
-        if stream and link.broken:
+        if parcel.stream and link.broken:
             return  # between the break and the new connection nothing passes
         if copies > 1:
             counts["message delivered twice"] += 1
         self._sent += 1
         parcel = parcel._replace(sent=self._sent)
-        views = parcel.packet is not None and isinstance(parcel.packet.message, m.Views)
+        views = isinstance(parcel.message, m.Views)
         for _ in range(copies):
             link.queue.append(parcel)
-            self.post(link.delay_ms(self.now_ms, self.network, self.rng, counts, views), self._deliver, link)
+            self.post(link.delay_ms(at_ms, self.network, self.rng, counts, views), self._deliver, link)
 
-    def _notice_break(self, link: Link, source: Address) -> None:
+    def _notice_break(self, link: Link) -> None:
         over_ms = self.now_ms if self.faults.quiet else max(self.now_ms, link.outage_until_ms, link.cut_until_ms)
-        self.post(over_ms + self.rng.random() * 5.0, self._reconnect, link, source)
+        self.post(over_ms + self.rng.random() * 5.0, self._reconnect, link)
 
-    def _reconnect(self, link: Link, source: Address) -> None:
+    def _reconnect(self, link: Link) -> None:
         if not self.faults.quiet and self.now_ms < link.cut_until_ms:  # a partition began meanwhile
-            self._notice_break(link, source)
+            self._notice_break(link)
             return
         link.broken = False
         self.coverage.faults["connection made again"] += 1
-        if not link.source.alive or not link.to.alive:
+        process = link.source
+        if not process.alive or not link.to.alive:
             return
-        peer = link.to.address
-        for numbered in link.source.streams.reconnected(peer, self.now_ms):
-            self._resend(link.source, peer, numbered)
-
-    def _resend(self, process: Process, peer: Address, numbered: Numbered[Packet]) -> None:
-        target = process.routes.get(peer)
-        if target is not None and target.alive and peer in process.connected:
-            parcel = Parcel(numbered.item.source, numbered.item, numbered.sequence, process.streams.ack_for(peer))
-            self._transmit(process, target, parcel)
-
-    def _tick_streams(self, process: Process) -> None:
-        streams = process.streams
-        for peer, due in streams.resends_due(self.now_ms):
-            for numbered in due:
-                self._resend(process, peer, numbered)
-        for peer in streams.acks_due():
-            target = process.routes.get(peer)
-            ack = streams.ack_for(peer)
-            if target is not None and target.alive and peer in process.connected:
-                self._transmit(process, target, Parcel(process.address, None, 0, ack))
+        for address in [address for address, target in process.links.items() if target is link.to]:
+            self._enter(process, partial(process.core.linked, address, True))
 
     # ------------------------------------------------------------------ arriving
-    def _deliver(self, link: Link) -> None:
+    def _deliver(self, link: Link, waited: bool = False) -> None:
         process = link.to
         if not link.queue or not process.alive:
             return
-        free_ms = max(process.paused_until_ms, process.busy_until_ms)
+        if self.now_ms < process.behind_until_ms and link.source.role == SHARD and not waited:
+            self.post(self.now_ms + process.behind_ms, self._deliver, link, True)
+            return
+        free_ms = max(process.paused_until_ms, process.busy_until_ms, process.works_until_ms)
         if free_ms > self.now_ms:
-            self.post(free_ms, self._deliver, link)
+            self.post(free_ms, self._deliver, link, waited)
             return
         if self.now_ms < process.slow_until_ms and not self.faults.quiet:
             process.busy_until_ms = self.now_ms + process.service_ms
@@ -519,51 +871,14 @@ class Cluster:
             self.coverage.faults["message overtook one of another link"] += 1
         else:
             self._newest[process] = parcel.sent
-        self._arrive(link, parcel)
-
-    def _arrive(self, link: Link, parcel: Parcel) -> None:
-        process, source, packet = link.to, parcel.source, parcel.packet
-        if not process.alive:
-            return
-        if process.role == SHARD and source.role != SCHEDULER and packet and packet.to != process.address:
-            if process.address.epoch == 0 and packet.to.role == SHARD:
-                process.held.append((link, parcel))
-            return
-        if source in process.refused and self.network.cut_on_disconnect and process.role != SCHEDULER:
-            return
-        process.routes[source] = link.source
-        if process.role == SHARD and source.role == SHARD and self.network.streams:
-            streams = process.streams
-            streams.acknowledge(source, parcel.ack, self.now_ms)
-            if packet is None:
-                return
-            if not streams.take(source, parcel.sequence):
-                stream = streams._in.get(source)
-                if stream is not None and parcel.sequence <= stream.ack:
-                    self.coverage.faults["delivered again after a reconnect, and dropped"] += 1
-                return
-        assert packet is not None
-        envelope = wire.decode(wire.seal(packet.packed, source, packet.to))
-        self.messages += 1
-        packed = packet.packed
-        names = link.source.label, process.label
-        self.story.add(self.now_ms, "message", *names, packet.message, packed.frames, packed.body)
-        assert envelope.message is not None
-        if isinstance(packet.message, m.Pull):
-            self._pulls[process.name, source, packet.message.request] = (
-                packet.message, sections_of(packet.message.sections, packet.packed.frames, False),
-            )  # fmt: skip
-        self.witness.took(process.role, process.machine, packet.message)
-        before = self._fingerprint(process) if self._is_fenced(process, source) else None
-        self.handle(process, e.Received(source, envelope.message, envelope.frames))
-        if before is not None and process.alive and self._fingerprint(process) != before:
-            raise ViolationError(
-                f"{process.label} took a {type(packet.message).__name__} of {source}, which is fenced, and changed",
-                [source.id],
-            )
-        if isinstance(packet.message, m.Repaired) and self.record.current(process.address):
-            self._check_repaired(process, packet.packed.frames)
-        self.faults.delivered(type(packet.message).__name__, link.source, process)
+        if not parcel.route and link.source.role != SCHEDULER and link.source not in process.links.values():
+            return  # it came on a connection that the receiver has closed
+        if parcel.stream and self.network.streams and not self.faults.quiet:
+            damaged = self.flips.damaged(parcel)
+            if damaged is not None:
+                self.coverage.faults[FLIPPED] += 1
+                parcel = parcel._replace(parts=damaged)
+        self._enter(process, partial(process.core.arrived, parcel))
 
     # ------------------------------------------------------------------ what is checked on the way
     def _check_sent(self, process: Process, source: Address, effect: e.Send) -> None:
@@ -577,8 +892,10 @@ class Cluster:
                         self.witness.announced(process.machine, message.group, new)
                         self.faults.announced(message.group, new)
         elif process.role == SHARD:
+            if process.handles:
+                self._check_sent_in_a_pause(process, message)
             if isinstance(message, m.PushAck | m.Welcome):
-                self.record.acknowledged(source, to.id, message.durable)
+                self.record.acknowledged(source, to, message.durable)
             elif isinstance(message, m.Rows):
                 pull, sections = self._pulls[process.name, to, message.request]
                 if self.record.current(source):
@@ -586,6 +903,21 @@ class Cluster:
                 else:
                     self.coverage.transitions[GHOST_READ] += 1
                     self.record.check_rows_of_ghost(source, pull, sections, effect.frames)
+
+    def _check_sent_in_a_pause(self, process: Process, message: Any) -> None:
+        """In the middle of an event nothing of it is told."""
+        if isinstance(message, m.Ping):
+            return
+        shard = process.machine.address.id
+        if not isinstance(message, m.ShardStatus):
+            raise ViolationError(f"{process.label} sends a {type(message).__name__} in the middle of an event", [shard])
+        self.coverage.sizes[HEARTBEAT_IN_PAUSE] += 1
+        if process.machine.view != process.view_before:
+            self.coverage.traps["half-done"] += 1
+        if message.view > process.view_before or any(
+            number > process.marks.get(worker, 0) for worker, number in message.marks.items()
+        ):
+            raise ViolationError(f"{process.label} tells of an event in the middle of it", [shard])
 
     def _is_fenced(self, process: Process, source: Address) -> bool:
         """The source was declared dead, and this process knows it."""

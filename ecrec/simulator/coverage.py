@@ -9,27 +9,47 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.messages import RECOVERING, SCHEDULER, SHARD, WORKER, Address
-from ecrec.protocol.scheduler import Group, SchedulerMachine
+from ecrec.protocol.placement import OPTIMIZERS, Placement
+from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.seeding import ALL_CLASSES
 from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.state import Group
+from ecrec.simulator import tuning
+from ecrec.simulator.plan import Plan
+from ecrec.simulator.refusals import REFUSED
 
 FAULTS_COUNTED = (
     "message delayed by a straggler", "message lost", "message delivered twice", "message overtook one of another link",
     "views held up", "connection broken", "connection made again", "delivered again after a reconnect, and dropped",
-    "slow link", "slow shard", "stuck shard", "stalled shard, taken for dead", "stalled worker",
+    "bit flipped in flight", "slow link", "slow shard", "stuck shard", "stalled shard, taken for dead",
+    "stalled worker",
     "partition, one way, of two shards", "partition, one way, of two shards, until one is replaced",
-   
     "partition, one way, of a worker and a shard", "partition, one way, from the scheduler",
+    "partition, one way, from the scheduler, until it is replaced", "closed connection to a living shard",
+    "closed connections to more living shards than the code tolerates", "scheduler that hears nobody",
+    "more living shards silenced at once than the code tolerates", "living shard that acknowledges late",
+    "registration under a living shard's endpoint", "rows without parity next to coded ones",
     "partition, one way, to the scheduler: taken for dead, and works on", "crash of a shard at a message",
     "crash of a shard at any time", "crash of a shard in a recovery", "crash of a recovering shard",
     "r simultaneous crashes, r > 1", "more than r simultaneous crashes", "crash of the scheduler at rest",
     "crash of the scheduler between two effects", "crash of the scheduler in a recovery",
-    "crash of a worker", "jump of a shard's clock", "jump of a worker's clock", "jump of the scheduler's clock",
+    "scheduler that starts with an older state", "scheduler that starts with no state",
+    "copy of the scheduler's state that cannot be read",
+    "outdated scheduler that refuses", "slow stable storage of the scheduler", "deposed scheduler that goes on sending",
+    "message of a deposed scheduler dropped", "damaged parity row", "stays broken while the rest goes on: shards",
+    "stays broken while the rest goes on: worker", "stays broken while the rest goes on: links",
+    "crash of a worker", "two living processes of a worker", "run of workers that failed and was started again",
+    "run of workers after one of another size", "jump of a shard's clock", "jump of a worker's clock",
+    "jump of the scheduler's clock", "crash of a shard in the middle of an event", *REFUSED,
+    "server told to end", "server told to end in a recovery", "server told to end while it recovers",
+    "more servers told to end at once than the code tolerates", "server that waited to leave",
 )  # fmt: skip
 """Every fault that is to happen; the runs count them under these names."""
 
@@ -56,6 +76,7 @@ TRAPS = {
     "round-once": "a round of seeding is heard of twice",
     "joined-before-push": "a push waits for Joined, of a peer that wants no more seeds of some class",
     "persist-first": "the scheduler dies between persisting and sending",
+    "half-done": "a shard says that it lives in the middle of an event that brought a view",
     "fenced": "a message of a fenced incarnation arrives",
     "too-many": "more shards die than the code stands",
 }
@@ -68,6 +89,25 @@ STAGES = ("nothing repaired yet", "repairs and seeds under way", "data here, see
 """Where a recovering shard can stand when something dies."""
 
 
+WINDOW_ROWS, CLASS_ID, SHARDS, DATA_MEMBERS, TABLE_ROWS, DIM = 1000, 32, 8, 4, 1000, 32
+"""What a large window, class id, group, code, table and row has more than."""
+REQUESTS = 8
+KEY_TWICE = "window with a key twice"
+LARGE_WINDOW = f"window of more than {WINDOW_ROWS} rows"
+SEED_UNINDEXED = "seed into a window that has a key twice: it looks nothing up"
+CLOSED_FULL = "window closed at its size, with as many in flight as may be"
+PAUSED = "work in pieces: a pause in the middle of an event"
+HEARTBEAT_IN_PAUSE = "heartbeat in the middle of an event"
+MANY_REPAIRS = f"class repaired in more than {REQUESTS} ranges"
+SIZES = (
+    KEY_TWICE, LARGE_WINDOW, SEED_UNINDEXED, CLOSED_FULL, MANY_REPAIRS, f"class id above {CLASS_ID}",
+    f"more than {SHARDS} shards in a group", f"code with k above {DATA_MEMBERS}", "three groups",
+    f"table of more than {TABLE_ROWS} rows", f"rows of more than {DIM} weights", "several native threads",
+    "table without parity next to coded ones", PAUSED, HEARTBEAT_IN_PAUSE,
+)  # fmt: skip
+"""Sizes at which the store and the machines take other paths."""
+
+
 @dataclass
 class Coverage:
     """Counters, by name."""
@@ -75,15 +115,52 @@ class Coverage:
     faults: Counter[str] = field(default_factory=Counter)
     transitions: Counter[str] = field(default_factory=Counter)
     traps: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    largest: dict[str, int] = field(default_factory=dict)
+    """What was the largest of its kind, for people."""
 
     def add(self, other: "Coverage") -> None:
         self.faults.update(other.faults)
         self.transitions.update(other.transitions)
         self.traps.update(other.traps)
+        self.sizes.update(other.sizes)
+        for name, value in other.largest.items():
+            self.saw(name, value)
+
+    def saw(self, name: str, value: int) -> None:
+        self.largest[name] = max(value, self.largest.get(name, 0))
+
+    def began(self, plan: Plan) -> None:
+        """Faults may strike a cluster of this plan from now on."""
+        placement = Placement(plan.n)
+        for table in plan.tables:
+            placement.add(table.code)
+            self.sizes[f"optimizer {table.optimizer.name}"] += 1
+            self.saw("rows of a table", table.rows)
+            self.saw("weights of a row", table.dim)
+            self.saw("k", table.code.k)
+        self.saw("shards in a group", plan.n)
+        self.saw("groups", plan.groups)
+        self.saw("classes", len(placement.classes))
+        reached = {
+            f"class id above {CLASS_ID}": len(placement.classes) > CLASS_ID + 1,
+            f"more than {SHARDS} shards in a group": plan.n > SHARDS,
+            f"code with k above {DATA_MEMBERS}": max(table.code.k for table in plan.tables) > DATA_MEMBERS,
+            "three groups": plan.groups == 3,
+            f"table of more than {TABLE_ROWS} rows": max(table.rows for table in plan.tables) > TABLE_ROWS,
+            f"rows of more than {DIM} weights": max(table.dim for table in plan.tables) > DIM,
+            "several native threads": plan.threads > 1,
+            "table without parity next to coded ones": len({code.r > 0 for code in placement.codes}) > 1,
+        }
+        self.sizes.update(name for name, is_so in reached.items() if is_so)
+        self.sizes.update(f"threshold {name} below its default" for name in plan.tuning)
 
     def missing(self) -> list[str]:
-        """Faults, traps and transitions that were never seen."""
-        wanted = ((self.faults, FAULTS_COUNTED), (self.traps, TRAPS), (self.transitions, transitions()))
+        """Faults, traps, transitions and sizes that were never seen."""
+        wanted = (
+            (self.faults, FAULTS_COUNTED), (self.traps, TRAPS), (self.transitions, transitions()),
+            (self.sizes, sizes()),
+        )  # fmt: skip
         return [name for counter, names in wanted for name in names if not counter[name]]
 
     def report(self) -> str:
@@ -92,6 +169,7 @@ class Coverage:
             ("faults", self.faults, FAULTS_COUNTED),
             ("situations of traps", self.traps, list(TRAPS)),
             ("transitions", self.transitions, sorted({*transitions(), *self.transitions})),
+            ("sizes", self.sizes, sizes()),
         )
         lines: list[str] = []
         for title, counter, names in parts:
@@ -99,7 +177,19 @@ class Coverage:
             for name in names:
                 meaning = f": {TRAPS[name]}" if name in TRAPS else ""
                 lines.append(f"  {counter[name] or 'never':>9}  {name}{meaning}")
+        lines.append("largest: " + ", ".join(f"{name} {value}" for name, value in sorted(self.largest.items())))
         return "\n".join(lines)
+
+
+def thresholds() -> list[str]:
+    """Thresholds of the native store that can be drawn below their defaults."""
+    return [name for name, value in tuning.defaults().items() if value > 2]
+
+
+def sizes() -> list[str]:
+    """All sizes that are to be reached, thresholds of the native store among them."""
+    optimizers = [f"optimizer {name}" for name in OPTIMIZERS]
+    return [*SIZES, *optimizers, *(f"threshold {name} below its default" for name in thresholds())]
 
 
 def transitions() -> list[str]:
@@ -115,17 +205,18 @@ def transitions() -> list[str]:
     names += ["shard up: view DataLost", "shard: Fenced"]
     names += [f"worker: view {view}" for view in (*VIEWS, "Start", "DataLost")]
     names += [f"worker: {kind}" for kind in ("Welcome", "PushAck", "Rows", "TableReady", "Leased", "NoSplit")]
-    names += [f"scheduler: {kind.__name__}" for kind in scheduler._handlers]
+    names += [f"worker: {kind}" for kind in ("RunJoined", "RunOver", "TableInitial", "Refused", "PullRefused")]
+    # No process is without memory here; tests/unit/protocol/test_new_tables.py has some.
+    names += [f"scheduler: {kind.__name__}" for kind in scheduler._handlers if kind is not m.Unfit]
     names.append(GHOST_READ)
     names += [f"a death, while a shard recovers: {stage}" for stage in STAGES]
     return names
 
 
 CORRECTIONS = (m.CorrectParity, m.ParityCorrected)
-IMPOSSIBLE = {(RECOVERING, kind) for kind in (m.Repair, m.CaptureParity, m.Mark, m.Captured, *CORRECTIONS)}
+FOR_HOLDERS = (m.Repair, m.CaptureParity, m.Mark, m.Captured, m.RepairWanted)
+IMPOSSIBLE = {(RECOVERING, kind) for kind in (*FOR_HOLDERS, *CORRECTIONS)}
 """Only shards that are whole are asked for parity, in the view that says so."""
-IMPOSSIBLE |= {("up", kind) for kind in CORRECTIONS}
-"""No fault harms parity; what a scrub corrects is tested in tests/unit/protocol/test_scrub.py."""
 
 
 class Watch:
@@ -136,6 +227,10 @@ class Watch:
         self.machine = machine
         self._heard: set[tuple[int, int]] = set()
         """(shard, epoch) of which a Join came."""
+        self._seeded: set[int] = set()
+        """Peers into whose part of the open window rows were seeded behind others."""
+        self._repairs: Counter[int] = Counter()
+        """Ranges of each class that were asked for."""
         self._extra: dict[type, Callable[..., None]] = {
             m.Window: self._window,
             m.Join: self._join,
@@ -151,8 +246,11 @@ class Watch:
                 table[kind] = self._around(kind, handler)
         machine._on_shard = self._around_arrival(machine._on_shard)  # type: ignore[method-assign,assignment]
         machine.seeding.start_over = self._before(machine.seeding.start_over, self._start_over)  # type: ignore[method-assign]
-        machine.repairs.forget_all = self._before(machine.repairs.forget_all, self._forget_all)  # type: ignore[method-assign]
+        machine.repairs.forget = self._before(machine.repairs.forget, self._forget)  # type: ignore[method-assign]
         machine.repairs.ask = self._before(machine.repairs.ask, self._ask)  # type: ignore[method-assign]
+        machine.seeding.advance = self._around_seeding(machine.seeding.advance)  # type: ignore[method-assign]
+        machine.close_window = self._before(machine.close_window, self._close)  # type: ignore[method-assign]
+        machine.send = self._before(machine.send, self._send)  # type: ignore[method-assign]
 
     def _around(self, kind: type, handler: Callable[..., None]) -> Callable[..., None]:
         look, name, machine = self._extra.get(kind), kind.__name__, self.machine
@@ -182,9 +280,41 @@ class Watch:
         assert name in TRAPS, name
         self.coverage.traps[name] += 1
 
+    # ------------------------------------------------------------------ sizes
+    def _around_seeding(self, real: Callable[[], None]) -> Callable[[], None]:
+        def advance() -> None:
+            buffers = self.machine.buffers
+            before = {shard: len(buffers.buffer(shard)) for shard, _ in self.machine.seeding.tasks}
+            real()
+            self._seeded.update(shard for shard, rows in before.items() if 0 < rows < len(buffers.buffer(shard)))
+
+        return advance
+
+    def _close(self) -> None:
+        machine = self.machine
+        full = machine.buffers.nbytes() >= machine.config.window_bytes_max
+        if full and len(machine.unstable) >= machine.config.windows_in_flight_max:
+            self.coverage.sizes[CLOSED_FULL] += 1
+
+    def _send(self, peer: Any, message: m.Message, frames: m.Frames = ()) -> None:
+        sizes = self.coverage.sizes
+        if isinstance(message, m.Window):
+            keys = arrays.keys(frames[0])
+            self.coverage.saw("rows of a window", len(keys))
+            sizes[LARGE_WINDOW] += len(keys) > WINDOW_ROWS
+            twice = len(keys) - len(np.unique(keys)) if len(keys) > 1 else 0
+            self.coverage.saw("keys twice in a window", twice)
+            sizes[KEY_TWICE] += twice > 0
+            sizes[SEED_UNINDEXED] += twice > 0 and peer.shard in self._seeded
+            self._seeded.discard(peer.shard)
+        elif isinstance(message, m.Repair) and message.stripes.last:
+            self._repairs[message.stripes.class_id] += 1
+            sizes[MANY_REPAIRS] += self._repairs[message.stripes.class_id] == REQUESTS + 1
+
     # ------------------------------------------------------------------ what comes in
     def _around_arrival(self, real: Callable[[Any], None]) -> Callable[[Any], None]:
         machine = self.machine
+        is_over = machine.membership.is_over
 
         def on_shard(event: Any) -> None:
             source = event.source
@@ -196,7 +326,7 @@ class Watch:
             view = getattr(event.message, "view", None)
             if state and source.epoch <= peer.epoch:
                 self.trap("fenced")
-            elif source.epoch == peer.epoch and view is not None and view < machine.view and not held:
+            elif source.epoch == peer.epoch and view is not None and not held and is_over(view, event.message):
                 self.trap("old-view-dropped")
             real(event)
             behind = isinstance(event.message, m.Window) and source.epoch == peer.epoch
@@ -247,9 +377,11 @@ class Watch:
         if self.machine.state == RECOVERING and self.machine.buffers.rows():
             self.trap("recovering-marks")
 
-    def _forget_all(self) -> None:
+    def _forget(self, classes: set[int]) -> None:
         repairs = self.machine.repairs
-        if repairs.asked or repairs.assemblies:
+        under_way = [asked.stripes for asked in repairs.asked.values()]
+        under_way += [assembly.stripes for assembly in repairs.assemblies.values()]
+        if any(stripes.class_id in classes for stripes in under_way):
             self.trap("repair-in-one-view")
 
     def _ask(self, keys: Any) -> None:
@@ -326,8 +458,7 @@ class Witness:
 
     @staticmethod
     def _confirmed(scheduler: SchedulerMachine, number: int, group: Group, view: int) -> bool:
-        contacts = (scheduler.contacts.get((number, s)) for s, p in enumerate(group.places) if p.state != m.DOWN)
-        return all(contact is not None and contact.view >= view for contact in contacts)
+        return scheduler.members.confirm(number, view)
 
     def sent(self, machine: ClientMachine, to: Address, message: Any) -> None:
         """A worker sends something to a shard."""

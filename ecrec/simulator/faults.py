@@ -8,13 +8,17 @@ import random
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ecrec._native import Capture
 from ecrec.protocol import events as e
 from ecrec.protocol import messages as m
-from ecrec.protocol.messages import SHARD, WORKER
+from ecrec.protocol.messages import SCHEDULER, SHARD, WORKER, Address
 from ecrec.protocol.placement import Placement
-from ecrec.simulator.network import Process
-from ecrec.simulator.plan import Fault
-from ecrec.simulator.story import ViolationError
+from ecrec.protocol.state import read_state
+from ecrec.simulator.network import Link, Process
+from ecrec.simulator.plan import PAUSE, Fault
+from ecrec.simulator.story import ViolationError, show_keys
 
 if TYPE_CHECKING:
     from ecrec.simulator.cluster import Cluster
@@ -27,14 +31,28 @@ RETRY_MS = 15.0
 RETRIES_MAX = 40
 """at most so often."""
 
+LINK_MS = 1.0
+"""A connection is made, or known to be broken, after so long."""
+CALM_TRIES_MAX = 400
+"""What is to stay broken waits for all to be whole at most so often."""
+
 AIMED_MS = 8_000.0
 """Aimed faults that did not find their message until then are given up."""
 
 SERVICE_MS_MAX = 4.0
 """What a message costs a slow shard: with that it still gets through what the others send, but late."""
 
+SILENCE_GAP_MS = 30.0
+"""Those that are silenced together are within so long."""
+
 LIVENESS_MS = 20_000.0
 """After the last fault everything must be whole and quiet within this."""
+
+
+COPY_DAMAGED = "copy of the scheduler's state that cannot be read"
+
+COPIES_DAMAGED_RATE = 0.4
+"""Adoptions in which copies of the scheduler's state are damaged."""
 
 
 class Faults:
@@ -44,6 +62,12 @@ class Faults:
         self.cluster = cluster
         self.plan = cluster.plan
         self.rng = random.Random(self.plan.seed * 2 + 2)
+        self._rng_copies = random.Random(self.plan.seed * 2 + 3)
+        """Of its own, so that all else goes as it would without damaged copies."""
+        self._rng_leaves = random.Random(self.plan.seed * 2 + 5)
+        """Of its own for the same reason."""
+        self._leaving: dict[Process, Fault] = {}
+        """Servers that were told to end."""
         self.began = False
         """The tables are there: faults may strike."""
         self.saves_until_ms = 0.0
@@ -52,14 +76,36 @@ class Faults:
         self.deadline_ms = 0.0
         self.deaths = 0
         self.must_lose = ""
+        self.flipped: set[int] = set()
+        """Keys of the stripes that have a damaged parity row."""
+        self.gone: set[int] = set()
+        """Workers that died for good."""
+        self.unreplaced = 0
+        """Shards that died for good."""
+        self._flips = 0
+        self._calm_tries = 0
+        self._sick: Process | None = None
+        """The shard whose links stay bad."""
         self.counts = cluster.coverage.faults
         self._isolated: dict[Process, float] = {}
+        """Shards that the scheduler does not hear -> until when."""
+        self._alone_until_ms = -1.0
+        """The scheduler hears no shard until then,"""
+        self._unreached_until_ms = -1.0
+        """and reaches none."""
+        self._silenced: dict[Process, float] = {}
+        """Shards that nobody hears, and that hear nobody -> until when."""
         self._pending = 0
         self._aimed: dict[str, list[tuple[int, Fault]]] = defaultdict(list)
         self._counts: dict[str, int] = defaultdict(int)
         self._doomed: dict[tuple[int, int], float] = {}
         """Stalled incarnations that the scheduler may take for dead -> when it is clear that it did not."""
         self._crash_scheduler_at: float | None = None
+        self._state_before: bytes | None = None
+        """What was persisted before a scheduler lost its state."""
+        self._newest_state: bytes | None = None
+        """Of a scheduler that was started with another one, which it is to refuse."""
+        self._placed_ms: dict[Process, float] = {}
 
     # ------------------------------------------------------------------ from the run
     def announced(self, group: int, view: m.View) -> None:
@@ -74,7 +120,7 @@ class Faults:
             shard = base + view.shard
             process = self.cluster.shards.get(shard)
             alive = process is not None and process.alive and process.address.epoch == view.epoch
-            if alive and (shard, view.epoch) not in self._doomed:
+            if alive and (shard, view.epoch) not in self._doomed and process not in self._leaving:
                 raise ViolationError(f"shard {shard} (epoch {view.epoch}) is declared dead and is not", [shard])
         elif isinstance(view, m.DataLost | m.Reinitialise) and not self.plan.too_many:
             raise ViolationError(f"said to be lost, with no more deaths than the code stands: {view.reason}")
@@ -86,8 +132,11 @@ class Faults:
 
     def _begin(self) -> None:
         self.began = True
+        self.cluster.coverage.began(self.plan)
         now_ms = self.cluster.now_ms
         self.saves_until_ms = now_ms + self.plan.saves_ms
+        codes = [bool(table.code.r) for table in self.plan.tables]
+        self.counts["rows without parity next to coded ones"] += any(codes) and not all(codes)
         last_ms = 0.0
         for fault in self.plan.faults:
             if fault.message:
@@ -108,6 +157,11 @@ class Faults:
         if self._aimed and busy and self.cluster.now_ms < AIMED_MS:
             self.cluster.post(self.cluster.now_ms + RETRY_MS, self._calm)
             return
+        self._calm_tries += 1
+        patient = self._calm_tries < CALM_TRIES_MAX and not self.cluster.record.lost
+        if self.plan.broken and patient and not self._stay_broken():
+            self.cluster.post(self.cluster.now_ms + RETRY_MS, self._calm)
+            return
         self.quiet = True
         self._aimed.clear()
         self.cluster.calm_links()
@@ -117,14 +171,68 @@ class Faults:
         self.deadline_ms = self.quiet_at_ms + LIVENESS_MS
         self.cluster.note("faults stop")
 
+    # ------------------------------------------------------------------ what stays broken
+    def _stay_broken(self) -> bool:
+        """Something breaks for good, though the code tolerates it: the rest must go on."""
+        cluster = self.cluster
+        if self.plan.broken == "worker":
+            number = self.rng.randrange(self.plan.workers)
+            process = cluster.worker_process(number)
+            if process is None:
+                return False
+            cluster.kill(process, "crash of a worker, for good")
+            self.gone.add(number)
+        elif self.plan.broken == "links":
+            running = [p for p in cluster.shards.values() if p.alive]
+            if not running:
+                return False
+            self._sick = self.rng.choice(running)
+        else:
+            if any(self._missed(group) for group in range(self.plan.groups)):
+                return False
+            for _ in range(self.rng.randint(1, self.plan.tolerance)):
+                process = self._victim(Fault("crash"), None, None)
+                if process is not None:
+                    self.unreplaced += 1
+                    self.deaths += 1
+                    cluster.kill(process, "crash, for good")
+                    self._notice(process, self.rng.random() < 0.5)
+            if not self.unreplaced:
+                return False
+        self.counts[f"stays broken while the rest goes on: {self.plan.broken}"] += 1
+        return True
+
+    def damage_left(self) -> bool:
+        """Some damaged parity row is not yet corrected. (The answer that says so may get lost.)"""
+        corrected: int = sum(p.machine.scrubs.corrected for p in self.cluster.shards.values())
+        return corrected < self._flips
+
+    def absent(self) -> set[int]:
+        """Shards that stay dead."""
+        if not self.unreplaced:
+            return set()
+        return {shard for shard, process in self.cluster.shards.items() if not process.alive}
+
+    def takes_newcomer(self) -> bool:
+        """A process that would be started does not come: others than it was meant for could take its place."""
+        return self.quiet and self.unreplaced > 0
+
+    def stays_lossy(self, link: Link) -> bool:
+        return self._sick is not None and self._sick in (link.source, link.to)
+
     def placed(self, process: Process) -> None:
         """A process has become an incarnation, and has sent nothing yet."""
+        self._placed_ms[process] = self.cluster.now_ms
         self._strike_aimed("Start", process, process)
 
     def delivered(self, kind: str, source: Process, to: Process) -> None:
         """A message was delivered: is a fault aimed at it?"""
         self._strike_aimed(kind, source, to)
         self._strike_aimed("any", source, to)
+
+    def paused(self, process: Process) -> None:
+        """The machine of a process is in the middle of an event."""
+        self._strike_aimed(PAUSE, process, process)
 
     def _strike_aimed(self, kind: str, source: Process | None, to: Process | None) -> None:
         self._counts[kind] += 1
@@ -165,10 +273,16 @@ class Faults:
         return out
 
     def _given_up(self, group: int) -> set[int]:
-        """Those that the scheduler may soon give up: of two that do not reach each other it is one."""
+        """Those that the scheduler may soon give up: of two that do not reach each other it is one; or let go."""
         n, epochs = self.plan.n, self.cluster.record.epochs
         shards = range(group * n, group * n + n)
-        return {s for s in shards if self._doomed.get((s, epochs.get(s, 0)), 0.0) > self.cluster.now_ms}
+        doomed = {s for s in shards if self._doomed.get((s, epochs.get(s, 0)), 0.0) > self.cluster.now_ms}
+        return doomed.union(p.address.id for p in self.leavers() if p.address.id in shards)
+
+    def leavers(self) -> list[Process]:
+        """Servers that were told to end, and were not let go yet."""
+        down = self.cluster.record.down
+        return [p for p in self._leaving if p.alive and (p.address.id, p.address.epoch) not in down]
 
     def _not_whole(self, group: int) -> set[int]:
         """Both."""
@@ -229,25 +343,86 @@ class Faults:
         return range(base, base + self.plan.n)
 
     def _notice(self, process: Process, noticed: bool) -> None:
-        """The scheduler sees the connection close, after the grace, if it is the one that had it."""
+        """The scheduler sees the connection close, if it is the one that had it."""
         scheduler = self.cluster.scheduler
         if not noticed or scheduler is None or not process.address.epoch:
             return
-        at_ms = self.cluster.now_ms + self.plan.config.reconnect_grace_ms + self.rng.random() * 5.0
-        self.cluster.post(at_ms, self._disconnected, scheduler, process)
+        for other in [*self.cluster.shards.values(), scheduler]:
+            if other is not process:
+                self.cluster.post(self.cluster.now_ms + LINK_MS, self._link, other, process.address, False)
 
-    def _disconnected(self, scheduler: Process, process: Process) -> None:
-        if scheduler.alive:
-            self.cluster.handle(scheduler, e.Disconnected(process.address))
+    def connects(self, process: Process, address: Address) -> None:
+        """A server opens a connection to an incarnation of a shard; it is made if that one lives."""
+        if process.role in (SHARD, SCHEDULER):
+            self.cluster.post(self.cluster.now_ms + LINK_MS, self._link, process, address, True)
+
+    def _link(self, process: Process, address: Address, up: bool) -> None:
+        target = process.links.get(address)
+        if not process.alive or (up and (target is None or not target.alive)):
+            return
+        if process.paused_until_ms > self.cluster.now_ms:
+            self.cluster.post(process.paused_until_ms, self._link, process, address, up)
+            return
+        if up:
+            self.cluster.linked(process, address)
+        else:
+            self.cluster.unlinked(process, address)
+
+    def _strike_disconnect(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """The scheduler's connections to living shards close, and nothing else does."""
+        scheduler, now_ms = self.cluster.scheduler, self.cluster.now_ms
+        # Who has just been placed is not connected to everywhere: there is nobody to ask about it.
+        settled_ms = now_ms - self.plan.config.heartbeat_timeout_ms
+        some = [p for p in self.cluster.shards.values() if p.alive and self._placed_ms.get(p, now_ms) < settled_ms]
+        if scheduler is None or not some:
+            return False
+        hit = self.rng.sample(some, min(fault.burst, len(some)))
+        for process in hit:
+            self._link(scheduler, process.address, False)
+            # It comes back, but not within the grace.
+            at_ms = now_ms + self.plan.config.reconnect_grace_ms + 2 * self.plan.tick_ms + self.rng.random() * 1000.0
+            self.cluster.post(at_ms, self._link, scheduler, process.address, True)
+        self.counts["closed connection to a living shard"] += 1
+        if len(hit) > self.plan.tolerance:
+            self.counts["closed connections to more living shards than the code tolerates"] += 1
+        names = ", ".join(process.label for process in hit)
+        self.cluster.note(f"loses its connections to {names}, which live", scheduler.label)
+        return True
+
+    def _strike_copy(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A process registers under the endpoint of a living shard, for less than it takes to be refused."""
+        scheduler = self.cluster.scheduler
+        running = [p for p in self.cluster.shards.values() if p.alive]
+        if scheduler is None or not running:
+            return False
+        process = self.rng.choice(running)
+        register = m.Register(f"copy of {process.name}", process.machine.endpoint, process.address.id)
+        self.counts["registration under a living shard's endpoint"] += 1
+        self.cluster.note(f"is registered at by another process, {register.process}", process.label)
+        nobody = Address(SHARD, -1, 0)
+        scheduler.routes.pop(nobody, None)  # an answer is not for another process without a place
+        self.cluster.handle(scheduler, e.Received(nobody, register))
+        return True
+
+    def _strike_deaf(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A shard hears nothing of the scheduler, which hears it, for so long that it is replaced."""
+        scheduler, process = self.cluster.scheduler, self._victim(fault, None, None)
+        if scheduler is None or process is None or process not in self._placed_ms:
+            return False
+        until_ms = self.cluster.link(scheduler, process).cut_until_ms = self._doom(process, fault)
+        config = self.plan.config
+        begin_ms = self.cluster.now_ms + config.heartbeat_timeout_ms
+        end_ms = begin_ms + config.view_timeout_ms + 2 * config.heartbeat_timeout_ms
+        if config.view_timeout_ms and end_ms < until_ms:
+            self.cluster.post(begin_ms, self._look_at_deaf, scheduler, process, end_ms)
+        self.counts["partition, one way, from the scheduler, until it is replaced"] += 1
+        self.cluster.note(f"hears nothing of the scheduler for {fault.lasts_ms:.1f} ms", process.label)
+        return True
 
     def _strike_massacre(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """More deaths at once than a class of some table can stand."""
         group = self.rng.randrange(self.plan.groups)
-        placement = Placement(self.plan.n)
-        for table in self.plan.tables:
-            placement.add(table.code)
-        stripe = self.rng.choice([s for s in placement.classes if len(s.parity) == self.plan.tolerance])
-        some = self.rng.sample(stripe.data + stripe.parity, self.plan.tolerance + 1)
+        some = self.rng.sample(self.rng.choice(self._weakest()), self.plan.tolerance + 1)
         members = [group * self.plan.n + s for s in some]
         processes = [self.cluster.shards.get(s) for s in members]
         if any(p is None or not p.alive for p in processes) or self._not_whole(group) & set(members):
@@ -258,6 +433,58 @@ class Faults:
             assert process is not None
             self._kill(process, fault)
         return True
+
+    def _strike_leave(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """Servers are told to end, maybe more than the code tolerates: nobody leaves before nothing is lost with it."""
+        rng, record, n = self._rng_leaves, self.cluster.record, self.plan.n
+        shards = range(group := rng.randrange(self.plan.groups) * n, group + n)
+        known = [p for s in shards if (p := self.cluster.shards.get(s)) is not None]
+        here = [p for p in known if p.alive and p.address.epoch == record.epochs.get(p.address.id, 0)]
+        # A death of which the scheduler cannot know yet, together with an end that it grants, may be one too many.
+        dead = [p for p in known if p not in here and (p.address.id, p.address.epoch) not in record.down]
+        doomed = [p for p in here if self._doomed.get((p.address.id, p.address.epoch), 0.0) > self.cluster.now_ms]
+        free = [p for p in here if p not in self._leaving]
+        if dead or doomed or not free or len(known) < n:
+            return False
+        recovering = [p for p in free if not record.whole.get(p.address.id)]
+        hit = rng.sample(free, min(fault.burst, len(free)))
+        if fault.prefer_recovering and recovering:
+            hit = [rng.choice(recovering)]
+        missed = self._missed(group // n)
+        for process in hit:
+            self.counts["server told to end"] += 1
+            self.counts["server told to end while it recovers"] += process in recovering
+            self.counts["server told to end in a recovery"] += bool(missed - {process.address.id})
+            self._leaving[process] = fault
+            self.cluster.note("is told to end", process.label)
+            self.cluster.handle(process, e.ToldToEnd())
+        self.counts["more servers told to end at once than the code tolerates"] += len(hit) > self.plan.tolerance
+        return True
+
+    def _left(self, process: Process) -> None:
+        """A server that was told to end has ended: the scheduler must have decided it."""
+        address = process.address
+        state = read_state(self.cluster.persisted or b"")
+        place = state.groups[address.id // self.plan.n].places[address.id % self.plan.n]
+        if place.epoch == address.epoch and place.state != m.DOWN:
+            raise ViolationError(f"{process.label} ends, and was not let go", [address.id])
+        self.deaths += 1
+        self.counts["server that waited to leave"] += bool(process.machine.departure._reason)
+        wanted = address.id if self.plan.named else -1
+        lasts_ms = self._leaving[process].lasts_ms
+        self.cluster.post(self.cluster.now_ms + 0.1 + lasts_ms, self.cluster.start_shard, wanted)
+
+    def _look_at_deaf(self, scheduler: Process, process: Process, end_ms: float) -> None:
+        """A member that is behind, with all others whole, must be replaced before the end."""
+        address = process.address
+        group = address.id // self.plan.n
+        over = not scheduler.alive or not process.alive or (address.id, address.epoch) in self.cluster.record.down
+        if over or self._missed(group) or process.machine.view >= scheduler.machine.state.groups[group].view:
+            return
+        if self.cluster.now_ms < end_ms:
+            self.cluster.post(end_ms, self._look_at_deaf, scheduler, process, end_ms)
+            return
+        raise ViolationError(f"{process.label} confirms no view, and is not replaced", [address.id])
 
     def _strike_pause(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A process that gets no CPU for a while, too short to be taken for dead."""
@@ -367,9 +594,81 @@ class Faults:
         cluster.note(f"cannot reach {ends[1].label} for {fault.lasts_ms:.1f} ms", ends[0].label)
         return True
 
-    def isolated_until_ms(self, process: Process) -> float:
-        """No scheduler, not even one that has just been started, hears of the process until then."""
-        return self._isolated.get(process, -1.0)
+    def cut_until_ms(self, process: Process, target: Process) -> float:
+        """Nothing goes from one process to another one until then, not even if one has just been started."""
+        cuts = [self._silenced.get(process, -1.0), self._silenced.get(target, -1.0)]
+        if target.role == SCHEDULER:
+            cuts.append(self._isolated.get(process, -1.0))
+        if target.role == SCHEDULER and process.role == SHARD:
+            cuts.append(self._alone_until_ms)
+        if process.role == SCHEDULER and target.role == SHARD:
+            cuts.append(self._unreached_until_ms)
+        return max(cuts)
+
+    def _strike_isolate(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """The scheduler hears no shard, for longer than it waits with those that nobody hears; all live."""
+        if self.cluster.scheduler is None:
+            return False
+        self._alone_until_ms = self.cluster.now_ms + fault.lasts_ms
+        if fault.side == "both":
+            self._unreached_until_ms = self._alone_until_ms
+        self.cluster.cut_links()
+        self._lasts(fault.lasts_ms)
+        self.counts["scheduler that hears nobody"] += 1
+        self.cluster.note(f"hears no shard for {fault.lasts_ms:.1f} ms", self.cluster.scheduler.label)
+        return True
+
+    def _strike_silence(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """More living shards than the code tolerates fall silent within some milliseconds, for everybody."""
+        group = self.rng.randrange(self.plan.groups)
+        stripe = self.rng.choice(self._weakest())
+        some = [group * self.plan.n + s for s in self.rng.sample(stripe, self.plan.tolerance + 1)]
+        others = [s for s in range(group * self.plan.n, (group + 1) * self.plan.n) if s not in some]
+        some += self.rng.sample(others, min(len(others), max(0, fault.burst - len(some))))
+        processes = [p for s in some if (p := self.cluster.shards.get(s)) is not None and p.alive]
+        if len(processes) < len(some) or self._missed(group) or self.leavers() or self.cluster.scheduler is None:
+            return False
+        for process in processes:
+            gap_ms = self.rng.random() * SILENCE_GAP_MS
+            self.cluster.post(
+                self.cluster.now_ms + gap_ms, self._silence, process, self.cluster.now_ms + fault.lasts_ms
+            )
+        self._lasts(fault.lasts_ms)
+        self.counts["more living shards silenced at once than the code tolerates"] += 1
+        return True
+
+    def _silence(self, process: Process, until_ms: float) -> None:
+        self._silenced[process] = until_ms
+        self.cluster.cut_links()
+        self.cluster.note(f"is cut off from everybody for {until_ms - self.cluster.now_ms:.1f} ms", process.label)
+
+    def _weakest(self) -> list[tuple[int, ...]]:
+        """Members of the stripes that tolerate the fewest deaths."""
+        placement = Placement(self.plan.n)
+        for table in self.plan.tables:
+            placement.add(table.code)
+        return [s.data + s.parity for s in placement.classes if len(s.parity) == self.plan.tolerance]
+
+    def _strike_slow_reader(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A shard gets to what others sent it, windows too, later than a link may be silent; all else of it goes on."""
+        some = [p for p in self.cluster.shards.values() if p.alive and self.cluster.record.whole.get(p.address.id)]
+        if not some:
+            return False
+        process = self.rng.choice(some)
+        process.behind_ms = self.plan.config.link_timeout_ms * (1.2 + 0.6 * self.rng.random())
+        process.behind_until_ms = self.cluster.now_ms + fault.lasts_ms
+        self._lasts(fault.lasts_ms + process.behind_ms)
+        self.counts["living shard that acknowledges late"] += 1
+        self.cluster.note(f"reads {process.behind_ms:.1f} ms late for {fault.lasts_ms:.1f} ms", process.label)
+        return True
+
+    def _lasts(self, ms: float) -> None:
+        """Faults do not stop before this one is over."""
+        self._pending += 1
+        self.cluster.post(self.cluster.now_ms + ms, self._over)
+
+    def _over(self) -> None:
+        self._pending -= 1
 
     def _strike_clock(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A monotonic clock jumps ahead, as after a sleep of the machine. By its contract it never goes back."""
@@ -396,6 +695,16 @@ class Faults:
         self.cluster.post(self.cluster.now_ms + 0.1 + fault.lasts_ms, self.cluster.start_worker, number)
         return True
 
+    def _strike_worker_twice(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """Another process begins to be a worker whose process lives on and pushes."""
+        number = self.rng.randrange(self.plan.workers)
+        process = self.cluster.worker_process(number)
+        if process is None or self.cluster.workers[number].finished or process.machine.failed:
+            return True
+        self.counts["two living processes of a worker"] += 1
+        self.cluster.start_worker(number)
+        return True
+
     def _strike_scheduler(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         if self.cluster.scheduler is None:
             return False
@@ -405,6 +714,89 @@ class Faults:
         else:
             self.crash_scheduler("at rest")
         return True
+
+    def _strike_depose(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """Another scheduler leads, from the state that was persisted; the old one has yet to notice."""
+        old = self.cluster.scheduler
+        if old is None or self._crash_scheduler_at is not None or not self.plan.terms:
+            return False
+        old.deposed = True
+        self.counts["deposed scheduler that goes on sending"] += 1
+        self.cluster.note("is deposed", old.label)
+        self.cluster.start_scheduler()
+        self.cluster.post(self.cluster.now_ms + fault.lasts_ms, self._end_of_lease, old)
+        return True
+
+    def _end_of_lease(self, old: Process) -> None:
+        if old.alive:
+            self.cluster.kill(old, "it does not lead any more")
+
+    def _strike_old_state(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """The scheduler comes back with a state that was persisted earlier, as after a restored backup."""
+        known = max((p.machine.origin.serial for p in self.cluster.shards.values() if p.alive), default=0)
+        older = [state for state in self.cluster.states if read_state(state).serial < known]
+        return bool(older) and self._restart_with(self.rng.choice(older), fault, "an older state")
+
+    def _strike_lost_state(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """The scheduler comes back with an empty state."""
+        return self._restart_with(None, fault, "no state")
+
+    def _restart_with(self, state: bytes | None, fault: Fault, what: str) -> bool:
+        """It may make its state again, or is to refuse; then it is started with the newest one."""
+        cluster, scheduler = self.cluster, self.cluster.scheduler
+        if scheduler is None or self._crash_scheduler_at is not None or scheduler.machine.rebuilding.adoption:
+            return False
+        groups = scheduler.machine.state.groups
+        if any(not group.view for group in groups):
+            return False
+        # What nobody that lives has heard of is lost with the state, and may be decided otherwise.
+        for number, group in enumerate(groups):
+            for shard, place in enumerate(group.places):
+                process = cluster.shards.get(number * self.plan.n + shard)
+                there = process is not None and process.alive and process.address.epoch == place.epoch
+                if place.state != m.DOWN and (not there or process.machine.view != group.view):  # type: ignore[union-attr]
+                    return False
+        cluster.adopts = self.rng.random() < 0.7
+        self._newest_state = None if cluster.adopts else cluster.persisted
+        self._state_before = cluster.persisted
+        if cluster.adopts and self._rng_copies.random() < COPIES_DAMAGED_RATE:
+            self._damage_copies()
+        self._crash_scheduler_at = fault.lasts_ms
+        self.crash_scheduler("at rest")
+        cluster.persisted = state
+        self.counts[f"scheduler that starts with {what}"] += 1
+        return True
+
+    def _damage_copies(self) -> None:
+        """Some shards' copies of the scheduler's state cannot be read; one at least can."""
+        keepers = [p for p in self.cluster.shards.values() if p.alive and p.machine.copy]
+        for process in keepers[1:] if self._rng_copies.random() < 0.5 else keepers[:-1]:
+            process.machine.copy = b"damaged"
+            self.counts[COPY_DAMAGED] += 1
+
+    def _strike_flip_parity(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """A bit of a parity row turns over where all are whole; a scrub is to find it and to correct it."""
+        group = self.rng.randrange(self.plan.groups)
+        if self._not_whole(group):
+            return False
+        process = self.cluster.shards[group * self.plan.n + self.rng.randrange(self.plan.n)]
+        machine = process.machine
+        for class_id in self.rng.sample(classes := machine.placement.parity_classes(machine.shard), len(classes)):
+            keys, _ = Capture(machine.store, class_id, 0, machine.store.class_size(class_id)).take()
+            fresh = [key for key in keys.tolist() if key not in self.flipped]
+            if fresh:
+                key = self.rng.choice(fresh)
+                wrong = np.zeros(machine.store.record_bytes(key >> 48), np.uint8)
+                wrong[self.rng.randrange(len(wrong))] = 1 << self.rng.randrange(8)
+                data = machine.placement.classes[class_id].data[0]
+                machine.store.fold(data, 2**64 - 1, np.array([key], np.uint64), wrong)
+                self.flipped.add(key)
+                self._flips += 1
+                self.counts["damaged parity row"] += 1
+                self.cluster.note(f"a bit of the parity of stripe {show_keys([key])} turns over", process.label)
+                self.cluster.start_tool()
+                return True
+        return False
 
     def _crash_idle_scheduler(self) -> None:
         if self._crash_scheduler_at is not None:
@@ -424,6 +816,19 @@ class Faults:
         """A machine asked its process to end: only one that was declared dead may."""
         address = process.address
         self.cluster.kill(process, f"stops: {reason}")
+        if process.role == SCHEDULER and process.core.stop_kind == e.OUTDATED and self._newest_state is not None:
+            self.counts["outdated scheduler that refuses"] += 1
+            self.cluster.persisted, self._newest_state = self._newest_state, None
+            self.cluster.post(self.cluster.now_ms + self.rng.random() * 50.0, self.cluster.start_scheduler)
+            return
+        if process.role == SCHEDULER and process.core.stop_kind == e.OUTDATED and self.counts[COPY_DAMAGED]:
+            # Who had a copy that can be read is dead: it is started with the newest state, as its last words advise.
+            self.cluster.persisted = self._state_before
+            self.cluster.post(self.cluster.now_ms + self.rng.random() * 50.0, self.cluster.start_scheduler)
+            return
+        if process in self._leaving and process.core.stop_kind == e.LEFT:
+            self._left(process)
+            return
         if process.role != SHARD or not address.epoch or (address.id, address.epoch) not in self.cluster.record.down:
             raise ViolationError(f"{process.label} stops, and was not declared dead: {reason}", [address.id])
         wanted = address.id if self.plan.named else -1

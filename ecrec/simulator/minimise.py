@@ -158,7 +158,7 @@ def _with_rows(plan: Plan, kept: Sequence[tuple[int, int, int, int]]) -> Plan:
 
 
 def _simplifications(plan: Plan) -> Iterator[Callable[[Plan], Plan]]:
-    for name in ("lag_rate", "views_lag_rate", "straggle_rate", "loss_rate", "repeat_rate", "outage_rate"):
+    for name in ("lag_rate", "views_lag_rate", "straggle_rate", "loss_rate", "repeat_rate", "outage_rate", "flip_rate"):
         yield lambda p, name=name: replace(p, network=replace(p.network, **{name: 0.0}))  # type: ignore[misc]
     yield lambda p: replace(p, network=replace(p.network, streams=False))
     yield lambda p: replace(p, network=replace(p.network, delay_max_ms=1.0))

@@ -4,13 +4,16 @@ import random
 from collections import Counter, deque
 from typing import Any, NamedTuple
 
+from ecrec.protocol import events as e
 from ecrec.protocol import wire
 from ecrec.protocol.messages import SHARD, Address
-from ecrec.protocol.stream import Streams
+from ecrec.protocol.node_core import NodeCore
 from ecrec.simulator.plan import Network
 
 OUTAGE_GAP_MS = 5.0
 """Added to the longest outage, the time in which no other begins: heartbeats must come through in between."""
+
+ACK_BYTES = len(wire.seal(wire.ACK_ONLY, Address(SHARD, 0, 1), Address(SHARD, 1, 1))[0])
 
 
 class Process:
@@ -29,15 +32,42 @@ class Process:
         """While it is slow, what each message costs it,"""
         self.busy_until_ms = 0.0
         """and until when it is at the last one."""
+        self.handles = False
+        """Its machine is in the middle of an event,"""
+        self.spent_ms = 0.0
+        """of which so much time has passed in pauses,"""
+        self.works_until_ms = 0.0
+        """and this is the end of the last one that took time."""
+        self.worked_ms = 0.0
+        """In all such events."""
+        self.view_before = -1
+        """The machine's view before the event."""
+        self.behind_ms = 0.0
+        """What shards say it reads so long after it came,"""
+        self.behind_until_ms = 0.0
+        """what came until then."""
+        self.core: NodeCore = None  # type: ignore[assignment]
+        """What runs around the machine, as in a real process."""
+        self.links: dict[Address, Process] = {}
+        """Connections that it made."""
         self.routes: dict[Address, Process] = {}
-        """Where an address is reached: learned from Connect, and from what arrived."""
-        self.connected: set[Address] = set()
-        """Shards that the machine asked to be connected to."""
-        self.held: list[tuple[Link, Parcel]] = []
-        """What came for an incarnation that this process is not yet."""
-        self.refused: set[Address] = set()
-        """Incarnations that the machine disconnected."""
-        self.streams: Streams[Packet] = Streams()
+        """Where others were heard."""
+        self.error: Exception | None = None
+        """What its machine, or a checker in it, raised."""
+        self.taken: list[tuple[e.Received, Process]] = []
+        """Messages that its machine took since the last look, with their senders."""
+        self.events = 0
+        """Taken by its machine."""
+        self.stop_after = -1
+        """After so many effects of its machine it dies; below 0: it does not."""
+        self.driver: Any = None
+        """A worker's `Worker`."""
+        self.sends_from_ms = 0.0
+        """Until then it waits for stable storage: what it sends leaves it after that."""
+        self.deposed = False
+        """Another scheduler leads. It may still send, and no longer persist."""
+        self.persisted_last = False
+        """The last effect that was carried out was Persist."""
         self.address = Address(role, -1, 0)
         self.marks: dict[int, int] = {}
         self.lineage_before = 0
@@ -50,25 +80,36 @@ class Process:
             return f"s{self.address.id}.{self.address.epoch}"
         return self.name
 
-
-class Packet(NamedTuple):
-    """A message on its way, as its sender handed it over."""
-
-    source: Address
-    to: Address
-    packed: wire.Packed
-    message: Any
+    def read_ms(self, now_ms: float) -> float:
+        """All that had come by then is read."""
+        return now_ms - self.behind_ms if now_ms < self.behind_until_ms + self.behind_ms else now_ms
 
 
 class Parcel(NamedTuple):
-    """A packet in a link. ``sequence`` is 0 outside of streams; without a packet it only acknowledges."""
+    """A message in a link, as bytes; what `NodeCore.arrived` takes."""
 
-    source: Address
-    packet: Packet | None
-    sequence: int
-    ack: int
+    source: Process
+    route: bytes
+    """Name of the sender; empty if it comes back on a connection of the receiver."""
+    parts: list[bytes]
+    message: Any
+    """What it is; None for what streams send again, and for acknowledgements."""
+    stream: bool
+    """Between two shards."""
     sent: int = 0
     """Numbers all parcels of a run: what arrives after a later one has been overtaken."""
+
+    @property
+    def may_serve(self) -> bool:
+        return True
+
+    @property
+    def peer(self) -> str:
+        return self.source.label
+
+    @property
+    def only_acknowledges(self) -> bool:
+        return self.message is None and len(self.parts[0]) == ACK_BYTES
 
 
 class Link:

@@ -4,7 +4,7 @@ Plans are data: `Plan.to_json` and `plan_from_json` keep them in files, so that 
 seed means.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -14,9 +14,13 @@ from ecrec.protocol.placement import TableSpec
 
 SINGLE, ASYNC, BARRIER = "single", "async", "barrier"
 
+PAUSE = "Pause"
+"""What a fault at a message names to strike in the middle of an event, in a pause of the work of a shard."""
+
 FAULTS = (
     "crash", "massacre", "pause", "stall", "slow-pair", "slow-shard", "partition", "clock", "scheduler", "worker",
-    "worker-stall",
+    "worker-stall", "disconnect", "deaf", "copy", "flip-parity", "depose", "old-state", "lost-state", "worker-twice",
+    "isolate", "silence", "slow-reader", "leave",
 )  # fmt: skip
 
 
@@ -39,9 +43,11 @@ class Network:
     outage_rate: float
     outage_max_ms: float
     cut_on_disconnect: bool
-    """The transport drops what comes from an incarnation after Disconnect; else the machine has to."""
+    """The node carries out Disconnect, and drops what comes from that incarnation; else the machine has to."""
     streams: bool
-    """Shards talk through the real streams over lossy links, not through ideal channels."""
+    """Links between shards break too, and their streams send again; else these links lose nothing."""
+    flip_rate: float = 0.0
+    """Share of the messages between shards, with streams, of which a bit flips in flight."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Fault:
     """Whom a crash at a message hits (sender, receiver, other); of a partition, what is cut off (peers, worker,
     from-scheduler, to-scheduler); of a clock, whose it is (scheduler, member)."""
     burst: int = 1
-    """Shards that crash together, as far as the code stands it."""
+    """Shards that crash together, as far as the code stands it; whose connections close together; that are silenced
+    together, at least one more than the code stands; that are told to end together, as many as it says."""
     lasts_ms: float = 0.0
     """How long a pause, a slow link, a partition or the scheduler's absence lasts; until a replacement process comes;
     how far a clock jumps."""
@@ -84,6 +91,8 @@ class Operation:
     records: bool = False
     split: bool = False
     """Two sections where one would do."""
+    bulk: int = 0
+    """At most so many distinct rows of each table besides, drawn from ``value_seed`` when it is done."""
 
 
 @dataclass(frozen=True)
@@ -125,26 +134,61 @@ class Plan:
     too_many: bool
     """More shards may be lost than the code can stand."""
     validate: bool
-    """Machines check their invariants after every event."""
+    """Machines check all their invariants after every event; else after some (`cluster.VALIDATE_EVERY`)."""
     leases: LeasePlan | None = None
     """Workers lease what they push; else each has operations of its own."""
+    runs: tuple[int, ...] = ()
+    """With barriers: numbers of workers of runs, one after another, between which the operations are divided; none: one
+    run of all."""
+
+    initialise: bool = False
+    """Workers write first values of the replicated tables, as a session does, before they do anything else."""
+    tuning: dict[str, int] = field(default_factory=dict)
+    """Thresholds of the native store that are not at their defaults."""
+    threads: int = 1
+    """Of the native store."""
+    broken: str = ""
+    """What stays broken when all other faults stop, while the rest must go on: ``shards`` (as many dead as the code
+    stands), ``worker`` (one is dead), ``links`` (those of one shard break and lose)."""
+    persist_ms: float = 0.0
+    """A scheduler's state is on stable storage after so long at most."""
+    refusals: bool = False
+    """Workers also ask for tables and splits that the scheduler refuses, and for more pulls than shards let wait."""
+    terms: bool = False
+    """Schedulers stand by for each other: each has a term."""
+    pause_ms: float = 0.0
+    """From one pause to the next in the long work of a shard so much time passes."""
 
     @property
     def tolerance(self) -> int:
-        return min(table.code.r for table in self.tables)
+        """How many shards a group can lose without rows that have parity."""
+        return min((table.code.r for table in self.tables if table.code.r), default=0)
 
     @property
     def deterministic(self) -> bool:
         """The final bytes do not depend on the schedule."""
+        if self.mode == BARRIER and any(fault.kind in ("worker", "worker-stall") for fault in self.faults):
+            return False  # of the last barrier before a death some shards had all pushes, and others not
         return self.mode != ASYNC
+
+    def worker_runs(self) -> tuple[int, ...]:
+        """Numbers of workers of the runs."""
+        return self.runs or (self.workers,)
+
+    def operations_of_run(self, run: int) -> range:
+        """Which operations are a run's."""
+        count, runs = max(map(len, self.operations)), len(self.worker_runs())
+        return range(count * run // runs, count * (run + 1) // runs)
 
     def without_faults(self) -> "Plan":
         """The twin: the same cluster and workload where nothing goes wrong."""
         quiet = replace(
             self.network, lag_rate=0.0, views_lag_rate=0.0, straggle_rate=0.0, loss_rate=0.0, repeat_rate=0.0,
-            outage_rate=0.0, delay_max_ms=1.0, delay_min_ms=0.5,
+            outage_rate=0.0, flip_rate=0.0, delay_max_ms=1.0, delay_min_ms=0.5,
         )  # fmt: skip
-        return replace(self, network=quiet, faults=(), saves_ms=0.0, scrubs_ms=(), too_many=False)
+        return replace(self, network=quiet, faults=(), saves_ms=0.0, scrubs_ms=(), too_many=False,
+            broken="", persist_ms=0.0, pause_ms=0.0,
+        )  # fmt: skip
 
     @property
     def events(self) -> int:

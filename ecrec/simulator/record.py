@@ -4,8 +4,8 @@ The record of a shard is its *lineage*: every push that any incarnation applied,
 cut off. A replay of it on a store of its own gives the rows that the shard must have.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -125,13 +125,19 @@ class Layout:
         g, group = stripe // self.groups, stripe % self.groups
         return group * self.n + (g + row % table.code.k) % self.n
 
+    def shards_of(self, table: TableSpec, rows: Any) -> Any:
+        """The same of many rows."""
+        stripe = rows // table.code.k
+        g, group = stripe // self.groups, stripe % self.groups
+        return group * self.n + (g + rows % table.code.k) % self.n
+
     def rows_on(self, shard: int, tables: Sequence[TableSpec]) -> RowsOf:
         """All data rows of a shard."""
-        rows = [[row for row in range(t.rows) if self.shard_of(t, row) == shard] for t in tables]
+        rows = [np.flatnonzero(self.shards_of(t, np.arange(t.rows)) == shard) for t in tables]
         return RowsOf(
             np.arange(len(tables), dtype=np.int32),
             np.array([len(some) for some in rows], np.int64),
-            np.array([row for some in rows for row in some], np.int64),
+            np.concatenate([*rows, np.zeros(0, np.int64)]).astype(np.int64),
             None,
         )
 
@@ -140,6 +146,8 @@ class Record:
     """The lineage of every shard, what was acknowledged, and what the scheduler announced."""
 
     def __init__(self, plan: Plan) -> None:
+        self.refused: Counter[str] = Counter()
+        """What was refused, for the coverage."""
         self.plan = plan
         self.layout = Layout(plan.n, plan.groups)
         self.tables: list[TableSpec] = []
@@ -161,6 +169,8 @@ class Record:
         self.undone = 0
         """Entries that a cut took back."""
         self.lost = ""
+        self.adopted = False
+        """The scheduler's state was made again."""
         self.damaged = False
         """Classes were re-initialised, though perhaps without a row in them."""
         self.set_back: list[tuple[int, int, int]] = []
@@ -178,6 +188,8 @@ class Record:
         self._pushed: dict[tuple[int, int, int, int], list[bytes]] = {}
         self.examples: dict[tuple[int, int, int, int], range] = {}
         """(worker, epoch, shard, push) -> what was trained on for it, where it was leased."""
+        self.first_values: dict[tuple[int, int, int, int], int] = {}
+        """(worker, epoch, shard, push) -> table of which it wrote the first values."""
         self.fenced: set[tuple[int, int]] = set()
         """Lives of workers that are announced to be over."""
         self.pushes_applied = 0
@@ -203,6 +215,12 @@ class Record:
             raise ViolationError(f"{shard}: window {window} was opened after {last}", [who])
         marks = self.watermarks[who]
         for p in some:
+            life = self._life_before(who, p.worker)
+            if p.push.worker_epoch < life:
+                raise ViolationError(
+                    f"{shard} applies push {p.number} of worker {p.worker}'s life {p.push.worker_epoch}, and has "
+                    f"applied one of life {life}", [who],
+                )  # fmt: skip
             if p.number != marks.get(p.worker, 0) + 1:
                 raise ViolationError(
                     f"exactly once, in order: {shard} applies push {p.number} of worker {p.worker} after push "
@@ -211,12 +229,30 @@ class Record:
             marks[p.worker] = p.number
             if p.push.cursor:
                 marks[m.cursor_key(p.worker)] = p.push.cursor
+        if len({(p.push.run, p.push.sequence, p.push.assign) for p in some}) > 1:
+            raise ViolationError(f"{shard} applies pushes of different runs, barriers or kinds as one", [who])
         if some[0].push.barrier > 1 and [p.worker for p in some] != list(range(some[0].push.barrier)):
             raise ViolationError(f"{shard} applies a barrier of workers {[p.worker for p in some]}", [who])
         if len({p.push.barrier for p in some}) > 1 or (some[0].push.barrier <= 1 and len(some) > 1):
             raise ViolationError(f"{shard} applies pushes of different barriers as one", [who])
         self.lineage[who].append(Entry(epoch, window, some))
         self.pushes_applied += len(some)
+
+    def _life_before(self, shard: int, worker: int) -> int:
+        """The life of a worker whose push is the last one of it in a lineage; 0 without one."""
+        for entry in reversed(self.lineage[shard]):
+            for p in entry.pushes:
+                if p.worker == worker:
+                    return int(p.push.worker_epoch)
+        return 0
+
+    def _life_of(self, shard: int, worker: int, number: int) -> int:
+        """The life of a worker that made the push of this number in a lineage; 0 without one."""
+        for entry in reversed(self.lineage[shard]):
+            for p in entry.pushes:
+                if p.worker == worker and p.number <= number:
+                    return int(p.push.worker_epoch) if p.number == number else 0
+        return 0
 
     def made(
         self, worker: int, epoch: int, shard: int, number: int, frames: Sequence[Any], examples: range = range(0)
@@ -230,14 +266,20 @@ class Record:
         if self._pushed.get((p.worker, p.push.worker_epoch, shard, p.number)) != p.frames:
             raise ViolationError(f"shard {shard}: push {p.number} of worker {p.worker} was made otherwise", [shard])
 
-    def acknowledged(self, shard: Address, worker: int, durable: int) -> None:
-        """A shard tells a worker that its pushes up to ``durable`` are safe."""
-        who = shard.id
+    def acknowledged(self, shard: Address, to: Address, durable: int) -> None:
+        """A shard tells a life of a worker that its pushes up to ``durable`` are safe."""
+        who, worker = shard.id, to.id
         if durable > self.watermarks[who].get(worker, 0):
             raise ViolationError(
                 f"{shard} acknowledges push {durable} of worker {worker} as durable, but its lineage ends with "
                 f"{self.watermarks[who].get(worker, 0)}", [who],
             )  # fmt: skip
+        life = self._life_of(who, worker, durable)
+        if life > to.epoch:
+            raise ViolationError(
+                f"{shard} tells life {to.epoch} of worker {worker} that push {durable}, of life {life}, is durable",
+                [who],
+            )
         self.acked[who, worker] = max(self.acked[who, worker], durable)
 
     # ------------------------------------------------------------------ what the scheduler announces
@@ -282,6 +324,8 @@ class Record:
             self._table(group, view.table)
         elif isinstance(view, m.WorkerFenced):
             self.fenced.add((view.worker, view.epoch))
+        elif isinstance(view, m.Adopted):
+            self.adopted = True
         elif isinstance(view, m.DataLost):
             self.lost = view.reason
         elif isinstance(view, m.Reinitialise):
@@ -524,6 +568,26 @@ class Record:
                 )  # fmt: skip
 
     # ------------------------------------------------------------------ at the end
+    def check_first_values(self) -> None:
+        """Of each table the first values come before all else on every shard, and the last to write them wrote all."""
+        writers: dict[int, set[tuple[int, int]]] = defaultdict(set)
+        for shard, lineage in self.lineage.items():
+            last: dict[int, tuple[int, int]] = {}
+            trained: set[int] = set()
+            for p in (p for entry in lineage for p in entry.pushes):
+                first = self.first_values.get((p.worker, p.push.worker_epoch, shard, p.number))
+                if first is None:
+                    trained |= {table for section in p.push.sections for table in section.tables}
+                elif p.push.sections:
+                    last[first] = p.worker, p.push.worker_epoch
+                    if first in trained:
+                        raise ViolationError(f"shard {shard}: first values of table {first} over trained ones", [shard])
+            for table, writer in last.items():
+                writers[table].add(writer)
+        for table, some in writers.items():
+            if len(some) > 1:
+                raise ViolationError(f"first values of table {table} are of several lives of workers: {sorted(some)}")
+
     def check_data(self, shard: Address, store: Any) -> None:
         """Every data row of a shard, byte by byte, against a replay on a fresh store."""
         fresh = self.new_store(shard.id)
@@ -548,8 +612,8 @@ class Record:
             )  # fmt: skip
         self.rows_checked += len(rows.rows)
 
-    def check_parity(self, group: int, stores: Sequence[Any]) -> None:
-        """Parity of every stripe of a group = encode(coded data)."""
+    def check_parity(self, group: int, stores: Sequence[Any], absent: Collection[int] = ()) -> None:
+        """Parity of every stripe of a group = encode(coded data), but for that of ``absent`` members."""
         placement = Placement(self.plan.n)
         for table in self.tables:
             placement.add(table.code)
@@ -560,7 +624,8 @@ class Record:
                 continue
             end = stores[0].class_size(stripe.class_id)
             data = [_by_key(stores[j].coded_rows(stripe.class_id, 0, end), sizes) for j in stripe.data]
-            parity = [_by_key(_native.Capture(stores[p], stripe.class_id, 0, end).take(), sizes) for p in stripe.parity]
+            captures = [_native.Capture(stores[p], stripe.class_id, 0, end) for p in stripe.parity]
+            parity = [_by_key(capture.take(), sizes) for capture in captures]
             keys = sorted(set().union(*data, *parity))
             if not keys:
                 continue
@@ -569,6 +634,8 @@ class Record:
             encoded = [np.zeros(len(blocks[0]), np.uint8) for _ in parity]
             _native.Code(spec.k, spec.r, spec.generator).encode(blocks, encoded)
             for holder, have, want in zip(stripe.parity, parity, encoded, strict=True):
+                if holder in absent:
+                    continue
                 at = 0
                 for key in keys:
                     size = sizes[key >> 48]

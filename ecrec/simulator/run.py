@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ecrec.simulator.cluster import Cluster, Ending, MachineError
@@ -13,6 +14,7 @@ from ecrec.simulator.coverage import Coverage
 from ecrec.simulator.draw import draw
 from ecrec.simulator.plan import Plan
 from ecrec.simulator.story import LivenessError, Story, ViolationError
+from ecrec.simulator.tuning import native_store
 
 CORRECTNESS, LIVENESS, CRASH, COVERAGE = 3, 4, 5, 6
 FAILURES = (COVERAGE, LIVENESS, CRASH, CORRECTNESS)
@@ -104,12 +106,13 @@ class Totals:
 
 def play(plan: Plan, story: Story) -> Ending:
     """Play a plan; raises what went wrong."""
-    return Cluster(plan, story).run()
+    with native_store(plan):
+        return Cluster(plan, story).run()
 
 
-def run_seed(seed: int, echo: bool = False, last: int = 60) -> Outcome:
+def run_seed(seed: int, echo: bool = False, last: int = 60, large: bool = False) -> Outcome:
     """Run one seed with all checks. Never raises for what a machine does."""
-    return run_plan(draw(seed), echo, last)
+    return run_plan(draw(seed, large), echo, last)
 
 
 def run_plan(plan: Plan, echo: bool = False, last: int = 60) -> Outcome:
@@ -148,13 +151,14 @@ def _where(error: BaseException) -> str:
     return f"{Path(frame.filename).stem}.{frame.name}"
 
 
-def run_many(seeds: Iterable[int], jobs: int = 1) -> Iterator[Outcome]:
+def run_many(seeds: Iterable[int], jobs: int = 1, large: bool = False) -> Iterator[Outcome]:
     """Outcomes, in order of the seeds."""
+    run = partial(run_seed, large=large)
     if jobs <= 1:
-        yield from map(run_seed, seeds)
+        yield from map(run, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(run_seed, seeds, chunksize=8)
+        yield from pool.imap(run, seeds, chunksize=8)
 
 
 def replay(plan: Plan, trace: bool, last: int) -> int:

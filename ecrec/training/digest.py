@@ -15,7 +15,6 @@ CHUNK_BYTES = 8 << 20
 """Records pulled at a time; two chunks are on their way while one is hashed."""
 
 _CHUNKS_AHEAD = 2
-_RECORD_ALIGNMENT = 16
 
 
 class _Chunk(NamedTuple):
@@ -41,16 +40,11 @@ def model_digest(session: Session, specs: Sequence[TableSpec]) -> str:
     return digest.hexdigest()
 
 
-def record_bytes(spec: TableSpec) -> int:
-    """Bytes of a record: weights and state in float32, padded to 16 bytes."""
-    return -(-4 * (spec.dim + spec.optimizer.state_floats(spec.dim)) // _RECORD_ALIGNMENT) * _RECORD_ALIGNMENT
-
-
 def _chunks(session: Session, specs: Sequence[TableSpec]) -> Iterator[_Chunk]:
     n, groups = session.machine.n, session.machine.groups
     for spec in specs:
         index = session.machine.tables[spec.name][0]
-        size = record_bytes(spec)
+        size = spec.record_bytes
         step = max(1, CHUNK_BYTES // size)
         for first in range(0, spec.rows, step):
             rows = np.arange(first, min(first + step, spec.rows), dtype=np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ecrec.errors import ClusterError, ConfigurationError
+from ecrec.errors import ConfigurationError
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.optimizers import Optimizer
@@ -27,7 +27,8 @@ class ReplicatedModule:
 
     The parameters become views of one flat buffer: a pull replaces their values, and ``backward()`` gathers their
     gradients in a second one. Buffers (running means and the like) are not replicated. When the constructor returns,
-    the module has the values of rank 0 on all workers; it must be made by all of them.
+    the module has the values of the shards on all workers: what was trained under this name before, else those of rank
+    0. It must be made by all of them.
 
     ``code``: 1+r; default r is that of `Session.default_code`. ``name``: of the table.
     Raises ConfigurationError for a module without parameters, parameters that are not float32 on the CPU, another k
@@ -127,16 +128,8 @@ class ReplicatedModule:
         }
 
     def _initialize(self) -> None:
-        """Rank 0 writes its values once, in a push that all workers make; then all pull them."""
-        session = self._session
-        marks = set(session.marks_at_start.values())
-        if not any(marks):
-            session.assign(self._shares(self._values) if session.rank == 0 else {})
-        elif 0 in marks:
-            raise ClusterError(
-                f"an earlier process of worker {session.rank} died while the first values of {self.name!r} were "
-                "written; start the cluster and all workers again"
-            )
+        """Rank 0 writes its values, unless the table ever had any; then all pull them."""
+        self._session.initialise(self.name, lambda: self._shares(self._values))
         self.pull()
 
 

@@ -5,6 +5,8 @@ wants done to the transport. A step pulls the rows of all its *parts* (embedding
 request a shard, and pushes all their gradients in one push.
 """
 
+import logging
+import os
 import secrets
 import time
 from collections import deque
@@ -22,28 +24,54 @@ from ecrec.errors import (
     ClusterError,
     ConfigurationError,
     DataLostError,
+    EcrecError,
     FencedError,
     GradientError,
+    PartialPushError,
     RefusedError,
 )
-from ecrec.protocol.client import ClientMachine, SectionsAndFrames, SplitLease
-from ecrec.protocol.events import Effect, Failed, PullDone
-from ecrec.protocol.messages import WORKER, Dataset, Frames, Section
+from ecrec.protocol.arrays import frames_bytes
+from ecrec.protocol.client import ClientMachine, SplitLease
+from ecrec.protocol.events import Effect, Failed, HalfHandledError, PullDone, Result
+from ecrec.protocol.messages import WAIT, WORKER, WRITE, WRITTEN, Dataset, Frames, Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
+from ecrec.protocol.requests import SectionsAndFrames
+from ecrec.training import exits
 from ecrec.training.optimizers import Optimizer
-from ecrec.training.parts import Fetch, Part, Share
+from ecrec.training.parts import F32, Fetch, Part, Share
 from ecrec.training.replicated import ReplicatedModule
 from ecrec.transport.client_node import ClientNode
 from ecrec.transport.curve import CurveKeys
 
 BatchT = TypeVar("BatchT")
 
-TIMEOUT_S = 60.0
-"""A wait that takes longer ends with ClusterError; a recovery takes seconds, and so does another worker's step."""
+SCHEDULER_TIMEOUT_S = 60.0
+"""Without a limit of its own, a wait ends with ClusterError when the scheduler says nothing for so long: only it knows
+whether a recovery is possible. It is started again within seconds."""
+
+WAITS_S = 1.0
+"""After so long a wait asks all shards for signs of life, and the scheduler for an answer."""
+
+SAID_S = 10.0
+"""How often the log says who is waited for."""
+
+LEAVE_S = 1.0
+"""A worker that ends waits so long for the scheduler to know it, at most."""
+
+END_S = 10.0
+"""A session that nobody has closed waits so long at the end of the interpreter, at most."""
+
+STALE_S = 0.1
+"""Before that it reads for so long what came earlier."""
 
 NONFINITE = ("error", "zero")
 
 _PUMP_MS = 20.0
+
+SILENT_TIMEOUTS = 3
+"""A scheduler that was silent for so many time-outs is named in the advice."""
+
+log = logging.getLogger(__name__)
 
 
 class Node(Protocol):
@@ -51,7 +79,7 @@ class Node(Protocol):
 
     def perform(self, effects: Sequence[Effect]) -> None: ...
 
-    def pump(self, timeout_ms: float) -> list[PullDone | Failed]: ...
+    def pump(self, timeout_ms: float) -> list[Result]: ...
 
     def close(self) -> None: ...
 
@@ -84,6 +112,8 @@ class _Asked:
     def __init__(self, fetches: Sequence[Fetch]) -> None:
         self.fetches = list(fetches)
         self.frames: dict[int, Frames] | None = None
+        self.refusal = ""
+        """Why a shard refused it."""
         self.by_shard: dict[int, SectionsAndFrames] = {}
         self._order: dict[int, list[int]] = {}
         for i, fetch in enumerate(self.fetches):
@@ -113,13 +143,18 @@ class _Asked:
 class Session:
     """A worker's connection to the cluster; a context manager that waits for its pushes at the end.
 
+    One that `connect` made and nobody closes does so at the end of the interpreter (``exits.py``).
+
     ``code``: of tables that name none (``"4+1"``). ``rank`` of ``world_size`` workers. ``sync``: every push is summed
-    with the pushes of the same number of all other workers, in order of rank, and applied as one. ``exact``: a pull
-    sees all pushes made before it and none later, so that a run is repeatable, bit for bit, whatever dies (with one
-    worker, or with ``sync``); otherwise pulls and up to ``pushes_in_flight_max`` pushes run freely, and **no two runs
-    need to be equal**. Default: exact with one worker or sync. ``nonfinite``: what `push` does with a gradient that is
-    infinite or not a number: ``"error"`` raises GradientError before anything is sent, ``"zero"`` sets it to zero and
-    counts it in ``figures``.
+    with those that all other workers make, in order of rank, and applied as one. The first push waits until all
+    ``world_size`` workers are there, which then form a run; it ends for all with the first of them that dies.
+    ``exact``: a pull sees all pushes made before it and none later, so that a run is repeatable, bit for bit, whatever
+    dies (with one worker, or with ``sync``); otherwise pulls and up to ``pushes_in_flight_max`` pushes run freely, and
+    **no two runs need to be equal**. Default: exact with one worker or sync. ``nonfinite``: what `push` does with a
+    gradient that is infinite or not a number: ``"error"`` raises GradientError before anything is sent, ``"zero"`` sets
+    it to zero and counts it in ``figures``. ``wait_timeout_ms``: whatever it waits for, it waits for so long at most,
+    and then raises ClusterError. None: as long as the scheduler is there and does not say that data is lost. Every 10 s
+    the log names who is missing, and since when.
     """
 
     def __init__(
@@ -133,7 +168,7 @@ class Session:
         sync: bool = False,
         exact: bool | None = None,
         nonfinite: str = "error",
-        timeout_s: float = TIMEOUT_S,
+        wait_timeout_ms: float | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigurationError(f"rank {rank}: expected 0 to {world_size - 1}, there are {world_size} workers")
@@ -148,23 +183,22 @@ class Session:
         self.world_size = world_size
         self.sync = sync
         self.exact = (sync or world_size == 1) if exact is None else exact
-        self.timeout_s = timeout_s
+        self.wait_timeout_ms = wait_timeout_ms
+        self._pid = os.getpid()
         self.figures = Figures()
         self._node = node
         self._parts: list[Part] = []
         self._replicated: set[str] = set()
         self._asked: dict[int, _Asked] = {}
         self._closed = False
+        self._failure: Callable[[], EcrecError | None] = lambda: None
         self._split: SplitLease | None = None
         """What `lease_splits` last gave."""
-        self.marks_at_start: dict[int, int] = {}
-        """Watermark of each shard for this worker when the session began; not 0: an earlier process pushed."""
 
     # ------------------------------------------------------------------ life
     def start(self) -> "Session":
         """Wait until all shards are known and have answered. Raises ClusterError with advice if they do not."""
         self.wait(lambda: self.machine.ready, "the cluster")
-        self.marks_at_start = self.machine.pushed
         return self
 
     def __enter__(self) -> "Session":
@@ -173,9 +207,16 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if os.getpid() != self._pid:
+            return  # a child of `os.fork` leaves a block that its parent is still in
         if kind is None:
             self.close()
-        else:
+            return
+        if kind is GeneratorExit and not self._closed and (text := self._undone()):
+            exits.lost(f"a session was dropped without being closed: {text}")  # nobody sees this exception
+        try:
+            self._leave_run()
+        finally:
             self.abandon()
 
     def close(self) -> None:
@@ -184,8 +225,53 @@ class Session:
             return
         try:
             self.flush()
+            self._leave_run()
         finally:
             self.abandon()
+
+    def end(self) -> str:
+        """Close it when the interpreter ends; returns what was lost, empty if nothing was.
+
+        For `END_S` at most it waits for pushes to be durable, and for all servers to be heard.
+        """
+        machine = self.machine
+        limit_ms = END_S * 1e3 if self.wait_timeout_ms is None else min(END_S * 1e3, self.wait_timeout_ms)
+        self.wait_timeout_ms = limit_ms
+
+        try:
+            # trap: what servers said before they died still lies in the sockets, and is no sign of life
+            end = time.monotonic() + STALE_S
+            while time.monotonic() < end:
+                self.pump(_PUMP_MS)
+            self._perform(machine.flush())
+            machine.wait(True)
+            what = "its pushes to be durable, and for all servers to be heard"
+            self.wait(lambda: machine.durable and machine.all_heard, what)  # a death is noticed by those who listen
+            self.close()
+        except EcrecError as error:
+            return f"a session was not closed, and {self._undone() or 'its cluster does not serve'}: {error}"
+        finally:
+            if not self._closed:
+                self.abandon()
+        return ""
+
+    def _undone(self) -> str:
+        """Which pushes are not durable, for people."""
+        machine = self.machine
+        open_pushes = max((pushed - machine.acked[shard] for shard, pushed in machine.pushed.items()), default=0)
+        if open_pushes:
+            return f"its last {open_pushes} push{'es' * (open_pushes > 1)} may be lost: not durable on all shards"
+        return f"it had failed: {machine.failed}" if machine.failed else ""
+
+    def _leave_run(self) -> None:
+        """The others of a run hear at once that this worker is gone, if the scheduler does; else they wait longer."""
+        machine = self.machine
+        if self._closed or not machine.run:
+            return
+        self._node.perform(machine.leave_run())
+        end = time.monotonic() + LEAVE_S
+        while machine.leaving and not machine.failed and time.monotonic() < end:
+            self._node.pump(_PUMP_MS)
 
     def flush(self) -> None:
         """Wait until every push is durable: no death of as many shards as the code stands can take it back any more.
@@ -195,13 +281,18 @@ class Session:
         self._flush("all pushes to be durable")
 
     def _flush(self, what: str) -> None:
-        self._node.perform(self.machine.flush())
+        self._perform(self.machine.flush())
         self.wait(lambda: self.machine.durable, what)
 
     def abandon(self) -> None:
         """Disconnect at once; pushes that are not durable may be lost."""
         self._closed = True
+        exits.closed(self)
         self._node.close()
+
+    def watch(self, failure: Callable[[], EcrecError | None]) -> None:
+        """From now on every call raises what ``failure`` returns, where that is an error of the cluster."""
+        self._failure = failure
 
     @property
     def shards(self) -> int:
@@ -224,14 +315,38 @@ class Session:
     def pump(self, timeout_ms: float = 0.0) -> None:
         """Handle what arrived; call it now and then in a long computation, so that deaths are noticed in it.
 
-        Raises DataLostError, RefusedError or ClusterError when the worker cannot go on.
+        Raises ClusterError, or one of its kinds, when the worker cannot go on: every later call raises the same.
+        RefusedError where that is because workers of a run pushed what contradicts each other.
         """
-        for result in self._node.pump(timeout_ms):
+        self._check_open()
+        try:
+            results = self._node.pump(timeout_ms)
+        except HalfHandledError as error:
+            raise ClusterError(f"an error inside ecrec, start this worker again: {error}") from error
+        for result in results:
             if isinstance(result, Failed):
                 self._raise(result.reason)
             asked = self._asked.pop(result.ticket, None)
-            if asked is not None:
+            if asked is None:
+                continue
+            if isinstance(result, PullDone):
                 asked.frames = result.answers
+            else:
+                asked.refusal = result.reason
+        self._check_failed()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClusterError("this session is closed: connect again")
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        self._check_open()
+        self._node.perform(effects)
+
+    def _check_failed(self) -> None:
+        """Raise what the session has failed of."""
+        if (error := self._failure()) is not None:
+            raise error
         if self.machine.failed:
             self._raise(self.machine.failed)
         if lost := self.machine.damaged.intersection(self._replicated):
@@ -241,30 +356,80 @@ class Session:
                 '(replicate(..., code="1+2")) stand more deaths'
             )
 
-    def wait(self, done: Callable[[], bool], what: str, timeout_s: float | None = None) -> None:
-        """Pump until ``done()``. Raises ClusterError with advice after the timeout, and what `pump` raises."""
-        begin = time.monotonic()
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
-        while not done():
-            waited = time.monotonic() - begin
-            if waited > limit_s:
-                raise ClusterError(f"waited {waited:.1f} s for {what}: {self._advice()}")
-            self.pump(_PUMP_MS)
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        """Pump until ``done()``. Raises ClusterError with advice after ``wait_timeout_ms``, and what `pump` raises."""
+        self._check_open()
+        self._check_failed()
+        begin = said = time.monotonic()
+        try:
+            while not done():
+                now = time.monotonic()
+                if self._is_over(now - begin):
+                    raise ClusterError(f"waited {now - begin:.1f} s for {what}: {self._advice()}")
+                if now - begin > WAITS_S:
+                    self.machine.wait(True)
+                if now - said > SAID_S:
+                    said = now
+                    log.warning("worker %d waits for %s for %.0f s: %s", self.rank, what, now - begin, self._advice())
+                self.pump(_PUMP_MS)
+        finally:
+            self.machine.wait(False)
         waited = time.monotonic() - begin
         self.figures.waited_s += waited
         self.figures.longest_pause_s = max(self.figures.longest_pause_s, waited)
 
     def _advice(self) -> str:
         machine = self.machine
-        if not machine.groups:
+        silent_ms = machine.scheduler_silent_ms
+        if silent_ms is None:
             return "the scheduler has not answered; is it running, and at the address given?"
-        down = machine.down()
-        if down:
-            names = ", ".join(map(str, down))
-            return f"shard {names} of {machine.shards} is not running; start a replacement with ecrec-ps"
+        missing = self._missing()
+        if machine.waits and silent_ms > SILENT_TIMEOUTS * machine.config.heartbeat_timeout_ms:
+            missing.append(f"the scheduler has not answered for {silent_ms / 1e3:.1f} s; is it running?")
+        if missing:
+            return "; ".join(missing)
+        if not machine.groups or len(machine.acked) < machine.shards:
+            return "the cluster has not all its servers yet; `ecrec status` names those that are there"
+        if machine.joining:
+            names = ", ".join(map(str, machine.run_missing)) or "others"
+            return (
+                f"no shard is missing; worker {names} of {machine.run_size} has not come: start all with one world_size"
+            )
         if self.sync and self.world_size > 1:
-            return f"all shards are up; do all {self.world_size} workers make the same number of steps?"
-        return "all shards are up but one does not answer; its log may say why"
+            return f"no shard is missing; do all {self.world_size} workers make the same number of steps?"
+        if asked := machine.unanswered():
+            names = ", ".join(map(self._name, asked))
+            return f"no shard is missing, but not all is done that was asked of {names}; the logs may say why"
+        return "no shard is missing"
+
+    def _missing(self) -> list[str]:
+        """The shards that are waited for, and since when, for people."""
+        machine = self.machine
+        suspected, down = machine.suspected(), machine.down()
+        out = [f"{self._name(shard)} is in the way: {reason}" for shard, reason in sorted(suspected.items())]
+        for shard, ms in down.items():
+            if shard not in suspected:
+                since = f"has been down for {ms / 1e3:.1f} s"
+                out.append(f"{self._name(shard)} {since}; if no spare waits, start one with ecrec-ps")
+        for shard, ms in machine.unheard(machine.config.heartbeat_timeout_ms).items():
+            if shard not in suspected:
+                out.append(
+                    f"{self._name(shard)} has not answered this worker for {ms / 1e3:.1f} s, and is not declared down; "
+                    "look at the network between the two"
+                )
+        return out
+
+    def _name(self, shard: int) -> str:
+        endpoint = self.machine.endpoint_of(shard)
+        return f"shard {shard} of {self.machine.shards} at {endpoint}" if endpoint else f"shard {shard}"
+
+    def _is_over(self, waited_s: float) -> bool:
+        """A wait has taken too long."""
+        if self.wait_timeout_ms is not None:
+            return waited_s * 1e3 > self.wait_timeout_ms
+        silent_ms = self.machine.scheduler_silent_ms
+        silent_s = waited_s if silent_ms is None else min(waited_s, silent_ms / 1e3)
+        return silent_s > SCHEDULER_TIMEOUT_S
 
     def _raise(self, reason: str) -> NoReturn:
         kind = self.machine.failed_kind
@@ -274,26 +439,34 @@ class Session:
             raise FencedError(reason)
         if kind == "refused":
             raise RefusedError(reason)
+        if kind == "part":
+            raise PartialPushError(reason)
         raise ClusterError(reason)
 
     # ------------------------------------------------------------------ tables and parts
     def create_tables(self, specs: Sequence[TableSpec]) -> list[int]:
         """Their indices, once every running shard has them. Tables that are there and equal are taken.
 
-        Raises RefusedError for one that does not fit the cluster or differs from the one of that name.
+        Raises RefusedError for those that do not fit the cluster or differ from the one of that name; the others are
+        made, and the session goes on.
         """
-        for spec in specs:
-            self._node.perform(self.machine.create_table(spec))
+        machine = self.machine
         names = [spec.name for spec in specs]
-        self.wait(lambda: all(map(self.machine.table_ready, names)), f"tables {', '.join(names)}")
-        return [self.machine.tables[name][0] for name in names]
+        for spec in specs:
+            self._perform(machine.create_table(spec))
+        self.wait(lambda: not any(map(machine.creating, names)), f"tables {', '.join(names)}")
+        refused = [machine.table_refusals[name] for name in dict.fromkeys(names) if name in machine.table_refusals]
+        if refused:
+            raise RefusedError("; ".join(refused))
+        return [machine.tables[name][0] for name in names]
 
     def replicate(
         self, module: nn.Module, optimizer: Optimizer, *, code: CodeSpec | str | None = None, name: str = "dense"
     ) -> ReplicatedModule:
         """Replicate a module's parameters on the shards; see `ReplicatedModule`."""
+        made = ReplicatedModule(self, module, optimizer, code=code, name=name)
         self._replicated.add(name)
-        return ReplicatedModule(self, module, optimizer, code=code, name=name)
+        return made
 
     def register(self, part: Part) -> None:
         """From now on `push` takes this part's gradients too."""
@@ -344,12 +517,14 @@ class Session:
         durable; so long it waits for what a dead worker may leave. A worker that dies leaves its split to the next one
         that asks, from the first example on that some shard lacks (docs/protocol.md): every example is trained on at
         least once, and only those of batches that were on their way when their worker died are trained on again.
+        An iteration that was broken off leaves its split to the next one under the same name.
 
         ``split_examples``: of a split, at most; best a multiple of the batch size, and small enough for every worker to
         get several. ``end``: number of examples over all passes, where the last one is to end early.
-        Raises ConfigurationError with ``sync``, for numbers that cannot be, while another iteration has a split, or,
-        before the next split, if one was not pushed to its end; RefusedError for a name that is known with other
-        numbers; FencedError when this worker was given up.
+        Raises ConfigurationError with ``sync``, for numbers that cannot be, while another iteration goes on or one of
+        another data set was broken off, or, before the next split, if one was not pushed to its end; RefusedError for a
+        name that is known with other numbers, after which the session goes on; FencedError when this worker was given
+        up.
         """
         if self.sync:
             raise ConfigurationError("lease_splits with sync=True: the workers of a sum must go in step")
@@ -362,36 +537,52 @@ class Session:
 
     def _lease(self, dataset: Dataset) -> Iterator[Split]:
         machine = self.machine
-        if self._split is not None or machine.leases:
+        if self._split is not None:
             raise ConfigurationError(f"lease_splits({dataset.name!r}): another iteration has a split")
+        self._check_broken_off(dataset)
         try:
             while True:
-                self._ask_for_split(dataset)
+                if not machine.leases:
+                    self._ask_for_split(dataset)
                 while machine.asking and not machine.leases:
                     # Each answer, be it that others have the rest, is a sign of life: wait on as long as they come.
                     known = machine.split_answers
                     self.wait(partial(self._split_answered, known), "the scheduler to answer about a split")
                 if not machine.leases:
-                    return
+                    if dataset in machine.finished:
+                        return
+                    raise RefusedError(f"lease_splits({dataset.name!r}): {machine.split_refusal}")
                 # So that the next one is there when this one is done, even if the scheduler is away for a while.
-                self._ask_for_split(dataset)
+                if len(machine.leases) == 1:
+                    self._ask_for_split(dataset)
                 self._split = split = machine.leases[0]
-                epoch, first = divmod(split.first, dataset.examples)
-                yield Split(epoch, first, first + split.last - split.first)
+                left = machine.examples_left or 0  # fewer than it has where an earlier iteration was broken off in it
+                epoch, first = divmod(split.last - left, dataset.examples)
+                yield Split(epoch, first, first + left)
                 if self._examples_left():
                     raise ConfigurationError(
-                        f"{dataset.name!r}: {self._examples_left()} examples of the split {first} to "
-                        f"{first + split.last - split.first} were not pushed; push(examples) counts them"
+                        f"{dataset.name!r}: {self._examples_left()} examples of the split {first} to {first + left} "
+                        "were not pushed; push(examples) counts them"
                     )
         finally:
             self._split = None
+
+    def _check_broken_off(self, dataset: Dataset) -> None:
+        """Splits are trained on in the order in which they were given, and one that is asked for may be given."""
+        machine = self.machine
+        for other in (machine.leased_dataset, machine.asked_dataset):
+            if other not in (None, dataset):
+                raise ConfigurationError(
+                    f"lease_splits({dataset.name!r}): an iteration over {_describe(other)} was broken off, and this "
+                    "worker still has, or is to get, a split of it; go on with that one to its end, or connect again"
+                )
 
     def _split_answered(self, known: int) -> bool:
         return self.machine.split_answers != known
 
     def _ask_for_split(self, dataset: Dataset) -> None:
-        if not self.machine.asking and dataset.name not in self.machine.finished:
-            self._node.perform(self.machine.lease(dataset))
+        if not self.machine.asking and dataset not in self.machine.finished:
+            self._perform(self.machine.lease(dataset))
 
     def _examples_left(self) -> int:
         """Of the split that `lease_splits` last gave."""
@@ -406,23 +597,55 @@ class Session:
         """Send the gradients that the parts have gathered since the last push, as one push; the end of a step.
 
         Waits while too many pushes are in flight or an exact pull is not answered. ``examples``: how many went into it,
-        for the figures, and for `lease_splits`, where that is used: so many of the split are then done. Raises
-        ConfigurationError for more than are left of it; nothing is sent then.
+        for the figures, and for `lease_splits`, where that is used: so many of the split are then done.
+
+        All of it is applied or, after an error, nothing, on no shard. Raises ConfigurationError for more examples than
+        are left of the split, and ClusterError if it waited too long: the gradients are still there, and `push` may be
+        called again. Raises RefusedError for a push that shards could not apply, such as one that is too large, and
+        GradientError (see `Session`): its gradients are gone, and the session goes on with the next step. Only
+        PartialPushError says that some shards may have applied their parts.
         """
         self._check_split(examples)
-        gradients = [part.take_gradients() for part in self._parts]
-        self._push(gradients, self.world_size if self.sync else 0, examples=examples)
+        barrier = self.world_size if self.sync else 0
+        self._wait_to_push(barrier)
+        self._push(self._by_shard([part.take_gradients() for part in self._parts]), barrier, examples=examples)
         self.figures.steps += 1
         self.figures.examples += examples
         self.machine.figures = asdict(self.figures)
 
-    def assign(self, shares: Mapping[int, Share]) -> None:
-        """Set weights instead of stepping: one push that all workers make, of which only one names any rows."""
-        self._push([shares], self.world_size, assign=True)
+    def initialise(self, name: str, shares: Callable[[], Mapping[int, Share]]) -> None:
+        """Wait until a table has its first values: rank 0 writes these, unless somebody ever has.
+
+        Safe against deaths: a worker that dies before all is durable has written nothing that counts, and when it has
+        been started again it writes all of it. Raises ClusterError with advice after the timeout.
+        """
+        machine = self.machine
+        index = machine.tables[name][0]
+        values: dict[int, SectionsAndFrames] = {}
+        if self.rank == 0:
+            values = self._by_shard([shares()])
+            # Before it says that it will write them: all others would wait for it in vain.
+            machine.check_push(values, assign=True)
+        self._perform(machine.initialise(index, claim=self.rank == 0))
+        what = f"the first values of table {name!r}, which worker 0 writes"
+        self.wait(lambda: machine.initial(index) != WAIT or index in machine.initial_refusals, what)
+        if index in machine.initial_refusals:
+            raise RefusedError(f"first values of table {name!r}: {machine.initial_refusals[index]}")
+        if machine.initial(index) == WRITE:
+            self._wait_to_push(0)
+            self._push(values, 0, assign=True)
+            self._flush(f"the first values of table {name!r} to be durable")
+            self._perform(machine.initialised(index))
+            self.wait(lambda: machine.initial(index) == WRITTEN, what)
 
     def barrier(self) -> None:
         """Wait until all workers are here: an empty push that is applied when all have made it, and is durable."""
-        self._push([], self.world_size)
+        if self.world_size > 1 and not self.sync:
+            # Any of them may have been started again since the last one: those that live now meet.
+            self._flush("all pushes to be durable")
+            self._perform(self.machine.join_run(self.world_size))
+        self._wait_to_push(self.world_size)
+        self._push({}, self.world_size)
         self._flush(f"all {self.world_size} workers")
 
     def pull_records(self, shares: Mapping[int, Share]) -> "RecordsAsked":
@@ -430,62 +653,73 @@ class Session:
         return RecordsAsked(self, shares)
 
     def _check_split(self, examples: int) -> None:
+        if examples < 0:
+            raise ConfigurationError(f"a push of {examples} examples, expected at least 0")
         left = self._examples_left()
-        if self._split is not None and not 0 <= examples <= left:
+        if self._split is not None and examples > left:
             raise ConfigurationError(
                 f"a push of {examples} examples, but {left} are left of the split: a batch must not reach into the next"
             )
 
-    def _push(
-        self, parts: Sequence[Mapping[int, Share]], barrier: int, assign: bool = False, examples: int = 0
-    ) -> None:
+    def _wait_to_push(self, barrier: int) -> None:
+        """Until a push can be sent at once. Whoever gathers gradients before may have to throw them away."""
+        machine = self.machine
+        if barrier > 1 and not machine.run:
+            self._perform(machine.join_run(barrier))
+            self.wait(lambda: machine.run > 0 or machine.run_refusal != "", f"all {barrier} workers")
+            if machine.run_refusal:
+                raise RefusedError(f"a run of {barrier} workers: {machine.run_refusal}")
+        self.wait(lambda: machine.can_push, "room for a push")
+
+    def _by_shard(self, parts: Sequence[Mapping[int, Share]]) -> dict[int, SectionsAndFrames]:
         by_shard: dict[int, tuple[list[Section], list[Any]]] = {}
         for shares in parts:
             for shard, share in shares.items():
+                assert share.values is not None
+                if self.nonfinite == "zero":
+                    self._zero_nonfinite(share.values)
                 sections, frames = by_shard.setdefault(shard, ([], []))
                 sections.append(share.section)
-                assert share.values is not None
-                self._check_finite(share)
                 frames += [share.rows, share.values]
-                self.figures.bytes_pushed += share.rows.nbytes + share.values.nbytes
-        self.wait(lambda: self.machine.can_push, "room for a push")
-        barrier = barrier if barrier > 1 else 0
-        self._node.perform(self.machine.push(by_shard, barrier=barrier, assign=assign, examples=examples))
+        return dict(by_shard)
 
-    def _check_finite(self, share: Share) -> None:
-        """Before any shard has a part of the push: a shard that refuses its part could not undo the others'."""
-        values = share.values
-        assert values is not None
-        first = first_nonfinite(values)
-        if first < 0:
-            return
-        if self.nonfinite == "zero":
+    def _push(
+        self, by_shard: Mapping[int, SectionsAndFrames], barrier: int, assign: bool = False, examples: int = 0
+    ) -> None:
+        """Behind `_wait_to_push`, and nothing between."""
+        barrier = barrier if barrier > 1 else 0
+        try:
+            effects = self.machine.push(by_shard, barrier=barrier, assign=assign, examples=examples)
+        except GradientError as error:
+            raise GradientError(f'{error} (nonfinite="zero" would take it as zero)') from None
+        self._perform(effects)
+        self.figures.bytes_pushed += sum(frames_bytes(frames) for _, frames in by_shard.values())
+
+    def _zero_nonfinite(self, values: F32) -> None:
+        if first_nonfinite(values) >= 0:
             bad = ~np.isfinite(values)
             self.figures.nonfinite_gradients += int(bad.sum())
             values[bad] = 0.0
-            return
-        names = {index: (name, spec.dim) for name, (index, spec) in self.machine.tables.items()}
-        begin = row = 0
-        for table, count in zip(share.section.tables, share.section.counts, strict=True):
-            name, dim = names[table]
-            if first < begin + count * dim:
-                at, column = divmod(first - begin, dim)
-                raise GradientError(
-                    f"the gradient of table {name!r}, row {share.rows[row + at]}, column {column} is {values[first]}; "
-                    'nothing was pushed (nonfinite="zero" would take it as zero)'
-                )
-            begin, row = begin + count * dim, row + count
 
     def _ask(self, fetches: Sequence[Fetch], exact: bool, records: bool = False) -> _Asked:
         asked = _Asked(fetches)
+        self._check_open()
+        self._check_failed()
         ticket, effects = self.machine.pull(asked.by_shard, exact=exact, records=records)
         self._asked[ticket] = asked
-        self._node.perform(effects)
+        self._perform(effects)
         return asked
 
     def _await(self, asked: _Asked) -> None:
-        self.wait(lambda: asked.frames is not None, "the answers to a pull")
+        self.wait(lambda: asked.frames is not None or asked.refusal != "", "the answers to a pull")
+        if asked.refusal:
+            raise RefusedError(asked.refusal)
         self.figures.bytes_pulled += asked.fill()
+
+
+def _describe(dataset: Dataset | None) -> str:
+    assert dataset is not None
+    return f"{dataset.name!r} (examples={dataset.examples}, split_examples={dataset.split_examples}, end={dataset.end})"
 
 
 class RecordsAsked:
@@ -515,12 +749,13 @@ def connect(
     sync: bool = False,
     exact: bool | None = None,
     nonfinite: str = "error",
-    timeout_s: float = TIMEOUT_S,
+    wait_timeout_ms: float | None = None,
     keys: CurveKeys | None = None,
 ) -> Session:
     """Join a cluster as worker ``rank``, with ``keys`` if it encrypts; see `Session` for the rest.
 
-    Raises ClusterError if the scheduler at this endpoint or a shard does not answer in time, ConfigurationError for
+    Raises ClusterError if the scheduler at this endpoint does not answer within a minute, or the cluster is not there
+    within ``wait_timeout_ms``, ConfigurationError for
     arguments that cannot be.
     """
     machine = ClientMachine(rank, secrets.token_hex(8), WORKER)
@@ -535,9 +770,11 @@ def connect(
             sync=sync,
             exact=exact,
             nonfinite=nonfinite,
-            timeout_s=timeout_s,
+            wait_timeout_ms=wait_timeout_ms,
         )
-        return session.start()
+        session.start()
+        exits.opened(session)
+        return session
     except BaseException:
         node.close()
         raise

@@ -70,7 +70,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None = None
     """No batch is begun after so long."""
     threads: int | None = None
-    timeout_s: float = 60.0
+    wait_timeout_ms: float | None = None
 
 
 DATASET = "train"
@@ -111,7 +111,7 @@ def run(
         rank=rank,
         world_size=world_size,
         sync=config.sync,
-        timeout_s=config.timeout_s,
+        wait_timeout_ms=config.wait_timeout_ms,
         keys=keys,
     ) as session:
         emit({"event": "joined", "epoch": session.machine.epoch, "at": time.monotonic()})

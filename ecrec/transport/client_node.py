@@ -1,17 +1,19 @@
 """The transport of a worker or tool: no inbox, no thread; the caller pumps."""
 
+import os
 import secrets
 import time
 from collections.abc import Sequence
 
-from ecrec.errors import ClusterError, RefusedError, WireError
+from ecrec.errors import ClusterError, ConfigurationError, RefusedError, WireError
 from ecrec.protocol import wire
-from ecrec.protocol.events import Effect, Failed, PullDone
+from ecrec.protocol.events import Effect, Result
 from ecrec.protocol.messages import SCHEDULER, TOOL, Address, Message, Refused
+from ecrec.protocol.node_core import Machine
 from ecrec.transport.coordinator import is_coordinator, watch_leader
 from ecrec.transport.curve import CurveKeys
 from ecrec.transport.links import Arrived, Links
-from ecrec.transport.node import Machine, Node
+from ecrec.transport.node import Node
 
 _LEADER_POLL_MS = 20.0
 
@@ -33,6 +35,7 @@ class ClientNode:
 
         ``keys``: for a cluster that encrypts.
         """
+        self._pid = os.getpid()
         links = Links(keys=keys)
         try:
             self._node = Node(machine, links, scheduler_endpoint)
@@ -42,17 +45,29 @@ class ClientNode:
 
     def perform(self, effects: Sequence[Effect]) -> None:
         """Carry out what a call of the machine returned; results come out of `pump`."""
+        self._check_process()
         self._node.perform(effects)
 
-    def pump(self, timeout_ms: float) -> list[PullDone | Failed]:
+    def pump(self, timeout_ms: float) -> list[Result]:
         """Handle what arrived and the passing of time; wait at most ``timeout_ms``, or about a tick, for something.
 
         Returns the results there are. An empty list says nothing about the time that passed.
         """
+        self._check_process()
         return self._node.step(timeout_ms)
 
+    def _check_process(self) -> None:
+        """Raise ConfigurationError in a child of `os.fork`: sockets are of the process that made them."""
+        if os.getpid() != self._pid:
+            raise ConfigurationError(
+                f"this connection to the cluster was made by process {self._pid}, and this is its child {os.getpid()}: "
+                "connect in the process that uses it, and give to a DataLoader's workers a data set that has no session"
+            )
+
     def close(self) -> None:
-        self._node.close()
+        """In a child of `os.fork` nothing happens."""
+        if os.getpid() == self._pid:
+            self._node.close()
 
     def __enter__(self) -> "ClientNode":
         return self

@@ -5,9 +5,8 @@
 * To those without an inbox (workers, tools, processes without a place) answers go out of the ROUTER, to the
   connection on which they were last heard.
 
-With keys (``curve.py``) every connection is encrypted and both ends have proven who they are. The inbox then answers
-ZeroMQ's question whether a key is allowed (ZAP) in `Links.poll`, like any other message; without an answer ZeroMQ takes
-nothing from a connection.
+With keys (``curve.py``) every connection is encrypted and both ends have proven who they are. A thread (``zap.py``)
+then answers ZeroMQ's question whether a key is allowed.
 
 Copies of a payload frame on its way (without keys): none in user space. ZeroMQ sends out of the sender's memory (only
 frames below 64 KiB are copied, which is cheaper than to track them), the kernel copies into and out of its socket
@@ -20,29 +19,39 @@ Sockets are pyzmq's; messages pass them in one native call each (`ecrec._native.
 import contextlib
 import ctypes
 import errno
-import ipaddress
 import math
-import os
 import socket as sockets
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 import zmq
 from zmq.backend.cython import _zmq
-from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from ecrec._native import receive_frames, release_sent, send_frames, use_zmq
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.messages import Address
-from ecrec.protocol.wire import FRAME_BYTES_MAX
+from ecrec.protocol.wire import FRAME_BYTES_MAX, FRAMES_MAX
+from ecrec.transport import zap
 from ecrec.transport.curve import CurveKeys
+from ecrec.transport.endpoints import is_address, is_ipc, is_loopback, parse, tcp
+from ecrec.transport.names import Names
 from ecrec.transport.poller import Poller
+from ecrec.transport.visitors import Visitors, connections_max, end
 
 RECONNECT_MS = 20
 """Constant, so that a connection that broke is back, or known to be gone, within `reconnect_grace_ms`."""
+
+HANDSHAKE_MS = 5000
+"""Whoever connects and does not speak ZeroMQ is gone after so long."""
+
+UNACKNOWLEDGED_MS = 15_000
+"""A connection is given up when the other host's kernel acknowledged nothing for so long: it lost its power, or moved.
+By itself TCP would wait for a quarter of an hour."""
 
 DRAIN_MAX = 64
 """Messages taken from one socket before the others, and the clock, have their turn."""
@@ -58,6 +67,9 @@ one who asks and does not read."""
 COPY_BELOW_BYTES = 1 << 16
 """Frames below this are copied: ZeroMQ may put them anywhere in its read buffer, and keeps all of that alive."""
 
+FRAMES_TAKEN_MAX = FRAMES_MAX + 2
+"""Of a message that arrives; of one with more the rest is dropped. One too many, so that it is refused."""
+
 IPC_SEND_BUFFER_BYTES = 4 << 20
 """The kernel sizes buffers of TCP by need, but those of sockets of the file system are 208 KiB: a push of 3 MB would
 be 15 rounds of a writer and a reader that wake each other, in four times the time. Cut to net.core.wmem_max."""
@@ -65,49 +77,19 @@ be 15 rounds of a writer and a reader that wake each other, in four times the ti
 CURVE_OVERHEAD_BYTES = 1024
 """More than what encryption adds to a frame."""
 
-ZAP_ENDPOINT, ZAP_DOMAIN = "inproc://zeromq.zap.01", b"ecrec"
-_AS_SERVER, _AS_CLIENT = "server ", "client "
-"""Prefixes of the user id that the answer to ZAP gives a connection, before the name of its key."""
+RENEW_MS = 500.0
+RENEW_MS_MAX = 30_000.0
+"""A name is looked up again after the first while a connection does not stand, then after twice as long each time: its
+host may have moved."""
 
-IPC_PATH_BYTES_MAX = 107
-"""What a socket address of the operating system has room for."""
+FOLLOW_MS = 50.0
+"""How often connections that do not stand are looked at."""
 
-
-def check_endpoint(endpoint: str, port_min: int = 1) -> None:
-    """Raise ConfigurationError for what is neither ``tcp://HOST:PORT`` nor ``ipc://PATH``, saying why.
-
-    ZeroMQ would take port 99999 for 34463, and cut a path off.
-    """
-    scheme, separator, rest = endpoint.partition("://")
-    if scheme == "tcp" and separator:
-        host, _, port = rest.rpartition(":")
-        if host and port.isascii() and port.isdigit() and port_min <= int(port) <= 65535:
-            return
-    elif scheme == "ipc" and separator and rest:
-        if len(rest.encode()) <= IPC_PATH_BYTES_MAX:
-            return
-        raise ConfigurationError(f"endpoint {endpoint!r}: its path has more than {IPC_PATH_BYTES_MAX} bytes")
-    raise ConfigurationError(
-        f"endpoint {endpoint!r}: expected tcp://HOST:PORT with a port from {port_min} to 65535, or ipc://PATH"
-    )
+ROTATE_MS = 250.0
+"""A host with several addresses is tried at the next one when a connection does not stand after so long."""
 
 
-def is_ipc(endpoint: str) -> bool:
-    """Whether it is a socket of the file system."""
-    return endpoint.startswith("ipc://")
-
-
-def is_loopback(endpoint: str) -> bool:
-    """Whether only this machine can reach what is bound there."""
-    if is_ipc(endpoint):
-        return True
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    if host in ("localhost", "lo"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 class Arrived(NamedTuple):
@@ -145,7 +127,7 @@ class Unlinked(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """Somebody could not connect to the inbox."""
+    """Somebody could not connect to the inbox, or a host's name is not known."""
 
     reason: str
 
@@ -154,15 +136,27 @@ Happening: TypeAlias = Arrived | Linked | Unlinked | Denied
 
 
 class _Link:
-    """One outgoing connection, and what ZeroMQ tells of it where it is watched."""
+    """One outgoing connection, and what ZeroMQ tells of it where it is watched, or its host has a name."""
 
-    def __init__(self, context: "zmq.Context[Any]", endpoint: str, watched: bool, keys: CurveKeys | None) -> None:
+    def __init__(
+        self, context: "zmq.Context[Any]", address: Address, endpoint: str, watched: bool, keys: CurveKeys | None
+    ) -> None:
         server_key = keys.server_key(endpoint) if keys else b""
+        self.address = address
         self.endpoint = endpoint
         self.watched = watched
         self.links = 0
         self.up = False
-        """It stands, as far as ZeroMQ has told; only of a watched one."""
+        """It stands, as far as ZeroMQ has told; only of one with a monitor."""
+        where = parse(endpoint)
+        self.port = where.port
+        self.name = "" if where.path or is_address(where.host) else where.host
+        """Of the host, where it has to be looked up."""
+        self.tried: tuple[str, ...] = ()
+        """Addresses of the host in the order in which they are tried."""
+        self.renew_ms, self.renew_at_ms, self.rotate_at_ms = RENEW_MS, math.inf, math.inf
+        self.connected = False
+        """ZeroMQ knows where to connect to."""
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self.handle = self.socket.underlying
         self.monitor: zmq.Socket[bytes] | None = None
@@ -170,21 +164,31 @@ class _Link:
         if keys:
             self.socket.setsockopt(zmq.CURVE_SERVERKEY, server_key)
         self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED if watched else 0
-        if is_ipc(endpoint):
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED if watched or self.name else 0
+        if where.path:
             events |= zmq.EVENT_CONNECTED
         try:
             if events:
                 self.monitor = self.socket.get_monitor_socket(events)
-            self.socket.connect(endpoint)
+            if not self.name:
+                self.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
+            if error.errno in NO_DESCRIPTORS:
+                raise
             raise ConfigurationError(f"cannot connect to {endpoint!r}: {error}") from error
+
+    def connect(self, endpoint: str) -> None:
+        """Where the host is, as an address."""
+        self.socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        self.socket.connect(endpoint)
+        self.connected = True
 
     def close(self) -> None:
         if self.monitor is not None:
             self.socket.disable_monitor()
             self.monitor.close(linger=0)
+            self.monitor = None
         self.socket.close(linger=0)
 
 
@@ -198,12 +202,22 @@ class Links:
     def __init__(self, bind: str | None = None, keys: CurveKeys | None = None, plain_network: bool = False) -> None:
         self._keys = keys
         self._plain_network = plain_network
-        self._zap: zmq.Socket[bytes] | None = None
+        self._doorkeeper: zap.Doorkeeper | None = None
         self._inbox_monitor: zmq.Socket[bytes] | None = None
         self._context: zmq.Context[Any] = zmq.Context()
         self._poller = Poller()
         self._happened: list[Happening] = []
+        self.drained = True
+        """The last `poll` returned all that there was."""
         self._links: dict[Address, _Link] = {}
+        self._visitors = Visitors(connections_max())
+        self._named: dict[Address, _Link] = {}
+        """Those whose hosts have names."""
+        self._unmade: dict[Address, tuple[str, bool]] = {}
+        """Those for which there was no descriptor: endpoint, watched."""
+        self._names = Names()
+        self._follow_at_ms = 0.0
+        self._poller.register_descriptor(self._names.fileno(), self._hear_of_names)
         self._routes: OrderedDict[Address, bytes] = OrderedDict()
         self._inbox: zmq.Socket[bytes] | None = None
         self.endpoint = ""
@@ -216,7 +230,7 @@ class Links:
                 raise
 
     def _bind(self, bind: str) -> None:
-        check_endpoint(bind, port_min=0)
+        host = parse(bind, port_min=0).host
         if self._keys is None and not self._plain_network and not is_loopback(bind):
             raise ConfigurationError(
                 f"{bind} can be reached from other machines, and without keys whoever reaches it may do anything: give "
@@ -226,17 +240,18 @@ class Links:
         inbox = self._inbox = self._context.socket(zmq.ROUTER)
         _configure(inbox, self._keys)
         inbox.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        inbox.setsockopt(zmq.IPV6, int(":" in host))
         if self._keys:
             inbox.setsockopt(zmq.CURVE_SERVER, 1)
             # With a domain, a connection that nobody answers for is refused.
-            inbox.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-            self._zap = self._context.socket(zmq.REP)
-            self._zap.setsockopt(zmq.LINGER, 0)
-            self._zap.bind(ZAP_ENDPOINT)
-            self._poller.register(self._zap, self._admit)
-        accepted = zmq.EVENT_ACCEPTED if is_ipc(bind) else 0
+            inbox.setsockopt(zmq.ZAP_DOMAIN, zap.DOMAIN)
+            self._doorkeeper = zap.Doorkeeper(self._context, self._keys.visitor)
+        inbox.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._inbox_monitor = inbox.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | accepted
+            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_ACCEPTED
+            | zmq.EVENT_DISCONNECTED
         )
         self._poller.register(self._inbox_monitor, self._hear_of_inbox)
         try:
@@ -257,32 +272,95 @@ class Links:
         ConfigurationError for an endpoint that cannot be one.
         """
         old = self._links.get(address)
-        if old is not None and old.endpoint == endpoint:
+        if (old is not None and old.endpoint == endpoint) or self._unmade.get(address, (None,))[0] == endpoint:
             return False
-        check_endpoint(endpoint)
+        parse(endpoint)
         self._open(address, endpoint, watched, again=False)
         return True
 
-    def _open(self, address: Address, endpoint: str, watched: bool, again: bool) -> None:
-        """Open a connection, in place of the one there is.
+    def _open(self, address: Address, endpoint: str, watched: bool, again: bool, at: tuple[str, ...] = ()) -> None:
+        """Open a connection, in place of the one there is. ``at``: addresses of its host, in the order to be tried.
 
         ``again``: ZeroMQ gave the old one up, as it does when a handshake fails (no ZeroMQ there, or not with these
-        keys), and would block the next message for ever; or its queue is full.
+        keys), and would block the next message for ever; or its queue is full; or its host has another address.
         """
+        old = self._links.get(address)
         self.disconnect(address)
-        link = self._links[address] = _Link(self._context, endpoint, watched, self._keys)
+        try:
+            link = self._links[address] = _Link(self._context, address, endpoint, watched, self._keys)
+        except zmq.ZMQError as error:
+            if error.errno not in NO_DESCRIPTORS:
+                raise
+            self._unmade[address] = endpoint, watched
+            self._happened.append(Denied(f"no connection to {address} at {endpoint} yet: {error}; trying again"))
+            return
         link.links = int(again)
+        if link.name:
+            self._named[address] = link
+            if old is not None and old.endpoint == endpoint:
+                link.renew_ms, link.renew_at_ms, at = old.renew_ms, old.renew_at_ms, at or old.tried
+            self._place(link, at or self._names.addresses(link.name))
         self._poller.register(link.socket, partial(self._receive, link.socket, routed=False))
         if link.monitor is not None:
-            self._poller.register(link.monitor, partial(self._hear_of, address, link))
+            self._poller.register(link.monitor, partial(self._hear_of, link))
+
+    # ------------------------------------------------------------------ names of hosts
+    def _place(self, link: _Link, at: tuple[str, ...]) -> None:
+        """Connect where the host is, or wait until that is known: what is sent until then is dropped."""
+        now_ms = _now_ms()
+        if not at:
+            # What a stream had to send is sent again when it stands.
+            link.links = max(1, link.links)
+        else:
+            link.tried = at
+            link.rotate_at_ms = now_ms + ROTATE_MS if len(at) > 1 else math.inf
+            try:
+                link.connect(tcp(at[0], link.port))
+            except zmq.ZMQError as error:
+                self._happened.append(Denied(f"cannot connect to {link.name!r} at {at[0]}: {error}"))
+        if link.renew_at_ms == math.inf:
+            link.renew_at_ms = now_ms + link.renew_ms
+
+    def _hear_of_names(self) -> bool:
+        for host, wrong in self._names.ended().items():
+            if wrong:
+                self._happened.append(Denied(f"the host name {host!r} is not known: {wrong}; looking it up again"))
+                continue
+            found = self._names.addresses(host)
+            for link in [link for link in self._named.values() if link.name == host and not link.up]:
+                if not link.connected or set(found) != set(link.tried):
+                    self._open(link.address, link.endpoint, link.watched, again=True, at=found)
+        return False
+
+    def _follow(self) -> None:
+        """Hosts whose connections do not stand may have moved, or be reached at another of their addresses.
+
+        And connections for which there was no descriptor are made when there is one.
+        """
+        now_ms = _now_ms()
+        for address, (endpoint, watched) in list(self._unmade.items()):
+            self._open(address, endpoint, watched, again=True)
+        self._follow_at_ms = now_ms + FOLLOW_MS
+        for link in list(self._named.values()):
+            if link.up:
+                continue
+            if now_ms >= link.renew_at_ms:
+                link.renew_ms = min(2 * link.renew_ms, RENEW_MS_MAX)
+                link.renew_at_ms = now_ms + link.renew_ms
+                self._names.renew(link.name)
+            if now_ms >= link.rotate_at_ms:
+                at = (*link.tried[1:], link.tried[0])
+                self._open(link.address, link.endpoint, link.watched, again=True, at=at)
 
     def is_connected(self, address: Address) -> bool:
         """Whether `connect` was called for the incarnation, and `disconnect` was not since."""
-        return address in self._links
+        return address in self._links or address in self._unmade
 
     def disconnect(self, address: Address) -> None:
         """Close the connection, dropping what was not sent yet; nothing happens if there is none."""
         link = self._links.pop(address, None)
+        self._named.pop(address, None)
+        self._unmade.pop(address, None)
         if link is None:
             return
         self._poller.unregister(link.socket)
@@ -308,9 +386,15 @@ class Links:
         newest arrives.
         """
         link = self._links.get(to)
+        if (link is not None and not link.connected) or to in self._unmade:
+            return False
         if link is not None:
             error = send_frames(link.handle, None, parts)
             self._poller.look_again(link.socket)
+            if error < 0:
+                # Of a message that was sent in part nothing arrives when its connection ends.
+                self._open(to, link.endpoint, link.watched, again=True)
+                return False
             if error not in (0, errno.EAGAIN):
                 raise zmq.ZMQError(error)
             if error and not link.up:
@@ -328,56 +412,72 @@ class Links:
             return False
         error = send_frames(self._inbox.underlying, route, parts)
         self._poller.look_again(self._inbox)
+        if error < 0:
+            # The inbox drops what is left of a message whose receiver went; nothing else is known to end here.
+            raise zmq.ZMQError(-error, "the inbox took a message in part")
         if error not in (0, errno.EHOSTUNREACH, errno.EAGAIN):
             raise zmq.ZMQError(error)
         return not error
 
     def poll(self, timeout_ms: float) -> list[Happening]:
         """Wait for something to happen, at most ``timeout_ms``; return some of it."""
+        if (self._named or self._unmade) and _now_ms() >= self._follow_at_ms:
+            self._follow()
         self._poller.receive()
         self._poller.wait(0 if self._happened else max(0, math.ceil(timeout_ms)))
+        self.drained = self._poller.drained
         happened, self._happened = self._happened, []
+        if self._doorkeeper is not None:
+            happened += map(Denied, self._doorkeeper.refusals())
         return happened
-
-    def _admit(self) -> bool:
-        """Answer whether keys may connect (RFC 27)."""
-        assert self._keys and self._zap
-        while self._zap.poll(0):
-            version, request, _, host, _, mechanism, *credentials = self._zap.recv_multipart()
-            key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
-            visitor = self._keys.visitor(key)
-            if visitor is None:
-                self._zap.send_multipart([version, request, b"400", b"this key is not allowed", b"", b""])
-                where = host.decode(errors="replace") or "this machine"
-                self._happened.append(Denied(f"refused a connection from {where}: key {key.decode()!r} is not allowed"))
-            else:
-                user = (_AS_SERVER if visitor.server else _AS_CLIENT) + visitor.name
-                self._zap.send_multipart([version, request, b"200", b"OK", user.encode(), b""])
-        return False
 
     def _hear_of_inbox(self) -> bool:
         assert self._inbox_monitor is not None
-        for event in _events(self._inbox_monitor):
-            if event["event"] == zmq.EVENT_ACCEPTED:
-                _widen(event["value"])
+        for event in islice(_events(self._inbox_monitor), DRAIN_MAX):
+            kind, number = event["event"], event["value"]
+            if kind == zmq.EVENT_ACCEPTED:
+                self._admit(number)
+                continue
+            if kind == zmq.EVENT_DISCONNECTED:
+                self._visitors.leaves(number)
                 continue
             expected = "CURVE encryption" if self._keys else "ZeroMQ without encryption"
             where = event["endpoint"].decode(errors="replace")
             self._happened.append(Denied(f"refused a connection at {where}: it does not speak {expected}"))
-        return False
+        return bool(self._inbox_monitor.poll(0))
 
-    def _hear_of(self, address: Address, link: _Link) -> bool:
+    def _admit(self, descriptor: int) -> None:
+        """A connection came; one more than there is room for costs one that never spoke, or is not taken."""
+        victim = self._visitors.comes(descriptor, _now_ms())
+        if is_ipc(self.endpoint):
+            _widen(descriptor)
+        if victim is None:
+            return
+        end(victim, self.endpoint)
+        self._visitors.leaves(victim)
+        which = "the newest is refused" if victim == descriptor else "one that never spoke is closed"
+        self._happened.append(
+            Denied(
+                f"{self._visitors.most} connections are open, as many as the limit on descriptors leaves (ulimit -n): "
+                f"{which}"
+            )
+        )
+
+    def _hear_of(self, link: _Link) -> bool:
         assert link.monitor is not None
         for event in _events(link.monitor):
             if event["event"] == zmq.EVENT_CONNECTED:
                 _widen(event["value"])
                 continue
             link.up = event["event"] != zmq.EVENT_DISCONNECTED
-            if not link.up:
-                self._happened.append(Unlinked(address))
-            else:
-                self._happened.append(Linked(address, link.links > 0))
-                link.links += 1
+            again = link.links > 0
+            link.links += link.up
+            if link.name:
+                now_ms = _now_ms()
+                link.renew_ms, link.renew_at_ms = RENEW_MS, now_ms + RENEW_MS
+                link.rotate_at_ms = now_ms + ROTATE_MS if len(link.tried) > 1 else math.inf
+            if link.watched:
+                self._happened.append(Linked(link.address, again) if link.up else Unlinked(link.address))
         return False
 
     def _receive(self, socket: Any, routed: bool) -> bool:
@@ -386,8 +486,10 @@ class Links:
             message = receive_frames(handle, routed)
             if message is None:
                 return False
-            route, parts, user, host = message
-            may_serve = self._zap is None or not route or user.startswith(_AS_SERVER)
+            route, parts, user, host, descriptor = message
+            if descriptor >= 0:
+                self._visitors.speaks(descriptor)
+            may_serve = self._doorkeeper is None or not route or user.startswith(zap.AS_SERVER)
             self._happened.append(Arrived(route, parts, may_serve, user, host))
         return True
 
@@ -402,11 +504,15 @@ class Links:
                 self._inbox_monitor = None
             self._inbox.close(linger=0)
             self._inbox = None
-        if self._zap is not None:
-            self._zap.close(linger=0)
-            self._zap = None
+        self._names.close()
         self._context.term()
+        if self._doorkeeper is not None:
+            self._doorkeeper.join()
         release_sent()
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1e3
 
 
 def _zmq_functions() -> dict[str, int]:
@@ -417,7 +523,7 @@ def _zmq_functions() -> dict[str, int]:
     return {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in found}
 
 
-use_zmq(_zmq_functions(), COPY_BELOW_BYTES)
+use_zmq(_zmq_functions(), COPY_BELOW_BYTES, FRAMES_TAKEN_MAX)
 
 
 def _events(monitor: Any) -> Iterator[dict[str, Any]]:
@@ -427,12 +533,17 @@ def _events(monitor: Any) -> Iterator[dict[str, Any]]:
 
 def _widen(descriptor: int) -> None:
     """Give a connection of the file system a larger buffer. It may be closed by now, and the number another's."""
-    with contextlib.suppress(OSError), sockets.socket(fileno=os.dup(descriptor)) as connection:
-        if connection.family == sockets.AF_UNIX:
-            connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, IPC_SEND_BUFFER_BYTES)
+    with contextlib.suppress(OSError):
+        connection = sockets.socket(fileno=descriptor)
+        try:
+            if connection.family == sockets.AF_UNIX:
+                connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, IPC_SEND_BUFFER_BYTES)
+        finally:
+            connection.detach()
 
 
 def _configure(socket: "zmq.Socket[bytes]", keys: CurveKeys | None) -> None:
+    socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS)
     socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES_MAX)
     socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES_MAX)
     socket.setsockopt(zmq.LINGER, 0)

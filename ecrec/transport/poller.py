@@ -29,6 +29,12 @@ class Poller:
         self._descriptors.register(descriptor, select.POLLIN)
         self.look_again(socket)
 
+    def register_descriptor(self, descriptor: int, receive: Callable[[], bool]) -> None:
+        """Of no socket: ``receive()`` is called while it can be read."""
+        self._receivers[descriptor] = receive
+        self._by_descriptor[descriptor] = descriptor
+        self._descriptors.register(descriptor, select.POLLIN)
+
     def unregister(self, socket: Any) -> None:
         """Before it is closed."""
         descriptor = socket.getsockopt(zmq.FD)
@@ -39,6 +45,11 @@ class Poller:
     def look_again(self, socket: Any) -> None:
         """Something was sent on it."""
         self._again[socket] = None
+
+    @property
+    def drained(self) -> bool:
+        """Nothing was left in a socket that was received from, and none was sent on since."""
+        return not self._again
 
     def receive(self) -> None:
         """From the sockets that must be looked at again, once."""

@@ -46,7 +46,7 @@ from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandl
 
 from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.transport.coordinator import DeposedError, Location
-from ecrec.transport.links import check_endpoint
+from ecrec.transport.endpoints import parse
 
 log = logging.getLogger(__name__)
 _kazoo_log = logging.getLogger(f"{__name__}.kazoo")
@@ -91,6 +91,15 @@ FORMAT = 1
 _encode = msgspec.msgpack.Encoder().encode
 _decode_head = msgspec.msgpack.Decoder(Head).decode
 _decode_leader = msgspec.msgpack.Decoder(tuple[int, str]).decode
+
+
+def next_term(last: int) -> int:
+    """A term that is higher than the last one, and than those of a state that was lost or is an older one.
+
+    Members drop what comes of a lower term than they have heard. Counted from 1 again, a leader whose nodes were
+    deleted or restored would not be heard, and could neither refuse nor adopt. So they are seconds since 1970.
+    """
+    return max(last + 1, int(time.time()))
 
 
 def pack_state(state: bytes | None, term: int, write: int) -> tuple[Head, list[bytes]]:
@@ -180,7 +189,7 @@ class ZooKeeperWatch:
             return  # the first leader has not claimed yet
         try:
             term, endpoint = _decode_leader(data)
-            check_endpoint(endpoint)
+            parse(endpoint)
         except (msgspec.MsgspecError, ConfigurationError) as error:
             log.error("%s does not name a scheduler: %s", self._path, error)
             return
@@ -372,9 +381,9 @@ class Candidate:
         """
         old = self._head
         if old is None:
-            head, _ = pack_state(None, 1, 0)
+            head, _ = pack_state(None, next_term(0), 0)
         else:
-            head = msgspec.structs.replace(old, term=old.term + 1, write=0)
+            head = msgspec.structs.replace(old, term=next_term(old.term), write=0)
         self._make_paths()
         leader = _encode((head.term, endpoint))
         if not self._write(head, lambda transaction: transaction.set_data(f"{self.path}/leader", leader)):

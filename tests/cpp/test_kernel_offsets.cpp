@@ -164,7 +164,7 @@ void check_large_encode(const Operations& kernel, const Operations& oracle, std:
     oracle.encode(size, k, r, coefficients.data(), data.data(), expected_parity.data());
     kernel.encode(size, k, r, coefficients.data(), data.data(), parity.data());
     for (int i = 0; i < r; ++i) {
-        check(blocks[static_cast<std::size_t>(k + i)].is(expected[static_cast<std::size_t>(i)]), kernel,
+        check(blocks[static_cast<std::size_t>(k) + static_cast<std::size_t>(i)].is(expected[static_cast<std::size_t>(i)]), kernel,
               "encode of many bytes", size);
     }
 }
@@ -185,10 +185,10 @@ void check_kernels_differ() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
     check_kernels_differ();
     const Operations& oracle = kernel_named("scalar");
-    return for_each_kernel([&](const Operations& kernel) {
+    return for_each_kernel(argc, argv, [&](const Operations& kernel) {
         for (std::size_t offset = 0; offset < 64; ++offset) {
             for (std::size_t size = 0; size <= 300; ++size) check_bytes_at(kernel, oracle, size, offset);
         }

@@ -478,11 +478,11 @@ void check_initial_statistics(const Operations& kernel) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
     const Operations& oracle = kernel_named("scalar");
     check_formulas(oracle);
     check_initial_statistics(oracle);
-    return for_each_kernel([&](const Operations& kernel) {
+    return for_each_kernel(argc, argv, [&](const Operations& kernel) {
         for (const bool at_end : {false, true}) {
             for (std::size_t size = 0; size <= 300; ++size) {
                 check_bytes(kernel, oracle, size, at_end);

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit" / "protocol")]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(Path(__file__).parent), str(TESTS), str(TESTS / "unit" / "protocol")]
 
 from targets import TARGETS  # noqa: E402
 
@@ -55,7 +56,7 @@ def _broken_input(said: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=int, default=150, help="for all targets together")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0 (the default): another one each time")
     parser.add_argument("--report", type=Path, help="write the figures here, as JSON")

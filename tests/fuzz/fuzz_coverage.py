@@ -18,7 +18,8 @@ import types
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit" / "protocol")]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(Path(__file__).parent), str(TESTS), str(TESTS / "unit" / "protocol")]
 
 import atheris  # noqa: E402
 import numpy as np  # noqa: E402
@@ -40,7 +41,7 @@ def instrument() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
     parser.add_argument("target", choices=list(targets.TARGETS))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0 (the default): another one each time")
@@ -80,7 +81,7 @@ def main() -> None:
             f"-max_len={CASE_BYTES_MAX}",
         ]
         atheris.Setup(
-            [sys.argv[0], *limits, "-rss_limit_mb=4096", str(corpus), str(kept)],
+            [sys.argv[0], *limits, "-rss_limit_mb=4096", str(corpus), *([str(kept)] if kept.is_dir() else [])],
             counted,
             **options,
         )

@@ -10,8 +10,9 @@ import numpy as np
 from cases import MESSAGES_MAX, Case, Sent, mutate_body, mutate_bytes, mutate_case, read_case, sent_of, write_case
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from scenes import MOMENTS, SOURCES, scenes
+from store_sequences import HEAD_BYTES, STEP_BYTES, STEPS_MAX
 from targets import TO, join_parts, split_parts
-from test_wire import frames_of, values
+from test_wire import PREAMBLE_BYTES, frames_of, values
 
 from ecrec.data.criteo import write_rows
 from ecrec.data.criteo_format import MISSING_TOKEN, RawRows
@@ -65,9 +66,12 @@ def seeds(name: str) -> tuple[bytes, ...]:
 
         states = [scenes()["scheduler"].moments[i]() for i in range(1, MOMENTS + 1)]
         assert all(isinstance(state, SchedulerMachine) for state in states)
-        from ecrec.protocol.scheduler import _encode
+        from ecrec.protocol.state import encode_state
 
-        return tuple(_encode(state.state) for state in states)
+        return tuple(encode_state(state.state) for state in states)
+    if name == "store":
+        drawn = random.Random(7)
+        return tuple(drawn.randbytes(HEAD_BYTES + STEP_BYTES * drawn.randrange(STEPS_MAX)) for _ in range(20))
     assert name == "criteo"
     rng = np.random.default_rng(7)
     tokens = rng.integers(0, 2**32, (26, 3))
@@ -89,8 +93,10 @@ def mutated(name: str, start: bytes, rng: random.Random) -> bytes:
     if name in ("wire", "node") and rng.random() < 0.9:
         parts: Sequence[bytes] = split_parts(start) or [b""]
         which = rng.randrange(len(parts))
-        head = 48 + 8 * (len(parts) - 1)
+        head = PREAMBLE_BYTES + 8 * (len(parts) - 1)
         body = which == 0 and len(parts[0]) > head and rng.random() < 0.5
         changed = parts[0][:head] + mutate_body(parts[0][head:], rng) if body else mutate_bytes(parts[which], rng)
         return join_parts([*parts[:which], changed[: 2**16 - 1], *parts[which + 1 :]])
+    if name == "store" and rng.random() < 0.5:
+        return rng.randbytes(HEAD_BYTES) + start[HEAD_BYTES:]
     return mutate_bytes(start, rng)

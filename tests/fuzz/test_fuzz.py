@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seeds import MACHINES, mutated, seeds
 from targets import SOURCES, TARGETS, TO, run_case
+from test_wire import PREAMBLE_BYTES, resealed
 
 from ecrec.errors import WireError
 from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 
 CORPUS = Path(__file__).parent / "corpus"
-EXAMPLES = {"wire": 400, "state": 150, "criteo": 150}
+EXAMPLES = {"wire": 400, "state": 150, "criteo": 150, "store": 30}
 """Of the machines fewer: each example runs a machine up to a moment first."""
 MACHINE_EXAMPLES = 60
 
@@ -63,20 +64,20 @@ def test_no_more_is_allocated_than_an_input_may_ask_for(name: str, traced: None)
 
 @pytest.mark.parametrize("levels", [10, 1_000, 100_000, 1_000_000])
 def test_depth_is_refused(levels: int, traced: None) -> None:
-    head = wire.encode(m.WindowAck(1), (), SOURCES[0], TO)[0][:48]
+    head = wire.encode(m.WindowAck(1), (), SOURCES[0], TO)[0][:PREAMBLE_BYTES]
     for body in (deep(levels), b"\x92\xa9WindowAck" + deep(levels), b"\x81\x00" * levels + b"\x00"):
         with pytest.raises(WireError, match="not a message of wire version"):
-            wire.decode([head + body])
+            wire.decode(resealed([head + body]))
 
 
 @pytest.mark.parametrize("kind", ["array", "map", "bytes", "text"])
 def test_counts_beyond_the_input_are_refused_at_once(kind: str, traced: None) -> None:
     count = {"array": b"\xdd", "map": b"\xdf", "bytes": b"\xc6", "text": b"\xdb"}[kind] + b"\xff\xff\xff\xff"
-    head = wire.encode(m.WindowAck(1), (), SOURCES[0], TO)[0][:48]
+    head = wire.encode(m.WindowAck(1), (), SOURCES[0], TO)[0][:PREAMBLE_BYTES]
     for body in (count, b"\x92\xa9WindowAck" + count, b"\x94\xa4Join\x01" + count):
         before, _ = tracemalloc.get_traced_memory()
         with pytest.raises(WireError):
-            wire.decode([head + body])
+            wire.decode(resealed([head + body]))
         assert tracemalloc.get_traced_memory()[1] - before < 1 << 20
         tracemalloc.reset_peak()
 

@@ -6,7 +6,7 @@ The run of minutes needs ECREC_LONG_FAULTS=1.
 import os
 
 import pytest
-from conftest import SMALL
+from runs import SMALL
 
 LONG = os.environ.get("ECREC_LONG_FAULTS") == "1"
 

@@ -1,6 +1,6 @@
 """More servers are killed at once than the code stands: it is said what is lost, and by option training goes on."""
 
-from conftest import SMALL
+from runs import SMALL
 
 from ecrec.protocol.loss import lost_rows
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, Placement, TableSpec

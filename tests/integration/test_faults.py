@@ -5,12 +5,14 @@ A worker pushes small integers, so that sums are exact in any order, and keeps i
 skipped without it, and say so.
 """
 
+import contextlib
 import os
 import random
 import resource
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,11 +23,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from forwarder import Forwarder
 from test_transport_cluster import DEADLINE_S, SHARDS, Processes, Worker
 
 from ecrec.launch.verify import scrub
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.messages import DOWN, UP, ClusterState
+from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 from ecrec.transport.client_node import ClientNode
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -109,6 +113,87 @@ def test_a_stopped_server_that_wakes_in_the_middle_of_training_changes_nothing(c
     assert "fenced by the scheduler: shard 3 (epoch 1) was declared dead" in cluster.logs()
 
 
+# ------------------------------------------------------------------ connections that are reset
+class Proxied(Cluster):
+    """A cluster of which two shards reach the scheduler, and are reached by everybody, through proxies."""
+
+    def __init__(self, directory: Path, transport: str = "tcp") -> None:
+        super().__init__(directory, transport)
+        self.proxies: list[Forwarder] = []
+
+    def proxied(self, number: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            bind = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        to_scheduler, to_shard = Forwarder(self.endpoint), Forwarder(bind)
+        self.proxies += [to_scheduler, to_shard]
+        arguments = ("--scheduler", to_scheduler.endpoint, "--bind", bind, "--shard", str(number))
+        self.proxied_shard(to_shard.endpoint, *arguments)
+
+    def close(self) -> None:
+        super().close()
+        for proxy in self.proxies:
+            proxy.close()
+
+
+@pytest.fixture
+def proxied(tmp_path: Path) -> Iterator[Proxied]:
+    with contextlib.closing(Proxied(tmp_path)) as made:
+        yield made
+
+
+def test_connections_of_two_servers_that_are_reset_at_once_kill_nobody(proxied: Proxied) -> None:
+    """All of theirs, until the scheduler suspects both: the code tolerates one, and both processes live."""
+    proxied.scheduler()
+    for number in range(SHARDS):
+        if number in (1, 3):
+            proxied.proxied(number)
+        else:
+            proxied.shard("--shard", str(number))
+    proxied.wait(lambda state: all(shard.state == UP and shard.figures for shard in state.shards))
+    proxied.worker = Worker(proxied.endpoint, 1000, 8)
+    proxied.worker.start()
+    for _ in range(2):
+        proxied.push(20)
+        for proxy in proxied.proxies:
+            proxy.cut(refuse=True)
+        proxied.wait(lambda state: state.suspected.keys() == {1, 3})
+        for proxy in proxied.proxies:
+            proxy.cut()
+        proxied.wait(lambda state: not state.suspected)
+    proxied.push(20)
+    proxied.check(60)
+    state = proxied.wait(lambda state: True)
+    assert [shard.epoch for shard in state.shards] == [1] * SHARDS
+    assert "is suspected, not declared down" in proxied.logs()
+
+
+def test_a_server_that_is_heard_and_hears_nothing_of_the_scheduler_is_replaced(proxied: Proxied) -> None:
+    """A cut in one direction: what the scheduler sends to it is lost, so that it never confirms a table."""
+    proxied.scheduler()
+    for number in range(SHARDS):
+        if number == 1:
+            proxied.proxied(number)
+        else:
+            proxied.shard("--shard", str(number))
+    proxied.wait(lambda state: all(shard.state == UP and shard.figures for shard in state.shards))
+    assert proxied.scheduler_process
+    worker = proxied.worker = Worker(proxied.endpoint, 1000, 8)
+    worker.start()
+    proxied.push(20)
+    connections = psutil.Process(proxied.scheduler_process.pid).net_connections("tcp")
+    for proxy in proxied.proxies:
+        proxy.swallow({connection.laddr.port for connection in connections})
+    proxied.shard("--spare")
+    late = TableSpec("late", 10, 4, CodeSpec(2, 1), OptimizerSpec("sgd", (1.0,)), "zeros")
+    worker.node.perform(worker.machine.create_table(late))
+    proxied.push(20)
+    proxied.whole({1: 2})
+    proxied.push(20)
+    proxied.check(60)
+    assert worker.machine.table_ready("late")
+    assert "it is heard, but has confirmed no view" in proxied.logs()
+
+
 # ------------------------------------------------------------------ a network that is cut
 class Namespaces:
     """Network namespaces on a bridge, in which programs can be run, and links between them that can be cut."""
@@ -163,8 +248,9 @@ class Namespaces:
         self._ip("link", "del", f"{self.tag}br")
 
 
-@pytest.fixture
-def network() -> Iterator[Namespaces]:
+@contextmanager
+def namespaces() -> Iterator[Namespaces]:
+    """Skips the test where there can be none."""
     if not ROOT or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
     try:
@@ -173,6 +259,12 @@ def network() -> Iterator[Namespaces]:
         pytest.skip(f"no network namespaces here: {error.stderr.decode()}")
     yield made
     made.close()
+
+
+@pytest.fixture
+def network() -> Iterator[Namespaces]:
+    with namespaces() as made:
+        yield made
 
 
 class Spread(Cluster):
@@ -243,12 +335,14 @@ def test_a_network_that_is_cut_for_a_moment_kills_nobody(spread: Spread) -> None
 
 # ------------------------------------------------------------------ a full disk
 @contextmanager
-def small_disk(at: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
+def small_disk(at: Path, megabytes: int = 1) -> Iterator[Path]:
+    """A file system of so many megabytes."""
     if not ROOT or shutil.which("mount") is None:
         pytest.skip("a small file system needs root and mount")
     at.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(at)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(at)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"no small file system here: {mounted.stderr.decode()}")
     try:

@@ -2,47 +2,19 @@
 
 import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
-from conftest import SMALL, left_over
+from runs import SMALL, cluster, left_over, wait_until, words
 
 LONG = (*SMALL, "--steps", "100000", "--epochs", "100000")
-
-
-def words(process, wanted, timeout_s=60):
-    """Read the run's output until a line has these words; returns what was read."""
-    deadline = time.monotonic() + timeout_s
-    read = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while wanted.encode() not in read:
-            assert selector.select(deadline - time.monotonic()), f"no {wanted!r} in {read.decode()}"
-            data = os.read(process.stdout.fileno(), 1 << 16)
-            assert data, f"ended without {wanted!r}: {read.decode()} {process.stderr.read()}"
-            read += data
-    return read.decode()
-
-
-def cluster(run_dir):
-    return json.loads((run_dir / "cluster.json").read_text())
 
 
 def ecrec(*arguments):
     command = [sys.executable, "-m", "ecrec.launch.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-def wait_until(condition, timeout_s=30):
-    """Poll something that tells nobody when it changes."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_restarted_scheduler_disturbs_nothing(trainer, undisturbed):

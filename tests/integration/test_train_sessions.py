@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import left_over
+from runs import left_over
 
 import ecrec
 from ecrec.errors import ConfigurationError

@@ -39,9 +39,16 @@ class Processes:
         """For the questions to the scheduler."""
 
     def program(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return self._start("-m", f"ecrec.launch.{name}", *arguments, **environment)
+
+    def proxied_shard(self, told: str, *arguments: str) -> subprocess.Popen[str]:
+        """A server of which everybody is told this endpoint."""
+        return self._start(str(Path(__file__).parent / "proxied_ps.py"), *arguments, PROXY_ENDPOINT=told)
+
+    def _start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         with (self.directory / f"{len(self.running)}.log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"ecrec.launch.{name}", *arguments],
+                [sys.executable, *arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -165,8 +172,19 @@ def test_a_scheduler_that_is_killed_goes_on_where_it_was(processes: Processes) -
 def test_sigterm_ends_all_programs_with_0(tcp: Processes) -> None:
     tcp.scheduler()
     shards = tcp.all_shards()
+    for process in shards:
+        process.terminate()  # without tables there is nothing to lose
+    assert [process.wait(DEADLINE_S) for process in shards] == [0] * SHARDS
+    assert tcp.scheduler_process
+    tcp.scheduler_process.terminate()
+    assert tcp.scheduler_process.wait(DEADLINE_S) == 0
+
+
+def test_sigint_ends_all_programs_at_once_with_0(tcp: Processes) -> None:
+    tcp.scheduler()
+    shards = tcp.all_shards()
     for process in tcp.running:
-        process.terminate()
+        process.send_signal(signal.SIGINT)
     assert [process.wait(DEADLINE_S) for process in (tcp.scheduler_process, *shards) if process] == [0] * 6
 
 
@@ -317,6 +335,9 @@ def test_options_of_a_scheduler_that_cannot_work(tcp: Processes) -> None:
     state = str(tcp.directory / "state")
     wrong_shards = refused(tcp, "scheduler", "--bind", "tcp://127.0.0.1:0", "--shards", "17", "--state", state)
     assert "Invalid value for '--shards'" in wrong_shards
+    assert "possible are 15, 16, 18 and 20" in " ".join(wrong_shards.replace("│", " ").split())
+    odd = refused(tcp, "scheduler", "--bind", "tcp://127.0.0.1:0", "--shards", "5", "--groups", "2", "--state", state)
+    assert "5 shards in 2 groups" in odd
     arguments = ["--bind", "tcp://127.0.0.1:0", "--shards", "5"]
     assert "name a file" in refused(tcp, "scheduler", *arguments, "--state", "/no/such/dir/state")
     timeouts = ["--heartbeat-ms", "500", "--heartbeat-timeout-ms", "800"]

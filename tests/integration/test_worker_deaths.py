@@ -7,8 +7,7 @@ import sys
 
 import psutil
 import pytest
-from conftest import SMALL
-from test_train_processes import cluster, wait_until, words
+from runs import SMALL, cluster, wait_until, words
 
 from ecrec.launch.cluster import ClusterSettings, LocalCluster
 from ecrec.launch.verify import cluster_state, scrub
@@ -50,9 +49,10 @@ def test_a_worker_that_stood_still_is_fenced_when_it_comes_back(trainer):
     run = trainer.start(*options, "--kill", "worker:2@50")
     process, run_dir, _ = run
     words(process, "step 1/")
+    endpoint = cluster(run_dir)["scheduler"]
+    wait_until(lambda: cluster_state(endpoint).workers.get(1, {}).get("steps"))  # it may be the last one to start
     zombie = next(p for p in workers(process) if p.environ()["RANK"] == "1")
     zombie.suspend()
-    endpoint = cluster(run_dir)["scheduler"]
     wait_until(lambda: cluster_state(endpoint).fenced.get(1))  # a program of its own may be too slow: they end it
     zombie.resume()
     finished = trainer.finish(*run)
@@ -73,8 +73,10 @@ def workers(launcher):
 
 def test_a_worker_that_never_comes_back_does_not_hold_up_the_others(trainer):
     run = trainer.start(*SMALL, "--steps", "100", "--workers", "3", "--lease-timeout-ms", "1500")
-    process, _, _ = run
+    process, run_dir, _ = run
     words(process, "step 1/")
+    endpoint = cluster(run_dir)["scheduler"]
+    wait_until(lambda: cluster_state(endpoint).workers.get(1, {}).get("steps"))
     next(p for p in workers(process) if p.environ()["RANK"] == "1").suspend()
     finished = trainer.finish(*run)
     assert finished.code == 0, finished.story

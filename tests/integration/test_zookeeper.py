@@ -4,6 +4,7 @@ Skipped where there is no ZooKeeper; on Debian ``apt-get install -y --no-install
 """
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -30,6 +31,8 @@ JARS = [Path("/usr/share/java") / name for name in ("zookeeper.jar", "slf4j-simp
 TICK_MS = 200
 SESSION_MS = 3000
 """Long enough for a process that a busy machine keeps waiting."""
+
+LONG = os.environ.get("ECREC_LONG_FAULTS") == "1"
 
 pytestmark = pytest.mark.skipif(
     shutil.which("java") is None or not all(jar.exists() for jar in JARS),
@@ -176,7 +179,7 @@ def test_a_worker_loses_nothing_when_leaders_are_killed(several: Several) -> Non
     several.scrub_is_clean()
     state = several.wait(lambda state: True)
     assert [shard.epoch for shard in state.shards] == [1, 1, 2, 1, 1]
-    assert leader_of(several.endpoint)[0] == 3
+    assert len(set(re.findall(r"leads at \S+ \(term (\d+)\)", several.logs()))) == 3
 
 
 def test_a_leader_killed_between_a_death_and_its_settlement(several: Several) -> None:
@@ -248,11 +251,11 @@ def test_a_leader_that_was_stopped_too_long_does_not_act(several: Several) -> No
     # It has the connection of the dead shard closed, and would tell the new one that its place is another's.
     old.send_signal(signal.SIGCONT)
     assert old.wait(DEADLINE_S) == 3
-    assert "this scheduler (term 1) leads no more" in several.logs()
+    assert re.search(r"this scheduler \(term \d+\) leads no more", several.logs())
     state = several.wait(lambda state: True)
     assert [(shard.epoch, shard.state) for shard in state.shards] == [(1, UP), (1, UP), (2, UP), (1, UP), (1, UP)]
     assert replacement.poll() is None
-    assert leader_of(several.endpoint) == (2, next(e for e, p in several.schedulers.items() if p is not old))
+    assert leader_of(several.endpoint)[1] == next(e for e, p in several.schedulers.items() if p is not old)
 
 
 def test_a_leader_that_ends_hands_over_at_once(several: Several) -> None:
@@ -268,7 +271,10 @@ def test_a_leader_that_ends_hands_over_at_once(several: Several) -> None:
     several.wait(lambda state: all(shard.state == UP for shard in state.shards))
 
 
-def test_a_zookeeper_that_is_killed_and_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("away_s", [
+    0.0, pytest.param(60.0, marks=pytest.mark.skipif(not LONG, reason="takes a minute: ECREC_LONG_FAULTS=1"))
+])  # fmt: skip
+def test_a_zookeeper_that_is_killed_and_comes_back(tmp_path: Path, away_s: float) -> None:
     server = ZooKeeper(tmp_path)
     server.start()
     several = Several(tmp_path, f"zk://127.0.0.1:{server.port}/ecrec")
@@ -280,11 +286,15 @@ def test_a_zookeeper_that_is_killed_and_comes_back(tmp_path: Path) -> None:
         try:
             worker.start()
             server.kill()
-            for _ in range(20):  # training goes on without it
+            end = time.monotonic() + away_s
+            pushes = 0
+            while pushes < 20 or time.monotonic() < end:  # training goes on without it
                 worker.push()
-            worker.flush()
+                worker.flush()
+                pushes += 1
             server.start()
             several.replace_ended()
+            several.wait(lambda state: all(shard.state == UP for shard in state.shards))
             shards[2].kill()
             several.shard("--shard", "2")
             worker.push()
@@ -293,6 +303,8 @@ def test_a_zookeeper_that_is_killed_and_comes_back(tmp_path: Path) -> None:
         finally:
             worker.node.close()
         several.scrub_is_clean()
+        state = several.wait(lambda state: True)
+        assert [shard.epoch for shard in state.shards] == [1, 1, 2, 1, 1], "a healthy shard was declared down"
     finally:
         several.close()
         server.kill()
@@ -397,7 +409,7 @@ def test_a_claim_fences_the_leader_before(
     with pytest.raises(DeposedError):
         first.may_act(0.0)
     assert second.load() == b"two"
-    assert leader_of(coordinator) == (2, "tcp://127.0.0.1:2")
+    assert leader_of(coordinator) == (second.term, "tcp://127.0.0.1:2") and second.term > first.term
 
 
 def test_nobody_leads_and_nobody_is_there(coordinator: str) -> None:

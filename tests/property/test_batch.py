@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -19,7 +19,7 @@ BagCase = tuple[list[list[list[int]]], list[int], list[bool], int, int, int]
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[list[list[int]], list[int], list[Table]]:
     """(ids of each feature, table of each feature, tables)."""
-    shards, groups = draw(st.integers(1, 7)), draw(st.integers(1, 3))
+    shards, groups = draw(st.integers(1, 16)), draw(st.integers(1, 5))
     tables = [
         Table(
             draw(st.integers(1, 1 << draw(st.sampled_from([2, 8, 40])))),
@@ -96,31 +96,36 @@ def bags(draw: st.DrawFn) -> BagCase:
 
 def pool_arguments(
     case: BagCase,
-) -> tuple[tuple[I64, I32, I64, I32, int, Bools], int]:
-    """What pool_forward and pool_backward share, and the number of floats of all rows."""
+) -> tuple[tuple[I64, I32, I64, I32, int, Bools], int, I64]:
+    """What pool_forward and pool_backward share, the number of floats, and where row ``f * rows + row`` begins."""
     content, dims, mean, rows, batch, seed = case
     sizes = np.repeat(np.array(dims, dtype=np.int64), rows)
-    # Rows do not lie in order, as in the answers of several shards.
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    offsets = np.empty(len(sizes), dtype=np.int64)
-    offsets[order] = np.cumsum(sizes[order]) - sizes[order]
-    flat = [f * rows + row for f, feature in enumerate(content) for bag in feature for row in bag]
+    # Rows of a feature do not lie one behind the other, as in the answers of several shards. Some floats are of no row.
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(sizes))
+    place = np.argsort(order)
+    ends = np.cumsum(sizes[order] + rng.choice([0, 0, 0, 2], len(sizes)))
+    offsets = (ends - sizes[order]).astype(np.int64)
+    flat = [place[f * rows + row] for f, feature in enumerate(content) for bag in feature for row in bag]
     lengths = [len(bag) for feature in content for bag in feature]
     return (
-        offsets,
-        np.array(flat, dtype=np.int32),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.array(dims, dtype=np.int32),
-        batch,
-        np.array(mean, dtype=np.bool_),
-    ), int(sizes.sum())
+        (
+            offsets,
+            np.array(flat, dtype=np.int32),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.array(dims, dtype=np.int32),
+            batch,
+            np.array(mean, dtype=np.bool_),
+        ),
+        (int(ends[-1]) if len(ends) else 0),
+        offsets[place],
+    )
 
 
 @given(bags())
 def test_pool_forward_is_the_plain_loop(kernel: str, case: BagCase) -> None:
     content, dims, mean, rows, batch, seed = case
-    shared, floats = pool_arguments(case)
-    offsets = shared[0]
+    shared, floats, offsets = pool_arguments(case)
     values = np.random.default_rng(seed).standard_normal(floats).astype(np.float32)
     out = np.full((batch, sum(dims)), np.nan, dtype=np.float32)
     _native.pool_forward(values, *shared, out)
@@ -140,8 +145,7 @@ def test_pool_forward_is_the_plain_loop(kernel: str, case: BagCase) -> None:
 @given(bags())
 def test_pool_backward_is_the_plain_loop(kernel: str, case: BagCase) -> None:
     content, dims, mean, rows, batch, seed = case
-    shared, floats = pool_arguments(case)
-    offsets = shared[0]
+    shared, floats, offsets = pool_arguments(case)
     grad_out = np.random.default_rng(seed).standard_normal((batch, sum(dims))).astype(np.float32)
     gradients = np.full(floats, np.nan, dtype=np.float32)
     _native.pool_backward(grad_out, *shared, gradients)
@@ -156,6 +160,65 @@ def test_pool_backward_is_the_plain_loop(kernel: str, case: BagCase) -> None:
                 expected[offsets[f * rows + row] :][:dim] += share
         column += dim
     assert gradients.tobytes() == expected.tobytes()
+
+
+HOSTILE = st.sampled_from([-1, 0, 1, 2, 3, 4, 7, 1 << 31, 1 << 61, 1 << 62, (1 << 62) + 1, (1 << 63) - 1, -(1 << 63)])
+SMALL = st.integers(-1, 9)
+HOSTILE_I32 = st.sampled_from([-1, 0, 1, 2, 4, (1 << 31) - 1, -(1 << 31)])
+
+
+@st.composite
+def hostile_bags(draw: st.DrawFn) -> tuple[tuple[I64, I32, I64, I32, int, Bools], int, int]:
+    """Arguments of pooling that fit each other in some places only, the floats of all rows and those of the output."""
+    features = draw(st.integers(0, 3))
+    batch = draw(st.sampled_from([0, 1, 2]) | HOSTILE)
+    dims = draw(st.lists(st.integers(1, 4) | HOSTILE_I32, min_size=features, max_size=features))
+    wrapped = (features * batch + 1) % (1 << 64)
+    offsets = draw(st.lists(SMALL | HOSTILE, max_size=4))
+    if draw(st.booleans()):
+        offsets = sorted(offsets)
+    bags_drawn = min(max(wrapped - 1, 0), 7)
+    lengths = draw(st.lists(st.integers(0, 2), min_size=bags_drawn, max_size=bags_drawn))
+    bag_offsets = [0, *np.cumsum(lengths).tolist()]
+    if draw(st.integers(0, 4)) == 0:
+        bag_offsets[draw(st.integers(0, len(bag_offsets) - 1))] = draw(SMALL | HOSTILE)
+    rows = st.integers(0, max(len(offsets) - 1, 0)) | HOSTILE_I32
+    count = max(bag_offsets[-1], 0) if bag_offsets[-1] < 20 else 0
+    inverse = draw(st.lists(rows, min_size=count, max_size=count))
+    pooled = (batch * sum(dims)) % (1 << 64)
+    return (
+        (
+            np.array(offsets, np.int64), np.array(inverse, np.int32), np.array(bag_offsets, np.int64),
+            np.array(dims, np.int32), batch, np.zeros(features, np.bool_),
+        ),
+        draw(st.integers(0, 12)),
+        pooled if pooled < 64 else draw(st.integers(0, 8)),
+    )  # fmt: skip
+
+
+@settings(max_examples=400)
+@given(hostile_bags())
+def test_pooling_refuses_hostile_arguments_or_writes_every_float(
+    case: tuple[tuple[I64, I32, I64, I32, int, Bools], int, int],
+) -> None:
+    shared, floats, pooled = case
+    guard = 32
+    for backward in (False, True):
+        size = floats if backward else pooled
+        whole = np.full(size + 2 * guard, np.nan, np.float32)
+        written = whole[guard : guard + size]
+        given_floats = np.ones(pooled if backward else floats, np.float32)
+        call = _native.pool_backward if backward else _native.pool_forward
+        try:
+            call(given_floats, *shared, written)
+        except (ValueError, IndexError):
+            assert np.isnan(whole).all()
+            continue
+        assert not np.isnan(written).any()
+        assert np.isnan(whole[:guard]).all() and np.isnan(whole[guard + size :]).all()
+        if backward:
+            ids = np.repeat(np.repeat(shared[3], shared[4]), np.diff(shared[2])) if len(shared[3]) else np.zeros(0)
+            assert written.sum() == ids.sum()
 
 
 pushes = st.lists(

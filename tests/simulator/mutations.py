@@ -5,42 +5,57 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 from unittest import mock
 
+import msgspec
+
 from ecrec.protocol import messages as m
-from ecrec.protocol import scheduler
+from ecrec.protocol import settlement
 from ecrec.protocol.client import ClientMachine
+from ecrec.protocol.deaths import Deaths
 from ecrec.protocol.events import Persist
+from ecrec.protocol.initial import InitialValues
+from ecrec.protocol.losses import Losses
 from ecrec.protocol.membership import Membership
 from ecrec.protocol.messages import DOWN, RECOVERING
 from ecrec.protocol.peer import Peer
 from ecrec.protocol.repair import Repairs
+from ecrec.protocol.requests import Requests
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.seeding import ALL_CLASSES, Seeding
+from ecrec.protocol.settlement import Settlements
 from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.stream import InStream
+from ecrec.protocol.suspicion import Suspicions
 
 Make = Callable[[], AbstractContextManager[Any]]
 
 
 class Mutation(NamedTuple):
     trap: str
-    """As docs/protocol.md and `ecrec.simulator.coverage.TRAPS` name it."""
+    """As docs/protocol.md and `ecrec.simulator.coverage.TRAPS` name it; empty: it has no name, and is not counted."""
     make: Make
     seed: int
     """One that catches it; if none does any more, because the protocol or the drawing changed, others are tried."""
+    hangs: bool = False
+    """That the cluster never comes to rest is how it shows; else a cluster that only hangs does not count."""
 
 
 MUTATIONS: dict[str, Mutation] = {}
 
 
-def mutation(trap: str, seed: int) -> Callable[[Make], Make]:
+UNKNOWN = -1
+"""No schedule is known that catches it since what seeds mean has changed: ECREC_SIMULATOR_SEARCH=1 looks for one."""
+
+
+def mutation(trap: str, seed: int, hangs: bool = False) -> Callable[[Make], Make]:
     def register(make: Make) -> Make:
-        MUTATIONS[make.__name__] = Mutation(trap, make, seed)
+        MUTATIONS[make.__name__] = Mutation(trap, make, seed, hangs)
         return make
 
     return register
 
 
 # ------------------------------------------------------------------ pushes, pulls, windows
-@mutation("push-again", 0)
+@mutation("push-again", 1)
 def a_push_that_comes_again_is_applied_again() -> AbstractContextManager[Any]:
     real = ShardMachine._on_push
 
@@ -52,7 +67,7 @@ def a_push_that_comes_again_is_applied_again() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_on_push", on_push)
 
 
-@mutation("stable-before-durable", 1)
+@mutation("stable-before-durable", 4)
 def pushes_are_acknowledged_when_applied() -> AbstractContextManager[Any]:
     real = ShardMachine._apply
 
@@ -66,7 +81,7 @@ def pushes_are_acknowledged_when_applied() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_apply", apply)
 
 
-@mutation("stable-before-durable", 12)
+@mutation("stable-before-durable", 5)
 def a_window_is_stable_when_one_peer_has_it() -> AbstractContextManager[Any]:
     def acknowledged(self: ShardMachine, peer: Peer, number: int) -> None:
         done = [unstable for window, unstable in self.unstable.items() if window <= number and unstable.waiting]
@@ -78,7 +93,43 @@ def a_window_is_stable_when_one_peer_has_it() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_acknowledged", acknowledged)
 
 
-@mutation("pull-again", 2)
+@mutation("half-done", 4)
+def a_busy_shard_tells_of_the_event_that_it_is_in() -> AbstractContextManager[Any]:
+    real = ShardMachine.while_busy
+
+    def while_busy(self: ShardMachine, now_ms: float) -> list[Any]:
+        return [
+            e._replace(message=msgspec.structs.replace(e.message, view=self.view, marks=dict(self.marks)))
+            if isinstance(e.message, m.ShardStatus)
+            else e
+            for e in real(self, now_ms)
+        ]
+
+    return mock.patch.object(ShardMachine, "while_busy", while_busy)
+
+
+@mutation("", 1999)
+def a_busy_shard_says_nothing() -> AbstractContextManager[Any]:
+    return mock.patch.object(ShardMachine, "while_busy", lambda self, now_ms: [])
+
+
+@mutation("", UNKNOWN)
+def an_older_life_of_a_worker_is_told_what_a_newer_one_made_durable() -> AbstractContextManager[Any]:
+    """By number alone: it takes the newer life's push for its own."""
+    real = ShardMachine._worker
+
+    def worker(self: ShardMachine, source: Any) -> Any:
+        known = self.workers.get(source.id) if source.role == m.WORKER else None
+        if known is not None and 0 < source.epoch < known.address.epoch:
+            self.checked()
+            self.reply(source, m.PushAck(self.durable.get(source.id, 0)))
+            return None
+        return real(self, source)
+
+    return mock.patch.object(ShardMachine, "_worker", worker)
+
+
+@mutation("pull-again", 27)
 def pushes_go_on_while_an_exact_pull_waits() -> AbstractContextManager[Any]:
     def why_no_push(self: ClientMachine) -> str:
         full = any(s.pushed - s.acked >= self.config.pushes_in_flight_max for s in self._shards.values())
@@ -87,8 +138,44 @@ def pushes_go_on_while_an_exact_pull_waits() -> AbstractContextManager[Any]:
     return mock.patch.object(ClientMachine, "_why_no_push", why_no_push)
 
 
+@mutation("", 1)
+def a_push_is_sent_unchecked() -> AbstractContextManager[Any]:
+    """One shard then refuses its part, and the others apply theirs."""
+    return mock.patch.object(Requests, "push", lambda self, by_shard, barrier, assign: dict(by_shard))
+
+
+@mutation("", UNKNOWN)
+def a_peer_without_parity_is_not_told_of_watermarks() -> AbstractContextManager[Any]:
+    """Without a coded table nothing is sent: what was acknowledged before the first one is forgotten at a death."""
+    return mock.patch.object(ShardMachine, "coded", lambda self: any(code.r for code in self.placement.codes))
+
+
+@mutation("", 94)
+def a_stream_goes_on_behind_a_hole() -> AbstractContextManager[Any]:
+    def take(self: InStream, sequence: int) -> bool:
+        self.ack_due = True
+        if sequence <= self.ack:
+            return False
+        self.ack = sequence
+        return True
+
+    return mock.patch.object(InStream, "take", take)
+
+
+@mutation("", 12)
+def a_message_that_comes_twice_is_taken_twice() -> AbstractContextManager[Any]:
+    def take(self: InStream, sequence: int) -> bool:
+        self.ack_due = True
+        if sequence > self.ack + 1:
+            return False
+        self.ack = max(self.ack, sequence)
+        return True
+
+    return mock.patch.object(InStream, "take", take)
+
+
 # ------------------------------------------------------------------ a death
-@mutation("undone-beyond-the-cut", 47)
+@mutation("undone-beyond-the-cut", 5)
 def nothing_is_undone_beyond_the_cut() -> AbstractContextManager[Any]:
     real = Membership._on_settle
 
@@ -104,7 +191,7 @@ def the_longest_report_is_the_cut() -> AbstractContextManager[Any]:
         reports = len(some) == 1 and all(isinstance(one, m.Report) for one in some[0])
         return max(*some, **by) if reports else min(*some, **by)
 
-    return mock.patch.object(scheduler, "min", longest, create=True)
+    return mock.patch.object(settlement, "min", longest, create=True)
 
 
 @mutation("marks-with-report", 1)
@@ -112,24 +199,24 @@ def watermarks_are_not_those_of_the_reported_window() -> AbstractContextManager[
     return mock.patch.object(Peer, "marks_received", lambda self: dict(self.marks))
 
 
-@mutation("reporter-dies", 284)
+@mutation("reporter-dies", 107)
 def a_report_of_a_survivor_that_died_still_counts() -> AbstractContextManager[Any]:
     """Its windows died with it; a cut below those of all others is one that nobody can go back to."""
-    real = SchedulerMachine._try_settle
+    real = Settlements._try_settle
 
-    def try_settle(self: SchedulerMachine, number: int, group: Any, shard: int) -> None:
-        settlement = group.settlements[shard]
+    def try_settle(self: Settlements, number: int, group: Any, shard: int) -> None:
+        reports = group.settlements[shard].reports
         alive = [f"{s}:{p.epoch}" for s, p in enumerate(group.places) if p.state != DOWN]
-        dead = [r for key, r in settlement.reports.items() if key not in alive and r.window >= 0]
-        if dead and all(key in settlement.reports for key in alive):
+        dead = [r for key, r in reports.items() if key not in alive and r.window >= 0]
+        if dead and all(key in reports for key in alive):
             for key in alive:
-                settlement.reports[key] = dead[0]
+                reports[key] = dead[0]
         real(self, number, group, shard)
 
-    return mock.patch.object(SchedulerMachine, "_try_settle", try_settle)
+    return mock.patch.object(Settlements, "_try_settle", try_settle)
 
 
-@mutation("nothing-heard", 833)
+@mutation("nothing-heard", UNKNOWN)
 def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextManager[Any]:
     real = Membership._on_up
 
@@ -141,7 +228,7 @@ def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextMan
     return mock.patch.object(Membership, "_on_up", on_up)
 
 
-@mutation("younger-reporter", 25)
+@mutation("younger-reporter", 60)
 def a_shard_younger_than_the_dead_reports_too() -> AbstractContextManager[Any]:
     real = Membership._place
 
@@ -153,24 +240,24 @@ def a_shard_younger_than_the_dead_reports_too() -> AbstractContextManager[Any]:
     return mock.patch.object(Membership, "_place", place)
 
 
-@mutation("settle-confirmed", 0)
+@mutation("settle-confirmed", 4)
 def a_replacement_starts_before_the_settlement_is_confirmed() -> AbstractContextManager[Any]:
-    real = SchedulerMachine._try_replace
+    real = Settlements._try_replace
 
-    def try_replace(self: SchedulerMachine, number: int, group: Any, shard: int) -> None:
-        settlement = group.settlements[shard]
-        contacts = [c for (g, _), c in self.contacts.items() if g == number]
+    def try_replace(self: Settlements, number: int, group: Any, shard: int, fenced: Any) -> None:
+        settled = group.settlements[shard].view
+        contacts = [c for (g, _), c in self.members.contacts.items() if g == number]
         views = [contact.view for contact in contacts]
         for contact in contacts:
-            contact.view = max(contact.view, settlement.view)
-        real(self, number, group, shard)
+            contact.view = max(contact.view, settled)
+        real(self, number, group, shard, fenced)
         for contact, view in zip(contacts, views, strict=True):
             contact.view = view
 
-    return mock.patch.object(SchedulerMachine, "_try_replace", try_replace)
+    return mock.patch.object(Settlements, "_try_replace", try_replace)
 
 
-@mutation("fenced", 80)
+@mutation("fenced", 17)
 def what_a_dead_incarnation_sent_is_still_taken() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -188,11 +275,27 @@ def what_a_dead_incarnation_sent_is_still_taken() -> AbstractContextManager[Any]
 
 @mutation("too-many", 55)
 def more_deaths_than_the_code_stands_go_unsaid() -> AbstractContextManager[Any]:
-    return mock.patch.object(SchedulerMachine, "_check_lost", lambda self, number, group, shard: None)
+    return mock.patch.object(Losses, "check", lambda self, number, group, shard: None)
+
+
+@mutation("", 14)
+def a_closed_connection_is_a_death_whatever_is_lost() -> AbstractContextManager[Any]:
+    return mock.patch.object(Deaths, "_tolerates", lambda self, group, shards, uncoded: True)
+
+
+@mutation("", 1)
+def peers_are_not_asked_about_a_closed_connection() -> AbstractContextManager[Any]:
+    real = Suspicions._is_dead
+
+    def is_dead(self: Suspicions, sign: Any, signs: Any, words: Any, now_ms: float) -> str:
+        charge = self._closed.get(sign.shard)
+        return charge.reason if charge is not None else real(self, sign, signs, words, now_ms)
+
+    return mock.patch.object(Suspicions, "_is_dead", is_dead)
 
 
 # ------------------------------------------------------------------ repair
-@mutation("recovering-marks", 30)
+@mutation("recovering-marks", 92)
 def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
     real = Repairs._members
 
@@ -202,33 +305,31 @@ def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
     return mock.patch.object(Repairs, "_members", members)
 
 
-@mutation("repair-in-one-view", 3)
+@mutation("repair-in-one-view", 21)
 def a_repair_outlives_its_view() -> AbstractContextManager[Any]:
-    return mock.patch.object(Repairs, "forget_all", lambda self: None)
+    """The replacement asks again; what others have of its first request stays."""
+    real = Repairs.forget
+
+    def forget(self: Repairs, classes: set[int]) -> None:
+        kept = self.assemblies
+        real(self, classes)
+        self.assemblies = kept
+
+    return mock.patch.object(Repairs, "forget", forget)
 
 
-@mutation("old-view-dropped", 57)
+@mutation("old-view-dropped", 56, hangs=True)
 def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any]:
-    real = ShardMachine._on_shard
-
-    def on_shard(self: ShardMachine, event: Any) -> None:
-        view = getattr(event.message, "view", None)
-        if self.state and view is not None and view < self.view:
-            peer = self.peers.get(event.source.id - self.base)
-            if peer is not None and peer.epoch == event.source.epoch and not peer.settling and not peer.held:
-                self._from_shards[type(event.message)](peer, event.message, event.frames)
-                return
-        real(self, event)
-
-    return mock.patch.object(ShardMachine, "_on_shard", on_shard)
+    """They stand in the way of a request of the same number, which is then never answered, or answered wrongly."""
+    return mock.patch.object(Membership, "is_over", lambda self, view, message: False)
 
 
-@mutation("no-repair-unsettled", 718)
+@mutation("no-repair-unsettled", 1425)
 def lost_rows_are_repaired_while_parities_differ() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "settled", True)
 
 
-@mutation("held-behind-view", 125)
+@mutation("held-behind-view", 253)
 def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManager[Any]:
     real = ShardMachine._on_shard
 
@@ -246,7 +347,7 @@ def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManag
 
 
 # ------------------------------------------------------------------ seeding
-@mutation("seed-stable", 149)
+@mutation("seed-stable", 894)
 def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     real = ShardMachine._on_window
 
@@ -258,12 +359,12 @@ def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "_on_window", on_window)
 
 
-@mutation("seed-starts-over", 32)
+@mutation("seed-starts-over", 374)
 def seeding_does_not_start_over() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "start_over", lambda self: None)
 
 
-@mutation("wiped-not-undone", 80)
+@mutation("wiped-not-undone", 16)
 def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     real = Seeding.start_over
 
@@ -276,12 +377,12 @@ def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "start_over", start_over)
 
 
-@mutation("old-round-skipped", 10)
+@mutation("old-round-skipped", 7)
 def rows_of_an_old_round_count() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "accepted", lambda self, shard, rounds: ALL_CLASSES)
 
 
-@mutation("round-once", 737)
+@mutation("round-once", UNKNOWN)
 def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[Any]:
     real = Seeding.on_reseed
 
@@ -292,7 +393,7 @@ def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[A
     return mock.patch.object(Seeding, "on_reseed", on_reseed)
 
 
-@mutation("joined-before-push", 43)
+@mutation("joined-before-push", 61)
 def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]:
     real = Membership.join
 
@@ -304,7 +405,27 @@ def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]
 
 
 # ------------------------------------------------------------------ the scheduler
-@mutation("persist-first", 72)
+@mutation("", 1)
+def two_workers_write_the_first_values_of_a_table() -> AbstractContextManager[Any]:
+    def answer(self: InitialValues, table: int, source: Any) -> str:
+        return m.WRITE if table in self.state.fresh else m.WRITTEN
+
+    return mock.patch.object(InitialValues, "_answer", answer)
+
+
+@mutation("", 64)
+def first_values_are_claimed_again_once_they_are_written() -> AbstractContextManager[Any]:
+    real = InitialValues.on_initialise
+
+    def on_initialise(self: InitialValues, source: Any, message: Any) -> None:
+        fresh = list(self.state.fresh)
+        real(self, source, message)
+        self.state.fresh[:] = fresh
+
+    return mock.patch.object(InitialValues, "on_initialise", on_initialise)
+
+
+@mutation("persist-first", 3)
 def the_scheduler_sends_before_it_persists() -> AbstractContextManager[Any]:
     real = SchedulerMachine.handle
 
@@ -313,3 +434,24 @@ def the_scheduler_sends_before_it_persists() -> AbstractContextManager[Any]:
         return effects[1:] + effects[:1] if effects and isinstance(effects[0], Persist) else effects
 
     return mock.patch.object(SchedulerMachine, "handle", handle)
+
+
+@mutation("", 2)
+def silence_alone_declares_data_lost() -> AbstractContextManager[Any]:
+    """As if somebody always missed who is silent here, though nobody is heard."""
+
+    def doubt(self: Suspicions, shard: int, *rest: Any) -> str:
+        self._missed.setdefault(shard, -1e18)
+        return ""
+
+    return mock.patch.object(Suspicions, "_doubt", doubt)
+
+
+@mutation("", 2)
+def of_those_that_fall_silent_together_the_first_is_judged_alone() -> AbstractContextManager[Any]:
+    return mock.patch.object(Suspicions, "_shaky", lambda self, *known: set())
+
+
+@mutation("", 278)
+def who_acknowledges_late_counts_as_cut_off() -> AbstractContextManager[Any]:
+    return mock.patch.object(ShardMachine, "unheard", lambda self: [peer.shard for peer in self.others()])

@@ -47,11 +47,11 @@ def parity_of_whole_shards_outlives_re_initialised_rows() -> AbstractContextMana
 def it_was_whole_counts_after_rows_are_re_initialised() -> AbstractContextManager[Any]:
     real = SchedulerMachine._on_shard_status
 
-    def on_shard_status(self: SchedulerMachine, source: Any, status: m.ShardStatus) -> None:
+    def on_shard_status(self: SchedulerMachine, source: Any, status: m.ShardStatus, frames: Any) -> None:
         for group in self.state.groups:
             for place in group.places:
                 place.weak_since = 0
-        real(self, source, status)
+        real(self, source, status, frames)
 
     return mock.patch.object(SchedulerMachine, "_on_shard_status", on_shard_status)
 

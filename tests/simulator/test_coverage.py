@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from ecrec.simulator.__main__ import main
-from ecrec.simulator.coverage import TRAPS, Coverage, transitions
+from ecrec.simulator.coverage import TRAPS, Coverage, sizes, transitions
 from ecrec.simulator.run import COVERAGE, SEEDS_CI, run_many
 
 RARE = {
@@ -13,6 +13,13 @@ RARE = {
     "persist-first",
     "shard up: Joined",
     "a death, while a shard recovers: seeds here, data missing",
+    "damaged parity row",
+    "shard up: CorrectParity",
+    "shard up: ParityCorrected",
+    "stays broken while the rest goes on: shards",
+    "stays broken while the rest goes on: worker",
+    "stays broken while the rest goes on: links",
+    *sizes(),
 }
 """Reached by fewer than 40 of the 2,000 schedules that .ci/run asks all of (``--require-coverage``)."""
 

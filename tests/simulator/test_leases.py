@@ -16,8 +16,10 @@ from unittest import mock
 import pytest
 
 from ecrec.protocol import leases
-from ecrec.protocol.leases import Fence, Leases
+from ecrec.protocol.leases import Leases
+from ecrec.protocol.members import Members
 from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.state import Fence
 from ecrec.simulator.cluster import Cluster
 from ecrec.simulator.draw import draw
 from ecrec.simulator.run import run_seed
@@ -58,8 +60,8 @@ def the_split_goes_on_where_some_shard_is() -> AbstractContextManager[Any]:
 def the_split_is_handed_on_before_the_shards_know() -> AbstractContextManager[Any]:
     real = Leases._cursors
 
-    def cursors(self: Leases, fence: Fence) -> list[int] | None:
-        return real(self, Fence(fence.worker, fence.epoch, [0] * len(fence.views)))
+    def cursors(self: Leases, fence: Fence, members: Members) -> list[int] | None:
+        return real(self, Fence(fence.worker, fence.epoch, [0] * len(fence.views)), members)
 
     return mock.patch.object(Leases, "_cursors", cursors)
 

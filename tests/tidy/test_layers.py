@@ -73,3 +73,19 @@ def test_only_launch_reads_the_environment() -> None:
         if path.relative_to(PACKAGE).parts[0] not in {"launch", "simulator"}:
             text = path.read_text()
             assert "os.environ" not in text and "getenv" not in text, path
+
+
+def test_the_modules_of_the_protocol_import_each_other_in_one_direction() -> None:
+    """What is imported for annotations alone (``if TYPE_CHECKING``) does not count."""
+    imported: dict[str, set[str]] = {}
+    for path in (PACKAGE / "protocol").glob("*.py"):
+        names: set[str] = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ecrec.protocol"):
+                parts = str(node.module).split(".")
+                names |= {parts[2]} if len(parts) > 2 else {alias.name for alias in node.names}
+        imported[path.stem] = names
+    while leaves := [name for name, names in imported.items() if not names & imported.keys()]:
+        for name in leaves:
+            del imported[name]
+    assert not imported, f"these import each other: {sorted(imported)}"

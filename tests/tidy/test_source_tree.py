@@ -1,8 +1,10 @@
 """Python started in a checkout finds the source there first; without the native module it says what to do."""
 
+import ast
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import ecrec
@@ -19,3 +21,27 @@ def test_the_source_without_its_native_module_says_what_to_do(tmp_path: Path) ->
     )
     assert done.returncode == 1
     assert str(tmp_path / "ecrec") in done.stderr and "pip install -e ." in done.stderr
+
+
+def test_no_two_modules_of_the_tests_have_one_name() -> None:
+    # Their directories are no packages: one run of all would take the one for the other. A fixture goes by conftest.py,
+    # which nobody imports for that reason.
+    files = list((Path(__file__).parents[1]).rglob("*.py"))
+    names = Counter(path.name for path in files if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
+    imports = [path for path in files if path != Path(__file__) and "from conftest import" in path.read_text()]
+    assert imports == []
+
+
+def test_no_program_takes_the_beginning_of_an_option_for_it() -> None:
+    # "--seed 7" is not to run "--seeds 7".
+    root = Path(__file__).parents[2]
+    files = [path for folder in ("ecrec", "bench", "tests") for path in (root / folder).rglob("*.py")]
+    calls = [
+        (path, node.keywords)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("ArgumentParser", "add_parser"))
+    ]
+    assert len(calls) > 10
+    assert {path for path, keywords in calls if "allow_abbrev" not in {each.arg for each in keywords}} == set()

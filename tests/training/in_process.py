@@ -4,13 +4,25 @@ Sessions of several workers may each run in a thread: one lock is held while mes
 """
 
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import Disconnected, Effect, Failed, PullDone, Received, Send, Tick
+from ecrec.protocol.events import (
+    Connect,
+    Connection,
+    Disconnected,
+    Effect,
+    Failed,
+    PullDone,
+    PullFailed,
+    Received,
+    Send,
+    Tick,
+)
 from ecrec.protocol.messages import SCHEDULER, SHARD, UP, WORKER, Address
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
@@ -30,7 +42,7 @@ class InProcessCluster:
         config = config or ProtocolConfig(lease_timeout_ms=LEASE_TIMEOUT_MS)
         self.scheduler = SchedulerMachine(n, groups, config, None)
         self.machines: dict[str, Any] = {"scheduler": self.scheduler}
-        self.results: dict[str, list[PullDone | Failed]] = defaultdict(list)
+        self.results: dict[str, list[PullDone | PullFailed | Failed]] = defaultdict(list)
         self.channels: dict[tuple[str, str], deque[Received]] = defaultdict(deque)
         self.now_ms = 0.0
         self.started = 0
@@ -44,7 +56,7 @@ class InProcessCluster:
         machine = ClientMachine(options.get("rank", 0), name, WORKER)
         with self.lock:
             self.machines[name] = machine
-        return Session(machine, _Node(self, name), timeout_s=20.0, **options).start()
+        return Session(machine, _Node(self, name), wait_timeout_ms=20_000.0, **options).start()
 
     def kill(self, shard: int) -> None:
         """Kill the shard's process, lose what is on its way to it, and start another one."""
@@ -103,7 +115,9 @@ class InProcessCluster:
                 if target is not None:
                     frames = [bytes(memoryview(frame)) for frame in effect.frames]
                     self.channels[name, target].append(Received(source, effect.message, frames))
-            elif isinstance(effect, PullDone | Failed):
+            elif isinstance(effect, Connect) and isinstance(self.machines[name], ShardMachine):
+                self.channels[name, name].append(Connection(effect.address, up=True))
+            elif isinstance(effect, PullDone | PullFailed | Failed):
                 self.results[name].append(effect)
 
     def _find(self, to: Address) -> str | None:
@@ -118,10 +132,15 @@ class InProcessCluster:
         return None
 
     def _will_be(self, machine: Any, to: Address) -> bool:
-        """A process that has not yet been told which shard it is."""
+        """A process that has not yet been told which shard it is, or has no place."""
+        if not isinstance(machine, ShardMachine):
+            return False
+        if to.id < 0:
+            known = self.scheduler.admission.candidates.get(machine.process)
+            return known is not None and known.address == to
         group, shard = divmod(to.id, self.n)
         place = self.scheduler.state.groups[group].places[shard]
-        return isinstance(machine, ShardMachine) and (place.epoch, place.process) == (to.epoch, machine.process)
+        return (place.epoch, place.process) == (to.epoch, machine.process)
 
 
 class _Node:
@@ -135,7 +154,10 @@ class _Node:
         with self.cluster.lock:
             self.cluster._carry_out(self.name, effects)
 
-    def pump(self, timeout_ms: float) -> list[PullDone | Failed]:
+    def pump(self, timeout_ms: float) -> list[PullDone | PullFailed | Failed]:
+        # One that waits in a loop would have the interpreter to itself: each torch call of another thread gives it up,
+        # and gets it back only when the switch interval is over.
+        time.sleep(0)
         with self.cluster.lock:
             self.cluster.step(self.name)
             return self.cluster.results.pop(self.name, [])

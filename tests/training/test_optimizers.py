@@ -15,7 +15,6 @@ from ecrec.errors import ConfigurationError  # noqa: E402
 from ecrec.protocol.membership import add_table  # noqa: E402
 from ecrec.protocol.placement import OPTIMIZERS, CodeSpec, TableSpec  # noqa: E402
 from ecrec.training import FTRL, SGD, Adagrad, Adam, Optimizer, RowWiseAdagrad  # noqa: E402
-from ecrec.training.digest import record_bytes  # noqa: E402
 from ecrec.training.optimizers import optimizer  # noqa: E402
 
 ROWS, DIM, STEPS = 13, 7, 50
@@ -137,7 +136,7 @@ def test_a_row_that_is_not_in_the_batch_stays_and_records_have_the_stores_size(n
     assert table.spec.optimizer.name == name
     assert table.spec.optimizer.hyper[0] == 0.1
     table.spec.optimizer.check()
-    assert record_bytes(table.spec) == table.store.record_bytes(0)
+    assert table.spec.record_bytes == table.store.record_bytes(0)
     table.step(list(range(ROWS)), torch.ones(ROWS, DIM))
     before = table.weights()
     table.step([3], torch.ones(1, DIM))

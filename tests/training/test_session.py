@@ -1,6 +1,7 @@
 """Sessions: steps, prefetch, several workers, deaths; training against plain torch."""
 
 import copy
+import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch import nn  # noqa: E402
 from ecrec.errors import ClusterError, ConfigurationError, DataLostError, GradientError  # noqa: E402
 from ecrec.protocol.client import ClientMachine  # noqa: E402
 from ecrec.protocol.config import ProtocolConfig  # noqa: E402
+from ecrec.protocol.events import Received  # noqa: E402
+from ecrec.protocol.messages import SCHEDULER, WRITE, Address, Suspected  # noqa: E402
+from ecrec.protocol.placement import CodeSpec, TableSpec  # noqa: E402
 from ecrec.training import (  # noqa: E402
     SGD,
     Adagrad,
@@ -180,15 +184,21 @@ def test_one_worker_ends_with_the_same_digest_whoever_dies() -> None:
     assert digest_of({0: [2], 3: [2], 6: [2]}) == calm
 
 
-def test_two_coding_groups_hold_the_same_model_as_one() -> None:
+def test_many_coding_groups_hold_the_same_model_as_one_whoever_dies_in_each() -> None:
     digests = []
-    for groups in (1, 2):
-        cluster = InProcessCluster(3, groups)
+    for n, groups in ((3, 1), (3, 2), (4, 9)):
+        cluster = InProcessCluster(n, groups)
+
+        def at_step(step: int, cluster: InProcessCluster = cluster, n: int = n, groups: int = groups) -> None:
+            if step == 3:
+                for group in range(groups):
+                    cluster.kill(group * n + group % n)
+
         with cluster.session(code="2+1") as session:
-            sparse, dense, _ = train(session, batches(), at_step=lambda s, c=cluster: c.kill(1) if s == 3 else None)
-            assert session.shards == 3 * groups
+            sparse, dense, _ = train(session, batches(), at_step=at_step)
+            assert session.shards == n * groups
             digests.append(model_digest(session, [*sparse.specs, dense.spec]))
-    assert digests[0] == digests[1]
+    assert digests[0] == digests[1] == digests[2]
 
 
 def run_two(sync: bool, kill: dict[int, int] | None = None) -> tuple[str, list[torch.Tensor], Session]:
@@ -257,6 +267,64 @@ def test_a_restarted_worker_goes_on_with_the_values_of_the_shards() -> None:
     assert set(again.machine.pushed.values()) == {STEPS + 2}
 
 
+def test_a_second_module_on_a_used_cluster_gets_its_values() -> None:
+    cluster = InProcessCluster(3)
+    with cluster.session() as session:
+        train(session, batches(2))
+    again = cluster.session()
+    module = tower(seed=5)
+    dense = again.replicate(module, SGD(lr=0.5), name="second")
+    dense.pull()
+    for got, expected in zip(module.parameters(), tower(seed=5).parameters(), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_worker_that_dies_while_it_writes_the_first_values_is_followed_by_one_that_writes_all() -> None:
+    cluster = InProcessCluster(3)
+    dies = cluster.session()
+    code = CodeSpec(1, dies.default_code().r)
+    spec = TableSpec("dense", 1, 1024, code, SGD(lr=0.5).spec, "zeros", init_state=SGD(lr=0.5).init_state)
+    (index,) = dies.create_tables([spec])
+    dies._node.perform(dies.machine.initialise(index, claim=True))
+    dies.wait(lambda: dies.machine.initial(index) == WRITE, "the claim")
+    dies.abandon()
+    again = cluster.session()
+    module = tower(seed=5)
+    again.replicate(module, SGD(lr=0.5))
+    for got, expected in zip(module.parameters(), tower(seed=5).parameters(), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_runs_in_sync_of_different_sizes_follow_each_other() -> None:
+    """One worker, then two, then three, then two: their watermarks are all different."""
+    cluster = InProcessCluster(3)
+
+    def worker(rank: int, size: int) -> None:
+        with cluster.session(code="2+1", rank=rank, world_size=size, sync=True) as session:
+            sparse, dense = tables(session), session.replicate(tower(), Adagrad(lr=0.05))
+            for features, _ in session.prefetch(batches(2), sparse, dense, features=lambda batch: batch[0]):
+                dense.module(sparse(features)).sum().backward()
+                session.push(1)
+
+    for size in (1, 2, 3, 2):
+        in_threads([lambda rank=rank, size=size: worker(rank, size) for rank in range(size)])
+
+
+def test_a_worker_that_fails_ends_the_run_for_the_other_at_once() -> None:
+    cluster = InProcessCluster(3)
+
+    def worker(rank: int) -> None:
+        with cluster.session(code="2+1", rank=rank, world_size=2, sync=True) as session:
+            session.barrier()
+            if rank == 1:
+                raise ValueError("of the user's model")
+            with pytest.raises(ClusterError, match=r"worker 1 \(epoch 1\) has left run 1"):
+                session.barrier()
+
+    with pytest.raises(ValueError, match="of the user's model"):
+        in_threads([lambda: worker(0), lambda: worker(1)])
+
+
 def test_gradients_that_were_set_to_none_are_taken_again() -> None:
     session = InProcessCluster(3).session()
     module = nn.Linear(2, 1)
@@ -307,9 +375,43 @@ class DeadNode:
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_with_advice() -> None:
-    session = Session(ClientMachine(0, "p"), DeadNode(), timeout_s=0.0)
+    session = Session(ClientMachine(0, "p"), DeadNode(), wait_timeout_ms=0.0)
     with pytest.raises(ClusterError, match="scheduler has not answered"):
         session.start()
+
+
+def test_a_session_that_gives_up_names_the_shard_that_nobody_may_replace() -> None:
+    session = Session(machine := ClientMachine(0, "p"), DeadNode(), wait_timeout_ms=0.0)
+    machine.groups = 1
+    machine.handle(Received(Address(SCHEDULER, 0, 0), Suspected({2: "it confirms no view"})), 0.0)
+    with pytest.raises(ClusterError, match="for rows: shard 2 is in the way: it confirms no view"):
+        session.wait(lambda: False, "rows")
+
+
+def test_a_wait_without_a_limit_says_who_is_missing_and_ends_with_the_scheduler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ecrec.training.session.SAID_S", 0.0)
+    session = Session(ClientMachine(0, "p"), DeadNode())
+    looks = iter([False] * 200 + [True])
+    session.wait(lambda: next(looks), "rows")
+    assert "worker 0 waits for rows for 0 s: the scheduler has not answered" in caplog.text
+    monkeypatch.setattr("ecrec.training.session.SCHEDULER_TIMEOUT_S", 0.05)
+    with pytest.raises(ClusterError, match="for rows: the scheduler has not answered"):
+        session.wait(lambda: False, "rows")
+
+
+def test_a_wait_does_not_end_while_the_scheduler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecrec.training.session.SCHEDULER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("ecrec.training.session.WAITS_S", 0.0)
+    cluster = InProcessCluster(3)
+    session = cluster.session()
+    session.wait_timeout_ms = None
+    end = time.monotonic() + 1.0
+    session.wait(lambda: time.monotonic() > end, "a second")
+    session.wait_timeout_ms = 200.0
+    with pytest.raises(ClusterError, match="for a second: no shard is missing"):
+        session.wait(lambda: False, "a second")
 
 
 def test_bad_ranks_are_refused() -> None:

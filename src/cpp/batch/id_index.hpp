@@ -8,7 +8,9 @@
 #include <limits>
 #include <span>
 #include <type_traits>
-#include <vector>
+
+#include "store/bytes.hpp"
+#include "threads/pauses.hpp"
 
 namespace ecrec::batch {
 
@@ -25,7 +27,14 @@ public:
         first_ = next_;
         const bool exhausted = ids >= std::numeric_limits<std::uint32_t>::max() - next_;
         if (slots_.size() < capacity || exhausted) {
-            slots_.assign(std::max(slots_.size(), capacity), Slot{});
+            const std::size_t slots = std::max(slots_.size(), capacity);
+            slots_.shrink_to(0);
+            slots_.reserve(slots);
+            pauses::in_pieces(slots, pauses::piece_bytes / sizeof(Slot), sizeof(Slot),
+                              [&](std::size_t begin, std::size_t end) {
+                                  Slot* const some = slots_.extend(end - begin);
+                                  std::fill(some, some + (end - begin), Slot{});
+                              });
             first_ = next_ = 1;
         }
     }
@@ -98,7 +107,7 @@ private:
         }
     }
 
-    std::vector<Slot> slots_;
+    Growing<Slot> slots_;
     std::size_t mask_ = 0;
     int shift_ = 0;
     std::uint32_t first_ = 1;  // value of number 0

@@ -4,11 +4,17 @@
 #include <limits>
 
 #include "batch/id_index.hpp"
+#include "batch/sizes.hpp"
 #include "store/divider.hpp"
 #include "store/error.hpp"
 
 namespace ecrec::batch {
 namespace {
+
+// 65,536 groups of 16 are the most that a client takes. The limits bound what is allocated, and keep a shard's number within
+// 32 bits.
+constexpr std::size_t shards_max = std::size_t{1} << 20;
+constexpr std::size_t counts_max = std::size_t{1} << 28;
 
 void check(const BatchIds& batch) {
     const std::size_t features = batch.tables.size();
@@ -16,6 +22,15 @@ void check(const BatchIds& batch) {
         refuse(ErrorKind::value, "plan_batch: shards is ", batch.shards, ", expected at least 1");
     if (batch.groups < 1)
         refuse(ErrorKind::value, "plan_batch: groups is ", batch.groups, ", expected at least 1");
+    const std::size_t shards = product(static_cast<std::size_t>(batch.shards), static_cast<std::size_t>(batch.groups));
+    if (shards > shards_max) {
+        refuse(ErrorKind::value, "plan_batch: ", batch.groups, " groups of ", batch.shards,
+               " shards are too many, expected at most ", shards_max, " shards in all");
+    }
+    if (product(shards, batch.table_rows.size()) > counts_max) {
+        refuse(ErrorKind::value, "plan_batch: counts of ", shards, " shards and ", batch.table_rows.size(),
+               " tables are too many, expected at most ", counts_max);
+    }
     if (batch.table_rows.size() != batch.table_k.size()) {
         refuse(ErrorKind::value, "plan_batch: got table_rows of ", batch.table_rows.size(),
                " tables and table_k of ", batch.table_k.size());

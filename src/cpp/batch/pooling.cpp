@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "batch/row_sums.hpp"
+#include "batch/sizes.hpp"
 #include "store/bytes.hpp"
 #include "store/error.hpp"
 #include "threads/pool.hpp"
@@ -11,22 +12,43 @@
 namespace ecrec::batch {
 namespace {
 
-// Every id of a feature names a row, and that lies within the values.
+// Rows lie one behind the other: of a row that overlaps another, two sums would be written to the same floats.
+void check_offsets(const char* where, std::size_t value_count, std::span<const std::int64_t> offsets) {
+    if (offsets.empty()) return;
+    if (offsets.front() < 0) {
+        refuse(ErrorKind::value, where, ": value_offsets[0] is ", offsets.front(), ", expected at least 0");
+    }
+    // All first, without a branch; which one it was is looked for where there is one.
+    int bad = 0;
+    for (std::size_t i = 1; i < offsets.size(); ++i) bad |= static_cast<int>(offsets[i] < offsets[i - 1]);
+    for (std::size_t i = 1; bad != 0 && i < offsets.size(); ++i) {
+        if (offsets[i] < offsets[i - 1]) {
+            refuse(ErrorKind::value, where, ": value_offsets[", i, "] is ", offsets[i], ", below the one before, ",
+                   offsets[i - 1]);
+        }
+    }
+    if (static_cast<std::size_t>(offsets.back()) > value_count) {
+        refuse(ErrorKind::value, where, ": value_offsets[", offsets.size() - 1, "] is ", offsets.back(), ", there are ",
+               value_count, " floats");
+    }
+}
+
+// Every id of a feature names a row, and that has as many floats before the next one begins.
 void check_rows(const char* where, std::size_t value_count, const Bags& bags, std::size_t feature) {
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
     const std::size_t first = static_cast<std::size_t>(bags.bag_offsets[feature * batch]);
     const std::size_t last = static_cast<std::size_t>(bags.bag_offsets[(feature + 1) * batch]);
-    const std::int64_t last_offset = static_cast<std::int64_t>(value_count) - bags.dims[feature];
     const std::size_t rows = bags.value_offsets.size();
+    const std::int64_t dim = bags.dims[feature];
+    const std::int64_t* const offsets = bags.value_offsets.data();
+    const std::int64_t end = static_cast<std::int64_t>(value_count);
     const auto row_of = [&](std::size_t i) { return static_cast<std::uint32_t>(bags.inverse[i]); };
-    const auto is_bad = [&](std::int64_t offset) {
-        return static_cast<int>(offset < 0) | static_cast<int>(offset > last_offset);
-    };
-    // All first, without a branch; which one it was is looked for where there is one.
+    const auto end_of = [&](std::size_t row) { return row + 1 < rows ? offsets[row + 1] : end; };
     int bad = 0;
     for (std::size_t i = first; rows != 0 && i < last; ++i) {
         const bool exists = row_of(i) < rows;
-        bad |= static_cast<int>(!exists) | is_bad(bags.value_offsets[exists ? row_of(i) : 0]);
+        const std::size_t row = exists ? row_of(i) : 0;
+        bad |= static_cast<int>(!exists) | static_cast<int>(end_of(row) - offsets[row] < dim);
     }
     if (rows != 0 && bad == 0) return;
     for (std::size_t i = first; i < last; ++i) {
@@ -34,10 +56,13 @@ void check_rows(const char* where, std::size_t value_count, const Bags& bags, st
         if (row >= rows) {
             refuse(ErrorKind::index, where, ": inverse[", i, "] is ", bags.inverse[i], ", there are ", rows, " rows");
         }
-        if (is_bad(bags.value_offsets[row])) {
-            refuse(ErrorKind::index, where, ": row ", row, " of feature ", feature, " is at offset ",
-                   bags.value_offsets[row], " of ", value_count, " floats and has ", bags.dims[feature]);
+        if (end_of(row) - offsets[row] >= dim) continue;
+        if (offsets[row] > end - dim) {
+            refuse(ErrorKind::value, where, ": row ", row, " of feature ", feature, " is at offset ", offsets[row],
+                   " of ", value_count, " floats and has ", dim);
         }
+        refuse(ErrorKind::value, where, ": row ", row, " of feature ", feature, " is at offset ", offsets[row],
+               " and has ", dim, " floats, but row ", row + 1, " begins at ", offsets[row + 1]);
     }
 }
 
@@ -49,7 +74,7 @@ std::size_t check(const char* where, std::size_t value_count, const Bags& bags, 
     if (bags.mean.size() != features) {
         refuse(ErrorKind::value, where, ": got mean of ", bags.mean.size(), " features, expected ", features);
     }
-    if (bags.bag_offsets.size() != features * batch + 1) {
+    if (bags.bag_offsets.size() != sum(product(features, batch), 1)) {
         refuse(ErrorKind::value, where, ": got ", bags.bag_offsets.size(), " bag_offsets, expected ",
                features, " * ", batch, " + 1");
     }
@@ -57,9 +82,9 @@ std::size_t check(const char* where, std::size_t value_count, const Bags& bags, 
     for (std::size_t f = 0; f < features; ++f) {
         if (bags.dims[f] < 1)
             refuse(ErrorKind::value, where, ": dims[", f, "] is ", bags.dims[f], ", expected at least 1");
-        width += static_cast<std::size_t>(bags.dims[f]);
+        width = sum(width, static_cast<std::size_t>(bags.dims[f]));
     }
-    if (pooled_count != batch * width) {
+    if (pooled_count != product(batch, width)) {
         refuse(ErrorKind::value, where, ": got ", pooled_count, " pooled floats, expected ", batch, " * ",
                width);
     }
@@ -74,6 +99,7 @@ std::size_t check(const char* where, std::size_t value_count, const Bags& bags, 
                    ", below the one before");
         }
     }
+    check_offsets(where, value_count, bags.value_offsets);
     for (std::size_t f = 0; f < features; ++f) check_rows(where, value_count, bags, f);
     return width;
 }
@@ -123,13 +149,13 @@ bool has_one_dim(const Bags& bags) {
 void pool_forward(std::span<const float> values, const Bags& bags, std::span<float> pooled) {
     const std::size_t width = check("pool_forward", values.size(), bags, pooled.size());
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
-    if (width == 0) return;
+    if (pooled.empty()) return;
     const std::vector<std::size_t> columns = columns_of(bags);
     // Where bags have several ids, that a feature's rows stay in the caches is worth more.
     const std::size_t ids = static_cast<std::size_t>(bags.bag_offsets.back() - bags.bag_offsets.front());
     const bool by_samples = has_one_dim(bags) && ids <= batch * bags.dims.size();
     const Operations& operations = ecrec::operations();
-    threads::for_ranges(batch, threads::grain_bytes / (4 * width), 1, [&](std::size_t begin, std::size_t end) {
+    threads::for_ranges(batch, threads::grain_bytes / product(4, width), 1, [&](std::size_t begin, std::size_t end) {
         std::vector<const float*> sources;
         std::vector<std::size_t> ends;
         std::vector<float*> targets;
@@ -176,6 +202,11 @@ void pool_forward(std::span<const float> values, const Bags& bags, std::span<flo
 void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, std::span<float> gradients) {
     const std::size_t width = check("pool_backward", gradients.size(), bags, pooled_gradients.size());
     const std::size_t batch = static_cast<std::size_t>(bags.batch);
+    if (pooled_gradients.empty()) {
+        // Without features, `batch` may be any number.
+        std::fill(gradients.begin(), gradients.end(), 0.0f);
+        return;
+    }
 
     // Where each id's gradient goes, and whether it is the first there, which is written, or added. Found feature by
     // feature, in which order rows and offsets are met one after the other; what is summed sample by sample has no rows
@@ -221,7 +252,7 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
         std::vector<float> shares;
         std::size_t next_share = 0;
         const auto share_of = [&](const float* source, std::int32_t dim, std::int64_t ids) {
-            shares.resize(RowSums::run * widest);
+            shares.resize(product(RowSums::run, widest));
             float* share = shares.data() + next_share * widest;
             next_share = (next_share + 1) % RowSums::run;
             divide(share, source, static_cast<std::size_t>(dim), static_cast<float>(ids));
@@ -259,7 +290,7 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
     };
     // Threads divide the features, whose order matters where they share rows.
     const std::size_t features = bags.dims.size();
-    const std::size_t grain = shared ? features : threads::grain_bytes * features / (pooled_gradients.size_bytes() + 1);
+    const std::size_t grain = shared ? features : product(threads::grain_bytes, features) / (pooled_gradients.size_bytes() + 1);
     threads::for_ranges(features, grain, 1, sum_features);
 }
 

@@ -7,7 +7,7 @@
 namespace ecrec::batch {
 
 struct Bags {
-    std::span<const std::int64_t> value_offsets;  // of each row's floats
+    std::span<const std::int64_t> value_offsets;  // of each row's floats: rising, no two overlap
     std::span<const std::int32_t> inverse;        // row of each id
     std::span<const std::int64_t> bag_offsets;    // features x batch + 1, into inverse
     std::span<const std::int32_t> dims;           // of each feature

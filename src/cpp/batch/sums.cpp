@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "batch/id_index.hpp"
 #include "batch/row_sums.hpp"
+#include "batch/sizes.hpp"
 #include "kernels/registry.hpp"
 #include "store/error.hpp"
+#include "threads/pauses.hpp"
 
 namespace ecrec::batch {
 namespace {
@@ -36,8 +39,8 @@ void check_push(std::size_t p, const Push& push, std::span<const std::int32_t> d
                    ", but ", left, " of ", push.rows.size(), " are left");
         }
         left -= static_cast<std::size_t>(count);
-        floats +=
-            static_cast<std::size_t>(count) * static_cast<std::size_t>(dims[static_cast<std::size_t>(table)]);
+        const std::size_t dim = static_cast<std::size_t>(dims[static_cast<std::size_t>(table)]);
+        floats = sum(floats, product(static_cast<std::size_t>(count), dim));
     }
     if (left != 0) {
         refuse(ErrorKind::value, "sum_sections: the counts of sections[", p, "] add up to ",
@@ -71,34 +74,41 @@ SummedPush sum_sections(std::span<const Push> pushes, std::span<const std::int32
         }
     }
 
-    SummedPush sum;
+    SummedPush summed;
     IdIndex<std::int64_t> index;
     for (std::size_t t = 0; t < dims.size(); ++t) {
         if (parts[t].empty()) continue;
         std::size_t ids = 0;
         for (const Part& part : parts[t]) ids += part.count;
+        if (ids > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
+            refuse(ErrorKind::value, "sum_sections: ", ids, " rows of table ", t, " are more than 2^31 - 1");
+        }
         const std::size_t dim = static_cast<std::size_t>(dims[t]);
-        const std::size_t first_row = sum.rows.size(), base = sum.gradients.size();
-        std::int64_t* const rows = sum.rows.extend(ids);
-        float* const gradients = sum.gradients.extend(ids * dim);
+        const std::size_t first_row = summed.rows.size(), base = summed.gradients.size();
+        std::int64_t* const rows = summed.rows.extend(ids);
+        float* const gradients = summed.gradients.extend(ids * dim);
         RowSums sums(dim);
         index.start(ids);
         for (const Part& part : parts[t]) {
-            for (std::size_t i = 0; i < part.count; ++i) {
-                const std::int32_t before = index.size();
-                const std::int32_t number = index.number(part.rows[i]);
-                rows[number] = part.rows[i];
-                sums.add(part.gradients + i * dim, gradients + static_cast<std::size_t>(number) * dim,
-                         number != before);
-            }
+            const std::size_t cost = pauses::step_bytes + 12 * dim;
+            const std::size_t piece = std::max<std::size_t>(pauses::piece_bytes / cost, 1);
+            pauses::in_pieces(part.count, piece, cost, [&](std::size_t first, std::size_t last) {
+                for (std::size_t i = first; i < last; ++i) {
+                    const std::int32_t before = index.size();
+                    const std::int32_t number = index.number(part.rows[i]);
+                    rows[number] = part.rows[i];
+                    sums.add(part.gradients + i * dim, gradients + static_cast<std::size_t>(number) * dim,
+                             number != before);
+                }
+                sums.flush();
+            });
         }
-        sums.flush();
-        sum.rows.shrink_to(first_row + static_cast<std::size_t>(index.size()));
-        sum.gradients.shrink_to(base + static_cast<std::size_t>(index.size()) * dim);
-        sum.tables.push_back(static_cast<std::int32_t>(t));
-        sum.counts.push_back(index.size());
+        summed.rows.shrink_to(first_row + static_cast<std::size_t>(index.size()));
+        summed.gradients.shrink_to(base + static_cast<std::size_t>(index.size()) * dim);
+        summed.tables.push_back(static_cast<std::int32_t>(t));
+        summed.counts.push_back(index.size());
     }
-    return sum;
+    return summed;
 }
 
 void segment_sum(std::span<const float> values, std::size_t dim, std::span<const std::int64_t> inverse,

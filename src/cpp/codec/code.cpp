@@ -19,7 +19,7 @@ std::vector<Coefficient> prepare(const gf::Matrix& matrix) {
 // The operation on all threads: each has a range of every buffer.
 void encode_ranges(std::size_t bytes, int k, int r, const Coefficient* coefficients, const std::uint8_t* const* data,
                    std::uint8_t* const* parity) {
-    const std::size_t buffers = static_cast<std::size_t>(k + r);
+    const std::size_t buffers = static_cast<std::size_t>(k) + static_cast<std::size_t>(r);
     threads::for_ranges(bytes, threads::grain_bytes / buffers, 4096, [&](std::size_t first, std::size_t last) {
         if (first == 0 && last == bytes) {
             operations().encode(bytes, k, r, coefficients, data, parity);
@@ -71,6 +71,7 @@ CodeError Code::decode_matrix(std::span<const int> present, std::span<const int>
     for (int row = 0; row < wanted.rows; ++row) copy_slot_row(lost[row], wanted, row);
 
     // Invertible for every choice of k slots: the generators are MDS.
+    // NOLINTNEXTLINE(bugprone-unchecked-optional-access)
     out = gf::multiply(wanted, *gf::inverse(std::move(survivors)));
     return CodeError::none;
 }

@@ -3,6 +3,10 @@
 #if ECREC_X86
 #include <cpuid.h>
 #endif
+#if ECREC_NEON
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace ecrec {
 
@@ -15,6 +19,7 @@ std::uint32_t cpu_features() {
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return 0;
     std::uint32_t features = 0;
     if (ecx & bit_SSSE3) features |= cpu_ssse3;
+    if (ecx & bit_SSE4_2) features |= cpu_sse42;
     if ((ecx & bit_OSXSAVE) == 0 || (ecx & bit_AVX) == 0) return features;
 
     unsigned low = 0, high = 0;
@@ -38,7 +43,12 @@ bool is_intel_cpu() {
 
 #else
 
-std::uint32_t cpu_features() { return 0; }
+std::uint32_t cpu_features() {
+#if ECREC_NEON
+    if (getauxval(AT_HWCAP) & HWCAP_CRC32) return cpu_arm_crc;
+#endif
+    return 0;
+}
 
 bool is_intel_cpu() { return false; }
 

@@ -12,6 +12,8 @@ enum CpuFeature : std::uint32_t {
     cpu_avx2 = 1u << 1,
     cpu_avx512 = 1u << 2,  // F, BW, DQ and VL together
     cpu_gfni = 1u << 3,    // the affine instruction, in whatever width the other features allow
+    cpu_sse42 = 1u << 4,
+    cpu_arm_crc = 1u << 5,  // the optional instructions of ARMv8.0
 };
 
 std::uint32_t cpu_features();

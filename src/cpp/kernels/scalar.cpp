@@ -4,7 +4,6 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <utility>
 
 #include "kernels/initial.hpp"
 #include "kernels/operations.hpp"
@@ -118,7 +117,7 @@ void sgd(const Steps& steps) {
 // `direction(g, buffer)` of one element, when b = momentum * b + g.
 template <class Direction>
 void descend_with_momentum(const Steps& steps, Direction direction) {
-    const auto [learning_rate, momentum] = std::pair(steps.hyper[0], steps.hyper[1]);
+    const float learning_rate = steps.hyper[0], momentum = steps.hyper[1];
     for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
         for (std::size_t i = 0; i < steps.dim; ++i) {
             const float buffer = momentum * record[steps.dim + i] + gradient[i];
@@ -137,7 +136,7 @@ void nesterov(const Steps& steps) {
 }
 
 void adagrad(const Steps& steps) {
-    const auto [learning_rate, eps] = std::pair(steps.hyper[0], steps.hyper[1]);
+    const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
     for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
         for (std::size_t i = 0; i < steps.dim; ++i) {
             const float g = gradient[i];
@@ -149,7 +148,7 @@ void adagrad(const Steps& steps) {
 }
 
 void rowwise_adagrad(const Steps& steps) {
-    const auto [learning_rate, eps] = std::pair(steps.hyper[0], steps.hyper[1]);
+    const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
     const std::size_t dim = steps.dim;
     for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
         float lanes[16] = {};

@@ -1,36 +1,85 @@
-// A bit a row, scanned by 64-bit words, so that what is untouched or complete is passed over quickly.
+// A bit a row, with a tree of summaries above: what is untouched is passed over in a few steps, however much it is.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
+#include <utility>
 
+#include "store/error.hpp"
 #include "store/mapping.hpp"
 
 namespace ecrec {
 
+// Each bit of a level says whether the word below it has any bit set; the top level is one word. Memory is that of the
+// pages in which bits were set. A test is one load, and so is setting a bit whose word has another one.
 class Bitmap {
 public:
     Bitmap() = default;
-    explicit Bitmap(std::uint64_t bits) : memory_(((bits + 63) / 64) * 8) {}
-
-    bool test(std::uint64_t bit) const { return (words()[bit >> 6] >> (bit & 63)) & 1; }
-    void set(std::uint64_t bit) { words()[bit >> 6] |= std::uint64_t{1} << (bit & 63); }
-    void clear(std::uint64_t bit) { words()[bit >> 6] &= ~(std::uint64_t{1} << (bit & 63)); }
-    std::uint64_t word(std::uint64_t index) const { return words()[index]; }
-    const std::uint64_t* word_of(std::uint64_t bit) const { return words() + (bit >> 6); }
-
-    // Sets the bits of [first, last); returns how many were not set before.
-    std::uint64_t set_range(std::uint64_t first, std::uint64_t last) {
-        std::uint64_t changed = 0;
-        for (std::uint64_t bit = first; bit < last;) {
-            const std::uint64_t mask = mask_of(bit, last);
-            std::uint64_t& value = words()[bit >> 6];
-            changed += static_cast<std::uint64_t>(std::popcount(mask & ~value));
-            value |= mask;
-            bit = (bit | 63) + 1;
+    explicit Bitmap(std::uint64_t bits) : bits_(bits) {
+        std::uint64_t words = 0;
+        for (std::uint64_t below = bits; below != 0; below = (below + 63) / 64) {
+            first_word_[levels_++] = words;
+            words += (below + 63) / 64;
+            if (below <= 64) break;
         }
-        return changed;
+        memory_ = Mapping(words * 8);
+    }
+
+    std::uint64_t bits() const { return bits_; }
+    bool test(std::uint64_t bit) const { return (words()[bit >> 6] >> (bit & 63)) & 1; }
+    // False if it was set already.
+    bool set(std::uint64_t bit) {
+        std::uint64_t& word = words()[bit >> 6];
+        const std::uint64_t own = std::uint64_t{1} << (bit & 63);
+        if ((word & own) != 0) return false;
+        if (word == 0) summarise(bit >> 6);
+        word |= own;
+        return true;
+    }
+
+    // The first set bit of [first, last); last if there is none.
+    std::uint64_t next(std::uint64_t first, std::uint64_t last) const {
+        std::uint64_t at = first;
+        for (std::size_t level = 0; level < levels_ && first < last; ++level, at = (at >> 6) + 1) {
+            if (at >> 6 >= words_of(level)) return last;
+            std::uint64_t word = level_words(level)[at >> 6] & ~std::uint64_t{0} << (at & 63);
+            if (word == 0) continue;
+            for (at = (at & ~std::uint64_t{63}) + count_zeros(word); level != 0;) {
+                word = level_words(--level)[at];
+                at = (at << 6) + count_zeros(word);
+            }
+            return std::min(at, last);
+        }
+        return last;
+    }
+
+    // Calls visit(bit) for each set bit of [first, last), in order, until it returns false; returns false if it did.
+    template <class Visit>
+    bool scan(std::uint64_t first, std::uint64_t last, Visit&& visit) const {
+        for (std::uint64_t bit = next(first, last); bit < last; bit = next((bit | 63) + 1, last)) {
+            for (std::uint64_t word = words()[bit >> 6] & mask_of(bit, last); word != 0; word &= word - 1) {
+                if (!visit((bit & ~std::uint64_t{63}) + count_zeros(word))) return false;
+            }
+        }
+        return true;
+    }
+
+    // Clears all bits. What is returned is memory that the caller gives back, which takes time for each of its pages.
+    Mapping clear() {
+        constexpr std::size_t small_bytes = std::size_t{1} << 20;  // quicker emptied than replaced
+        if (memory_.size() <= small_bytes) {
+            memory_.clear();
+            return {};
+        }
+        try {
+            Mapping fresh(memory_.size());
+            return std::exchange(memory_, std::move(fresh));
+        } catch (const StoreError&) {  // no address space for both
+            memory_.clear();
+            return {};
+        }
     }
 
     // The bits of [first, last) that lie in the word of `first`.
@@ -41,24 +90,29 @@ public:
     }
 
 private:
+    static constexpr std::size_t levels_max = 11;  // 64 ** 11 > 2 ** 64
+
+    static std::uint64_t count_zeros(std::uint64_t word) { return static_cast<std::uint64_t>(std::countr_zero(word)); }
     std::uint64_t* words() const { return reinterpret_cast<std::uint64_t*>(memory_.data()); }
-
-    Mapping memory_;
-};
-
-// Calls visit(bit) for each set bit of word_at(word index) in [first, last), in order, until visit returns
-// false; returns false if it did. The words are formed on demand: word_at may combine several bitmaps.
-template <class WordAt, class Visit>
-bool scan_bits(std::uint64_t first, std::uint64_t last, WordAt&& word_at, Visit&& visit) {
-    for (std::uint64_t bit = first; bit < last; bit = (bit | 63) + 1) {
-        std::uint64_t word = word_at(bit >> 6) & Bitmap::mask_of(bit, last);
-        while (word != 0) {
-            if (!visit((bit & ~std::uint64_t{63}) + static_cast<std::uint64_t>(std::countr_zero(word))))
-                return false;
-            word &= word - 1;
+    std::uint64_t* level_words(std::size_t level) const { return words() + first_word_[level]; }
+    std::uint64_t words_of(std::size_t level) const {
+        const std::uint64_t end = level + 1 < levels_ ? first_word_[level + 1] : memory_.size() / 8;
+        return end - first_word_[level];
+    }
+    // A word of the first level has a bit from now on.
+    void summarise(std::uint64_t at) {
+        for (std::size_t level = 1; level < levels_; ++level, at >>= 6) {
+            std::uint64_t& word = level_words(level)[at >> 6];
+            const bool was_empty = word == 0;
+            word |= std::uint64_t{1} << (at & 63);
+            if (!was_empty) return;
         }
     }
-    return true;
-}
+
+    Mapping memory_;
+    std::uint64_t bits_ = 0;
+    std::size_t levels_ = 0;
+    std::array<std::uint64_t, levels_max> first_word_{};
+};
 
 }  // namespace ecrec

@@ -11,14 +11,10 @@
 #include <vector>
 
 #include "store/mapping.hpp"
+#include "store/tuning.hpp"
 
 namespace ecrec::blocks {
 namespace {
-
-// Smaller ones are malloc's, which is quick with them.
-constexpr std::size_t block_bytes_min = std::size_t{1} << 20;
-// Kept for later, of all sizes together: a few windows to each peer.
-constexpr std::size_t kept_bytes_max = std::size_t{128} << 20;
 
 struct Pool {
     std::mutex mutex;
@@ -45,7 +41,7 @@ void* map(std::size_t bytes) {
 }  // namespace
 
 void* allocate(std::size_t bytes, std::size_t& granted) {
-    if (bytes < block_bytes_min) {
+    if (bytes < tuning.block_bytes_min) {
         void* small = std::malloc(bytes);
         if (small == nullptr) throw std::bad_alloc();
         granted = bytes;
@@ -82,7 +78,7 @@ void release(void* block) {
         return;
     }
     const std::size_t bytes = found->second;
-    if (all.kept_bytes + bytes <= kept_bytes_max) {
+    if (all.kept_bytes + bytes <= tuning.kept_bytes_max) {
         all.kept[static_cast<std::size_t>(std::countr_zero(bytes))].push_back(block);
         all.kept_bytes += bytes;
         return;

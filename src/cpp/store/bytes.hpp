@@ -3,10 +3,13 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "kernels/prefetch.hpp"
 #include "store/blocks.hpp"
+#include "store/mapping.hpp"
+#include "threads/pauses.hpp"
 
 namespace ecrec {
 
@@ -18,11 +21,13 @@ public:
     Growing(Growing&& other) noexcept
         : data_(std::exchange(other.data_, nullptr)),
           size_(std::exchange(other.size_, 0)),
-          capacity_(std::exchange(other.capacity_, 0)) {}
+          capacity_(std::exchange(other.capacity_, 0)),
+          reached_(std::exchange(other.reached_, 0)) {}
     Growing& operator=(Growing&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
         std::swap(capacity_, other.capacity_);
+        std::swap(reached_, other.reached_);
         return *this;
     }
     Growing(const Growing&) = delete;
@@ -36,16 +41,25 @@ public:
 
     void reserve(std::size_t capacity) {
         if (capacity <= capacity_) return;
+        if (capacity > SIZE_MAX / 2 / sizeof(T)) throw std::bad_alloc();
         std::size_t granted = 0;
-        T* grown = static_cast<T*>(blocks::allocate(capacity * sizeof(T), granted));
-        if (size_ != 0) std::memcpy(grown, data_, size_ * sizeof(T));
-        blocks::release(data_);
-        data_ = grown;
-        capacity_ = granted / sizeof(T);
+        Growing grown;
+        grown.data_ = static_cast<T*>(blocks::allocate(capacity * sizeof(T), granted));
+        grown.capacity_ = granted / sizeof(T);
+        grown.size_ = size_;
+        grown.reached_ = granted < huge_page_bytes ? grown.capacity_ : reached_by(size_);
+        pauses::in_pieces(size_, pauses::piece_bytes / sizeof(T), 2 * sizeof(T),
+                          [&](std::size_t first, std::size_t last) {
+                              std::memcpy(grown.data_ + first, data_ + first, (last - first) * sizeof(T));
+                          });
+        *this = std::move(grown);
     }
     // The next `count` elements will be appended without a move.
     void make_room(std::size_t count) {
+        if (count > SIZE_MAX / 8) throw std::bad_alloc();
         if (size_ + count > capacity_) reserve(size_ + count + capacity_);
+        if (size_ + count > reached_) [[unlikely]]
+            reach(size_ + count);
     }
     // Appends `count` elements of unspecified content; returns the first. Earlier pointers become invalid.
     T* extend(std::size_t count) {
@@ -58,14 +72,31 @@ public:
     void shrink_to(std::size_t size) { size_ = size; }
     // Gives the memory away; the receiver frees it with blocks::release.
     T* release() {
-        size_ = capacity_ = 0;
+        size_ = capacity_ = reached_ = 0;
         return std::exchange(data_, nullptr);
     }
 
 private:
+    static_assert(huge_page_bytes % sizeof(T) == 0);
+    // Elements that lie in the huge pages of the first `elements`.
+    static std::size_t reached_by(std::size_t elements) {
+        const std::size_t pages = (elements * sizeof(T) + huge_page_bytes - 1) / huge_page_bytes;
+        return pages * huge_page_bytes / sizeof(T);
+    }
+    // The system zeroes a huge page when it is touched, which takes up to some milliseconds: one at a time, or those of
+    // the windows to all peers would be due together.
+    __attribute__((noinline)) void reach(std::size_t end) {
+        while (reached_ < end) {
+            *reinterpret_cast<volatile std::uint8_t*>(data_ + reached_) = 0;  // beyond all that was written
+            reached_ = reached_by(reached_ + 1);
+            pauses::work(huge_page_bytes);
+        }
+    }
+
     T* data_ = nullptr;
     std::size_t size_ = 0;
     std::size_t capacity_ = 0;
+    std::size_t reached_ = 0;  // elements that lie in memory that is there
 };
 
 // target ^= source; both 16-byte multiples long, as records are.

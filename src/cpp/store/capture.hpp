@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 
+#include "store/in_use.hpp"
 #include "store/key_index.hpp"
 #include "store/row_buffer.hpp"
 
@@ -20,9 +21,13 @@ public:
     void fold(int source, std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records);
     RowsBlob take() { return rows_.take(); }
 
-private:
-    bool holds(std::uint64_t key) const;
+    const Store& store() const { return *store_; }
+    InUse& in_use() const { return in_use_; }
 
+private:
+    bool holds(std::uint64_t key);
+
+    mutable InUse in_use_;
     std::shared_ptr<const Store> store_;
     int class_id_;
     bool of_keys_;

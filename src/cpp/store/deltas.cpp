@@ -6,8 +6,6 @@ namespace ecrec {
 namespace {
 
 constexpr std::size_t line = 64;  // of caches
-// A run with fewer bytes of deltas may stay in the caches until it is sent.
-constexpr std::size_t streamed_bytes_min = 16 << 10;
 
 }  // namespace
 
@@ -55,7 +53,8 @@ void Deltas::append(std::span<const RowPlace> rows) {
     // Nobody reads a delta before it is sent. Whole lines that go past the caches need not be read first.
     const bool is_rowwise = table_->shape().optimizer == Optimizer::rowwise_adagrad;
     const std::size_t alignment = is_rowwise ? 16 : line;
-    streams_ = rows.size() * bytes >= streamed_bytes_min && bytes % alignment == 0 && table_->weight_bytes() % line == 0;
+    streams_ = rows.size() * bytes >= streamed_bytes_min_ && bytes % alignment == 0 &&
+               table_->weight_bytes() % line == 0;
     for (const Target& target : targets_) {
         RowBuffer& buffer = window_->buffer(static_cast<int>(target.peer));
         buffer.make_room(rows.size(), bytes);

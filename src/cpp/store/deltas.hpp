@@ -8,6 +8,7 @@
 
 #include "store/bytes.hpp"
 #include "store/table.hpp"
+#include "store/tuning.hpp"
 #include "store/window.hpp"
 
 namespace ecrec {
@@ -15,7 +16,7 @@ namespace ecrec {
 // For each section begin(), for each run of its rows place(), the steps, finish().
 class Deltas {
 public:
-    static constexpr std::size_t run_max = 4096;
+    static constexpr std::size_t run_max = Tuning::run_rows_threads_limit;
 
     // beside: memory for deltas that are copied where they go when they are complete.
     Deltas(Window* window, const ShardPlace& place, Growing<std::uint8_t>& beside)
@@ -58,6 +59,7 @@ private:
     Window* window_;
     const ShardPlace& place_;
     Growing<std::uint8_t>& beside_;
+    const std::size_t streamed_bytes_min_ = tuning.streamed_bytes_min;
     const Table* table_ = nullptr;
     std::uint64_t table_index_ = 0;
     // Those of class c are the targets first_target_[c] to first_target_[c + 1].

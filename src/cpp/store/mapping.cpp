@@ -3,9 +3,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "store/error.hpp"
+#include "store/tuning.hpp"
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
@@ -34,23 +37,64 @@ Mapping::Mapping(std::size_t bytes) {
     if (bytes == 0) return;
     bytes_ = bytes;
     data_ = map_memory(reserved_bytes(), false);
-    if (data_ == nullptr) refuse(ErrorKind::state, "cannot reserve ", bytes, " bytes of address space");
+    if (data_ == nullptr) {
+        refuse(ErrorKind::state, "cannot reserve ", bytes, " bytes of address space: ", std::strerror(errno),
+               "; see ulimit -v and vm.overcommit_memory");
+    }
 #ifdef MADV_NOHUGEPAGE
     madvise(data_, reserved_bytes(), MADV_NOHUGEPAGE);
 #endif
 }
 
-bool Mapping::collapse(std::size_t extent) const {
+namespace {
+
+Collapsed after_error(int error) {
+    switch (error) {
+        case EAGAIN:
+        case EBUSY:
+        case EINTR:
+        case ENOMEM: return Collapsed::later;  // no huge page, or too many mappings, at the moment
+        default: return Collapsed::refused;    // the system does not know how
+    }
+}
+
+}  // namespace
+
+Collapsed Mapping::collapse(std::size_t extent) const {
 #ifndef MADV_COLLAPSE  // Linux 6.1; older headers lack it
 #define MADV_COLLAPSE 25
 #endif
+    if (std::size_t failures = tuning.collapse_failures; failures != 0) {
+        tuning.collapse_failures = failures - 1;
+        return after_error(static_cast<int>(tuning.collapse_errno));
+    }
 #ifdef MADV_HUGEPAGE
     std::uint8_t* first = data_ + extent * extent_bytes;
-    if (madvise(first, extent_bytes, MADV_HUGEPAGE) != 0) return false;
-    return madvise(first, extent_bytes, MADV_COLLAPSE) == 0;
+    if (madvise(first, extent_bytes, MADV_HUGEPAGE) != 0 || madvise(first, extent_bytes, MADV_COLLAPSE) != 0) {
+        return after_error(errno);
+    }
+    return Collapsed::moved;
 #else
-    return false;
+    return Collapsed::refused;
 #endif
+}
+
+void Mapping::clear() {
+    if (data_ == nullptr) return;
+#ifdef __linux__
+    if (madvise(data_, reserved_bytes(), MADV_DONTNEED) == 0) return;
+#endif
+    std::memset(data_, 0, bytes_);
+}
+
+bool Mapping::shrink(std::size_t bytes) {
+    const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t reserved = (reserved_bytes() + page - 1) / page * page;
+    const std::size_t left = bytes < reserved ? (reserved - bytes) / extent_bytes * extent_bytes : 0;
+    if (data_ != nullptr) munmap(data_ + left, reserved - left);
+    bytes_ = left;  // whole extents: what is reserved for them is as long
+    if (left == 0) data_ = nullptr;
+    return left != 0;
 }
 
 Mapping::~Mapping() {

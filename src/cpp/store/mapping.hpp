@@ -6,6 +6,9 @@
 
 namespace ecrec {
 
+// What became of a huge page: `later` may succeed another time, `refused` never will.
+enum class Collapsed { not_moved, moved, later, refused };
+
 constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
 
 // Zeroed memory for munmap(), from the start of a huge page on if it has room for one; null if there is none.
@@ -31,8 +34,12 @@ public:
     // reserved for it. None where size() is below one.
     static constexpr std::size_t extent_bytes = huge_page_bytes;
     std::size_t extents() const { return reserved_bytes() / extent_bytes; }
-    // Moves an extent into a huge page, all of which is resident then. False where the system does not do that.
-    bool collapse(std::size_t extent) const;
+    // Moves an extent into a huge page, all of which is resident then.
+    Collapsed collapse(std::size_t extent) const;
+    // Zeroes all, and gives back its pages.
+    void clear();
+    // Gives back the last `bytes`, or a little more; false if nothing is left.
+    bool shrink(std::size_t bytes);
 
 private:
     std::size_t reserved_bytes() const {

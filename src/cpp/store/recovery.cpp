@@ -4,6 +4,7 @@
 
 #include "kernels/registry.hpp"
 #include "store/error.hpp"
+#include "store/scan_ahead.hpp"
 #include "store/store.hpp"
 
 namespace ecrec {
@@ -12,6 +13,15 @@ namespace {
 void check_range(const char* where, std::uint64_t first, std::uint64_t last) {
     if (first > last)
         refuse(ErrorKind::value, where, ": first position ", first, " is after the last, ", last);
+}
+
+// As table.touched(slot).scan(first, last, visit), with the records prefetched.
+template <class Visit>
+bool scan_touched(const Table& table, std::uint32_t slot, std::uint64_t first, std::uint64_t last, Visit&& visit) {
+    return scan_ahead(
+        table.touched(slot), first, last, [&](std::uint64_t quotient) { table.prefetch_place(quotient, slot); },
+        [&](std::uint64_t quotient) { prefetch_record(table.data_record(quotient, slot), table.record_bytes()); },
+        visit);
 }
 
 }  // namespace
@@ -31,6 +41,7 @@ void Store::write_coded(const Operations& operations, const Table& table, std::u
     table.write_initial(operations, table.row_at(stripe, slot), initial);
     operations.difference(table.record_bytes(), table.data_record(quotient, static_cast<std::uint32_t>(slot)),
                           reinterpret_cast<const std::uint8_t*>(initial), target);
+    pauses::work(pauses::step_bytes + 4 * table.record_bytes());
 }
 
 RowsBlob Store::coded_rows(int class_id, std::uint64_t first, std::uint64_t last) const {
@@ -42,31 +53,31 @@ RowsBlob Store::coded_rows(int class_id, std::uint64_t first, std::uint64_t last
     const int residue = residue_of(class_id);
     scan_tables(class_id, first, last,
                 [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
-                    const Bitmap& touched = table.touched(static_cast<std::uint32_t>(slot));
-                    return scan_bits(
-                        from, std::min(to, table.data_extent(slot)),
-                        [&](std::uint64_t word) { return touched.word(word); },
-                        [&](std::uint64_t quotient) {
-                            const std::uint64_t stripe = table.stripe_at(quotient, residue);
-                            blob.keys.push_back(index << stripe_bits | stripe);
-                            std::uint8_t* target = blob.records.extend(table.record_bytes());
-                            write_coded(operations, table, stripe, quotient, slot, target);
-                            return true;
-                        });
+                    const std::uint32_t data = static_cast<std::uint32_t>(slot);
+                    to = std::min(to, table.data_extent(slot));
+                    return scan_touched(table, data, from, to, [&](std::uint64_t quotient) {
+                        const std::uint64_t stripe = table.stripe_at(quotient, residue);
+                        blob.keys.push_back(index << stripe_bits | stripe);
+                        std::uint8_t* target = blob.records.extend(table.record_bytes());
+                        write_coded(operations, table, stripe, quotient, slot, target);
+                        return true;
+                    });
                 });
     return blob;
 }
 
 void Store::check_data_keys(const char* where, std::span<const std::uint64_t> keys, bool existing) const {
     check_keys(where, keys);
-    for (const std::uint64_t key : keys) {
-        const Table& table = table_of(key);
-        const int slot = place_.slot_in(place_of(key).residue);
-        if (slot >= table.shape().k ||
-            (existing && table.row_at(stripe_of(key), slot) >= table.shape().rows)) {
-            refuse(ErrorKind::value, where, ": shard ", place_.shard, " has no data row in ", describe(key));
+    pauses::in_pieces(keys.size(), pauses::piece_rows, pauses::row_bytes / 4, [&](std::size_t first, std::size_t last) {
+        for (const std::uint64_t key : keys.subspan(first, last - first)) {
+            const Table& table = table_of(key);
+            const int slot = place_.slot_in(place_of(key).residue);
+            if (slot >= table.shape().k ||
+                (existing && table.row_at(stripe_of(key), slot) >= table.shape().rows)) {
+                refuse(ErrorKind::value, where, ": shard ", place_.shard, " has no data row in ", describe(key));
+            }
         }
-    }
+    });
 }
 
 RowsBlob Store::coded_rows_of(std::span<const std::uint64_t> keys) const {
@@ -88,7 +99,8 @@ RowsBlob Store::coded_rows_of(std::span<const std::uint64_t> keys) const {
     return blob;
 }
 
-SeedProgress Store::seed(Window& window, int peer, int class_id, std::uint64_t rows_max) {
+SeedProgress Store::seed(Window& window, int peer, int class_id, std::uint64_t rows_max,
+                         std::uint64_t bytes_max) {
     if (window.store() != this) refuse(ErrorKind::value, "seed: the window belongs to another store");
     if (rows_max == 0) refuse(ErrorKind::value, "seed: rows_max is 0, expected at least 1");
     const std::uint64_t first = window.limit(peer, class_id);
@@ -112,46 +124,93 @@ SeedProgress Store::seed(Window& window, int peer, int class_id, std::uint64_t r
     std::uint64_t stop = unlimited;
     bool blocked = false;
     std::uint64_t rows = 0;
+    std::uint64_t bytes_written = 0;
     Growing<std::uint8_t> coded;
     scan_tables(
         class_id, first, unlimited,
         [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
-            const Bitmap& touched = table.touched(data);
-            return scan_bits(
-                from, std::min(to, table.data_extent(slot)),
-                [&](std::uint64_t word) { return touched.word(word) | table.missing_word(data, word); },
-                [&](std::uint64_t quotient) {
-                    blocked = !table.is_recovered(quotient, data);
-                    if (blocked || rows == rows_max) {
-                        stop = table.offset() + quotient;
-                        return false;
-                    }
-                    const std::uint64_t stripe = table.stripe_at(quotient, residue);
-                    const std::size_t bytes = table.record_bytes();
+            const std::size_t bytes = table.record_bytes();
+            to = std::min(to, table.data_extent(slot));
+            if (from >= to) return true;
+            const std::uint64_t missing = std::min(to, table.next_missing(data, from));
+            const bool goes_on = scan_touched(table, data, from, missing, [&](std::uint64_t quotient) {
+                if (rows == 0) buffer.check_room("seed", 1, bytes);
+                // One row goes whatever its size; else a limit below it would stop the seed for ever.
+                const bool full = rows != 0 && bytes_written + bytes > bytes_max;
+                if (full || rows == rows_max || !buffer.has_room(1, bytes)) {
+                    stop = table.offset() + quotient;
+                    return false;
+                }
+                const std::uint64_t stripe = table.stripe_at(quotient, residue);
+                bool is_new = false;
+                std::uint8_t* target = buffer.unset_record(index << stripe_bits | stripe, bytes, is_new);
+                if (is_new) {
+                    write_coded(operations, table, stripe, quotient, slot, target);
+                } else {
                     coded.shrink_to(0);
                     write_coded(operations, table, stripe, quotient, slot, coded.extend(bytes));
-                    xor_into(buffer.record(index << stripe_bits | stripe, bytes), coded.data(), bytes);
-                    ++rows;
-                    return true;
-                });
+                    xor_into(target, coded.data(), bytes);
+                }
+                ++rows;
+                bytes_written += bytes;
+                return true;
+            });
+            if (!goes_on) return false;
+            blocked = missing < to;
+            if (blocked) stop = table.offset() + missing;
+            return !blocked;
         });
     window.set_limit(peer, class_id, stop);
     progress.finished = stop == unlimited;
-    if (blocked) {
-        scan_tables(
-            class_id, stop, unlimited,
-            [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
-                if (table.missing() == 0) return true;
-                return scan_bits(
-                    from, std::min(to, table.data_extent(slot)),
-                    [&](std::uint64_t word) { return table.missing_word(data, word); },
-                    [&](std::uint64_t quotient) {
-                        progress.blocked.push_back(index << stripe_bits | table.stripe_at(quotient, residue));
-                        return progress.blocked.size() < rows_max;
-                    });
-            });
-    }
+    if (blocked) progress.blocked = missing_keys(class_id, stop, rows_max);
     return progress;
+}
+
+Growing<std::uint64_t> Store::missing_keys(int class_id, std::uint64_t first, std::uint64_t rows_max) const {
+    Growing<std::uint64_t> keys;
+    const int slot = data_slot(class_id);
+    if (slot < 0) return keys;
+    const std::uint32_t data = static_cast<std::uint32_t>(slot);
+    scan_tables(class_id, first, unlimited,
+                [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
+                    to = std::min(to, table.data_extent(slot));
+                    for (std::uint64_t quotient = from;; ++quotient) {
+                        quotient = table.next_missing(data, quotient);
+                        if (quotient >= to) return true;
+                        if (keys.size() >= rows_max) return false;
+                        keys.push_back(index << stripe_bits | table.stripe_at(quotient, residue_of(class_id)));
+                        pauses::work(pauses::step_bytes);
+                    }
+                });
+    return keys;
+}
+
+Growing<std::uint64_t> Store::missing_of(std::span<const std::uint64_t> keys, std::uint64_t rows_max) const {
+    Growing<std::uint64_t> found;
+    for (std::size_t i = 0; i < keys.size() && found.size() < rows_max; ++i) {
+        check_data_keys("missing_of", keys.subspan(i, 1), false);  // a look at the first rows is not to pay for all
+        const std::uint64_t key = keys[i];
+        const StripePlace at = place_of(key);
+        const std::uint32_t slot = static_cast<std::uint32_t>(place_.slot_in(at.residue));
+        const Table& table = table_of(key);
+        if (at.quotient < table.data_extent(static_cast<int>(slot)) && !table.is_recovered(at.quotient, slot)) {
+            found.push_back(key);
+        }
+    }
+    return found;
+}
+
+Store::MissingCounts Store::missing_counts(int class_id) const {
+    MissingCounts found;
+    const int slot = data_slot(class_id);
+    if (slot < 0) return found;
+    for (const std::uint64_t index : code_of(class_id).tables) {
+        const std::uint64_t missing = tables_[index].missing(static_cast<std::uint32_t>(slot));
+        if (missing == 0) continue;
+        found.tables.push_back(static_cast<std::int32_t>(index));
+        found.counts.push_back(static_cast<std::int64_t>(missing));
+    }
+    return found;
 }
 
 void Store::restore(std::span<const std::uint64_t> keys, std::span<const std::uint8_t> coded) {
@@ -169,6 +228,7 @@ void Store::restore(std::span<const std::uint64_t> keys, std::span<const std::ui
                    ", but its coded value is not zero");
         }
         checked += table.record_bytes();
+        pauses::work(pauses::row_bytes);
     }
     const std::uint8_t* source = coded.data();
     for (const std::uint64_t key : keys) {
@@ -180,12 +240,14 @@ void Store::restore(std::span<const std::uint64_t> keys, std::span<const std::ui
             !table.is_recovered(at.quotient, slot)) {
             // A row that is at its initial value needs no memory.
             if (!operations.is_zero(bytes, source)) {
+                pauses::work(pauses::new_page_bytes + 4 * bytes);
                 xor_into(table.touch(operations, at.quotient, static_cast<std::uint32_t>(at.residue), slot),
                          source, bytes);
             }
             table.mark_recovered(at.quotient, slot);
         }
         source += bytes;
+        pauses::work(pauses::step_bytes);
     }
 }
 
@@ -207,6 +269,7 @@ void Store::mark_recovered_keys(std::span<const std::uint64_t> keys) {
         const StripePlace at = place_of(key);
         tables_[key >> stripe_bits].mark_recovered(at.quotient,
                                                    static_cast<std::uint32_t>(place_.slot_in(at.residue)));
+        pauses::work(pauses::step_bytes);
     }
 }
 
@@ -216,15 +279,11 @@ std::int64_t Store::next_missing(int class_id, std::uint64_t first) const {
     if (slot < 0) return found;
     scan_tables(class_id, first, unlimited,
                 [&](std::uint64_t, const Table& table, std::uint64_t from, std::uint64_t to) {
-                    if (table.missing() == 0) return true;
-                    const std::uint32_t data = static_cast<std::uint32_t>(slot);
-                    return scan_bits(
-                        from, std::min(to, table.data_extent(slot)),
-                        [&](std::uint64_t word) { return table.missing_word(data, word); },
-                        [&](std::uint64_t quotient) {
-                            found = static_cast<std::int64_t>(table.offset() + quotient);
-                            return false;
-                        });
+                    to = std::min(to, table.data_extent(slot));
+                    const std::uint64_t quotient = table.next_missing(static_cast<std::uint32_t>(slot), from);
+                    if (from >= to || quotient >= to) return true;
+                    found = static_cast<std::int64_t>(table.offset() + quotient);
+                    return false;
                 });
     return found;
 }

@@ -1,10 +1,13 @@
 #include "store/row_buffer.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <exception>
 #include <utility>
 
 #include "gf/coefficient.hpp"
 #include "kernels/registry.hpp"
+#include "store/error.hpp"
 #include "store/store.hpp"
 
 namespace ecrec {
@@ -16,8 +19,40 @@ void RowBuffer::make_room(std::size_t rows, std::size_t bytes_each) {
         records_.reserve(expected_bytes_ + expected_bytes_ / 8 + rows * bytes_each);
     }
     index_.make_room(rows);
-    places_.make_room(rows);
+    if (looks_up_) places_.make_room(size() - places_.size() + rows);
     records_.make_room(rows * bytes_each);
+}
+
+bool RowBuffer::has_room(std::size_t rows, std::size_t bytes) const {
+    const std::size_t rows_max = tuning.buffer_rows_max, bytes_max = tuning.buffer_bytes_max;
+    return size() <= rows_max && rows <= rows_max - size() && records_.size() <= bytes_max &&
+           bytes <= bytes_max - records_.size();
+}
+
+void RowBuffer::check_room(const char* where, std::size_t rows, std::size_t bytes) const {
+    if (has_room(rows, bytes)) [[likely]]
+        return;
+    refuse(ErrorKind::state, where, ": ", rows, " rows of ", bytes, " bytes do not fit a buffer that holds ", size(),
+           " rows of ", records_.size(), " bytes, expected at most ", tuning.buffer_rows_max.load(), " rows and ",
+           tuning.buffer_bytes_max.load(), " bytes together; take what it holds first");
+}
+
+void RowBuffer::place_appended() {
+    if (places_.size() == size()) [[likely]]
+        return;
+    const Growing<std::uint64_t>& keys = index_.keys();
+    const auto units_of = [&](std::size_t number) { return store_->table_of(keys[number]).record_bytes() / unit; };
+    const std::size_t placed = places_.size();
+    std::size_t place = placed == 0 ? 0 : places_[placed - 1] + units_of(placed - 1);
+    places_.make_room(size() - placed);
+    pauses::in_pieces(size() - placed, pauses::piece_rows, pauses::row_bytes / 4,
+                      [&](std::size_t first, std::size_t last) {
+                          std::uint32_t* const places = places_.extend(last - first);
+                          for (std::size_t m = first; m < last; ++m) {
+                              places[m - first] = static_cast<std::uint32_t>(place);
+                              place += units_of(placed + m);
+                          }
+                      });
 }
 
 void RowBuffer::unset_records(std::span<const std::uint64_t> keys, std::size_t bytes, std::uint8_t** records,
@@ -33,6 +68,7 @@ void RowBuffer::unset_records(std::span<const std::uint64_t> keys, std::size_t b
         extend(keys.size(), bytes);
         return;
     }
+    place_appended();
     numbers_.resize(keys.size());
     std::uint32_t next = index_.size();
     index_.insert_all(keys, numbers_.data());
@@ -46,7 +82,7 @@ void RowBuffer::unset_records(std::span<const std::uint64_t> keys, std::size_t b
             place += bytes / unit;
             ++next;
         }
-        records[m] = records_.data() + own_place * unit;
+        records[m] = records_.data() + std::size_t{own_place} * unit;
         if (!is_new[m]) prefetch_write(records[m], bytes);
     }
     places_.extend(next - places_.size());
@@ -55,15 +91,26 @@ void RowBuffer::unset_records(std::span<const std::uint64_t> keys, std::size_t b
 
 void RowBuffer::extend(std::size_t rows, std::size_t bytes_each) {
     index_.extend(rows);
-    places_.extend(rows);
+    may_repeat_ = true;
     records_.extend(rows * bytes_each);
 }
 
 std::uint8_t* RowBuffer::unset_record(std::uint64_t key, std::size_t bytes, bool& is_new) {
+    if (looks_up_) return find_or_add(key, bytes, is_new);
+    make_room(1, bytes);
+    const End last = end();
+    *last.key = key;
+    extend(1, bytes);
+    is_new = true;
+    return last.record;
+}
+
+std::uint8_t* RowBuffer::find_or_add(std::uint64_t key, std::size_t bytes, bool& is_new) {
+    place_appended();
     const std::size_t before = size();
     const std::uint32_t number = index_.insert(key);
     is_new = number == before;
-    if (!is_new) return records_.data() + places_[number] * unit;
+    if (!is_new) return records_.data() + std::size_t{places_[number]} * unit;
     places_.push_back(static_cast<std::uint32_t>(records_.size() / unit));
     return records_.extend(bytes);
 }
@@ -71,7 +118,7 @@ std::uint8_t* RowBuffer::unset_record(std::uint64_t key, std::size_t bytes, bool
 std::uint8_t* RowBuffer::record(std::uint64_t key, std::size_t bytes) {
     if (size() == 0) make_room(1, bytes);
     bool is_new = false;
-    std::uint8_t* found = unset_record(key, bytes, is_new);
+    std::uint8_t* found = find_or_add(key, bytes, is_new);
     if (is_new) std::memset(found, 0, bytes);
     return found;
 }
@@ -80,6 +127,7 @@ void RowBuffer::fold(std::uint8_t coefficient, std::span<const std::uint64_t> ke
                      std::span<const std::uint8_t> records) {
     store_->check_blob("RowBuffer.fold", keys, records.size());
     if (coefficient == 0) return;
+    check_room("RowBuffer.fold", keys.size(), records.size());
     const Operations& operations = ecrec::operations();
     const Coefficient& prepared = gf::coefficient(coefficient);
     const std::uint8_t* source = records.data();
@@ -88,10 +136,16 @@ void RowBuffer::fold(std::uint8_t coefficient, std::span<const std::uint64_t> ke
         const std::size_t bytes = store_->table_of(keys[i]).record_bytes();
         operations.fold(bytes, prepared, source, record(keys[i], bytes));
         source += bytes;
+        pauses::work(pauses::step_bytes + 4 * bytes);
     }
 }
 
 Growing<std::uint64_t> RowBuffer::nonzero() const {
+    if (may_repeat_) {
+        RowBuffer merged(store_);
+        merged.add(index_.keys(), records_);
+        return merged.nonzero();
+    }
     const Operations& operations = ecrec::operations();
     Growing<std::uint64_t> found;
     const std::uint8_t* source = records_.data();
@@ -99,18 +153,60 @@ Growing<std::uint64_t> RowBuffer::nonzero() const {
         const std::size_t bytes = store_->table_of(key).record_bytes();
         if (!operations.is_zero(bytes, source)) found.push_back(key);
         source += bytes;
+        pauses::work(pauses::row_bytes);
     }
     return found;
 }
 
 void RowBuffer::remove_class(int class_id) {
     store_->check_class(class_id);
-    const RowsBlob old = clear();
-    const std::uint8_t* source = old.records.data();
-    for (const std::uint64_t key : old.keys) {
+    const auto is_of_class = [&](std::uint64_t key) { return store_->class_of(key) == class_id; };
+    const std::uint64_t* const all = index_.keys().begin();
+    bool is_there = false;
+    pauses::in_pieces(size(), pauses::piece_rows, pauses::row_bytes / 4, [&](std::size_t first, std::size_t last) {
+        is_there = is_there || std::any_of(all + first, all + last, is_of_class);
+    });
+    if (!is_there) return;
+    // What stays moves down over what goes. A new index would cost far more than that, and in the middle of a recovery:
+    // until the buffer is taken, rows are appended.
+    Growing<std::uint64_t> keys = index_.take();
+    std::size_t kept = 0, source = 0, target = 0;
+    std::exception_ptr thrown;
+    for (const std::uint64_t key : keys) {
         const std::size_t bytes = store_->table_of(key).record_bytes();
-        if (store_->class_of(key) != class_id) xor_into(record(key, bytes), source, bytes);
+        // In the middle nothing makes sense: what a pause throws waits for the end.
+        if (thrown == nullptr) {
+            try {
+                pauses::work(pauses::row_bytes + bytes);
+            } catch (...) {
+                thrown = std::current_exception();
+            }
+        }
+        if (!is_of_class(key)) {
+            keys[kept++] = key;
+            if (target != source) std::memmove(records_.data() + target, records_.data() + source, bytes);
+            target += bytes;
+        }
         source += bytes;
+    }
+    keys.shrink_to(kept);
+    records_.shrink_to(target);
+    places_.shrink_to(0);
+    index_.put_back(std::move(keys));
+    if (looks_up_) {
+        looks_up_ = false;
+        windows_left_ = 1;
+    }
+    if (thrown != nullptr) std::rethrow_exception(thrown);
+}
+
+void RowBuffer::add(const Growing<std::uint64_t>& keys, const Growing<std::uint8_t>& records) {
+    const std::uint8_t* source = records.data();
+    for (const std::uint64_t key : keys) {
+        const std::size_t bytes = store_->table_of(key).record_bytes();
+        xor_into(record(key, bytes), source, bytes);
+        source += bytes;
+        pauses::work(pauses::step_bytes + 4 * bytes);
     }
 }
 
@@ -121,19 +217,45 @@ RowsBlob RowBuffer::take() {
     return clear();
 }
 
+RowsBlob RowBuffer::take_nonzero() {
+    if (may_repeat_) {
+        RowBuffer merged(store_);
+        merged.add(index_.keys(), records_);
+        take();
+        return merged.take_nonzero();
+    }
+    RowsBlob rows = take();
+    const Operations& operations = ecrec::operations();
+    std::size_t kept = 0, source = 0, target = 0;
+    for (const std::uint64_t key : rows.keys) {
+        const std::size_t bytes = store_->table_of(key).record_bytes();
+        if (!operations.is_zero(bytes, rows.records.data() + source)) {
+            rows.keys[kept++] = key;
+            if (target != source) std::memmove(rows.records.data() + target, rows.records.data() + source, bytes);
+            target += bytes;
+        }
+        source += bytes;
+        pauses::work(pauses::row_bytes + bytes);
+    }
+    rows.keys.shrink_to(kept);
+    rows.records.shrink_to(target);
+    return rows;
+}
+
 // What the next window does.
 void RowBuffer::decide() {
     if (!looks_up_) {
         looks_up_ = size() != 0 && --windows_left_ == 0;
-    } else if (asked_ >= judged_min) {
-        looks_up_ = 8 * found_ > asked_;
-        windows_left_ = windows_between;
+    } else if (asked_ >= tuning.lookup_judged_rows_min) {
+        looks_up_ = found_ > asked_ / tuning.lookup_found_one_in;
+        windows_left_ = tuning.lookup_windows_between;
     }
     asked_ = found_ = 0;
 }
 
 RowsBlob RowBuffer::clear() {
     places_.shrink_to(0);
+    may_repeat_ = false;
     return {index_.take(), std::exchange(records_, {})};
 }
 

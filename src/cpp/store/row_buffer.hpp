@@ -1,8 +1,9 @@
 // Sparse rows of one store's tables, merged by XOR: deltas of a window, captures, rows being decoded.
 //
-// A key may stand in a window twice: whoever adds both rows gets the same. Looking up which row is there already costs
-// about a fifth of what a row costs that is sent and folded twice, so that rows are only looked up where it pays: while
-// more than an eighth of those of a window were there, and in each 16th window, to see.
+// A window may hold a key twice: XORing both records gives the same result. Looking up which row is there already costs
+// about a fifth of what a row costs that is sent and folded twice. Rows are therefore only looked up where it pays:
+// while more than an eighth of those of a window were there, and in each 16th window, to see (tuning.hpp). What was appended without
+// a look-up is indexed when something is looked up after all.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 
 #include "kernels/operations.hpp"
 #include "store/bytes.hpp"
+#include "store/in_use.hpp"
 #include "store/key_index.hpp"
 
 namespace ecrec {
@@ -26,20 +28,30 @@ struct RowsBlob {
 
 class RowBuffer {
 public:
-    explicit RowBuffer(std::shared_ptr<const Store> store) : store_(std::move(store)) {}
+    // in_use: of the window that the buffer is a part of; else its own.
+    explicit RowBuffer(std::shared_ptr<const Store> store, std::shared_ptr<InUse> in_use = nullptr)
+        : store_(std::move(store)), in_use_(in_use != nullptr ? std::move(in_use) : std::make_shared<InUse>()) {}
+
+    const Store& store() const { return *store_; }
+    InUse& in_use() const { return *in_use_; }
 
     std::size_t size() const { return index_.size(); }
     std::size_t record_bytes() const { return records_.size(); }
 
-    // The record of a key, zero if it is new. Valid until the next call that adds a row.
+    // The record of a key, which is looked up; zero if it is new. Valid until the next call that adds a row. As in all
+    // that follows, there must be room for the row: see has_room().
     std::uint8_t* record(std::uint64_t key, std::size_t bytes);
-    // The same of a key that may be new; then `is_new` is set and the record's content is unspecified. Valid until more
-    // rows are added than there is room for.
+    // The same of a key that may be new; then `is_new` is set and the record's content is unspecified. While rows are not
+    // looked up, it is appended as new.
     std::uint8_t* unset_record(std::uint64_t key, std::size_t bytes, bool& is_new);
     // The same of several keys, for which there must be room; what is not new is asked for. While rows are not looked up,
     // all are new.
     void unset_records(std::span<const std::uint64_t> keys, std::size_t bytes, std::uint8_t** records, bool* is_new);
     void make_room(std::size_t rows, std::size_t bytes_each);
+    // So many more rows and bytes of records can be numbered: 2^31 rows, 64 GiB.
+    bool has_room(std::size_t rows, std::size_t bytes) const;
+    // Refuses what there is no room for.
+    void check_room(const char* where, std::size_t rows, std::size_t bytes) const;
 
     bool looks_up() const { return looks_up_; }
     // Where the next rows go while they are not looked up, and that so many were written there. There must be room.
@@ -53,25 +65,32 @@ public:
     void fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys,
               std::span<const std::uint8_t> records);
     Growing<std::uint64_t> nonzero() const;
+    // One pass over the rows; nothing is indexed anew. Rows that come later are appended until the next take().
     void remove_class(int class_id);
     RowsBlob take();
+    // The same without rows that are all zero; each key is there once.
+    RowsBlob take_nonzero();
 
 private:
     static constexpr std::size_t unit = 16;  // which records are multiples of
-    static constexpr std::size_t judged_min = 16;  // rows of a window that says whether looking up pays
-    static constexpr int windows_between = 15;
 
     void decide();
+    std::uint8_t* find_or_add(std::uint64_t key, std::size_t bytes, bool& is_new);
     RowsBlob clear();
+    // Rows that were appended without a look-up get their places.
+    void place_appended();
+    void add(const Growing<std::uint64_t>& keys, const Growing<std::uint8_t>& records);
 
     std::shared_ptr<const Store> store_;
+    std::shared_ptr<InUse> in_use_;
     KeyIndex index_;
-    Growing<std::uint32_t> places_;  // of each key's record, in units of 16 bytes
+    Growing<std::uint32_t> places_;  // of the first keys' records, in units of 16 bytes; of all after place_appended()
     Growing<std::uint8_t> records_;
     std::vector<std::uint32_t> numbers_;  // kept between calls for its memory only
     bool looks_up_ = true;
+    bool may_repeat_ = false;  // a key was appended without a look-up, and may be there twice
     std::size_t asked_ = 0, found_ = 0;  // of unset_records(), in this window
-    int windows_left_ = 0;               // until rows are looked up again
+    std::size_t windows_left_ = 0;             // until rows are looked up again
     // What was taken last: the next window is likely to be as large.
     std::size_t expected_rows_ = 0;
     std::size_t expected_bytes_ = 0;

@@ -9,6 +9,7 @@
 #include "store/error.hpp"
 #include "store/key_index.hpp"
 #include "store/store.hpp"
+#include "store/tuning.hpp"
 #include "threads/pool.hpp"
 
 namespace ecrec {
@@ -78,18 +79,23 @@ void Store::find_rows(const char* where, std::size_t index, std::span<const std:
         if (check_recovered && !table.is_recovered(row.quotient, row.slot)) [[unlikely]] {
             refuse(ErrorKind::state, where, ": row ", id, " of table ", index, " is not recovered yet");
         }
-        __builtin_prefetch(table.touched(row.slot).word_of(row.quotient));
+        table.prefetch_place(row.quotient, row.slot);
     }
 }
 
 void Store::resolve(const char* where, const Sections& sections, bool recovered) const {
     check_sections(where, sections);
-    places_.resize(sections.rows.size());
+    places_.shrink_to(0);
+    RowPlace* places = places_.extend(sections.rows.size());
     std::size_t i = 0;
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
+        const std::size_t table = static_cast<std::size_t>(sections.tables[s]);
         const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
-        find_rows(where, static_cast<std::size_t>(sections.tables[s]), sections.rows.subspan(i, count), recovered,
-                  places_.data() + i);
+        const auto ids = sections.rows.subspan(i, count);
+        pauses::in_pieces(count, pauses::piece_rows, pauses::row_bytes, [&](std::size_t first, std::size_t last) {
+            find_rows(where, table, ids.subspan(first, last - first), recovered, places + first);
+        });
+        places += count;
         i += count;
     }
 }
@@ -105,8 +111,12 @@ std::uint64_t Store::gather_bytes(std::span<const std::int32_t> tables, std::spa
         const Table& table = tables_[checked_table("gather_bytes", tables[s])];
         if (counts[s] < 0)
             refuse(ErrorKind::value, "gather_bytes: section ", s, " counts ", counts[s], " rows");
-        bytes +=
-            static_cast<std::uint64_t>(counts[s]) * (records ? table.record_bytes() : table.weight_bytes());
+        std::uint64_t section = 0;
+        if (__builtin_mul_overflow(static_cast<std::uint64_t>(counts[s]),
+                                   records ? table.record_bytes() : table.weight_bytes(), &section) ||
+            __builtin_add_overflow(bytes, section, &bytes)) {
+            refuse(ErrorKind::value, "gather_bytes: ", counts[s], " rows of section ", s, " exceed 2^64 bytes");
+        }
     }
     return bytes;
 }
@@ -122,8 +132,12 @@ void Store::gather(const Sections& sections, bool records, std::span<std::uint8_
         const std::size_t index = static_cast<std::size_t>(sections.tables[s]);
         const std::size_t bytes = records ? tables_[index].record_bytes() : tables_[index].weight_bytes();
         const std::size_t rows = static_cast<std::size_t>(sections.counts[s]);
-        threads::for_ranges(rows, threads::grain_bytes / bytes, 1, [&](std::size_t first, std::size_t last) {
-            copy_out(index, sections.rows.subspan(i + first, last - first), bytes, target + first * bytes);
+        const std::size_t piece = std::clamp<std::size_t>(pauses::bytes_between / bytes, 1, 2 * pauses::piece_rows);
+        pauses::in_pieces(rows, piece, pauses::step_bytes + 2 * bytes, [&](std::size_t begin, std::size_t end) {
+            threads::for_ranges(end - begin, threads::grain_bytes / bytes, 1, [&](std::size_t first, std::size_t last) {
+                copy_out(index, sections.rows.subspan(i + begin + first, last - first), bytes,
+                         target + (begin + first) * bytes);
+            });
         });
         i += rows;
         target += rows * bytes;
@@ -134,10 +148,10 @@ void Store::gather(const Sections& sections, bool records, std::span<std::uint8_
 // of the next.
 void Store::copy_out(std::size_t index, std::span<const std::int64_t> ids, std::size_t bytes,
                      std::uint8_t* target) const {
-    constexpr std::size_t run = 512;  // far more than the kernel asks for ahead of their turn
+    const std::size_t run = tuning.gather_run_rows;
     const Table& table = tables_[index];
     const Operations& operations = ecrec::operations();
-    RowPlace places[run];
+    RowPlace places[Tuning::gather_run_rows_limit];
     Growing<const std::uint8_t*> sources;
     sources.reserve(ids.size());
     std::vector<float> initial;
@@ -172,13 +186,17 @@ Growing<std::uint64_t> Store::missing(const Sections& sections) const {
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const std::uint64_t index = static_cast<std::uint64_t>(sections.tables[s]);
         const Table& table = tables_[index];
-        const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]);
-        if (table.missing() == 0) i = end;
-        for (; i < end; ++i) {
-            const RowPlace& row = places_[i];
-            if (table.is_recovered(row.quotient, row.slot)) continue;
-            found.insert(index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue)));
-        }
+        const RowPlace* const rows = places_.data() + i;
+        const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
+        i += count;
+        if (table.missing() == 0) continue;
+        pauses::in_pieces(count, pauses::piece_rows, pauses::row_bytes, [&](std::size_t first, std::size_t last) {
+            for (std::size_t m = first; m < last; ++m) {
+                const RowPlace& row = rows[m];
+                if (table.is_recovered(row.quotient, row.slot)) continue;
+                found.insert(index << stripe_bits | table.stripe_at(row.quotient, static_cast<int>(row.residue)));
+            }
+        });
     }
     return found.take();
 }
@@ -190,13 +208,34 @@ Growing<std::uint64_t> Store::keys(const Sections& sections) const {
     std::size_t i = 0;
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const std::uint64_t index = static_cast<std::uint64_t>(sections.tables[s]);
-        for (const std::size_t end = i + static_cast<std::size_t>(sections.counts[s]); i < end; ++i) {
-            keys.push_back(
-                index << stripe_bits |
-                tables_[index].stripe_at(places_[i].quotient, static_cast<int>(places_[i].residue)));
-        }
+        const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
+        pauses::in_pieces(count, pauses::piece_rows, pauses::row_bytes / 4, [&](std::size_t first, std::size_t last) {
+            for (std::size_t m = i + first; m < i + last; ++m) {
+                keys.push_back(
+                    index << stripe_bits |
+                    tables_[index].stripe_at(places_[m].quotient, static_cast<int>(places_[m].residue)));
+            }
+        });
+        i += count;
     }
     return keys;
+}
+
+Growing<std::uint64_t> Store::distinct(std::span<const std::uint64_t> keys,
+                                       std::span<const std::uint64_t> known) const {
+    KeyIndex seen;
+    Growing<std::uint64_t> found;
+    const auto take = [&](std::span<const std::uint64_t> some, bool keeps) {
+        pauses::in_pieces(some.size(), pauses::piece_rows, pauses::row_bytes, [&](std::size_t first, std::size_t last) {
+            for (const std::uint64_t key : some.subspan(first, last - first)) {
+                const std::uint32_t before = seen.size();
+                if (seen.insert(key) == before && keeps) found.push_back(key);
+            }
+        });
+    };
+    take(known, false);
+    take(keys, true);
+    return found;
 }
 
 void Store::check_values(const char* where, const Sections& sections, std::span<const float> values,
@@ -206,18 +245,24 @@ void Store::check_values(const char* where, const Sections& sections, std::span<
     const std::uint64_t expected = gather_bytes(sections.tables, sections.counts, false) / 4;
     if (values.size() != expected)
         refuse(ErrorKind::value, where, ": got ", values.size(), " floats, expected ", expected);
+    if (window != nullptr) {
+        const std::uint64_t bytes = gather_bytes(sections.tables, sections.counts, true);
+        window->check_room(where, sections.rows.size(), bytes);
+    }
     const Operations& operations = ecrec::operations();
     std::size_t first_row = 0;
     const float* value = values.data();
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const std::size_t dim = tables_[static_cast<std::size_t>(sections.tables[s])].shape().dim;
         const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
-        if (!operations.is_finite(count * dim, value)) {
-            std::size_t i = 0;
+        const std::size_t piece = std::max<std::size_t>(pauses::piece_bytes / (4 * dim), 1);
+        pauses::in_pieces(count, piece, 2 * dim, [&](std::size_t first, std::size_t last) {
+            if (operations.is_finite((last - first) * dim, value + first * dim)) return;
+            std::size_t i = first;
             while (operations.is_finite(dim, value + i * dim)) ++i;
             refuse(ErrorKind::value, where, ": the values for row ", sections.rows[first_row + i],
                    " of table ", sections.tables[s], " are not all finite");
-        }
+        });
         first_row += count;
         value += count * dim;
     }
@@ -227,9 +272,11 @@ void Store::check_values(const char* where, const Sections& sections, std::span<
 template <class Step>
 void Store::update(const Sections& sections, std::span<const float> values, Window* window, Step&& step) {
     // Several threads take part in a longer run; each row has one, whatever else is in the run.
-    constexpr std::size_t run = Deltas::run_max, short_run = 256;
+    constexpr std::size_t run_max = Deltas::run_max, short_run = Tuning::run_rows_limit;
     const std::size_t parts = threads::parts_of(values.size_bytes(), threads::grain_bytes);
-    const float* gradients[run];
+    const std::size_t run_rows = parts == 1 ? tuning.run_rows : tuning.run_rows_threads;
+    const std::size_t run_bytes_max = tuning.run_bytes_max;
+    const float* gradients[run_max];
     Deltas deltas(window, place_, beside_);
     const Operations& operations = ecrec::operations();
     const float* value = values.data();
@@ -240,15 +287,24 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
         const std::size_t dim = table.shape().dim;
         deltas.begin(table, index);
         const bool any_delta = deltas.any();
+        const std::size_t run = std::clamp<std::size_t>(run_bytes_max / table.record_bytes(), 1, run_rows);
         const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
-        records_.resize(count);
-        for (std::size_t m = 0; m < count; ++m) {
-            const RowPlace& row = places_[i + m];
-            records_[m] = reinterpret_cast<float*>(table.touch(operations, row.quotient, row.residue, row.slot));
+        records_.shrink_to(0);
+        float** const all_records = records_.extend(count);
+        const std::size_t touched_at_once = std::min(run, Tuning::run_rows_limit);
+        for (std::size_t first = 0, last = 0; first < count; first = last) {
+            last = std::min(count, first + touched_at_once);
+            const std::uint64_t touched = table.data_rows_touched();
+            for (std::size_t m = first; m < last; ++m) {
+                const RowPlace& row = places_[i + m];
+                all_records[m] = reinterpret_cast<float*>(table.touch(operations, row.quotient, row.residue, row.slot));
+            }
+            pauses::work((last - first) * pauses::row_bytes +
+                         (table.data_rows_touched() - touched) * (pauses::new_page_bytes + 2 * table.record_bytes()));
         }
         for (std::size_t first = 0, rows = 0; first < count; first += rows) {
-            rows = std::min(count - first, parts == 1 ? short_run : run);
-            float* const* records = records_.data() + first;
+            rows = std::min(count - first, run);
+            float* const* records = all_records + first;
             for (std::size_t m = 0; m < rows; ++m, value += dim) gradients[m] = value;
             if (any_delta) deltas.place({places_.data() + i + first, rows});
             // Without threads, the records of the next run are the kernel's to ask for.
@@ -283,6 +339,7 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
                 });
             }
             if (any_delta) deltas.finish();
+            pauses::work(rows * (pauses::step_bytes + 2 * table.record_bytes()));
         }
         i += count;
     }
@@ -308,6 +365,8 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
                 std::vector<float> step_sizes(steps.rows);
                 steps.step_sizes = step_sizes.data();
                 for (std::size_t m = 0; m < steps.rows; ++m) {
+                    // The first steps.rows are set wherever any is.
+                    // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult)
                     std::uint8_t* delta = steps.deltas == nullptr ? nullptr : steps.deltas[m] + 12 * steps.dim;
                     step_sizes[m] =
                         adam_step(table.shape(), reinterpret_cast<std::uint8_t*>(steps.records[m] + 3 * steps.dim),

@@ -6,6 +6,7 @@
 
 #include "gf/matrix.hpp"
 #include "store/error.hpp"
+#include "store/tuning.hpp"
 
 namespace ecrec {
 namespace {
@@ -133,7 +134,14 @@ int Store::add_table(const TableOptions& options) {
                " shards are more than ", classes_max, " classes");
     }
     const std::uint64_t offset = added ? 0 : codes_[code].positions;
-    Table table(shape, place_, static_cast<int>(code), offset, options.recovered);
+    Table table = [&] {
+        try {
+            return Table(shape, place_, static_cast<int>(code), offset, options.recovered);
+        } catch (const StoreError& error) {
+            refuse(error.kind(), "add_table: table ", tables_.size(), " of ", options.rows, " rows of dim ",
+                   options.dim, ": ", error.what());
+        }
+    }();
     if (added) codes_.push_back({Code(shape.k, shape.r, *generator)});
     codes_[code].tables.push_back(tables_.size());
     codes_[code].positions += table.quotients();
@@ -152,8 +160,8 @@ MemoryUse Store::memory() const {
     for (const Table& table : tables_) {
         use.data_rows_touched += table.data_rows_touched();
         use.parity_rows_touched += table.parity_rows_touched();
-        use.data_bytes_reserved += table.data_memory().size();
-        use.parity_bytes_reserved += table.parity_memory().size();
+        use.data_bytes_reserved += table.data_memory().records().size();
+        use.parity_bytes_reserved += table.parity_memory().records().size();
         use.data_bytes_touched += table.data_rows_touched() * table.record_bytes();
         use.parity_bytes_touched += table.parity_rows_touched() * table.record_bytes();
     }
@@ -161,12 +169,15 @@ MemoryUse Store::memory() const {
 }
 
 bool Store::use_huge_pages(std::size_t extents) {
+    release_dropped();
     while (huge_pages_ && extents != 0) {
         if (huge_table_ >= tables_.size()) {
             huge_table_ = 0;
             if (!std::exchange(huge_moved_, false)) return false;
         }
         Table& table = tables_[huge_table_];
+        huge_extent_ = table.next_touched_extent(huge_extent_);
+        --extents;
         if (huge_extent_ >= table.extents()) {
             ++huge_table_;
             huge_extent_ = 0;
@@ -175,9 +186,14 @@ bool Store::use_huge_pages(std::size_t extents) {
         const Collapsed found = table.collapse_if_dense(huge_extent_++);
         huge_moved_ |= found == Collapsed::moved;
         huge_pages_ = found != Collapsed::refused;
-        --extents;
+        if (found == Collapsed::later) break;  // the others are as likely to fail now, and each takes its time
     }
     return huge_pages_;
+}
+
+void Store::release_dropped() {
+    if (dropped_.empty()) [[likely]] return;
+    if (!dropped_.back().shrink(tuning.dropped_bytes_max)) dropped_.pop_back();
 }
 
 void Store::check_peer(int peer) const {
@@ -193,23 +209,31 @@ void Store::check_class(int class_id) const {
 }
 
 void Store::check_keys(const char* where, std::span<const std::uint64_t> keys) const {
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-        const std::uint64_t index = keys[i] >> stripe_bits;
-        if (index >= tables_.size()) {
-            refuse(ErrorKind::value, where, ": key ", i, " names table ", index, ", expected 0 to ",
-                   static_cast<std::int64_t>(tables_.size()) - 1);
+    pauses::in_pieces(keys.size(), pauses::piece_rows, pauses::row_bytes / 4, [&](std::size_t first, std::size_t last) {
+        for (std::size_t i = first; i < last; ++i) {
+            const std::uint64_t index = keys[i] >> stripe_bits;
+            if (index >= tables_.size()) {
+                refuse(ErrorKind::value, where, ": key ", i, " names table ", index, ", expected 0 to ",
+                       static_cast<std::int64_t>(tables_.size()) - 1);
+            }
+            if (stripe_of(keys[i]) >= tables_[index].stripes()) {
+                refuse(ErrorKind::index, where, ": key ", i, " names stripe ", stripe_of(keys[i]), " of table ",
+                       index, ", which has ", tables_[index].stripes(), " stripes in this group");
+            }
         }
-        if (stripe_of(keys[i]) >= tables_[index].stripes()) {
-            refuse(ErrorKind::index, where, ": key ", i, " names stripe ", stripe_of(keys[i]), " of table ",
-                   index, ", which has ", tables_[index].stripes(), " stripes in this group");
-        }
-    }
+    });
 }
 
 void Store::check_blob(const char* where, std::span<const std::uint64_t> keys, std::size_t bytes) const {
     check_keys(where, keys);
     std::size_t expected = 0;
-    for (const std::uint64_t key : keys) expected += table_of(key).record_bytes();
+    pauses::in_pieces(keys.size(), pauses::piece_rows, pauses::row_bytes / 4, [&](std::size_t first, std::size_t last) {
+        std::size_t sum = expected;
+        for (const std::uint64_t key : keys.subspan(first, last - first)) {
+            if (__builtin_add_overflow(sum, table_of(key).record_bytes(), &sum)) sum = SIZE_MAX;
+        }
+        expected = sum;
+    });
     if (bytes != expected) {
         refuse(ErrorKind::value, where, ": got ", bytes, " bytes of records for ", keys.size(),
                " keys, expected ", expected);

@@ -10,9 +10,11 @@
 
 #include "codec/code.hpp"
 #include "kernels/operations.hpp"
+#include "store/in_use.hpp"
 #include "store/row_buffer.hpp"
 #include "store/table.hpp"
 #include "store/window.hpp"
+#include "threads/pauses.hpp"
 
 namespace ecrec {
 
@@ -72,8 +74,9 @@ public:
     std::uint64_t class_size(int class_id) const;
     MemoryUse memory() const;
     // Looks at the next `extents` of 2 MiB of all tables, in turn, and moves those of which most is touched into huge
-    // pages. False: a look at all of them moved nothing, and the next one may wait; or the system refused, and nothing
-    // more is tried.
+    // pages; a table that ends, or has nothing more that is touched, counts as one, too. False: a look at all of them
+    // moved nothing, and the next one may wait; or the system cannot do it at all, and nothing more is tried. What it
+    // cannot do at the moment is tried again in the next look.
     bool use_huge_pages(std::size_t extents);
 
     void check_peer(int peer) const;
@@ -130,21 +133,39 @@ public:
     void apply(const Sections& sections, std::span<const float> gradients, Window* window);
     void assign(const Sections& sections, std::span<const float> values, Window* window);
     Growing<std::uint64_t> keys(const Sections& sections) const;
+    // Each of the keys once, in order of first occurrence, without those of `known`. Any numbers do.
+    Growing<std::uint64_t> distinct(std::span<const std::uint64_t> keys, std::span<const std::uint64_t> known) const;
 
     // -- parity (parity.cpp)
     void fold(int source, std::uint64_t class_mask, std::span<const std::uint64_t> keys,
               std::span<const std::uint8_t> records);
     void wipe_parity(int class_id);
-    std::uint64_t span(int class_id, std::uint64_t first, std::uint64_t last, std::uint64_t rows_max) const;
+    std::uint64_t span(int class_id, std::uint64_t first, std::uint64_t last, std::uint64_t rows_max,
+                       std::uint64_t bytes_max) const;
 
     // -- recovery (recovery.cpp)
     RowsBlob coded_rows(int class_id, std::uint64_t first, std::uint64_t last) const;
     RowsBlob coded_rows_of(std::span<const std::uint64_t> keys) const;
-    SeedProgress seed(Window& window, int peer, int class_id, std::uint64_t rows_max);
+    SeedProgress seed(Window& window, int peer, int class_id, std::uint64_t rows_max, std::uint64_t bytes_max);
     void restore(std::span<const std::uint64_t> keys, std::span<const std::uint8_t> coded);
     void mark_recovered(int class_id, std::uint64_t first, std::uint64_t last);
     void mark_recovered_keys(std::span<const std::uint64_t> keys);
     std::int64_t next_missing(int class_id, std::uint64_t first) const;
+    // How many rows of the class are not yet recovered, by table; tables without any are left out.
+    struct MissingCounts {
+        Growing<std::int32_t> tables;
+        Growing<std::int64_t> counts;
+    };
+    MissingCounts missing_counts(int class_id) const;
+    // Those of these keys whose rows are not yet recovered, in order, the first rows_max of them.
+    Growing<std::uint64_t> missing_of(std::span<const std::uint64_t> keys, std::uint64_t rows_max) const;
+    // Keys of those at or after a position, in order of position, at most rows_max.
+    Growing<std::uint64_t> missing_keys(int class_id, std::uint64_t first, std::uint64_t rows_max) const;
+
+    // For those that call from several threads.
+    InUse& in_use() const { return in_use_; }
+    // Who is told in the middle of long calls, of this store and of what is made of it.
+    pauses::Listener& listener() const { return listener_; }
 
 private:
     std::size_t checked_table(const char* where, std::int64_t index) const;
@@ -166,6 +187,8 @@ private:
     void write_coded(const Operations& operations, const Table& table, std::uint64_t stripe,
                      std::uint64_t quotient, int slot, std::uint8_t* target) const;
     float* initial_scratch(const Table& table) const;
+    // Gives back a part of what was dropped.
+    void release_dropped();
 
     ShardPlace place_;
     std::vector<Table> tables_;
@@ -173,10 +196,13 @@ private:
     bool huge_pages_ = true;
     std::size_t huge_table_ = 0, huge_extent_ = 0;  // what is looked at next
     bool huge_moved_ = false;                       // something was moved since the first table
+    std::vector<Mapping> dropped_;  // given back bit by bit, so that no call takes long
+    mutable InUse in_use_;
+    mutable pauses::Listener listener_;
     // Kept between calls for their memory only.
-    mutable std::vector<RowPlace> places_;
+    mutable Growing<RowPlace> places_;
     mutable std::vector<float> scratch_;
-    std::vector<float*> records_;
+    Growing<float*> records_;
     Growing<std::uint8_t> beside_;
 };
 

@@ -1,7 +1,8 @@
 #include "store/table.hpp"
 
 #include <algorithm>
-#include <cstring>
+
+#include "store/tuning.hpp"
 
 namespace ecrec {
 namespace {
@@ -59,22 +60,28 @@ Table::Table(const TableShape& shape, const ShardPlace& place, int code, std::ui
     stripes_ = count_of(ceil_divide(shape.rows, k), static_cast<std::uint64_t>(place.group),
                         static_cast<std::uint64_t>(place.groups));
     quotients_ = ceil_divide(stripes_, n);
-    data_ = Mapping(quotients_ * k * record_bytes_);
-    parity_ = Mapping(quotients_ * static_cast<std::uint64_t>(shape.r) * record_bytes_);
+    data_ = RecordMemory(quotients_ * k, record_bytes_);
+    parity_ = RecordMemory(quotients_ * static_cast<std::uint64_t>(shape.r), record_bytes_);
 
     for (int slot = 0; slot < shape.k + shape.r; ++slot) {
         // slot_of is its own inverse: the class in which this shard has the slot.
         const int residue = place.slot_of(place.shard, slot);
         std::uint64_t extent = count_of(stripes_, static_cast<std::uint64_t>(residue), n);
         if (slot >= shape.k) {
-            parity_slots_[static_cast<std::size_t>(slot - shape.k)] = {extent, Bitmap(quotients_)};
+            ParitySlot& parity_slot = parity_slots_[static_cast<std::size_t>(slot - shape.k)];
+            parity_slot.extent = extent;
+            parity_slot.touched = Bitmap(quotients_);
             continue;
         }
         // Only the last stripe of the table can be short.
         if (extent != 0 && row_at(stripe_at(extent - 1, residue), slot) >= shape.rows) --extent;
         DataSlot& data_slot = data_slots_[static_cast<std::size_t>(slot)];
-        data_slot = {extent, Bitmap(quotients_), Bitmap(recovered ? 0 : quotients_)};
-        if (!recovered) missing_ += extent;
+        data_slot.extent = extent;
+        data_slot.touched = Bitmap(quotients_);
+        if (recovered) continue;
+        data_slot.missing = extent;
+        data_slot.recovered = Recovered(extent);
+        missing_ += extent;
     }
 }
 
@@ -89,55 +96,94 @@ void Table::write_initial(const Operations& operations, std::uint64_t row, float
     std::fill_n(record + shape_.dim + set, shape_.state_floats() - set, 0.0f);
 }
 
-// Of `records` in all; is_touched(quotient, place among the records of a quotient).
-template <class IsTouched>
-bool Table::is_dense(std::size_t extent, std::size_t records, const IsTouched& is_touched) const {
-    // Collapsing makes the rest resident, too: a third more at most.
-    constexpr std::size_t page_bytes = 4096, pages = Mapping::extent_bytes / page_bytes, pages_min = pages * 3 / 4;
-    const std::size_t first_byte = extent * Mapping::extent_bytes;
-    std::size_t touched = 0, counted = 0;  // pages; the first that is not yet counted
-    const std::size_t last = (first_byte + Mapping::extent_bytes) / record_bytes_;
-    const std::size_t of_quotient = records / quotients_;
-    for (std::size_t record = first_byte / record_bytes_; record <= last && record < records; ++record) {
-        const std::size_t begin = record * record_bytes_, end = begin + record_bytes_;
-        const std::size_t first_page = begin <= first_byte ? 0 : (begin - first_byte) / page_bytes;
-        const std::size_t last_page = std::min(pages, (end - first_byte + page_bytes - 1) / page_bytes);
-        if (last_page <= counted || !is_touched(record / of_quotient, record % of_quotient)) continue;
-        touched += last_page - std::max(first_page, counted);
-        counted = last_page;
+namespace {
+
+constexpr std::size_t page_bytes = 4096, extent_pages = Mapping::extent_bytes / page_bytes;
+
+// Pages of an extent of an index in which a record is touched. Slots: those of the data or of the parity, of which each
+// quotient has one record each.
+template <class Slots>
+std::size_t index_pages(std::size_t extent, std::uint64_t quotients, const Slots& slots) {
+    constexpr std::size_t in_page = page_bytes / RecordMemory::index_bytes;
+    std::size_t pages = 0;
+    for (std::size_t page = extent * extent_pages; page < (extent + 1) * extent_pages; ++page) {
+        const std::uint64_t first = page * in_page / slots.size();
+        const std::uint64_t last = std::min(quotients, ((page + 1) * in_page + slots.size() - 1) / slots.size());
+        if (first >= last) break;
+        for (const auto& slot : slots) {
+            if (slot.touched.next(first, last) == last) continue;
+            ++pages;
+            break;
+        }
     }
-    return touched >= pages_min;
+    return pages;
+}
+
+// The first extent of an index, at or after one, in which a record is touched.
+template <class Slots>
+std::size_t next_index_extent(std::size_t extent, std::size_t extents, std::uint64_t quotients, const Slots& slots) {
+    constexpr std::size_t in_extent = Mapping::extent_bytes / RecordMemory::index_bytes;
+    const std::uint64_t first = extent * in_extent / slots.size();
+    std::uint64_t quotient = quotients;
+    for (const auto& slot : slots) quotient = slot.touched.next(first, quotient);
+    return quotient == quotients ? extents : std::max(extent, quotient * slots.size() / in_extent);
+}
+
+}  // namespace
+
+std::size_t Table::extents() const {
+    return data_.records().extents() + parity_.records().extents() + data_.index_memory().extents() +
+           parity_.index_memory().extents();
+}
+
+Table::Extent Table::find_extent(std::size_t extent) const {
+    const Mapping* const mappings[] = {&data_.records(), &parity_.records(), &data_.index_memory(),
+                                       &parity_.index_memory()};
+    std::size_t kind = 0;
+    for (; kind < 3 && extent >= mappings[kind]->extents(); ++kind) extent -= mappings[kind]->extents();
+    return {mappings[kind], extent, kind};
+}
+
+std::size_t Table::touched_pages(const Extent& extent) const {
+    if (extent.kind == 2) return index_pages(extent.number, quotients_, data_slots_);
+    if (extent.kind == 3) return index_pages(extent.number, quotients_, parity_slots_);
+    const std::size_t end = extent.kind == 0 ? data_.placed_bytes() : parity_.placed_bytes();
+    const std::size_t first = extent.number * Mapping::extent_bytes;
+    return end <= first ? 0 : std::min(extent_pages, (end - first + page_bytes - 1) / page_bytes);
+}
+
+std::size_t Table::next_touched_extent(std::size_t extent) const {
+    for (const std::size_t all = extents(); extent < all;) {
+        const Extent at = find_extent(extent);
+        const std::size_t end = at.mapping->extents();
+        std::size_t found = at.number;
+        if (at.kind == 2) found = next_index_extent(at.number, end, quotients_, data_slots_);
+        if (at.kind == 3) found = next_index_extent(at.number, end, quotients_, parity_slots_);
+        // Records are dense from the first on: behind the last there is none.
+        if (at.kind < 2 && touched_pages(at) == 0) found = end;
+        extent += found - at.number;
+        if (found != end) return extent;
+    }
+    return extents();
 }
 
 Collapsed Table::collapse_if_dense(std::size_t extent) {
-    if (is_huge_.empty()) is_huge_.resize(extents());
-    if (is_huge_[extent]) return Collapsed::not_moved;
-    const bool is_data = extent < data_.extents();
-    const std::size_t in_mapping = is_data ? extent : extent - data_.extents();
-    const bool dense =
-        is_data ? is_dense(in_mapping, quotients_ * data_slots_.size(),
-                           [&](std::uint64_t quotient, std::size_t slot) {
-                               return data_slots_[slot].touched.test(quotient);
-                           })
-                : is_dense(in_mapping, quotients_ * parity_slots_.size(),
-                           [&](std::uint64_t quotient, std::size_t index) {
-                               return parity_slots_[index].touched.test(quotient);
-                           });
-    if (!dense) return Collapsed::not_moved;
-    is_huge_[extent] = (is_data ? data_ : parity_).collapse(in_mapping);
-    return is_huge_[extent] ? Collapsed::moved : Collapsed::refused;
+    if (huge_.bits() == 0) huge_ = Bitmap(extents());
+    if (huge_.test(extent)) return Collapsed::not_moved;
+    const Extent at = find_extent(extent);
+    // Collapsing makes the rest resident, too: a third more at most, as the knob is by default.
+    if (touched_pages(at) < tuning.huge_page_touched_min) return Collapsed::not_moved;
+    const Collapsed found = at.mapping->collapse(at.number);
+    if (found == Collapsed::moved) huge_.set(extent);
+    return found;
 }
 
-void Table::wipe_parity(int index) {
-    Bitmap& touched = parity_slots_[static_cast<std::size_t>(index)].touched;
-    scan_bits(
-        0, parity_extent(index), [&](std::uint64_t word) { return touched.word(word); },
-        [&](std::uint64_t quotient) {
-            std::memset(parity_record(quotient, index), 0, record_bytes_);
-            touched.clear(quotient);
-            --parity_rows_touched_;
-            return true;
-        });
+Mapping Table::wipe_parity(int index) {
+    ParitySlot& slot = parity_slots_[static_cast<std::size_t>(index)];
+    if (slot.rows_touched == 0) return {};
+    slot.is_wiped = true;
+    slot.rows_touched = 0;
+    return slot.touched.clear();
 }
 
 }  // namespace ecrec

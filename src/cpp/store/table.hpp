@@ -3,18 +3,22 @@
 // Row i of the table is slot j = i % k of global stripe s = i / k; stripe s is stripe g = s / groups of group
 // s % groups; slot j of stripe g lies on shard (g + j) % n. Here g = quotient * n + residue; the residue is
 // the stripe's class. Of the stripes of one quotient a shard has at most one data row in each slot j < k and
-// one parity row in each slot k <= j < k + r, which is how rows are laid out: (quotient, slot). Bitmaps are
-// kept a slot, so that a class, which is one slot of a shard, is scanned as consecutive bits.
+// one parity row in each slot k <= j < k + r, which is how rows are numbered: (quotient, slot). Records of touched
+// rows lie dense, in the order of their first touch (record_memory.hpp). Bitmaps are kept a slot, so that a class, which
+// is one slot of a shard, is scanned as consecutive bits.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "kernels/operations.hpp"
 #include "store/bitmap.hpp"
 #include "store/divider.hpp"
 #include "store/mapping.hpp"
+#include "store/record_memory.hpp"
+#include "store/recovered.hpp"
 
 namespace ecrec {
 
@@ -25,7 +29,6 @@ inline constexpr std::uint64_t unlimited = ~std::uint64_t{0};
 
 enum class Optimizer { sgd, momentum, nesterov, adagrad, rowwise_adagrad, adam, ftrl };
 enum class Initial { zeros, uniform };
-enum class Collapsed { not_moved, moved, refused };
 
 // A shard's place in the cluster.
 struct ShardPlace {
@@ -119,34 +122,49 @@ public:
     }
 
     // -- data rows, by (quotient, slot)
+    // Of a touched row.
     std::uint8_t* data_record(std::uint64_t quotient, std::uint32_t slot) const {
-        return data_.data() + (quotient * static_cast<std::uint64_t>(shape_.k) + slot) * record_bytes_;
+        return data_.at(data_number(quotient, slot));
     }
     const Bitmap& touched(std::uint32_t slot) const { return data_slots_[slot].touched; }
     bool is_touched(std::uint64_t quotient, std::uint32_t slot) const {
-        return data_slots_[slot].touched.test(quotient);
+        return data_.is_placed(data_number(quotient, slot));
+    }
+    // For the row's next look-up.
+    void prefetch_place(std::uint64_t quotient, std::uint32_t slot) const {
+        data_.prefetch(data_number(quotient, slot));
     }
     bool is_recovered(std::uint64_t quotient, std::uint32_t slot) const {
-        return missing_ == 0 || data_slots_[slot].recovered.test(quotient);
+        return missing_ == 0 || data_slots_[slot].missing == 0 || data_slots_[slot].recovered.test(quotient);
     }
-    // Bits of rows that are not yet recovered, one word of them.
-    std::uint64_t missing_word(std::uint32_t slot, std::uint64_t index) const {
-        return missing_ == 0 ? 0 : ~data_slots_[slot].recovered.word(index);
-    }
+    // Rows that are not yet recovered: of all slots, of one; and the first of them in a slot at or after a quotient,
+    // the slot's extent if there is none.
     std::uint64_t missing() const { return missing_; }
+    std::uint64_t missing(std::uint32_t slot) const { return data_slots_[slot].missing; }
+    std::uint64_t next_missing(std::uint32_t slot, std::uint64_t first) const {
+        const DataSlot& of = data_slots_[slot];
+        return of.missing == 0 ? of.extent : of.recovered.next_missing(first);
+    }
     void mark_recovered(std::uint64_t quotient, std::uint32_t slot) {
-        if (missing_ != 0) missing_ -= data_slots_[slot].recovered.set_range(quotient, quotient + 1);
+        mark_recovered_range(slot, quotient, quotient + 1);
     }
     void mark_recovered_range(std::uint32_t slot, std::uint64_t first, std::uint64_t last) {
-        if (missing_ != 0) missing_ -= data_slots_[slot].recovered.set_range(first, last);
+        DataSlot& of = data_slots_[slot];
+        if (of.missing == 0) return;
+        const std::uint64_t marked = of.recovered.set_range(first, last);
+        of.missing -= marked;
+        missing_ -= marked;
+        if (of.missing == 0) of.recovered = {};
     }
     // Writes the initial weights and state of a row (used_bytes() of them).
     void write_initial(const Operations& operations, std::uint64_t row, float* record) const;
     // The record, which holds its initial value if it was untouched until now.
     std::uint8_t* touch(const Operations& operations, std::uint64_t quotient, std::uint32_t residue,
                         std::uint32_t slot) {
-        std::uint8_t* record = data_record(quotient, slot);
-        if (!is_touched(quotient, slot)) {
+        const std::uint64_t number = data_number(quotient, slot);
+        const bool is_new = !data_.is_placed(number);
+        std::uint8_t* record = data_.place(number);
+        if (is_new) {
             data_slots_[slot].touched.set(quotient);
             ++data_touched_;
             const std::uint64_t stripe = stripe_at(quotient, static_cast<int>(residue));
@@ -157,43 +175,74 @@ public:
     }
 
     // -- parity rows, by (quotient, parity index = slot - k)
+    // Of a touched row.
     std::uint8_t* parity_record(std::uint64_t quotient, int index) const {
-        return parity_.data() +
-               (quotient * static_cast<std::uint64_t>(shape_.r) + static_cast<std::uint64_t>(index)) *
-                   record_bytes_;
+        return parity_.at(parity_number(quotient, index));
+    }
+    void prefetch_parity_place(std::uint64_t quotient, int index) const {
+        parity_.prefetch(parity_number(quotient, index));
     }
     const Bitmap& parity_touched(int index) const {
         return parity_slots_[static_cast<std::size_t>(index)].touched;
     }
-    std::uint8_t* touch_parity(std::uint64_t quotient, int index) {
-        parity_rows_touched_ +=
-            parity_slots_[static_cast<std::size_t>(index)].touched.set_range(quotient, quotient + 1);
-        return parity_record(quotient, index);
+    // Counts those that were not touched before.
+    std::uint8_t* touch_parity(std::uint64_t quotient, int index, std::size_t& new_rows) {
+        ParitySlot& slot = parity_slots_[static_cast<std::size_t>(index)];
+        std::uint8_t* record = parity_.place(parity_number(quotient, index));
+        if (slot.touched.set(quotient)) {
+            ++slot.rows_touched;
+            ++new_rows;
+            if (slot.is_wiped) std::memset(record, 0, record_bytes_);
+        }
+        return record;
     }
-    void wipe_parity(int index);
+    // All parity rows are untouched, and zero when they are touched again; until then they keep what they held. Returns
+    // memory that the caller gives back, bit by bit if it is large.
+    Mapping wipe_parity(int index);
 
-    // -- huge pages: extents of the data's memory, then of the parity's
-    std::size_t extents() const { return data_.extents() + parity_.extents(); }
+    // -- huge pages: extents of all that has them: records of data and of parity, then the indexes to both
+    std::size_t extents() const;
+    // The first extent at or after this one that has part of a touched record, or of its index; extents() if there is none.
+    std::size_t next_touched_extent(std::size_t extent) const;
     // Moves an extent into a huge page if it is not and most of its pages are touched.
     Collapsed collapse_if_dense(std::size_t extent);
 
     std::uint64_t data_rows_touched() const { return data_touched_; }
-    std::uint64_t parity_rows_touched() const { return parity_rows_touched_; }
-    const Mapping& data_memory() const { return data_; }
-    const Mapping& parity_memory() const { return parity_; }
+    std::uint64_t parity_rows_touched() const {
+        std::uint64_t rows = 0;
+        for (const ParitySlot& slot : parity_slots_) rows += slot.rows_touched;
+        return rows;
+    }
+    const RecordMemory& data_memory() const { return data_; }
+    const RecordMemory& parity_memory() const { return parity_; }
 
 private:
-    template <class IsTouched>
-    bool is_dense(std::size_t extent, std::size_t records, const IsTouched& is_touched) const;
+    std::uint64_t data_number(std::uint64_t quotient, std::uint32_t slot) const {
+        return quotient * static_cast<std::uint64_t>(shape_.k) + slot;
+    }
+    std::uint64_t parity_number(std::uint64_t quotient, int index) const {
+        return quotient * static_cast<std::uint64_t>(shape_.r) + static_cast<std::uint64_t>(index);
+    }
+    // An extent of one of these, by its number in it.
+    struct Extent {
+        const Mapping* mapping;
+        std::size_t number;
+        std::size_t kind;
+    };
+    Extent find_extent(std::size_t extent) const;
+    std::size_t touched_pages(const Extent& extent) const;
 
     struct DataSlot {
         std::uint64_t extent = 0;
         Bitmap touched;
-        Bitmap recovered;  // only of a table that was lost; without meaning once missing_ is 0
+        std::uint64_t missing = 0;
+        Recovered recovered;  // only while some are missing
     };
     struct ParitySlot {
         std::uint64_t extent = 0;
         Bitmap touched;
+        std::uint64_t rows_touched = 0;
+        bool is_wiped = false;  // at least once: what is untouched need not be zero
     };
 
     TableShape shape_;
@@ -205,13 +254,12 @@ private:
     std::size_t used_bytes_ = 0;
     std::size_t record_bytes_ = 0;
     Divider by_k_, by_groups_, by_shards_;
-    Mapping data_, parity_;
+    RecordMemory data_, parity_;
     std::vector<DataSlot> data_slots_;
     std::vector<ParitySlot> parity_slots_;
-    std::vector<bool> is_huge_;  // of each extent
+    Bitmap huge_;  // extents that were moved into huge pages
     std::uint64_t missing_ = 0;
     std::uint64_t data_touched_ = 0;
-    std::uint64_t parity_rows_touched_ = 0;
 };
 
 }  // namespace ecrec

@@ -1,20 +1,34 @@
 #include "threads/pool.hpp"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "threads/pauses.hpp"
 
 namespace ecrec::threads {
 namespace {
 
 class Pool {
 public:
+    // Starts as many helpers as the operating system has room for, at most `helpers`.
     explicit Pool(std::size_t helpers) {
-        for (std::size_t i = 0; i < helpers; ++i) threads_.emplace_back([this] { help(); });
+        threads_.reserve(helpers);
+        try {
+            while (threads_.size() < helpers) threads_.emplace_back([this] { help(); });
+        } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch)
+            // A limit on threads or memory. Those that run do the work.
+        } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch)
+        }
     }
     ~Pool() {
         {
@@ -25,10 +39,9 @@ public:
         for (std::thread& thread : threads_) thread.join();
     }
 
-    // False if somebody else is helped at the moment.
-    bool run(std::size_t parts, const std::function<void(std::size_t)>& run) {
-        const std::unique_lock only(caller_, std::try_to_lock);
-        if (!only.owns_lock()) return false;
+    std::size_t helpers() const { return threads_.size(); }
+
+    void run(std::size_t parts, const std::function<void(std::size_t)>& run) {
         {
             const std::lock_guard lock(mutex_);
             run_ = &run;
@@ -42,8 +55,7 @@ public:
         take_parts(lock);
         done_.wait(lock, [this] { return left_ == 0; });
         run_ = nullptr;
-        if (thrown_ != nullptr) std::rethrow_exception(thrown_);
-        return true;
+        if (thrown_ != nullptr) std::rethrow_exception(std::exchange(thrown_, nullptr));
     }
 
 private:
@@ -73,7 +85,6 @@ private:
         }
     }
 
-    std::mutex caller_;
     std::mutex mutex_;
     std::condition_variable wanted_, done_;
     std::vector<std::thread> threads_;
@@ -84,17 +95,43 @@ private:
 };
 
 constinit std::atomic<int> count{1};
+// Whom the pool helps, or who replaces it.
+constinit std::mutex caller;
 // Never destroyed with the process: its threads may not outlive it, and need not be joined at the end.
 constinit Pool* pool = nullptr;
 
+// A child of fork() has none of the threads. It forgets the pool, whose mutex may be held by one of them, and does all work
+// in the calling thread until use() is called there. The fork waits until nobody is helped.
+void before_fork() { caller.lock(); }
+void after_fork_in_parent() { caller.unlock(); }
+void after_fork_in_child() {
+    pool = nullptr;
+    count = 1;
+    caller.unlock();
+}
+
+void survive_forks() {
+    static const int error = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    if (error != 0) throw std::bad_alloc();  // the only error that there is
+}
+
 }  // namespace
 
-void use(int wanted) {
+int use(int wanted) {
     wanted = std::clamp(wanted, 1, threads_max);
-    if (wanted == count) return;
-    delete pool;
-    pool = wanted == 1 ? nullptr : new Pool(static_cast<std::size_t>(wanted - 1));
-    count = wanted;
+    survive_forks();
+    const std::lock_guard only(caller);
+    if (wanted == count) return wanted;
+    delete std::exchange(pool, nullptr);
+    count = 1;
+    if (wanted > 1) {
+        auto started = std::make_unique<Pool>(static_cast<std::size_t>(wanted - 1));
+        if (started->helpers() != 0) {
+            count = 1 + static_cast<int>(started->helpers());
+            pool = started.release();
+        }
+    }
+    return count;
 }
 
 int in_use() { return count; }
@@ -104,7 +141,14 @@ std::size_t parts_of(std::size_t work, std::size_t grain) {
 }
 
 void run_parts(std::size_t parts, const std::function<void(std::size_t)>& run) {
-    if (parts > 1 && pool != nullptr && pool->run(parts, run)) return;
+    const pauses::Listening to_nobody(nullptr);
+    if (parts > 1) {
+        const std::unique_lock only(caller, std::try_to_lock);
+        if (only.owns_lock() && pool != nullptr) {
+            pool->run(parts, run);
+            return;
+        }
+    }
     for (std::size_t part = 0; part < parts; ++part) run(part);
 }
 

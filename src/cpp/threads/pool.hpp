@@ -2,6 +2,7 @@
 // that writes it, and the operations on it keep their order.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -9,11 +10,13 @@
 namespace ecrec::threads {
 
 inline constexpr int threads_max = 256;
-// Less is done sooner than another thread is awake.
-inline constexpr std::size_t grain_bytes = std::size_t{256} << 10;
+// Less is done sooner than another thread is awake. Tests make it small (store/tuning.hpp).
+inline constinit std::atomic<std::size_t> grain_bytes{std::size_t{256} << 10};
 
-// Threads that take part from now on, the caller's among them; 1 <= count <= threads_max. Not while an operation runs.
-void use(int count);
+// Threads that take part from now on, the caller's among them; 1 <= count <= threads_max. Fewer if the operating system does
+// not let so many start. Returns their number. Waits for the operation that the present ones help with. In a child of fork()
+// the caller's thread is alone until this is called there.
+int use(int count);
 int in_use();
 
 // How many parts `work` units are divided into, so that each has at least `grain` of them: 1 to in_use().

@@ -59,6 +59,17 @@ PLAN: dict[str, Any] = {
         ({"table_k": i32(0, 1)}, ValueError, "table_k\\[0\\] is 0"),
         ({"shards": 0}, ValueError, "shards is 0"),
         ({"groups": 0}, ValueError, "groups is 0"),
+        ({"groups": 1 << 30}, ValueError, "1073741824 groups of 3 shards are too many, expected at most 1048576"),
+        (
+            {"shards": (1 << 31) - 1, "groups": (1 << 31) - 1},
+            ValueError,
+            "2147483647 groups of 2147483647 shards are too many",
+        ),
+        (
+            {"shards": 1 << 20, "table_rows": np.full(300, 9), "table_k": np.ones(300, np.int32)},
+            ValueError,
+            "counts of 1048576 shards and 300 tables are too many",
+        ),
         ({"ids": i32(0, 5, 9, 3)}, TypeError, "ids: expected dtype int64, got int32"),
     ],
 )
@@ -82,12 +93,21 @@ POOL: dict[str, Any] = {
     [
         ({"inverse": i32(0, 1, 3, 0)}, IndexError, "inverse\\[2\\] is 3, there are 3 rows"),
         ({"inverse": i32(0, 1, -1, 0)}, IndexError, "inverse\\[2\\] is -1"),
+        ({"value_offsets": i64(0, 2, 5)}, ValueError, "row 2 of feature 0 is at offset 5 of 6 floats and has 2"),
+        ({"value_offsets": i64(0, 2, 7)}, ValueError, "value_offsets\\[2\\] is 7, there are 6 floats"),
+        ({"value_offsets": i64(0, 2, -1)}, ValueError, "value_offsets\\[2\\] is -1, below the one before, 2"),
+        ({"value_offsets": i64(-2, 0, 2)}, ValueError, "value_offsets\\[0\\] is -2, expected at least 0"),
+        ({"value_offsets": i64(2, 0, 4)}, ValueError, "value_offsets\\[1\\] is 0, below the one before, 2"),
         (
-            {"value_offsets": i64(0, 2, 5)},
-            IndexError,
-            "row 2 of feature 0 is at offset 5 of 6 floats and has 2",
+            {"value_offsets": i64(0, 1, 4)},
+            ValueError,
+            "row 0 of feature 0 is at offset 0 and has 2 floats, but row 1 begins at 1",
         ),
-        ({"value_offsets": i64(0, 2, -1)}, IndexError, "row 2 of feature 0 is at offset -1"),
+        (
+            {"value_offsets": i64(0, 2, 2)},
+            ValueError,
+            "row 1 of feature 0 is at offset 2 and has 2 floats, but row 2 begins at 2",
+        ),
         ({"bag_offsets": i64(0, 1, 3, 4)}, ValueError, "got 4 bag_offsets, expected 2 \\* 2 \\+ 1"),
         ({"bag_offsets": i64(0, 1, 3, 3, 5)}, ValueError, "bag_offsets go from 0 to 5, there are 4 ids"),
         ({"bag_offsets": i64(-1, 1, 3, 3, 4)}, ValueError, "bag_offsets go from -1"),
@@ -96,6 +116,17 @@ POOL: dict[str, Any] = {
         ({"dims": i32(2, 1)}, ValueError, "got 8 pooled floats, expected 2 \\* 3"),
         ({"mean": np.zeros(1, dtype=np.bool_)}, ValueError, "mean of 1 features, expected 2"),
         ({"batch": -1}, ValueError, "batch is -1"),
+        # 4 * 2^62 is 0 in 64 bits, and 2^61 * 8 too.
+        (
+            {"batch": 1 << 62, "dims": i32(1, 1, 1, 1), "mean": np.zeros(4, np.bool_), "bag_offsets": i64(0)},
+            ValueError,
+            "got 1 bag_offsets, expected 4 \\* 4611686018427387904 \\+ 1",
+        ),
+        (
+            {"batch": 1 << 63 >> 1, "dims": i32(), "mean": np.zeros(0, np.bool_), "bag_offsets": i64(0)},
+            ValueError,
+            "got 8 pooled floats, expected 4611686018427387904 \\* 0",
+        ),
     ],
 )
 def test_pooling_refuses_before_it_writes(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -163,3 +194,13 @@ def test_segment_sum_refuses_a_segment_that_is_not_there() -> None:
         _native.segment_sum(values, i64(0, 2), 2)
     with pytest.raises(ValueError, match="inverse: expected 2 elements, got 1"):
         _native.segment_sum(values, i64(0), 2)
+    with pytest.raises(ValueError, match="segments: 4611686018427387904 of 3 floats do not fit into memory"):
+        _native.segment_sum(values, i64(0, 1), 1 << 62)
+
+
+def test_pooling_of_no_features_takes_no_time_for_a_large_batch() -> None:
+    none = {"dims": i32(), "mean": np.zeros(0, np.bool_), "bag_offsets": i64(0), "batch": 1 << 62}
+    gradients, pooled = np.ones(6, np.float32), np.zeros(0, np.float32)
+    _native.pool_backward(grad_out=pooled, gradients=gradients, **POOL | none)
+    _native.pool_forward(values=gradients, out=pooled, **POOL | none)
+    assert (gradients == 0).all()

@@ -83,6 +83,17 @@ def test_nothing_survives_a_stop_not_even_what_ignores_sigterm(children, tmp_pat
     assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_child_is_ended_by_the_signal_that_it_was_started_with(children, tmp_path):
+    waits = (
+        "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(7)); print('{}', flush=True); signal.pause()"
+    )
+    child = children.start("it", python(waits), tmp_path / "it.log", os.environ, end_signal=signal.SIGINT)
+    collect(children, lambda seen: seen)
+    children.stop(grace_s=20.0)
+    assert child.process.returncode == 7
+
+
 def test_wait_ends_at_its_timeout_and_when_woken(children):
     assert children.wait(0.0) == []
     children.wake()

@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from ecrec.errors import ClusterError
-from ecrec.launch.cluster import ClusterSettings, LocalCluster
+from ecrec.launch import cluster as cluster_module
+from ecrec.launch.cluster import START_TIMEOUT_S, ClusterSettings, LocalCluster
 
 
 def settings(tmp_path, **changes):
@@ -76,10 +77,78 @@ def test_the_scheduler_comes_back_on_its_endpoint(cluster, tmp_path):
 
 
 def test_a_server_that_keeps_ending_is_given_up_with_its_last_words(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "BACK_OFF_S", (0.0, 0.0, 0.01, 0.02))
     monkeypatch.setenv("FAKE_EXIT", "5")
     cluster.kill(endpoint(tmp_path, "ps 0"))
-    with pytest.raises(ClusterError, match=r"ps 0 keeps ending: .*exit code 5(.|\n)*started with"):
+    with pytest.raises(ClusterError, match=r"ps 0 keeps ending, 10 times in 120 s: .*exit code 5(.|\n)*started with"):
         pump_until(cluster, lambda: False)
+    assert len(cluster.failures) == 10
+
+
+def test_a_server_that_ends_again_and_again_is_started_later_each_time(cluster, tmp_path, monkeypatch):
+    waits = []
+    count_end = cluster._count_end
+    monkeypatch.setattr(cluster_module, "BACK_OFF_S", (0.0, 0.0, 0.01, 0.02))
+    monkeypatch.setattr(cluster, "_count_end", lambda *args: waits.append(count_end(*args)) or waits[-1])
+    monkeypatch.setenv("FAKE_EXIT", "5")
+    cluster.kill(endpoint(tmp_path, "ps 0"))
+    pump_until(cluster, lambda: len(waits) == 5)
+    monkeypatch.delenv("FAKE_EXIT")
+    assert waits == [0.0, 0.0, 0.01, 0.02, 0.02]
+    cluster.wait_ready(20)
+    assert {"ps 0", "ps 1"} < set(pids(tmp_path)), "the one that waits for its time was waited for"
+
+
+def test_one_that_cannot_be_started_now_is_started_later(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "BACK_OFF_S", (0.0, 0.0, 0.01, 0.02))
+    start, refusals = cluster.children.start, iter(range(3))
+
+    def refused(*args, **options):
+        if next(refusals, None) is not None:
+            raise ClusterError("cannot start ps 0: Resource temporarily unavailable")
+        return start(*args, **options)
+
+    monkeypatch.setattr(cluster.children, "start", refused)
+    cluster.kill(endpoint(tmp_path, "ps 0"))
+    pump_until(cluster, lambda: cluster.replaced)
+    cluster.wait_ready(20)
+    assert next(refusals, None) is None
+    assert {"ps 0", "ps 1"} < set(pids(tmp_path))
+
+
+def test_a_scheduler_without_room_for_its_state_is_not_given_up(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "BACK_OFF_S", (0.0, 0.0))
+    monkeypatch.setenv("FAKE_EXIT", "4")
+    os.kill(pids(tmp_path)["scheduler"], signal.SIGKILL)
+    pump_until(cluster, lambda: len(cluster.replaced) > 12)
+    monkeypatch.delenv("FAKE_EXIT")
+    cluster.wait_ready(20)
+
+
+def test_what_only_informs_ends_nothing(cluster, tmp_path, monkeypatch, caplog):
+    (tmp_path / "cluster.json").unlink()
+    (tmp_path / "cluster.json").mkdir()
+    (tmp_path / "cluster.json" / "in the way").touch()
+    for log in (tmp_path / "logs").iterdir():
+        log.unlink()
+        log.mkdir()
+    os.kill(next(iter(cluster._shards)).pid, signal.SIGKILL)
+    pump_until(cluster, lambda: cluster.replaced)
+    cluster.wait_ready(20)
+    assert "cluster.json could not be written, and is out of date" in caplog.text
+    assert "ps 0 has no log" in caplog.text
+
+
+def test_a_child_of_fork_ends_nobody(cluster, tmp_path):
+    running = pids(tmp_path)
+    child = os.fork()
+    if child == 0:
+        cluster.close()
+        cluster.children.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert all(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in running.values())
+    assert cluster.pump(0.0) == [] and cluster.replaced == []
 
 
 def test_a_scheduler_that_cannot_start_is_an_error(tmp_path, fakes, monkeypatch):
@@ -137,3 +206,31 @@ def test_with_a_spare_a_server_that_ends_is_replaced_by_another_spare(cluster, t
     pump_until(cluster, lambda: len(cluster.replaced) == 2)
     cluster.wait_ready(20)
     assert set(pids(tmp_path)) == {"scheduler", "ps 1", "spare 2", "spare 3"}
+
+
+def scheduler_log(tmp_path):
+    return (tmp_path / "logs" / "scheduler.log").read_text()
+
+
+def test_the_scheduler_is_told_all_shards_and_the_groups(tmp_path, fakes):
+    with LocalCluster(settings(tmp_path, shards=4, groups=2)) as cluster:
+        cluster.start(20)
+        cluster.wait_ready(20)
+        assert set(pids(tmp_path)) == {"scheduler", "ps 0", "ps 1", "ps 2", "ps 3"}
+    assert "--shards 4 --groups 2" in scheduler_log(tmp_path)
+
+
+def test_time_outs_grow_with_the_servers_that_share_a_core(tmp_path, fakes, monkeypatch):
+    def timeout_ms(**changes):
+        with LocalCluster(settings(tmp_path, **changes)) as cluster:
+            assert cluster._start_deadline(None) >= time.monotonic() + START_TIMEOUT_S * changes["shards"] / 8 - 5
+            return cluster.heartbeat_timeout_ms
+
+    monkeypatch.setattr(cluster_module, "cores", lambda: 2)
+    assert [timeout_ms(shards=shards) for shards in (5, 8, 20, 64)] == [800, 800, 2000, 6400]
+    assert timeout_ms(shards=64, heartbeat_timeout_ms=300) == 300
+    monkeypatch.setattr(cluster_module, "cores", lambda: 1)
+    with LocalCluster(settings(tmp_path, shards=5)) as cluster:
+        cluster.start(20)
+        cluster.wait_ready(20)
+    assert "--heartbeat-timeout-ms 1000" in scheduler_log(tmp_path)

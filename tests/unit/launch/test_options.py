@@ -15,6 +15,9 @@ def test_the_defaults_are_fine():
     [
         ({"shards": 0}, "--shards 0"),
         ({"shards": 17, "code": "4+1"}, "--shards 17"),
+        ({"shards": 10, "groups": 3}, "--shards 10 --groups 3 --code 4\\+1: .* multiple of 3"),
+        ({"shards": 10, "groups": 0}, "0 groups: expected 1"),
+        ({"shards": 8, "groups": 2}, "2 groups of 4 shards: code 4\\+1"),
         ({"code": "4"}, "expected K\\+R"),
         ({"code": "5+1"}, "k \\+ r = 6 different shards.*has 5"),
         ({"shards": 2}, "--shards 2 --code 4\\+1"),
@@ -35,6 +38,7 @@ def test_the_defaults_are_fine():
         ({"transport": "carrier-pigeon"}, "--transport"),
         ({"on_data_loss": "pray"}, "--on-data-loss 'pray': expected one of stop, reinitialise"),
         ({"heartbeat_timeout_ms": 1}, "--heartbeat-timeout-ms 1"),
+        ({"link_timeout_ms": 800}, "--link-timeout-ms 800: must be more than --heartbeat-timeout-ms, 800"),
         ({"kills": ("ps:9@1",)}, "no shard 9"),
         ({"seconds": 0.0}, "--seconds 0.0"),
         ({"seconds": 5.0, "sync": True, "workers": 2}, "--seconds with --sync"),
@@ -73,6 +77,16 @@ def test_a_used_run_directory_is_refused(tmp_path):
 def test_a_kill_that_the_code_does_not_stand_is_a_warning():
     (warning,) = check_options(TrainOptions(code="4+0", kills=("ps:1@3",)))
     assert "r = 0" in warning
+
+
+def test_groups_are_dealt_and_spares_are_r_for_each():
+    options = TrainOptions(shards=10, groups=2, code="3+2")
+    assert check_options(options) == []
+    assert (options.dealt.count, options.dealt.n, options.spare_count) == (2, 5, 4)
+    assert TrainOptions(shards=18).dealt.count == 2
+    assert TrainOptions(shards=18, spares=1).spare_count == 1
+    (warning,) = check_options(TrainOptions(shards=10, groups=2, kills=("ps:6@3", "ps:8@3", "ps:1@3")))
+    assert "2 shards of group 1" in warning
 
 
 def test_layer_sizes():

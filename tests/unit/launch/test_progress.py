@@ -2,6 +2,7 @@ import io
 
 from rich.console import Console
 
+from ecrec.launch.groups import Groups
 from ecrec.launch.progress import LiveProgress, PlainProgress, QuietProgress, make_progress, summary
 
 KILL = {
@@ -61,6 +62,15 @@ def test_a_bar_and_the_health_of_shards_in_a_terminal():
     text = out.file.getvalue()
     for words in ("7/30", "ps 1", "recovering", "examples/s", "hello"):
         assert words in text
+
+
+def test_several_groups_have_a_line_each():
+    out = console(terminal=True)
+    with make_progress(out, 30, quiet=False, groups=Groups(2, 16)) as view:
+        view.health(dict.fromkeys(range(32), "up"))
+    text = out.file.getvalue()
+    assert "group 0:" in text and "group 1:" in text
+    assert all(f"ps {shard} " in text for shard in range(32))
 
 
 def test_quiet_says_nothing():

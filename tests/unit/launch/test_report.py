@@ -1,8 +1,10 @@
+from ecrec.launch.groups import Groups
 from ecrec.launch.report import (
     FirstRow,
     KillDone,
     Step,
     data_figures,
+    group_entries,
     kill_entries,
     longest_pause_s,
     loss_entries,
@@ -106,10 +108,24 @@ def test_losses_name_their_rows():
     loss = Loss(5000.0, 0, 8, [LostRows(1, "C1", 20, [3, 8], 10)], 41, True)
     (entry,) = loss_entries(ClusterState(1, 5, 1, [9], [], {}, tables, [], 0, "", [loss], 20, 41))
     assert entry["lost"] == [{"table": "C1", "of": 100, "shard": 1, "rows": 20, "first": [3, 8], "step": 10}]
+    assert entry["group"] == 0
     assert (entry["rows"], entry["updates"], entry["reinitialised"], entry["at_s"]) == (20, 41, True, 5.0)
     assert entry["text"].endswith(
         "20 rows were lost, and up to 41 updates in part: C1: 20 of 100 rows (every 10th from 3, 8 on shard 1)"
     )
+
+
+def test_each_group_has_its_kills_deaths_and_losses():
+    history = [
+        HistoryEntry(float(at), event, shard, 1) for at, event, shard in [(1, "down", 2), (2, "up", 2), (3, "down", 3)]
+    ]
+    losses = [Loss(5.0, 1, 8, [], 41, True)]
+    state = ClusterState(1, 3, 2, [9, 4], [], {}, [], history, 0, "", losses)
+    entries = group_entries(Groups(2, 3), [KillDone(1.0, 2, 7), KillDone(2.0, 3, 7), KillDone(2.0, 5, 8)], state)
+    assert entries == [
+        {"group": 0, "shards": [0, 1, 2], "view": 9, "kills": 1, "deaths": 1, "losses": 0},
+        {"group": 1, "shards": [3, 4, 5], "view": 4, "kills": 2, "deaths": 1, "losses": 1},
+    ]
 
 
 def test_the_figures_of_the_data_are_the_schedulers_or_what_was_pushed():

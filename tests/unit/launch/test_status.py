@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from ecrec.launch.status import bytes_text, plain, render
+from ecrec.launch.status import bytes_text, plain, redundancy, render
 from ecrec.protocol.messages import (
     ClusterState,
     Dataset,
@@ -23,6 +23,7 @@ def shown(state):
 
 def test_shards_workers_tables_and_events_are_shown():
     figures = {"data_rows_touched": 12345.0, "data_bytes_touched": 3 * 2.0**20, "classes_to_repair": 2.0}
+    figures["resident_bytes"] = 5 * 2.0**20
     state = ClusterState(
         1, 2, 1, [9],
         [
@@ -39,12 +40,13 @@ def test_shards_workers_tables_and_events_are_shown():
     for words in (
         "12,345",
         "3.0 MiB",
+        "5.0 MiB",
         "repair 2 classes",
         "recovering",
         "31 ms",
         "tcp://h:2",
         "1 spare",
-        "view 9",
+        "view 9; can lose 0 more",
     ):
         assert words in text
     for words in ("1,000 rows, code 1+1", "120", "0.50 s", "down"):
@@ -99,4 +101,34 @@ def test_for_programs_every_field_has_its_name():
     shown = plain(state)
     assert shown["shards"][0]["marks"] == {"3": 5}
     assert shown["tables"][0]["optimizer"]["hyper"] == [0.1]
-    assert shown["history"] == [{"at_ms": 1.0, "event": "up", "shard": 0, "epoch": 1}]
+    assert shown["history"] == [{"at_ms": 1.0, "event": "up", "shard": 0, "epoch": 1, "reason": ""}]
+
+
+def groups_of_three(tables, **changes):
+    states = {shard: "up" for shard in range(6)} | {int(name[1:]): state for name, state in changes.items()}
+    shards = [ShardFigures(shard, 1, state, "e", 1.0, {}, {}, {}) for shard, state in states.items()]
+    return ClusterState(1, 3, 2, [4, 9], shards, {}, tables, [], 1, "")
+
+
+def table(code):
+    return TableSpec(f"t{code}", 1000, 8, CodeSpec.parse(code), OptimizerSpec("sgd", (0.1,)), "zeros")
+
+
+def test_redundancy_is_that_of_each_group_and_of_its_weakest_stripe():
+    assert redundancy(groups_of_three([])) == [None, None]
+    tables = [table("1+2"), table("2+1")]
+    assert redundancy(groups_of_three(tables)) == [1, 1]
+    assert redundancy(groups_of_three(tables, s4="recovering")) == [1, 0]
+    assert redundancy(groups_of_three(tables, s0="down", s2="recovering")) == [-1, 1]
+    assert redundancy(groups_of_three(tables[:1], s0="down", s2="down")) == [0, 2]
+    assert redundancy(groups_of_three(tables[:1], s0="reseeding")) == [1, 2], "its data count, its parity does not"
+    assert redundancy(groups_of_three([table("3+0")])) == [0, 0]
+
+
+def test_groups_are_shown_with_what_they_can_still_lose():
+    text = shown(groups_of_three([table("2+1")], s1="recovering"))
+    assert "0 0 to 2 2 of 3 4 can lose 0 more" in text
+    assert "1 3 to 5 3 of 3 9 can lose 1 more" in text
+    assert "6 in 2 groups of 3, 1 spare" in text
+    assert "data is lost" in shown(groups_of_three([table("2+1")], s1="down", s2="down"))
+    assert "no tables yet" in shown(groups_of_three([]))

@@ -1,6 +1,8 @@
+import msgspec
+
 from ecrec.launch.watch import EVERY_MS, ClusterWatch, WatchMachine
 from ecrec.protocol.events import Received, Tick
-from ecrec.protocol.messages import SCHEDULER, Address, ClusterState, ShardFigures
+from ecrec.protocol.messages import SCHEDULER, Address, ClusterState, HistoryEntry, ShardFigures
 
 FROM = Address(SCHEDULER, 0, 0)
 
@@ -36,3 +38,15 @@ def test_all_are_up_when_all_are_known_and_whole():
     assert not seen("up", "recovering")
     assert seen("up", "up")
     assert watch.standing[1].endpoint == "e1"
+
+
+def test_the_history_is_whole_although_the_scheduler_keeps_only_the_last_events():
+    machine = WatchMachine()
+    happened = [HistoryEntry(float(at // 3), "down", at % 5, at) for at in range(40)]
+    for now, end in enumerate((0, 3, 10, 10, 17, 40)):
+        (ask,) = machine.handle(Tick(), now * EVERY_MS)
+        kept = happened[max(0, end - 10) : end]
+        answer = msgspec.structs.replace(state(ask.message.request), history=kept)
+        machine.handle(Received(FROM, answer), now * EVERY_MS + 1)
+    # Of 23 events since the last look the scheduler kept 10: the others nobody saw.
+    assert machine.seen.state.history == happened[:17] + happened[30:]

@@ -12,8 +12,22 @@ from ecrec._native import Capture, Code, RowBuffer
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import Disconnected, Effect, Event, Persist, PullDone, Received, Send, Stop, Tick
-from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, UP, Address, Section
+from ecrec.protocol.events import (
+    Connect,
+    Connection,
+    Disconnected,
+    Effect,
+    Event,
+    Failed,
+    Persist,
+    PullDone,
+    PullFailed,
+    Received,
+    Send,
+    Stop,
+    Tick,
+)
+from ecrec.protocol.messages import DOWN, SCHEDULER, SHARD, TOOL, UP, Address, Section
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
@@ -29,14 +43,26 @@ def table(
     return TableSpec(name, rows, dim, CodeSpec.parse(code), optimizer, "uniform", 1, 0.1, 0.0)
 
 
+def register_at(
+    scheduler: SchedulerMachine, process: str, endpoint: str, wanted: int, now_ms: float = 0.0
+) -> list[Effect]:
+    """A process asks for a place, and is reached where it says. What the scheduler does then."""
+    source = Address(SHARD, -1, 0)
+    effects = scheduler.handle(Received(source, m.Register(process, endpoint, wanted)), now_ms)
+    knocks = [effect.message for effect in effects if isinstance(effect, Send) and isinstance(effect.message, m.Knock)]
+    for knock in knocks:
+        effects += scheduler.handle(Received(source, m.Register(process, endpoint, wanted, knock.number)), now_ms)
+    return effects
+
+
 class Cluster:
     """n shards, a scheduler and one worker; channels are queues between processes."""
 
-    def __init__(self, n: int, config: ProtocolConfig | None = None) -> None:
+    def __init__(self, n: int, config: ProtocolConfig | None = None, cluster: str = "") -> None:
         self.n = n
         self.now_ms = 0.0
         self.config = config or ProtocolConfig()
-        self.scheduler = SchedulerMachine(n, 1, self.config, None)
+        self.scheduler = SchedulerMachine(n, 1, self.config, None, cluster)
         self.state = b""
         self.machines: dict[str, Any] = {"scheduler": self.scheduler}
         self.where: dict[Address, str] = {Address(SCHEDULER, 0, 0): "scheduler"}
@@ -45,6 +71,8 @@ class Cluster:
         self.stopped: dict[str, str] = {}
         self.failed: list[str] = []
         self.done: dict[int, dict[int, m.Frames]] = {}
+        self.refused: dict[int, str] = {}
+        """Pulls that were refused, and why."""
         self.tool_answers: list[tuple[m.Message, m.Frames]] = []
         self._processes = 0
         self.shards: dict[int, str] = {i: self.start(i) for i in range(n)}
@@ -75,6 +103,10 @@ class Cluster:
                     queue.pop()
         self.give("scheduler", Disconnected(address))
 
+    def declared(self, *shards: int) -> None:
+        """Wait until the scheduler has declared these down."""
+        self.settle_down(lambda: all(self.scheduler.state.groups[0].places[shard].state == DOWN for shard in shards))
+
     def replace(self, shard: int) -> ShardMachine:
         """Start another process for a dead shard and wait until it is placed."""
         self.shards[shard] = self.start(shard)
@@ -87,6 +119,11 @@ class Cluster:
 
     # ------------------------------------------------------------------ events
     def give(self, name: str, event: Event) -> None:
+        if isinstance(event, Disconnected) and all(each.address != event.address for each in self.machines.values()):
+            # The process is dead: its peers see the connection close, too.
+            for peer, each in self.machines.items():
+                if isinstance(each, ShardMachine):
+                    self.channels[peer, peer].append(Connection(event.address, up=False))
         machine = self.machines.get(name)
         if machine is not None:
             self.carry_out(name, machine, machine.handle(event, self.now_ms))
@@ -95,6 +132,8 @@ class Cluster:
         for effect in effects:
             if isinstance(effect, Send):
                 self.send(name, machine, effect)
+            elif isinstance(effect, Connect) and isinstance(machine, ShardMachine) and self._runs(effect.endpoint):
+                self.channels[name, name].append(Connection(effect.address, up=True))
             elif isinstance(effect, Persist):
                 self.state = effect.state
             elif isinstance(effect, Stop):
@@ -102,7 +141,9 @@ class Cluster:
                 self.machines.pop(name, None)
             elif isinstance(effect, PullDone):
                 self.done[effect.ticket] = effect.answers
-            elif type(effect).__name__ == "Failed":
+            elif isinstance(effect, PullFailed):
+                self.refused[effect.ticket] = effect.reason
+            elif isinstance(effect, Failed):
                 self.failed.append(effect.reason)
 
     def send(self, name: str, machine: Any, effect: Send) -> None:
@@ -118,9 +159,15 @@ class Cluster:
             frames = [bytes(memoryview(f)) for f in effect.frames]
             self.channels[name, target].append(Received(source, effect.message, frames))
 
+    def _runs(self, endpoint: str) -> bool:
+        return any(isinstance(e, ShardMachine) and e.endpoint == endpoint for e in self.machines.values())
+
     def _endpoint(self, machine: Any, address: Address) -> bool:
         if not isinstance(machine, ShardMachine):
             return False
+        if address.id < 0:  # of a process without a place
+            found = [e for e in self.scheduler.admission.candidates.values() if e.address == address]
+            return bool(found) and found[0].endpoint == machine.endpoint
         group, shard = divmod(address.id, self.n)
         place = self.scheduler.state.groups[group].places[shard]
         return place.epoch == address.epoch and place.process == machine.process

@@ -6,7 +6,7 @@ import pytest
 
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import Connect, Disconnect, Effect, Failed, PullDone, Received, Send, Tick
+from ecrec.protocol.events import Connect, Disconnect, Effect, Failed, PullDone, PullFailed, Received, Send, Tick
 from ecrec.protocol.messages import (
     DOWN,
     SCHEDULER,
@@ -25,7 +25,6 @@ from ecrec.protocol.messages import (
     Push,
     PushAck,
     PushRefused,
-    Refused,
     Rows,
     Section,
     ShardDown,
@@ -41,8 +40,11 @@ from ecrec.protocol.messages import (
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
 CONFIG = ProtocolConfig()
+FIRST = TableSpec("first", 100, 4, CodeSpec(2, 1), OptimizerSpec("sgd", (0.1,)), "zeros")
 TABLE = TableSpec("t", 100, 4, CodeSpec(2, 1), OptimizerSpec("sgd", (0.1,)), "zeros")
-ROWS = ([Section([0], [1])], (b"rows",))
+ROWS = ([Section([0], [0])], (b"",))
+"""No row of the first table: such a request fits every shard."""
+GRADIENTS = (ROWS[0], (b"", b""))
 
 
 class Driver:
@@ -64,6 +66,9 @@ class Driver:
             ]
             start = Start(number, group, self.groups, self.n, -1, 7, False, 0, {}, members, [], [], "", CONFIG)
             effects += self.view(start, group)
+        for asked in self.machine.create_table(FIRST):
+            assert isinstance(asked, Send) and isinstance(asked.message, CreateTable)
+            self.scheduler(TableReady(asked.message.request, 0))
         return effects
 
     def view(self, view: View, group: int = 0) -> list[Effect]:
@@ -87,7 +92,7 @@ class Driver:
         return effects
 
     def push(self, **options: bool) -> list[Effect]:
-        return self._done(self.machine.push({0: ROWS}, **options))
+        return self._done(self.machine.push({0: GRADIENTS}, **options))
 
     def _done(self, effects: list[Effect]) -> list[Effect]:
         if not self.machine.failed:
@@ -157,16 +162,16 @@ def test_views_at_or_below_the_known_one_are_ignored_and_a_gap_waits() -> None:
     driver = ready()
     assert driver.view(ShardDown(0, 1, 1)) == []
     assert driver.view(ShardDown(2, 1, 1)) == []
-    assert driver.machine.down() == []
+    assert driver.machine.down() == {}
     assert isinstance(driver.view(ShardDown(1, 1, 1))[0], Disconnect)
-    assert driver.machine.down() == [1]
+    assert list(driver.machine.down()) == [1]
 
 
 def test_a_push_goes_to_every_shard_and_numbers_go_on_from_the_watermark() -> None:
     driver = ready(mark=9)
     effects = driver.push()
-    assert sent(effects, 0) == [Push(7, 10, 0, False, ROWS[0])]
-    assert sent(effects, 1) == [Push(7, 10, 0, False, [])]
+    assert sent(effects, 0) == [Push(7, 10, 0, False, ROWS[0], tables=1)]
+    assert sent(effects, 1) == [Push(7, 10, 0, False, [], tables=1)]
     assert driver.machine.pushed == {0: 10, 1: 10, 2: 10}
     driver.shard(0, PushAck(10))
     assert driver.machine.acked == {0: 10, 1: 9, 2: 9}
@@ -226,9 +231,9 @@ def test_a_new_incarnation_gets_what_its_watermark_does_not_cover_in_the_first_o
     up = driver.view(ShardUp(2, 0, 2, "tcp://new", 5, {1: 1, 2: 77}))
     assert up[0] == Connect(Address(SHARD, 0, 2), "tcp://new")
     assert sent(up) == [
-        Push(7, 2, 0, False, ROWS[0]),
+        Push(7, 2, 0, False, ROWS[0], tables=1),
         Pull(loose, 0, False, ROWS[0]),
-        Push(7, 3, 0, False, ROWS[0]),
+        Push(7, 3, 0, False, ROWS[0], tables=1),
         Pull(exact, 3, False, ROWS[0]),
     ]
     assert driver.machine.acked[0] == 1
@@ -248,7 +253,7 @@ def test_what_is_asked_of_a_shard_that_is_down_waits_for_its_replacement() -> No
     assert sent(driver.push(), 1) == []
     assert sent(driver.pass_time(2000), 1) == []
     up = driver.view(ShardUp(2, 1, 2, "tcp://new", 5, {}))
-    assert sent(up, 1) == [Push(7, 1, 0, False, [])]
+    assert sent(up, 1) == [Push(7, 1, 0, False, [], tables=1)]
 
 
 def test_a_watermark_below_what_was_acknowledged_is_a_lost_update() -> None:
@@ -268,7 +273,7 @@ def test_a_start_that_replaces_all_meets_new_incarnations_with_hello() -> None:
     effects = driver.start(number=9, epochs={0: 3})
     assert [e for e in effects if isinstance(e, Connect)] == [Connect(Address(SHARD, 0, 3), "tcp://0.0")]
     assert sent(effects) == [Hello(7)]
-    assert sent(driver.shard(0, Welcome(1, 0), epoch=3)) == [Push(7, 1, 0, False, ROWS[0])]
+    assert sent(driver.shard(0, Welcome(1, 0), epoch=3)) == [Push(7, 1, 0, False, ROWS[0], tables=1)]
     assert driver.start(number=9) == []
 
 
@@ -315,14 +320,14 @@ def test_time_in_which_nobody_pumped_is_no_silence() -> None:
 def test_tables_are_asked_for_until_ready_and_taken_once() -> None:
     driver = ready()
     effects = driver.machine.create_table(TABLE)
-    create = CreateTable(1, TABLE)
+    create = CreateTable(2, TABLE)
     assert effects == [Send(Address(SCHEDULER, 0, 0), create)]
     assert driver.machine.create_table(TABLE) == []
     assert any(isinstance(e, Send) and e.message == create for e in driver.pass_time(500))
     driver.view(TableAdded(1, TABLE))
-    assert driver.machine.tables == {"t": (0, TABLE)}
+    assert driver.machine.tables == {"first": (0, FIRST), "t": (0, TABLE)}
     assert not driver.machine.table_ready("t")
-    driver.scheduler(TableReady(1, 0))
+    driver.scheduler(TableReady(2, 0))
     assert driver.machine.table_ready("t")
     assert driver.machine.create_table(TABLE) == []
 
@@ -331,7 +336,6 @@ def test_tables_are_asked_for_until_ready_and_taken_once() -> None:
     ("message", "words"),
     [
         (PushRefused(1, "NaN in table t"), "shard 0 (epoch 1) refused push 1: NaN in table t"),
-        (PullRefused(2, "no row 7"), "shard 0 (epoch 1) refused pull 2: no row 7"),
         (Fenced("stale"), "fenced by shard 0"),
     ],
 )
@@ -343,11 +347,23 @@ def test_a_refusal_of_a_shard_ends_the_worker(message: Message, words: str) -> N
         driver.push()
 
 
-def test_a_refusal_of_the_scheduler_ends_the_worker() -> None:
+def test_a_refused_pull_ends_alone_on_all_shards() -> None:
     driver = ready()
-    driver.machine.create_table(TABLE)
-    assert driver.scheduler(Refused(99, "not ours")) == []
-    assert "k + r" in str(driver.scheduler(Refused(1, "k + r")))
+    first, _ = driver.machine.pull({0: ROWS, 1: ROWS}, exact=True)
+    second, _ = driver.machine.pull({0: ROWS, 1: ROWS}, exact=True)
+    assert driver.shard(0, PullRefused(first, "later")) == [
+        PullFailed(first, "shard 0 (epoch 1) refused a pull of rows of table 'first': later")
+    ]
+    assert driver.shard(1, PullRefused(first, "later")) == driver.shard(1, Rows(first), frames=(b"",)) == []
+    again = sent(driver.pass_time(2 * CONFIG.resend_ms))
+    assert {message.request for message in again if isinstance(message, Pull)} == {second}
+    driver.shard(0, Rows(second), frames=(b"",))
+    assert driver.shard(1, PullRefused(99, "not ours")) == []
+    assert driver.shard(1, Rows(second), frames=(b"",)) == [PullDone(second, {0: (b"",), 1: (b"",)})]
+    assert driver.machine.can_push
+
+
+def test_what_ends_the_worker_at_the_scheduler() -> None:
     driver = ready()
     assert isinstance(driver.scheduler(Fenced("another process"))[0], Failed)
     driver = ready()

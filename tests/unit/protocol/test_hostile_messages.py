@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from cluster import register_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_wire import TYPES, frames_of, values
@@ -35,9 +36,9 @@ def shard() -> ShardMachine:
 
 def scheduler() -> SchedulerMachine:
     """Of five shards that run."""
-    machine = SchedulerMachine(5, 1, ProtocolConfig(), None)
+    machine = SchedulerMachine(5, 1, ProtocolConfig(form_after_ms=0), None)
     for i in range(5):
-        machine.handle(Received(m.Address(m.SHARD, -1, 0), m.Register(f"p{i}", f"tcp://x:{i}", i)), 0.0)
+        register_at(machine, f"p{i}", f"tcp://x:{i}", i)
     return machine
 
 

@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 
 from ecrec._native import Store
 from ecrec.errors import ConfigurationError
+from ecrec.protocol import admission, tables, workers
 from ecrec.protocol import messages as m
-from ecrec.protocol import scheduler as scheduler_module
 from ecrec.protocol import scrub as scrub_module
 from ecrec.protocol import shard as shard_module
+from ecrec.protocol import state as state_module
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import BAD_CONTENT, Note, Received, Send, Stop
+from ecrec.protocol.events import BAD_CONTENT, OUTDATED, Note, Received, Send, Stop
 from ecrec.protocol.membership import add_table
-from ecrec.protocol.placement import OPTIMIZERS, CodeSpec, OptimizerSpec, TableSpec
-from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.placement import OPTIMIZERS, CodeSpec, OptimizerSpec, Placement, TableSpec
 from ecrec.protocol.shard import PULLS_WAITING_MAX, ShardMachine
+from ecrec.protocol.tables import check_table
 
 SCHEDULER = m.Address(m.SCHEDULER, 0, 0)
 WORKER = m.Address(m.WORKER, 0, 1)
@@ -60,7 +61,20 @@ def test_a_mark_that_cannot_be_made_closes_no_window(cluster: Cluster, stripes: 
         snap = m.Snap(machine.view, 7, stripes, holders, True)
         machine.handle(Received(peer(3), snap, (b"",)), cluster.now_ms)
     assert machine.window_number == number
+    check_parted(cluster, machine, 3)
+
+
+def check_parted(cluster: Cluster, machine: ShardMachine, other: int) -> None:
+    """Of a server that sent what does not fit nothing more is taken; it is accused, and one of the two replaced."""
+    peer = machine.peers[other]
+    assert peer.broken and not machine.takes_from(m.Address(m.SHARD, other, 1))
+    received = peer.received
     cluster.push(SPEC, {row: 1.0 for row in range(SPEC.rows)})
+    cluster.run()
+    assert peer.received == received
+    cluster.settle_down(lambda: bool(cluster.stopped))
+    (dead,) = [shard for shard in (machine.shard, other) if cluster.shards[shard] in cluster.stopped]
+    cluster.replace(dead)
     cluster.drain()
     cluster.scrub()
 
@@ -71,6 +85,7 @@ def test_a_window_that_does_not_fit_changes_nothing(cluster: Cluster) -> None:
     before = known.received, dict(known.rounds), len(known.undo)
     keys = np.array([0], np.uint64).tobytes()
     for begins, records in (({3: 9}, b"too short"), ({64: 1}, b""), ({-1: 1}, b"")):
+        known.broken = False
         window = m.Window(known.received + 1, 0, {}, begins, [])
         with pytest.raises(BAD_CONTENT):
             machine.handle(Received(peer(0), window, (keys if records else b"", records)), cluster.now_ms)
@@ -86,6 +101,7 @@ def test_a_repair_that_does_not_fit_is_still_asked(cluster: Cluster) -> None:
     request, wanted = next(iter(asked.items()))
     keys = np.array([0, 5], np.uint64).tobytes()
     for stripes, rows in ((wanted.stripes, b"short"), (m.Stripes(0, 0, 2**62), b"")):
+        machine.peers[3].broken = False
         repaired = m.Repaired(machine.view, request, stripes)
         with pytest.raises(BAD_CONTENT):
             machine.handle(Received(peer(3), repaired, (b"", keys, rows)), cluster.now_ms)
@@ -111,23 +127,53 @@ def test_rows_of_a_member_that_do_not_fit_end_the_repair_and_no_more(cluster: Cl
     assert not machine.repairs.assemblies
 
 
+def test_a_push_to_a_table_that_a_peer_has_not_heard_of_makes_no_hole(cluster: Cluster) -> None:
+    """Nobody but a worker that does not wait for its table can do it."""
+    late = cluster.shards[4]
+    other = table("other", rows=60, code="3+2")
+    cluster.blocked.add(("scheduler", late))
+    cluster.carry_out("worker-0", cluster.client, cluster.client.create_table(other))
+    cluster.run()
+    waiting = cluster.channels["scheduler", late]
+    assert [type(event.message) for event in waiting] == [m.PrepareTable]
+    cluster.give(late, waiting.popleft())
+    cluster.settle_down(lambda: cluster.shard(0).store.tables == 2)
+    assert cluster.shard(0).store.tables == 2 and cluster.shard(4).store.tables == 1
+    for shard in range(4):
+        rows = np.array([row for row in range(60) if (row // 3 + row % 3) % 5 == shard])
+        push = m.Push(1, 1, 0, False, [m.Section([1], [len(rows)])])
+        early = Received(m.Address(m.WORKER, 7, 1), push, (rows, np.ones(4 * len(rows), np.float32)))
+        cluster.give(cluster.shards[shard], early)
+        cluster.give(cluster.shards[shard], Received(m.Address(m.WORKER, 7, 1), m.Flush(1)))
+    cluster.run()
+    assert any(p.held for p in cluster.shard(4).peers.values())
+    cluster.blocked.clear()
+    cluster.settle_down(lambda: cluster.client.table_ready("other"))
+    cluster.drain()
+    assert not any(p.broken or p.held for p in cluster.shard(4).peers.values())
+    cluster.settle_down(lambda: all(cluster.shard(s).durable.get(7) == 1 for s in range(4)))
+    cluster.scrub()
+
+
 def test_a_shard_takes_nothing_from_itself(cluster: Cluster) -> None:
     machine = cluster.shard(0)
     effects = machine.handle(Received(peer(0), m.Join(5, {}, True)), cluster.now_ms)
     assert [type(effect) for effect in effects] == [Note]
 
 
-def test_what_waits_behind_a_message_that_does_not_fit_is_taken(cluster: Cluster) -> None:
+def test_what_waits_behind_a_message_that_does_not_fit_is_not_taken(cluster: Cluster) -> None:
+    """It is a hole in the stream; what another server sent is taken."""
     machine = cluster.shard(3)
     early = machine.view + 1
-    for stripes in (m.Stripes(77, 0, 1), m.Stripes(0, 0, 1)):
-        repair = m.Repair(early, 5, stripes)
-        machine.handle(Received(peer(1), repair, (b"",)), cluster.now_ms)
-    assert len(machine.peers[1].held) == 2
+    for sender, class_id, request in ((1, 77, 5), (1, 0, 6), (2, 0, 7)):
+        repair = m.Repair(early, request, m.Stripes(class_id, 0, 1))
+        machine.handle(Received(peer(sender), repair, (b"",)), cluster.now_ms)
+    assert [len(machine.peers[sender].held) for sender in (1, 2)] == [2, 1]
     added = m.TableAdded(early, table("other", code="3+2"))
     effects = machine.handle(Received(SCHEDULER, m.Views(0, [added])), cluster.now_ms)
     assert any(isinstance(effect, Note) and "there is no class 77" in effect.text for effect in effects)
-    assert list(machine.repairs.assemblies) == [5]
+    assert list(machine.repairs.assemblies) == [7]
+    assert [peer.shard for peer in machine.others() if peer.broken] == [1]
 
 
 # ------------------------------------------------------------------ views
@@ -211,7 +257,7 @@ def test_pushes_that_wait_are_bounded(cluster: Cluster) -> None:
     machine = cluster.shard(0)
     source = m.Address(m.WORKER, 5, 1)
     for number in range(1, 100):
-        machine.handle(Received(source, m.Push(1, number, 2, False, []), ()), 0.0)
+        machine.handle(Received(source, m.Push(1, number, 9, False, [], 0, 3, number), ()), 0.0)
     assert [p.number for p in machine.workers[5].queue] == [*range(1, machine.config.pushes_in_flight_max + 1)]
 
 
@@ -273,29 +319,31 @@ def test_messages_that_wait_for_a_view_or_a_place_are_bounded(
 
 
 def test_tables_waited_for_are_bounded(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler_module, "CREATING_MAX", 3)
+    monkeypatch.setattr(tables, "CREATING_MAX", 3)
     for request in range(10):
         create = m.CreateTable(request, table("late"))
         cluster.scheduler.handle(Received(WORKER, create, ()), cluster.now_ms)
-    assert len(cluster.scheduler.creating) == 3
+    assert len(cluster.scheduler.tables.creating) == 3
 
 
 def test_processes_and_clients_that_wait_are_bounded(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler_module, "CANDIDATES_MAX", 3)
-    monkeypatch.setattr(scheduler_module, "CLIENTS_MAX", 3)
+    monkeypatch.setattr(admission, "CANDIDATES_MAX", 3)
+    monkeypatch.setattr(workers, "CLIENTS_MAX", 3)
     nobody = m.Address(m.SHARD, -1, 0)
     for i in range(10):
         cluster.scheduler.handle(Received(nobody, m.Register(f"p{i}", f"tcp://x:{i}", -1)), cluster.now_ms)
         tool = m.Address(m.TOOL, i, 0)
         cluster.scheduler.handle(Received(tool, m.WorkerStatus("p", [], {})), cluster.now_ms)
-    assert (len(cluster.scheduler.candidates), len(cluster.scheduler.clients)) == (3, 3)
+    assert (len(cluster.scheduler.admission.candidates), len(cluster.scheduler.workers.clients)) == (3, 3)
 
 
 # ------------------------------------------------------------------ the scheduler
-def test_a_view_that_was_never_decided_confirms_nothing(cluster: Cluster) -> None:
+def test_a_view_that_was_never_decided_confirms_nothing_and_stops_a_scheduler_that_knows_less(cluster: Cluster) -> None:
     status = m.ShardStatus(cluster.shards[0], 2**62, True, [], {}, {}, {})
-    cluster.scheduler.handle(Received(peer(0), status), cluster.now_ms)
-    assert cluster.scheduler.contacts[0, 0].view == cluster.scheduler.state.groups[0].view
+    before = cluster.scheduler.members.contacts[0, 0].view
+    (effect,) = cluster.scheduler.handle(Received(peer(0), status), cluster.now_ms)
+    assert isinstance(effect, Stop) and effect.kind == OUTDATED
+    assert cluster.scheduler.members.contacts[0, 0].view == before
 
 
 numbers = st.sampled_from([0.0, 0.5, -1.0, 1e38, 1e39, float("nan"), float("inf")])
@@ -320,9 +368,8 @@ specs = st.builds(
 @settings(max_examples=300)
 @given(specs)
 def test_a_table_that_the_scheduler_takes_every_shard_can_hold(spec: TableSpec) -> None:
-    machine = SchedulerMachine(5, 1, ProtocolConfig(), None)
     try:
-        machine._check_table(spec)
+        check_table(spec, [], 1, Placement(5))
     except ConfigurationError:
         return
     add_table(Store(0, 5), spec, recovered=True)
@@ -341,17 +388,17 @@ def test_tables_that_only_together_are_too_large_are_refused(cluster: Cluster) -
 
 def test_a_state_that_contradicts_itself_is_refused(cluster: Cluster) -> None:
     good = msgspec.msgpack.encode(cluster.scheduler.state)
-    assert scheduler_module.read_state(good) == cluster.scheduler.state
+    assert state_module.read_state(good) == cluster.scheduler.state
     group = cluster.scheduler.state.groups[0]
     for change in (
         {"places": group.places[1:]},
-        {"settlements": {7: scheduler_module.Settlement(1)}},
+        {"settlements": {7: state_module.Settlement(1)}},
         {"table_views": []},
         {"view": -1},
     ):
         bad = msgspec.structs.replace(cluster.scheduler.state, groups=[msgspec.structs.replace(group, **change)])
         with pytest.raises(ConfigurationError, match="scheduler state: group 0 has"):
-            scheduler_module.read_state(msgspec.msgpack.encode(bad))
+            state_module.read_state(msgspec.msgpack.encode(bad))
     for junk in (b"", b"\xff", good[:-1], good.replace(b"process-1", b"\xff" * 9), b"\x91" * 100_000):
         with pytest.raises(ConfigurationError, match="scheduler state: not written by this version of ecrec"):
-            scheduler_module.read_state(junk)
+            state_module.read_state(junk)

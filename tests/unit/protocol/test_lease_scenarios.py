@@ -8,12 +8,14 @@ from cluster import Cluster, table
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
+from ecrec.protocol import wire
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Disconnected, Received, Tick
 from ecrec.protocol.leases import LEASES_AHEAD_MAX
 from ecrec.protocol.messages import CURSOR_BITS, SCHEDULER, SHARD, TOOL, WORKER, Address, Dataset
-from ecrec.protocol.scheduler import SchedulerMachine, read_state
+from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.state import read_state
 
 DATA = Dataset("d", 10, 25, 4)
 """Two passes and a half: splits of 4, 4, 2, 4, 4, 2, 4, 1."""
@@ -108,6 +110,7 @@ def test_splits_go_on_where_they_were_when_rows_begin_again() -> None:
     workers.durable(one)
     workers.end(two)
     dead = [workers.machines.pop(workers.shards[shard]).address for shard in (0, 1)]
+    workers.now_ms += workers.config.reconnect_grace_ms  # since their connections broke
     for address in dead:
         workers.give("scheduler", Disconnected(address))
     for shard in (0, 1):
@@ -118,7 +121,7 @@ def test_splits_go_on_where_they_were_when_rows_begin_again() -> None:
     assert workers.lease(three, dataset) == (8, 12)
     workers.train(three, 4)
     assert workers.lease(one, dataset) is None
-    workers.settle_down(lambda: "d" in one.finished)
+    workers.settle_down(lambda: dataset in one.finished)
     figures = workers.figures
     assert (figures.trained, figures.repeated, figures.handed_on) == (12, 0, 1)
     assert workers.scheduler.state.updates_damaged == 2 * 4, "four pushes a shard; cursors are no pushes"
@@ -136,7 +139,7 @@ def test_no_two_workers_get_the_same_and_the_end_waits_for_all() -> None:
     assert one.asking, "the other one's split may come back"
     workers.train(two, 4)
     workers.settle_down(lambda: not one.asking)
-    assert one.finished == {"d"} and not one.leases
+    assert one.finished == {dataset} and not one.leases
 
 
 def test_a_worker_that_is_started_again_goes_on_with_the_first_example_that_some_shard_lacks() -> None:
@@ -289,7 +292,6 @@ def test_a_worker_that_died_while_the_scheduler_was_down_is_noticed() -> None:
     [
         (Dataset("", 10, 10, 4), "1 to 256 characters"),
         (Dataset("e", 0, 10, 4), "0 examples"),
-        (Dataset("e", 10, -1, 4), "-1 over all passes"),
         (Dataset("e", 10, 1 << 60, 4), "over all passes"),
         (Dataset("e", 10, 10, 0), "0 examples a split"),
         (Dataset("e", 10, 10, 1 << 32), "examples a split"),
@@ -302,8 +304,8 @@ def test_a_data_set_that_cannot_be_is_refused(dataset: Dataset, words: str) -> N
     workers.lease(workers.worker(1))
     client = workers.client
     workers.carry_out("worker-0", client, client.lease(dataset))
-    workers.settle_down(lambda: bool(client.failed))
-    assert client.failed_kind == "refused" and words in client.failed
+    workers.settle_down(lambda: bool(client.split_refusal))
+    assert words in client.split_refusal and not client.failed
     assert len(workers.scheduler.leases.figures()) == 1
 
 
@@ -413,3 +415,39 @@ def test_a_stored_state_whose_leases_contradict_it_is_refused(change: str) -> No
         state["leases"]["fences"] = [{"worker": 0, "epoch": 1, "views": []}]
     with pytest.raises(ConfigurationError, match="do not fit"):
         read_state(msgspec.msgpack.encode(state))
+
+
+def test_the_last_number_of_a_lease_can_be_used_to_its_end_and_the_next_one_is_refused() -> None:
+    cluster = Workers()
+    worker = cluster.worker(1)
+    cluster.lease(worker)
+    cluster.train(worker, 4)
+    cluster.scheduler.state.leases.number = m.LEASES_MAX - 1
+    assert cluster.lease(worker) == (4, 8)
+    cluster.train(worker, 4)
+    cluster.settle_down(lambda: worker.cursor == (m.LEASES_MAX << CURSOR_BITS) + 4)
+    cluster.settle_down(lambda: not cluster.scheduler.state.leases.leases)
+    assert read_state(cluster.state).leases.number == m.LEASES_MAX
+    cluster.carry_out(worker.process, worker, worker.lease(DATA))
+    cluster.settle_down(lambda: bool(worker.split_refusal))
+    assert f"{m.LEASES_MAX} splits were leased" in worker.split_refusal
+
+
+def test_the_highest_cursor_travels_and_a_higher_one_is_refused() -> None:
+    highest = (m.LEASES_MAX << CURSOR_BITS) + m.SPLIT_EXAMPLES_MAX
+    source, to = Address(WORKER, 1, 1), Address(SHARD, 0, 1)
+    for message in (
+        m.Push(1, 1, 0, False, [], highest),
+        m.WorkerStatus("p", [], {}, highest),
+        m.LeaseSplit(1, DATA, highest),
+        m.Leased(1, m.LEASES_MAX, 0, 1),
+        m.Window(1, 0, {m.cursor_key(m.WORKERS_MAX - 1): highest}, {}, []),
+    ):
+        frames = (b"", b"") if isinstance(message, m.Window) else ()
+        assert wire.decode(wire.seal(wire.pack(message, frames), source, to)).message == message
+    cluster = Workers()
+    worker = cluster.worker(1)
+    cluster.lease(worker)
+    refused = m.Push(1, 1, 0, False, [], highest + 1)
+    effects = cluster.shard(0).handle(Received(worker.address, refused, ()), cluster.now_ms)
+    assert any("cursor" in e.message.reason for e in effects if isinstance(getattr(e, "message", None), m.PushRefused))

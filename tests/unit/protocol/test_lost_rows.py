@@ -8,8 +8,19 @@ from cluster import Cluster, table
 
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Disconnected
-from ecrec.protocol.loss import lost_rows, undecodable
-from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, TOOL, UP, Address, ClusterQuery, Member, Reinitialise
+from ecrec.protocol.loss import NAMED_MAX, describe_places, describe_rows, lost_rows, undecodable
+from ecrec.protocol.messages import (
+    DOWN,
+    RECOVERING,
+    RESEEDING,
+    TOOL,
+    UP,
+    Address,
+    ClusterQuery,
+    LostRows,
+    Member,
+    Reinitialise,
+)
 from ecrec.protocol.placement import CodeSpec, Placement
 from ecrec.protocol.scheduler import SchedulerMachine
 
@@ -35,6 +46,7 @@ def trained(cluster: Cluster, *specs: Any) -> list[tuple[np.ndarray, np.ndarray]
 
 def kill_together(cluster: Cluster, *shards: int) -> None:
     addresses = [cluster.machines.pop(cluster.shards[shard]).address for shard in shards]
+    cluster.now_ms += cluster.config.reconnect_grace_ms  # since their connections broke
     for address in addresses:
         cluster.give("scheduler", Disconnected(address))
 
@@ -56,8 +68,9 @@ def queried(cluster: Cluster) -> Any:
 
 # ------------------------------------------------------------------ which rows
 @pytest.mark.parametrize(("n", "code", "groups"), [(5, "4+1", 1), (6, "3+2", 1), (4, "1+1", 3), (5, "2+2", 2)])
-def test_lost_rows_are_those_of_the_placement(n: int, code: str, groups: int) -> None:
-    spec = table(rows=97, code=code)
+@pytest.mark.parametrize("size", [97, 20, 6, 4, 1])
+def test_lost_rows_are_those_of_the_placement(n: int, code: str, groups: int, size: int) -> None:
+    spec = table(rows=size, code=code)
     placement = Placement(n)
     placement.add(CodeSpec(1, 1))
     placement.add(spec.code)
@@ -67,6 +80,7 @@ def test_lost_rows_are_those_of_the_placement(n: int, code: str, groups: int) ->
         for shard in range(n):
             for some in lost_rows(placement, [spec], everything, shard, group, groups):
                 assert some.shard == group * n + shard
+                assert some.first and max(some.first) < size and some.first == sorted(some.first)
                 rows = [row for first in some.first for row in range(first, spec.rows, some.step)]
                 assert len(rows) == some.rows
                 for row in rows:
@@ -91,6 +105,26 @@ def test_who_is_not_whole_decides_class_by_class() -> None:
     assert lost(s0=DOWN, s1=RESEEDING, r1=[0]) == {0}
     assert lost(s0=DOWN, s1=RESEEDING, r1=[3]) == set()
     assert lost(s1=DOWN, s0=RESEEDING, r0=[5]) == set()
+
+
+def test_lost_rows_are_described_as_far_as_a_message_may_go() -> None:
+    tables = [table(name=f"t{i}", rows=1000 + i) for i in range(NAMED_MAX + 2)]
+    one = LostRows(3, "t0", 1200, [2, 7], 20)
+    assert describe_rows([one], tables) == "t0: 1,200 of 1,000 rows (every 20th from 2, 7 on shard 3)"
+    more = LostRows(4, "t0", 30, [], 20)
+    assert describe_places(LostRows(4, "t0", 1030, [], 20)) == "1,030 not yet recovered on shard 4"
+    assert describe_rows([one, more], tables).startswith("t0: 1,230 of 1,000 rows (every 20th from 2, 7 on shard 3, ")
+    each = [LostRows(0, spec.name, 5, [1], 20) for spec in tables]
+    assert describe_rows(each[:NAMED_MAX], tables).count("; ") == NAMED_MAX - 1
+    assert "more tables" not in describe_rows(each[:NAMED_MAX], tables)
+    assert describe_rows(each[: NAMED_MAX + 1], tables).endswith("; and 1 more tables")
+    assert f"t{NAMED_MAX}:" not in describe_rows(each, tables)
+    assert describe_rows([LostRows(0, "gone", 5, [1], 20)], tables).startswith("gone: 5 of 0 rows")
+    exactly = describe_places(LostRows(0, "t", 9, list(range(NAMED_MAX)), 20))
+    assert exactly == "every 20th from 0, 1, 2, 3, 4, 5, 6, 7 on shard 0"
+    assert describe_places(LostRows(0, "t", 9, list(range(9)), 1020)) == (
+        "every 1,020th from 0, 1, 2, 3, 4, 5, 6, 7, ... on shard 0"
+    )
 
 
 # ------------------------------------------------------------------ it stops
@@ -299,9 +333,12 @@ def test_a_scheduler_restarted_in_the_middle_goes_on() -> None:
 
 
 def test_when_nobody_is_left_it_stops_all_the_same() -> None:
-    cluster, spec = Cluster(3, GOES_ON), table(code="2+1")
+    config = ProtocolConfig(reinitialise_lost=True, isolated_timeout_ms=3_000)
+    cluster, spec = Cluster(3, config), table(code="2+1")
     trained(cluster, spec)
     kill_together(cluster, 0, 1, 2)
+    for shard in range(3):  # until others want their places, it may be the scheduler that is cut off
+        cluster.shards[shard] = cluster.start(shard)
     cluster.settle_down(lambda: bool(cluster.failed))
     assert "nobody is left that knows what they had applied" in cluster.failed[0]
 
@@ -315,13 +352,54 @@ def test_without_any_parity_it_stops_all_the_same() -> None:
 
 
 def test_a_new_code_waits_for_no_row_that_never_was() -> None:
-    """A table of another code, created while more shards are down than that code stands."""
+    """A table of another code, created while a shard is down."""
     cluster, spec, dense = Cluster(5), table(rows=60, code="3+2"), table("dense", rows=20, code="1+1")
     ((_, before),) = trained(cluster, spec)
-    kill_together(cluster, 1, 2)
+    cluster.kill(1)
+    cluster.declared(1)
     cluster.create(dense)
-    replace(cluster, 1, 2)
+    replace(cluster, 1)
     cluster.push(dense, dict.fromkeys(range(20), 1.0))
     cluster.drain()
     assert cluster.read(spec).tobytes() == before.tobytes()
+    cluster.scrub()
+
+
+@pytest.mark.parametrize("code", ["1+1", "2+0"])
+def test_a_table_waits_while_its_code_would_count_its_rows_as_lost(code: str) -> None:
+    cluster, spec, weak = Cluster(5), table(rows=60, code="3+2"), table("weak", rows=20, code=code)
+    ((_, before),) = trained(cluster, spec)
+    kill_together(cluster, 1, 2)
+    cluster.declared(1, 2)
+    cluster.carry_out("worker-0", cluster.client, cluster.client.create_table(weak))
+    for _ in range(100):
+        cluster.run()
+        cluster.tick()
+    assert not cluster.client.table_ready("weak")
+    replace(cluster, 1, 2)
+    cluster.settle_down(lambda: cluster.client.table_ready("weak"))
+    cluster.push(weak, dict.fromkeys(range(20), 1.0))
+    cluster.drain()
+    assert cluster.read(spec).tobytes() == before.tobytes()
+    cluster.scrub()
+
+
+def test_what_was_acknowledged_without_parity_is_known_when_the_first_coded_table_comes() -> None:
+    """The shard dies before anybody has a window of it that was closed after that."""
+    cluster, uncoded, coded = Cluster(5, GOES_ON), table("uncoded", rows=40, code="2+0"), table("coded", code="3+1")
+    ((initial, before),) = trained(cluster, uncoded)
+    assert min(cluster.client.acked.values()) == 1
+    cluster.blocked |= {(cluster.shards[1], cluster.shards[i]) for i in (0, 2, 3, 4)}
+    cluster.create(coded)
+    cluster.kill(1)
+    cluster.blocked.clear()
+    cluster.declared(1)
+    cluster.replace(1)
+    cluster.push(coded, {row: 1.0 for row in range(coded.rows)})
+    cluster.drain()
+    assert not cluster.failed
+    now, lost = cluster.read(uncoded), rows_on(cluster, uncoded, [1])
+    kept = np.setdiff1d(np.arange(uncoded.rows), lost)
+    assert now[kept].tobytes() == before[kept].tobytes() and now[lost].tobytes() == initial[lost].tobytes()
+    assert cluster.scheduler.state.rows_reinitialised == len(lost)
     cluster.scrub()

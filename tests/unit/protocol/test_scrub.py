@@ -7,9 +7,10 @@ import pytest
 from cluster import Cluster, table
 
 from ecrec.protocol import messages as m
-from ecrec.protocol.events import Received
+from ecrec.protocol.events import Received, Tick
 from ecrec.protocol.messages import LOCATED, TOOL, UNSURE, Address
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
+from ecrec.protocol.shard import ShardMachine
 
 TOOL_ADDRESS = Address(TOOL, 7, 0)
 
@@ -183,6 +184,7 @@ def test_a_death_in_the_middle_ends_it_and_the_next_one_repairs() -> None:
     cluster.give(leader, Received(TOOL_ADDRESS, m.Scrub(1, 0, 0, 1000, True)))
     cluster.run()
     cluster.kill(1)
+    cluster.declared(1)
     cluster.run()
     busy = cluster.tool_answers[-1][0]
     assert isinstance(busy, m.ScrubBusy) and "membership" in busy.reason
@@ -207,3 +209,23 @@ def test_only_the_leader_scrubs_and_only_it_may_correct() -> None:
     with pytest.raises(ValueError, match="does not lead"):
         victim.handle(Received(peer.address, correct, frames), cluster.now_ms)
     cluster.scrub()
+
+
+def test_a_scrub_that_waits_while_the_clock_jumps_is_given_up_once() -> None:
+    """The capture of another holder is missing when the leader's process comes back from a sleep."""
+    cluster = trained(5, table(code="1+3", rows=17))
+    stripe = cluster.shard(0).placement.classes[0]
+    leader, silent = (cluster.shards[shard] for shard in stripe.parity[:2])
+    cluster.blocked.add((silent, leader))
+    cluster.give(leader, Received(TOOL_ADDRESS, m.Scrub(1, stripe.class_id, 0, 10_000, True)))
+    cluster.run()
+    assert cluster.tool_answers == []
+    cluster.now_ms += 40 * cluster.config.repair_timeout_ms
+    cluster.give(leader, Tick())
+    assert [type(answer) for answer, _ in cluster.tool_answers] == [m.ScrubBusy]
+    cluster.blocked.clear()
+    cluster.run()
+    assert not any(
+        machine.repairs.assemblies for machine in cluster.machines.values() if isinstance(machine, ShardMachine)
+    )
+    assert scrub(cluster, stripe.class_id, request=2)[1] == []

@@ -53,6 +53,7 @@ def test_what_is_not_acknowledged_in_time_is_sent_again_ever_more_slowly() -> No
     waits = [b - a for a, b in zip([0.0, *sent], sent, strict=False)]
     assert waits[0] == RESEND_MS
     assert waits == sorted(waits)
+    assert waits[1] == 2 * RESEND_MS, "it doubles"
     assert waits[-1] == RESEND_MS_MAX
 
 
@@ -81,6 +82,43 @@ def test_progress_starts_the_wait_again() -> None:
     assert out.due(2 * RESEND_MS) == [Numbered(2, "b")]
 
 
+def test_the_wait_begins_with_the_first_message_that_is_kept() -> None:
+    out: OutStream[str] = OutStream()
+    out.append("a", 10_000.0)
+    out.append("b", 10_000.0 + RESEND_MS - 1)
+    assert out.due(10_000.0 + RESEND_MS - 1) == []
+    assert len(out.due(10_000.0 + RESEND_MS)) == 2, "a later message does not put off the first"
+
+
+def test_a_stream_that_was_idle_waits_as_long_as_a_new_one() -> None:
+    out: OutStream[str] = OutStream()
+    for at in range(0, 100_000, 1000):
+        assert out.due(float(at)) == []
+    out.append("a", 100_000.0)
+    assert out.due(100_000.0) == []
+    assert out.due(100_000.0 + RESEND_MS) == [Numbered(1, "a")]
+
+
+def test_a_peer_that_took_everything_after_a_hang_gets_no_copy_of_the_next_at_once() -> None:
+    out: OutStream[str] = OutStream()
+    out.append("a", 0.0)
+    for at in range(0, 100_000, 100):
+        out.due(float(at))
+    out.acknowledge(1, 100_000.0)
+    out.append("b", 100_100.0)
+    assert out.due(100_100.0 + RESEND_MS - 1) == []
+    assert out.due(100_100.0 + RESEND_MS) == [Numbered(2, "b")]
+
+
+def test_an_acknowledgement_said_again_is_no_progress() -> None:
+    out: OutStream[str] = OutStream()
+    out.append("a", 0.0)
+    out.append("b", 0.0)
+    out.acknowledge(1, 100.0)
+    out.acknowledge(1, 100.0 + RESEND_MS - 1)
+    assert out.due(100.0 + RESEND_MS) == [Numbered(2, "b")]
+
+
 def test_duplicates_and_what_follows_a_gap_are_dropped_but_acknowledged() -> None:
     into = InStream()
     assert [into.take(number) for number in (1, 1, 3, 2, 3)] == [True, False, False, True, True]
@@ -98,6 +136,81 @@ def test_an_older_incarnation_is_dropped_and_a_newer_one_delivered() -> None:
     assert streams.take(PEER, 1)
     assert streams.take(PEER._replace(epoch=6), 1)
     assert streams.take(PEER, 2), "what a message claims must not fence the incarnation that is known"
+
+
+def test_what_is_known_of_an_epoch_never_falls() -> None:
+    streams: Streams[str] = Streams()
+    streams.fenced(PEER)
+    streams.connected(PEER)
+    streams.fenced(PEER._replace(epoch=2))
+    assert streams.is_old(PEER)
+    newer = PEER._replace(epoch=6)
+    streams.connected(newer)
+    streams.out(newer).append("a", 0.0)
+    streams.connected(PEER)
+    assert streams.is_old(PEER) and not streams.is_old(newer)
+    assert [number for _, numbered in streams.resends_due(1e6) for number in numbered] == [Numbered(1, "a")]
+
+
+def test_the_first_incarnation_of_a_shard_counts() -> None:
+    streams: Streams[str] = Streams()
+    first, other = Address(SHARD, 3, 0), Address(SHARD, 4, 1)
+    streams.connected(other)
+    assert not streams.is_old(first) and streams.take(first, 1)
+    assert streams.is_old(other._replace(epoch=0))
+    streams.fenced(first)
+    assert streams.is_old(first)
+
+
+def test_another_incarnation_of_the_shard_itself_has_nothing_to_send() -> None:
+    streams: Streams[str] = Streams()
+    streams.connected(PEER)
+    streams.out(PEER).append("a", 0.0)
+    assert streams.take(PEER, 1)
+    streams.reset()
+    assert streams.resends_due(1e6) == [] and streams.acks_due() == []
+    assert streams.out(PEER).append("b", 0.0) == 1
+    assert streams.take(PEER, 1)
+
+
+def test_a_newer_incarnation_ends_the_streams_of_older_ones_of_its_shard_alone() -> None:
+    streams: Streams[str] = Streams()
+    older, newer, other = PEER, PEER._replace(epoch=6), Address(SHARD, 3, 1)
+    for peer in (older, newer, other):
+        streams.out(peer).append("x", 0.0)
+        assert streams.take(peer, 1)
+    streams.connected(newer)
+    assert [peer for peer, _ in streams.resends_due(1e6)] == [newer, other]
+    assert [streams.ack_for(peer) for peer in (older, newer, other)] == [0, 1, 1]
+
+
+def test_acknowledgements_and_connections_concern_their_stream_alone() -> None:
+    streams: Streams[str] = Streams()
+    other = Address(SHARD, 3, 1)
+    assert streams.ack_for(PEER) == 0
+    assert streams.reconnected(PEER, 0.0) == []
+    streams.acknowledge(PEER, 1, 0.0)
+    for peer in (PEER, other):
+        streams.out(peer).append("a", 0.0)
+        streams.out(peer).append("b", 0.0)
+    streams.acknowledge(PEER, 1, 1.0)
+    assert streams.reconnected(PEER, 1.0) == [Numbered(2, "b")]
+    assert streams.reconnected(other, 1.0) == [Numbered(1, "a"), Numbered(2, "b")]
+    streams.acknowledge(PEER, 2, 2.0)
+    assert [peer for peer, _ in streams.resends_due(1e6)] == [other]
+
+
+def test_a_new_connection_begins_the_wait_again() -> None:
+    out: OutStream[str] = OutStream()
+    out.append("a", 0.0)
+    assert out.reconnected(RESEND_MS - 1) == [Numbered(1, "a")]
+    assert out.due(RESEND_MS) == [], "it was sent a moment ago"
+    assert out.due(2 * RESEND_MS - 1) == [Numbered(1, "a")]
+
+
+def test_nothing_is_acknowledged_before_something_came() -> None:
+    into = InStream()
+    assert (into.ack, into.ack_due, into.ack_overdue) == (0, False, False)
 
 
 def test_a_fenced_incarnation_is_forgotten_with_all_it_was_to_get() -> None:

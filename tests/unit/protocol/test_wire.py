@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ecrec._native import crc32c_by_table
 from ecrec.errors import WireError
 from ecrec.protocol import messages as m
 from ecrec.protocol import wire
@@ -16,7 +17,8 @@ from ecrec.protocol import wire
 SOURCE = m.Address(m.SHARD, 1, 3)
 TO = m.Address(m.SHARD, 2, 1)
 TYPES = get_args(m.AnyMessage)
-PREAMBLE_BYTES = 48
+CHECKSUM_AT = 48
+PREAMBLE_BYTES = 52
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
@@ -57,6 +59,18 @@ def frames_of(message: m.Message) -> list[bytes]:
     else:
         count = wire._FRAME_COUNTS.get(type(message), 0)
     return [bytes([i]) * (10 * i) for i in range(count)]
+
+
+def resealed(parts: list[bytes]) -> list[bytes]:
+    """The parts with the checksum that they must have between shards, whatever else is wrong with them."""
+    head = bytes(parts[0]) if parts else b""
+    if len(head) < PREAMBLE_BYTES or head[:4] != wire.MAGIC or not head[4] == head[5] == m.SHARD:
+        return parts
+    checksum = crc32c_by_table(head[PREAMBLE_BYTES:])
+    for frame in parts[1:]:
+        checksum = crc32c_by_table(frame, checksum)
+    checksum = crc32c_by_table(head[:CHECKSUM_AT], checksum) or 1
+    return [head[:CHECKSUM_AT] + struct.pack("<I", checksum) + head[PREAMBLE_BYTES:], *parts[1:]]
 
 
 def encoded(message: m.Message | None = None, frames: m.Frames = ()) -> list[Any]:
@@ -141,9 +155,9 @@ def test_bytes_that_are_not_ours(head: bytes) -> None:
         wire.decode([head])
 
 
-@pytest.mark.parametrize(("version", "age"), [(0, "older"), (9, "newer")])
+@pytest.mark.parametrize(("version", "age"), [(0, "older"), (1, "older"), (9, "newer")])
 def test_another_wire_version_is_named(version: int, age: str) -> None:
-    with pytest.raises(wire.WireVersionError, match=f"wire version {version} is {age} than ours, 1"):
+    with pytest.raises(wire.WireVersionError, match=f"wire version {version} is {age} than ours, 2"):
         wire.decode([b"ECR" + str(version).encode()])
 
 
@@ -161,7 +175,7 @@ def test_every_truncation_is_noticed() -> None:
 
 def test_bytes_after_the_message_are_noticed() -> None:
     with pytest.raises(WireError, match="trailing"):
-        wire.decode([encoded()[0] + b"\0"])
+        wire.decode(resealed([encoded()[0] + b"\0"]))
 
 
 def test_a_frame_too_few_or_too_many() -> None:
@@ -183,7 +197,7 @@ def test_frames_that_a_message_does_not_have() -> None:
     head = bytearray(encoded()[0])
     struct.pack_into("<H", head, 6, 1)
     with pytest.raises(WireError, match="WindowAck has 0 frames, not 1"):
-        wire.decode([bytes(head[:PREAMBLE_BYTES]) + lengths + bytes(head[PREAMBLE_BYTES:]), b"abc"])
+        wire.decode(resealed([bytes(head[:PREAMBLE_BYTES]) + lengths + bytes(head[PREAMBLE_BYTES:]), b"abc"]))
 
 
 def test_a_frame_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +241,7 @@ def test_an_unknown_role() -> None:
 def test_a_message_that_is_none(body: Any, reason: str) -> None:
     head = encoded()[0][:PREAMBLE_BYTES] + msgspec.msgpack.encode(body)
     with pytest.raises(WireError, match=reason):
-        wire.decode([head])
+        wire.decode(resealed([head]))
 
 
 @given(st.lists(st.binary(max_size=80), max_size=4))
@@ -239,7 +253,7 @@ def test_arbitrary_bytes_are_refused(parts: list[bytes]) -> None:
 @given(st.binary(max_size=60), st.integers(0, 3))
 def test_arbitrary_bytes_in_place_of_a_message_are_read_or_refused(body: bytes, frames: int) -> None:
     with contextlib.suppress(WireError):
-        wire.decode([encoded()[0][:PREAMBLE_BYTES] + body, *[b""] * frames])
+        wire.decode(resealed([encoded()[0][:PREAMBLE_BYTES] + body, *[b""] * frames]))
 
 
 @given(st.data())
@@ -249,4 +263,62 @@ def test_any_changed_byte_is_read_or_refused(data: Any) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         head[data.draw(st.integers(0, len(head) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(WireError):
-        wire.decode([bytes(head), *parts[1:]])
+        wire.decode(resealed([bytes(head), *parts[1:]]))
+
+
+# ------------------------------------------------------------------ what is damaged between shards
+WINDOW = m.Window(1, 0, {1: 2}, {3: 4}, [3])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [encoded(WINDOW, [b"keys", b"records" * 9]), encoded(), wire.seal(wire.ACK_ONLY, SOURCE, TO, 0, 9)],
+    ids=["window", "no payload", "acknowledgement only"],
+)
+def test_every_flipped_bit_is_noticed(parts: list[Any]) -> None:
+    for index, part in enumerate(parts):
+        for bit in range(8 * len(part)):
+            flipped = bytearray(part)
+            flipped[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(WireError):
+                wire.decode([*parts[:index], bytes(flipped), *parts[index + 1 :]])
+
+
+@pytest.mark.parametrize(("part", "at"), [(0, 16), (0, 36), (0, 50), (0, 53), (0, 80), (1, 0), (2, 5)])
+def test_damage_says_whose_message_it_was(part: int, at: int) -> None:
+    parts = [bytearray(each) for each in encoded(WINDOW, [b"keys", b"records" * 9])]
+    if at == 53:  # two lengths that change each other
+        parts[0][52:54], parts[1], parts[2] = b"\5\0", parts[1] + b"r", parts[2][1:]
+        parts[0][60] -= 1
+    else:
+        parts[part][at] ^= 0x10
+    with pytest.raises(WireError, match=r"from shard 1 \(epoch .*damaged on its way: checksum 0x"):
+        wire.decode(parts)
+
+
+def test_only_messages_between_shards_have_a_checksum() -> None:
+    worker, scheduler = m.Address(m.WORKER, 0, 1), m.Address(m.SCHEDULER, 0, 0)
+    for source, to in [(worker, TO), (SOURCE, worker), (SOURCE, scheduler), (scheduler, TO)]:
+        packed = wire.pack(m.WindowAck(7))
+        head = wire.seal(packed, source, to)[0]
+        assert head[CHECKSUM_AT:PREAMBLE_BYTES] == bytes(4) and packed._checksum is None
+        assert wire.decode([head]).message == m.WindowAck(7)
+        with pytest.raises(WireError, match=r"damaged: a checksum, which only messages between shards have"):
+            wire.decode([head[:CHECKSUM_AT] + b"\1\0\0\0" + head[PREAMBLE_BYTES:]])
+
+
+def test_the_payload_is_read_once_however_often_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = wire.pack(WINDOW, [b"keys", b"records"])
+    first = wire.seal(packed, SOURCE, TO, 1, 0)
+    sizes: list[int] = []
+    monkeypatch.setattr(wire, "crc32c", lambda data, value=0: sizes.append(len(data)) or crc32c_by_table(data, value))
+    again = wire.seal(packed, SOURCE, TO, 1, 7)
+    assert sizes == [CHECKSUM_AT]
+    assert wire.decode(again).ack == 7 and wire.decode(first).ack == 0
+
+
+def test_a_checksum_is_never_the_number_that_says_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "crc32c", lambda data, value=0: 0)
+    parts = encoded()
+    assert parts[0][CHECKSUM_AT:PREAMBLE_BYTES] == b"\1\0\0\0"
+    assert wire.decode(parts).message == m.WindowAck(7)

@@ -221,6 +221,42 @@ def test_span_ends_before_too_many_touched_parity_rows() -> None:
     assert store.span(0, 4, 20, 0) == 20
 
 
+def test_span_ends_before_too_many_bytes_of_parity_rows() -> None:
+    group = Group([table_of(60, 1, 1, 2), table_of(60, 1, 1, 2, dim=40)], 2)
+    stripes = [0, 4, 6, 50]
+    group.apply(0, sections((0, stripes)), np.ones(20, dtype=np.float32))
+    group.apply(0, sections((1, stripes)), np.ones(160, dtype=np.float32))
+    group.exchange()
+    store = group.stores[1]
+    sizes = {at + base: store.record_bytes(t) for t, base in ((0, 0), (1, 30)) for at in (0, 2, 3, 25)}
+    assert len(set(sizes.values())) == 2
+    for first in range(60):
+        for bytes_max in (0, 31, 32, 100, 200, 500, 1 << 20):
+            fits = [first + 1]
+            for end in range(first + 1, 61):
+                inside = [size for at, size in sizes.items() if first <= at < end]
+                if len(inside) <= 1 or sum(inside) <= bytes_max:
+                    fits.append(end)
+            assert store.span(0, first, 60, 100, bytes_max) == max(fits), (first, bytes_max)
+
+
+def test_a_seed_stops_before_too_many_bytes_but_never_before_the_first_row() -> None:
+    group = Group([table_of(40, 1, 1, 2, dim=40)], 2)
+    rows = group.rows_of(0, 0)
+    group.apply(0, sections((0, rows)), np.ones(40 * len(rows), dtype=np.float32))
+    store, size = group.stores[0], group.stores[0].record_bytes(0)
+    for bytes_max, wanted in ((0, 1), (size, 1), (2 * size - 1, 1), (2 * size, 2), (5 * size + 1, 5)):
+        window = Window(store)
+        sent = 0
+        finished = False
+        while not finished:
+            finished, _ = store.seed(window, 1, 0, 100, bytes_max)
+            count = len(window.buffer(1).take()[0])
+            sent += count
+            assert count <= wanted
+        assert sent == len(rows)
+
+
 def test_restore_leaves_a_recovered_row_alone_and_touches_no_zero_row() -> None:
     group = filled([table_of(50, 2, 1, 3)], 3, seed=5)
     keys, coded = group.stores[0].coded_rows(0, 0, 100)
@@ -261,6 +297,22 @@ def test_missing_rows_are_found_by_position() -> None:
             assert store.next_missing(class_id, start) == expected
     assert store.next_missing(2, 0) == -1, "shard 1 is parity of class 2"
     assert store.next_missing(60, 0) == -1
+
+
+def test_keys_of_rows_that_are_missing_are_told_from_the_others() -> None:
+    group = filled([table_of(80, 3, 2, 5), table_of(41, 2, 2, 5)], 5, seed=6)
+    store = group.new_store(1, recovered=False)
+    rows = [group.rows_of(1, table) for table in range(2)]
+    keys = np.sort(store.missing(*sections((0, rows[0]), (1, rows[1]))))
+    assert store.missing_of(keys, len(keys)).tolist() == keys.tolist()
+    assert store.missing_of(keys, 3).tolist() == keys[:3].tolist() and store.missing_of(keys[:0], 3).size == 0
+    here = keys[::3].copy()
+    store.mark_recovered_keys(here)
+    left = np.setdiff1d(keys, here)
+    assert store.missing_of(keys, len(keys)).tolist() == left.tolist()
+    assert store.missing_of(keys, 0).size == 0
+    assert store.missing_of(here, 1).size == 0
+    assert group.stores[1].missing_of(keys, 1).size == 0, "nothing is lost there"
 
 
 def test_row_buffer_forgets_a_class() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeMachine, Forwarder
+from fakes import FakeMachine
+from forwarder import Forwarder
 
 from ecrec.protocol.messages import Address
 from ecrec.transport.links import Links

@@ -126,7 +126,7 @@ def test_what_a_machine_has_no_room_for_stays_with_the_peer(node) -> None:
     a.perform([Connect(B, b.links.endpoint)])
     for number in range(30):
         a.perform([Send(B, m.WindowAck(number))])
-    pump([a, b], lambda: a._streams.out(B).unacknowledged == 20)
+    pump([a, b], lambda: a.core.streams.out(B).unacknowledged == 20)
     machine_b.takes_from = lambda source: True
     pump([a, b], lambda: len(machine_b.received) == 30)
     assert [event.message.number for event in machine_b.received] == list(range(30))

@@ -200,7 +200,7 @@ def test_a_write_without_an_answer_is_settled(faults: list[str]) -> None:
     leader.save(b"one")
     leader.save(b"two")
     assert leader.load() == b"two"
-    assert leader.term == 1
+    assert leader.term > 1_700_000_000, "also where the nodes of earlier leaders are gone"
 
 
 @pytest.mark.parametrize("faults", [[fault] * count for fault in ("before", "after") for count in (1, 2, 3)])
@@ -233,7 +233,7 @@ def test_what_a_dead_leader_left_is_swept_by_the_next() -> None:
     second, _ = leading(nodes)
     assert second.load() == state
     assert "/e/pieces/1-99-0" not in nodes
-    assert second.term == 2
+    assert second.term > first.term
 
 
 # ------------------------------------------------------------------ deposed
@@ -271,7 +271,7 @@ def test_of_two_that_both_believe_in_their_place_only_the_last_to_claim_writes()
     assert not new.claim("tcp://n:1"), "what it has loaded is not the newest"
     assert new.load() == b"two"
     assert new.claim("tcp://n:1")
-    assert new.term == 2
+    assert new.term > old.term
     with pytest.raises(DeposedError, match="another scheduler has written the state"):
         old.save(b"three")
     assert new.load() == b"two"
@@ -350,7 +350,7 @@ def test_a_state_of_another_version_is_refused() -> None:
 def test_a_missing_piece_is_told() -> None:
     leader, client = leading({})
     leader.save(os.urandom(2 * PIECE_BYTES))
-    del client.nodes["/e/pieces/1-1-1"]
+    del client.nodes[f"/e/pieces/{leader.term}-1-1"]
     with pytest.raises(ConfigurationError, match="a piece of the state is missing"):
         leader.load()
 

@@ -1,10 +1,11 @@
 """Messages in one native call, and waiting for several sockets."""
 
+import ctypes
 import errno
 import gc
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 import zmq
 
-import ecrec.transport.links  # names the library  # noqa: F401
-from ecrec._native import receive_frames, release_sent, send_frames
+from ecrec._native import receive_frames, release_sent, send_frames, use_zmq
+from ecrec.errors import WireError
+from ecrec.protocol import wire
+from ecrec.protocol.messages import SHARD, Address, ClusterQuery
+from ecrec.transport import links
 from ecrec.transport.poller import Poller
 
 DEADLINE_S = 20.0
@@ -105,6 +109,140 @@ def test_a_message_with_a_bad_frame_is_not_sent_in_part(pair: Pair) -> None:
     assert send(dealer, [b"second"]) == 0
     assert receive(router, routed=True)[1] == [b"first"]
     assert receive(router, routed=True)[1] == [b"second"]
+
+
+class Failing:
+    """libzmq, of which one function fails at its ``at``-th call."""
+
+    def __init__(self, name: str, at: int, error: int = errno.EFAULT) -> None:
+        self.calls = 0
+        self._functions = links._zmq_functions()
+        signature = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 5)
+        real = signature(self._functions[name])
+
+        def call(*arguments: Any) -> int:
+            self.calls += 1
+            return -1 if self.calls == at else real(*arguments)
+
+        self._call = signature(call)
+        self._error = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: error)
+        self._functions[name] = self._address(self._call)
+        if error:
+            self._functions["zmq_errno"] = self._address(self._error)
+
+    @staticmethod
+    def _address(function: Any) -> int:
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+    def __enter__(self) -> "Failing":
+        use_zmq(self._functions, links.COPY_BELOW_BYTES, links.FRAMES_TAKEN_MAX)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        use_zmq(links._zmq_functions(), links.COPY_BELOW_BYTES, links.FRAMES_TAKEN_MAX)
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+@pytest.mark.parametrize("name", ["zmq_msg_init_size", "zmq_msg_init_data"])
+def test_without_memory_for_a_frame_nothing_of_the_message_is_sent(pair: Pair, name: str, at: int) -> None:
+    dealer, router = pair
+    assert send(dealer, [b"first"]) == 0
+    frames = [b"head", *[np.zeros(LARGE, np.uint8), b"small"] * 4]
+    with Failing(name, at), pytest.raises(MemoryError):
+        send_frames(dealer.underlying, None, frames)
+    assert send(dealer, [b"second"]) == 0
+    assert receive(router, routed=True)[1] == [b"first"]
+    assert receive(router, routed=True)[1] == [b"second"]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_send_that_fails_says_whether_a_part_was_taken(pair: Pair, at: int) -> None:
+    dealer, router = pair
+    assert send(dealer, [b"first"]) == 0
+    with Failing("zmq_msg_send", at):
+        error = send_frames(dealer.underlying, None, [b"head", np.zeros(LARGE, np.uint8), b"end"])
+    assert error == (errno.EFAULT if at == 1 else -errno.EFAULT)
+    assert receive(router, routed=True)[1] == [b"first"]
+    if at == 1:
+        assert send(dealer, [b"second"]) == 0
+        assert receive(router, routed=True)[1] == [b"second"]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_after_a_message_that_was_sent_in_part_a_new_connection_carries_the_next(tmp_path: Any, at: int) -> None:
+    server, client = links.Links(f"ipc://{tmp_path}/s"), links.Links()
+    address = Address(SHARD, 1, 1)
+    try:
+        client.connect(address, server.endpoint, watched=True)
+        came: list[Any] = []
+        again = False
+        deadline = time.monotonic() + DEADLINE_S
+
+        def until(done: Callable[[], bool]) -> None:
+            nonlocal again
+            while not done():
+                assert time.monotonic() < deadline
+                came.extend(arrived.parts for arrived in server.poll(5) if isinstance(arrived, links.Arrived))
+                again |= any(isinstance(event, links.Linked) and event.again for event in client.poll(5))
+
+        assert client.send(address, [b"first"])
+        until(lambda: len(came) == 1)
+        with Failing("zmq_msg_send", at, errno.EAGAIN):
+            assert not client.send(address, [b"half", b"of", b"it"])
+        if at > 1:
+            until(lambda: again)
+        assert client.send(address, [b"second"])
+        until(lambda: len(came) == 2)
+        assert [[bytes(part) for part in parts] for parts in came] == [[b"first"], [b"second"]]
+    finally:
+        client.close()
+        server.close()
+
+
+def test_a_message_that_cannot_be_received_takes_no_frame_of_the_next_one(pair: Pair) -> None:
+    testcapi = pytest.importorskip("_testcapi")
+    dealer, router = pair
+    failed = 0
+    message = [b"head", b"small", np.zeros(LARGE, np.uint8), b"end"]
+    for allocation in range(1, 60):
+        assert send(dealer, message) == 0
+        assert send(dealer, [b"next"]) == 0
+        assert router.poll(DEADLINE_S * 1e3)
+        underlying, came = router.underlying, None
+        testcapi.set_nomemory(allocation, allocation + 1)
+        try:
+            came = receive_frames(underlying, True)
+        except (MemoryError, RuntimeError, SystemError):
+            failed += 1
+        finally:
+            testcapi.remove_mem_hooks()
+        if came is not None:
+            assert [bytes(frame) for frame in came[1]] == [bytes(frame) for frame in message]
+        assert receive(router, routed=True)[1] == [b"next"]
+    assert failed > 5
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_an_error_of_the_library_in_the_middle_drops_the_rest(pair: Pair, at: int) -> None:
+    dealer, router = pair
+    assert send(dealer, [b"head", b"a", b"b", b"c"]) == 0
+    assert send(dealer, [b"next"]) == 0
+    assert router.poll(DEADLINE_S * 1e3)
+    with Failing("zmq_msg_recv", at), pytest.raises(ValueError, match="ZeroMQ error"):
+        receive_frames(router.underlying, True)
+    assert receive(router, routed=True)[1] == [b"next"]
+
+
+def test_a_message_of_too_many_frames_is_cut_and_refused(pair: Pair) -> None:
+    dealer, router = pair
+    assert send(dealer, [b"x"] * (wire.FRAMES_MAX + 50)) == 0
+    assert send(dealer, [b"next"]) == 0
+    frames = receive(router, routed=True)[1]
+    assert len(frames) == wire.FRAMES_MAX + 2
+    head = wire.encode(ClusterQuery(1), (), Address(SHARD, 1, 1), Address(SHARD, 2, 1))[0]
+    with pytest.raises(WireError, match="0 frames announced"):
+        wire.decode([head, *frames[1:]])
+    assert receive(router, routed=True)[1] == [b"next"]
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 1000])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from fakes import FakeMachine, pump
+from fakes import DEADLINE_S, FakeMachine, pump
 
 from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.protocol import messages as m
@@ -16,7 +16,8 @@ from ecrec.protocol import wire
 from ecrec.protocol.events import Connect, Send
 from ecrec.transport.client_node import query
 from ecrec.transport.curve import CurveKeys, generate
-from ecrec.transport.links import Links, is_loopback
+from ecrec.transport.endpoints import is_loopback
+from ecrec.transport.links import Linked, Links
 from ecrec.transport.node import Node
 
 A = m.Address(m.SHARD, 0, 1)
@@ -86,6 +87,17 @@ def test_an_allowed_client_is_served(make, servers, alice) -> None:
     machine.on_received = lambda event: [Send(event.source, m.Welcome(0, 0))]
     gets_in(shard, machine, worker)
     pump([shard, worker], lambda: answers.events)
+
+
+def test_a_connection_is_made_while_the_server_does_something_else(make, servers) -> None:
+    """A server in a long push must not seem dead because a connection to it broke: the handshake needs no loop."""
+    (busy, _), (other, _) = make(A, servers), make(B, servers)
+    other.links.connect(A, busy.links.endpoint, watched=True)
+    happened: list[object] = []
+    end = time.monotonic() + DEADLINE_S
+    while not happened and time.monotonic() < end:
+        happened += other.links.poll(5)
+    assert happened == [Linked(A, again=False)]
 
 
 def test_a_client_without_a_key_gets_nothing_and_is_logged(make, servers, caplog) -> None:

@@ -9,6 +9,7 @@ using Part = CopiedPart;
 struct PartLanes {
     explicit PartLanes(std::size_t bytes) {
         alignas(32) static constexpr std::int32_t ones_then_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+        // NOLINTNEXTLINE(bugprone-sizeof-expression): bytes become a number of lanes
         std::memcpy(&mask, ones_then_zeros + lanes - bytes / sizeof(float), block);
     }
 

@@ -1,0 +1,88 @@
+"""What the parts of a `SchedulerMachine` share: the persisted state, and what one event makes of it.
+
+The state is written before anything that depends on it is said: whoever changes it says so (`changed`), and the
+machine puts a `Persist` before all effects of the event.
+"""
+
+from typing import Any
+
+from ecrec.protocol import messages as m
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.events import Effect, Note, Send
+from ecrec.protocol.messages import SCHEDULER, SHARD, Address
+from ecrec.protocol.placement import Placement
+from ecrec.protocol.state import Place, State
+
+HISTORY_MAX = 1_000
+REASON_CHARACTERS_MAX = 300
+
+
+class Context:
+    """The state, the time, and the effects of the event that is being handled."""
+
+    def __init__(self, config: ProtocolConfig, state: State) -> None:
+        self.config = config
+        self.now_ms = 0.0
+        self.effects: list[Effect] = []
+        self.is_changed = False
+        """The state must be persisted before anything else is said."""
+        self.is_acting = False
+        """The event has passed its checks, and the state moves."""
+        self.address = Address(SCHEDULER, 0, 0)
+        self.begin_with(state)
+
+    def begin_with(self, state: State) -> None:
+        """Go on with another state."""
+        self.state = state
+        self.placement = Placement(state.n)
+        for table in state.tables:
+            self.placement.add(table.code)
+
+    @property
+    def origin(self) -> m.Origin:
+        return m.Origin(self.state.cluster, self.state.generation, self.state.serial)
+
+    def checked(self) -> None:
+        """The event fits; from here on the state moves, and whatever is raised ends the process."""
+        self.is_acting = True
+
+    def changed(self) -> None:
+        self.is_changed = True
+
+    # ------------------------------------------------------------------ effects
+    def send(self, to: Address, message: m.Message, frames: m.Frames = ()) -> None:
+        self.effects.append(Send(to, message, frames))
+
+    def note(self, level: str, text: str) -> None:
+        self.effects.append(Note(level, text))
+
+    def fence_off(self, to: Address, reason: str) -> None:
+        """Tell a process that it is not, or no longer, a member, and has to end."""
+        self.send(to, m.Fenced(reason, self.origin))
+
+    def remember(self, event: str, group: int, shard: int, epoch: int, reason: str = "") -> None:
+        """Put it into the history, for people."""
+        shard += group * self.state.n
+        self.state.history.append(m.HistoryEntry(self.now_ms, event, shard, epoch, reason[:REASON_CHARACTERS_MAX]))
+        del self.state.history[:-HISTORY_MAX]
+        self.note("info", f"shard {shard} (epoch {epoch}): {event}")
+        self.changed()
+
+    # ------------------------------------------------------------------ places
+    def address_of(self, group: int, shard: int) -> Address:
+        """Of the newest incarnation."""
+        place = self.state.groups[group].places[shard]
+        return Address(SHARD, group * self.state.n + shard, place.epoch)
+
+    def place_of(self, address: Address) -> tuple[int, int, Place] | None:
+        """Group, number in the group and place of a shard, whatever its epoch; None if there is no such shard."""
+        group, shard = divmod(address.id, self.state.n)
+        if not 0 <= group < len(self.state.groups):
+            return None
+        return group, shard, self.state.groups[group].places[shard]
+
+
+def differences(ours: Any, theirs: Any) -> str:
+    """What differs between two structs of one type, for people."""
+    pairs = ((name, getattr(ours, name), getattr(theirs, name)) for name in ours.__struct_fields__)
+    return ", ".join(f"{name} is {a}, not {b}" for name, a, b in pairs if a != b)

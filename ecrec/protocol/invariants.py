@@ -1,0 +1,198 @@
+"""What must hold of a machine after every event. For tests and the simulator: nothing that is shipped asks.
+
+An AssertionError names what does not hold. What a message may do to a machine is not checked here, but that whatever it
+does leaves a state that the machine could have come to.
+"""
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ecrec.protocol.arrays import frames_bytes
+from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, UP
+from ecrec.protocol.state import Group, State, encode_state
+
+if TYPE_CHECKING:
+    from ecrec.protocol.leases import Leases
+    from ecrec.protocol.peer import Peer
+    from ecrec.protocol.scheduler import SchedulerMachine
+    from ecrec.protocol.shard import ShardMachine
+
+
+# ---------------------------------------------------------------------- a shard
+def check_shard(machine: "ShardMachine") -> None:
+    """The invariants of a shard's machine; of one without a place, that it has nothing yet."""
+    assert not machine.effects, "effects of an event that were not handed out"
+    if not machine.state:
+        assert not machine.peers and machine.epoch == 0, "a process without a place knows peers"
+        assert machine.early_bytes == sum(frames_bytes(event.frames) for event in machine.early)
+        return
+    assert not machine.early and not machine.early_bytes, "it has a place, and messages wait for one"
+    assert machine.state in (UP, RECOVERING, RESEEDING), machine.state
+    assert sorted(machine.peers) == list(range(machine.placement.n)), sorted(machine.peers)
+    check_pushes(machine)
+    for peer in machine.peers.values():
+        if peer.shard != machine.shard:
+            _check_peer(machine, peer)
+    _check_recovery(machine)
+
+
+def check_pushes(machine: "ShardMachine") -> None:
+    """The part of `check_shard` that costs little: windows, watermarks, queues."""
+    if machine.state:
+        _check_windows(machine)
+        _check_workers(machine)
+
+
+def _check_windows(machine: "ShardMachine") -> None:
+    open_windows = list(range(machine.stable + 1, machine.window_number))
+    assert list(machine.unstable) == open_windows, (list(machine.unstable), open_windows)
+    running = {peer.shard for peer in machine.others() if peer.joined} if machine.unstable else set()
+    known: dict[int, int] = {}
+    for number, unstable in machine.unstable.items():
+        assert unstable.waiting <= running, f"window {number} waits for {unstable.waiting}, of {running} that run"
+        for worker, mark in unstable.marks.items():
+            assert known.get(worker, 0) <= mark, f"the mark of worker {worker} falls in window {number}"
+            known[worker] = mark
+    if machine.unstable:
+        first = next(iter(machine.unstable.values()))
+        assert first.waiting, "the oldest window waits for nobody, and is not stable"
+    for worker, mark in machine.open_marks.items():
+        assert known.get(worker, 0) <= mark == machine.marks[worker], (worker, mark, machine.marks[worker])
+        known[worker] = mark
+    for worker, mark in known.items():
+        assert mark == machine.marks[worker], f"worker {worker}: {machine.marks[worker]} applied, windows say {mark}"
+
+
+def _check_workers(machine: "ShardMachine") -> None:
+    for worker, durable in machine.durable.items():
+        assert durable <= machine.marks.get(worker, 0), f"worker {worker}: {durable} durable, not all applied"
+    for worker, state in machine.workers.items():
+        numbers = [queued.number for queued in state.queue]
+        first = machine.marks.get(worker, 0) + 1
+        assert numbers == list(range(first, first + len(numbers))), (worker, machine.marks.get(worker, 0), numbers)
+        fenced = machine.fenced.get(worker, 0)
+        assert not numbers or state.address.epoch > fenced, f"pushes of a fenced life of worker {worker} wait"
+    assert set(machine.open_pushes) <= set(machine.open_marks)
+
+
+def _check_peer(machine: "ShardMachine", peer: "Peer") -> None:
+    state, down = peer.state, peer.state == DOWN
+    assert state in (UP, RECOVERING, RESEEDING, DOWN), _who(peer)
+    assert peer.settling == down, f"{_who(peer)}: settling {peer.settling}"
+    if peer.unsettled:
+        assert down, f"{_who(peer)} is unsettled and runs"
+        assert peer.shard in machine.membership.reports, f"{_who(peer)}: nothing is reported of it"
+    assert not peer.reseeding or state == RESEEDING, f"{_who(peer)} reseeds {sorted(peer.reseeding)}"
+    if down:
+        has_stream = peer.joined or peer.awaits_joined or peer.begins or peer.ends
+        assert not has_stream, f"{_who(peer)}: has a stream"
+        assert not len(machine.buffers.buffer(peer.shard)), f"{_who(peer)}: deltas wait for it"
+        tasks = [key for key in machine.seeding.tasks if key[0] == peer.shard]
+        assert not tasks, f"{_who(peer)}: seeds wait for it: {tasks}"
+    if peer.undo:
+        numbers = [undo.number for undo in peer.undo]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), f"{_who(peer)}: undo {numbers}"
+        assert peer.received == numbers[-1], f"{_who(peer)}: received {peer.received}, undo {numbers}"
+
+
+def _who(peer: "Peer") -> str:
+    return f"peer {peer.shard}.{peer.epoch} ({peer.state})"
+
+
+def _check_recovery(machine: "ShardMachine") -> None:
+    placement, seeding, repairs = machine.placement, machine.seeding, machine.repairs
+    for class_id, done in seeding.done.items():
+        stripe = placement.classes[class_id]
+        assert machine.shard in stripe.parity, f"class {class_id} is seeded, and is not mine"
+        assert done.issubset(stripe.data), f"class {class_id} is seeded by {sorted(done)}"
+    for (shard, class_id), _ in seeding.tasks.items():
+        stripe = placement.classes[class_id]
+        assert machine.shard in stripe.data and shard in stripe.parity, f"class {class_id} is not for shard {shard}"
+    for class_id in repairs.incomplete:
+        assert machine.shard in placement.classes[class_id].data, f"rows of class {class_id} are lost, and not mine"
+    if machine.state == UP:
+        assert repairs.complete(), f"it says that it is whole, and lacks rows of classes {sorted(repairs.incomplete)}"
+        assert seeding.complete(), "it says that it is whole, and its parity is not seeded"
+    elif machine.state == RESEEDING:
+        assert repairs.complete(), f"it only reseeds, and lacks rows of classes {sorted(repairs.incomplete)}"
+    assert machine.state == RECOVERING or not repairs.asked, "repairs are asked by a shard that has its rows"
+    for assembly in repairs.assemblies.values():
+        class_id = assembly.stripes.class_id
+        assert machine.shard in placement.classes[class_id].parity, f"a capture of class {class_id}"
+
+
+# ---------------------------------------------------------------------- the scheduler
+def check_scheduler(machine: "SchedulerMachine") -> None:
+    """The invariants of the scheduler's machine and of its state."""
+    assert not machine.context.effects, "effects of an event that were not handed out"
+    state = machine.state
+    names = [table.name for table in state.tables]
+    assert len(names) == len(set(names)), f"tables of the same name: {names}"
+    assert machine.context.placement.codes == list(dict.fromkeys(table.code for table in state.tables))
+    for number, group in enumerate(state.groups):
+        assert len(group.places) == state.n
+        if not group.view:
+            assert all(place.state == DOWN for place in group.places) and not group.views
+            continue
+        _check_views(number, group)
+        _check_places(machine, number, group)
+        assert len(group.table_views) <= len(state.tables), (number, group.table_views)
+    placed = [p.process for group in state.groups for p in group.places if p.state != DOWN and p.process]
+    assert len(placed) == len(set(placed)), f"a process has two places: {placed}"
+    assert not machine.admission.candidates.keys() & set(placed), "a process that has a place waits for one"
+    _check_leases(machine.leases)
+
+
+def _check_views(number: int, group: Group) -> None:
+    views = [view.number for view in group.views]
+    assert not views or views == list(range(group.view - len(views) + 1, group.view + 1)), (number, group.view, views)
+    assert group.adopted <= group.view, (number, group.adopted, group.view)
+
+
+def _check_places(machine: "SchedulerMachine", number: int, group: Group) -> None:
+    down = {shard for shard, place in enumerate(group.places) if place.state == DOWN}
+    assert down == set(group.settlements), f"group {number}: {down} are down, {set(group.settlements)} are settled"
+    for shard, place in enumerate(group.places):
+        who = f"place {shard} of group {number}, epoch {place.epoch} ({place.state})"
+        assert place.state in (UP, RECOVERING, RESEEDING, DOWN), who
+        assert not place.reseeding or place.state == RESEEDING, f"{who} reseeds {place.reseeding}"
+        contact = machine.members.get(number, shard)
+        if place.state == DOWN:
+            settlement = group.settlements[shard]
+            assert settlement.epoch == place.epoch, f"{who}: epoch {settlement.epoch} is settled"
+            assert settlement.view <= group.view, f"{who}: settled by view {settlement.view} of {group.view}"
+            assert contact is None, f"{who} is heard"
+            continue
+        assert place.start is not None and place.start.number <= group.view, f"{who}: started by a later view"
+        assert contact is None or contact.view <= group.view, f"{who} confirms view {contact and contact.view}"
+
+
+def _check_leases(leases: "Leases") -> None:
+    state = leases.state
+    numbers = [lease.number for lease in state.leases]
+    assert numbers == sorted(set(numbers)) and (not numbers or numbers[-1] <= state.number), (numbers, state.number)
+    held = {key: [lease.number for lease in some] for key, some in leases._held.items() if some}
+    by_worker: dict[tuple[int, int], list[int]] = {}
+    for lease in state.leases:
+        by_worker.setdefault((lease.worker, lease.epoch), []).append(lease.number)
+        assert 0 <= lease.done <= lease.last - lease.first, lease
+    assert held == by_worker, (held, by_worker)
+    for index, data in enumerate(state.datasets):
+        parts = sorted([*data.returned, *((s.first, s.last) for s in state.leases if s.dataset == index)])
+        name = data.dataset.name
+        for (_, last), (first, _) in pairwise(parts):
+            assert last <= first, f"data set {name!r}: examples are in two hands: {parts}"
+        out = sum(last - first for first, last in parts)
+        assert data.trained + out == data.next, (
+            f"data set {name!r}: {data.trained} trained, {out} out, next {data.next}"
+        )
+
+
+def must_be_stored(state: State) -> bytes:
+    """All of a state that must have been persisted before anything was said. How far leases are is said again."""
+    leases = [msgspec.structs.replace(lease, done=0) for lease in state.leases.leases]
+    return encode_state(
+        msgspec.structs.replace(state, leases=msgspec.structs.replace(state.leases, leases=leases), history=[])
+    )

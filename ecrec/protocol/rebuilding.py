@@ -1,0 +1,189 @@
+"""Is this the newest state of the cluster that is heard? If not, this scheduler ends, or makes it again (`--adopt`).
+
+A part of the `SchedulerMachine`: the conversation with the members. What their answers make is ``adoption.py``'s.
+"""
+
+from typing import NamedTuple
+
+from ecrec.errors import ConfigurationError
+from ecrec.protocol import messages as m
+from ecrec.protocol.adoption import Adoption, Told
+from ecrec.protocol.context import Context
+from ecrec.protocol.events import OUTDATED, Event, Received, Stop
+from ecrec.protocol.messages import Address
+from ecrec.protocol.state import State
+
+HEARD_IN_ADOPTION = (m.ShardStatus, m.ShardCensus, m.Register)
+"""All that a scheduler takes while it makes its state again; everything else is said again."""
+HEARD_UNVERIFIED = (m.ShardStatus, m.Register, m.ClusterQuery)
+"""All that it takes while its state may turn out to be an older one."""
+
+
+class Rebuilt(NamedTuple):
+    """A state that was made again, and what each shard told for it."""
+
+    state: State
+    told: dict[int, Told]
+
+
+class Rebuilding:
+    """The part of a `SchedulerMachine` that doubts its state. While it does, nothing is decided.
+
+    ``is_new``: nobody was told anything of the state. ``may_adopt``: it may be made again.
+    """
+
+    def __init__(self, context: Context, is_new: bool, may_adopt: bool) -> None:
+        self.context = context
+        self.adoption: Adoption | None = None
+        """While the state is made again."""
+        self.unverified: set[tuple[int, int]] = set()
+        """After a restart, members that may know that this state is an older one: until they were heard, or have had
+        the time of a heartbeat, nobody is answered."""
+        self._verify_until_ms = 0.0
+        self._is_new = is_new
+        self._has_adopted = False
+        """Members of this state have told what it was made of."""
+        self._heard_own = False
+        self._stranger: tuple[Address, str, str] | None = None
+        """The last member of another cluster that was heard, its cluster, and what it shows."""
+        self._may_adopt = may_adopt
+
+    @property
+    def is_over(self) -> bool:
+        """The state is the newest one, as far as can be known."""
+        return self.adoption is None and not self.unverified
+
+    def hears(self, event: Event) -> bool:
+        """Whether an event is to be taken before that is known."""
+        if self.is_over:
+            return True
+        heard = HEARD_IN_ADOPTION if self.adoption is not None else HEARD_UNVERIFIED
+        return isinstance(event, Received) and isinstance(event.message, heard)
+
+    # ------------------------------------------------------------------ after a restart
+    def verify(self, members: set[tuple[int, int]]) -> None:
+        """These members have the time of a heartbeat to be heard of again."""
+        self.unverified = members
+        self._verify_until_ms = self.context.now_ms + self.context.config.heartbeat_timeout_ms
+
+    def verified(self, member: tuple[int, int]) -> bool:
+        """This member knows nothing that the state does not. True if it was the last one that was waited for."""
+        waited = bool(self.unverified)
+        self.unverified.discard(member)
+        self._heard_own = True
+        return waited and not self.unverified
+
+    def on_tick(self, stood_still_ms: float) -> Rebuilt | None:
+        """Wait no longer than is allowed: who was not heard by now is judged like any other.
+
+        ``stood_still_ms``: in which the scheduler itself stood still.
+        """
+        if self.adoption is not None:
+            return self._try_adopt()
+        self._verify_until_ms += stood_still_ms
+        if self.context.now_ms < self._verify_until_ms:
+            return None
+        if self._stranger is not None and not self._heard_own:
+            self._outdated(*self._stranger)
+        else:
+            self.unverified.clear()
+        return None
+
+    # ------------------------------------------------------------------ members
+    def belongs(self, source: Address, status: m.ShardStatus, hears_own: bool) -> bool:
+        """Whether a shard's heartbeat is for this state: of this cluster, and not ahead of it.
+
+        One that is ahead shows that this state was lost or is an older one. To act on it would be to fence every
+        healthy member: it is made again, if that is allowed, or this scheduler ends. ``hears_own``: members of this
+        state were heard.
+        """
+        if source.epoch < 1:
+            return False  # no life of a shard
+        if self.adoption is not None:
+            self.context.checked()
+            again_ms, cluster = self.context.config.view_resend_ms, status.origin.cluster
+            if self.adoption.asks(source, cluster, again_ms, self.context.now_ms):
+                self.context.send(source, m.Census())
+            return False
+        if not status.origin.is_of(self.context.origin):
+            theirs, ours = status.origin.cluster, self.context.state.cluster
+            stranger = f"{source} belongs to cluster {theirs!r}, this state is of {ours!r}"
+            if hears_own or self._has_adopted or self.unverified:
+                # While its own may yet be heard, one of another cluster says nothing of this state.
+                self._stranger = source, theirs, stranger
+                self.context.note("warning", f"{stranger}: ignored; it names the wrong scheduler")
+            else:
+                self._outdated(source, theirs, stranger)
+            return False
+        ahead = self._ahead(source, status)
+        if ahead:
+            self._outdated(source, status.origin.cluster, ahead)
+        return not ahead
+
+    def _ahead(self, source: Address, status: m.ShardStatus) -> str:
+        """What a heartbeat of this cluster knows that this state does not."""
+        theirs, ours = status.origin, self.context.origin
+        if (theirs.generation, theirs.serial) > (ours.generation, ours.serial):
+            return f"{source} knows state {theirs.generation}.{theirs.serial}, this is {ours.generation}.{ours.serial}"
+        found = self.context.place_of(source)
+        if found is None or theirs.generation < ours.generation:
+            return ""
+        number, _, place = found
+        view = self.context.state.groups[number].view
+        if status.view > view:
+            return f"{source} has taken view {status.view}, this state ends with {view}"
+        if source.epoch > place.epoch:
+            return f"{source} is newer than the newest that this state knows (epoch {place.epoch})"
+        return ""
+
+    def _outdated(self, source: Address, cluster: str, evidence: str) -> None:
+        what = "is not of this cluster" if self._is_new else "is older than its cluster"
+        text = f"the scheduler's state {what}: {evidence}"
+        self.context.checked()
+        if self._may_adopt:
+            self.context.note("warning", f"{text}; making it again from what the members tell")
+            self.adoption = Adoption(self.context.state.n, len(self.context.state.groups), self.context.now_ms)
+            self.unverified.clear()
+            if self.adoption.asks(source, cluster, 0.0, self.context.now_ms):
+                self.context.send(source, m.Census())
+            return
+        self.context.effects.append(
+            Stop(
+                f"{text}; nothing was done. Start the scheduler with the newest state, or, if that is lost, with "
+                "--adopt, which makes it again from what the members tell",
+                OUTDATED,
+            )
+        )
+
+    def on_census(self, source: Address, census: m.ShardCensus, frames: m.Frames) -> Rebuilt | None:
+        """A shard tells what it knows; the state, once that is enough."""
+        if self.adoption is None:
+            return None
+        self.context.checked()
+        wrong = self.adoption.take(source, census, frames)
+        if wrong:
+            self.context.note("warning", wrong)
+        return self._try_adopt() if self.adoption.is_decided else None
+
+    def _try_adopt(self) -> Rebuilt | None:
+        """The state that the members' answers make; without some of them after a while."""
+        context, adoption = self.context, self.adoption
+        assert adoption is not None
+        waited_ms = context.now_ms - adoption.since_ms
+        if not adoption.is_decided and waited_ms < context.config.adopt_timeout_ms:
+            return None
+        missing = ", ".join(adoption.waits_for())
+        if missing:
+            context.note("warning", f"adopting without what {missing} know: no answer in {waited_ms:.0f} ms")
+        try:
+            state, told, left_out = adoption.state(None if self._is_new else context.state)
+        except ConfigurationError as error:
+            context.effects.append(Stop(f"the state cannot be made again: {error}", OUTDATED))
+            return None
+        if left_out:
+            context.note("warning", left_out)
+        for stray in adoption.strays():
+            context.note("warning", f"{stray} is ignored; it names the wrong scheduler")
+        self.adoption = None
+        self._is_new, self._has_adopted = False, True
+        return Rebuilt(state, told)

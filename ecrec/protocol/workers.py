@@ -1,0 +1,155 @@
+"""Heartbeats of workers and tools: which process a worker is, and that its life before is over (docs/protocol.md).
+
+A part of the `SchedulerMachine`.
+"""
+
+from ecrec.protocol import messages as m
+from ecrec.protocol.announcer import Client
+from ecrec.protocol.context import Context
+from ecrec.protocol.initial import InitialValues
+from ecrec.protocol.leases import Leases
+from ecrec.protocol.messages import TOOL, WORKER, Address
+from ecrec.protocol.runs import Runs
+
+CLAIMS_MAX = 8
+"""Processes of a worker that are remembered, so that a late heartbeat of an old one is known."""
+CLIENTS_MAX = 1 << 17
+"""Workers and tools that were heard of lately."""
+
+
+class Workers:
+    """The part of a `SchedulerMachine` that knows the workers and tools."""
+
+    def __init__(self, context: Context, leases: Leases, runs: Runs, initial: InitialValues) -> None:
+        self.context = context
+        self.leases = leases
+        self.runs = runs
+        self.initial = initial
+        self.clients: dict[tuple[int, int], Client] = {}
+        self._told: set[int] = set()
+        """Workers of an earlier generation that have told their leases."""
+
+    def on_status(self, source: Address, status: m.WorkerStatus) -> bool:
+        """Whether the sender is one who is answered."""
+        epoch = 1
+        if source.role == WORKER and not 0 <= source.id < m.WORKERS_MAX:
+            reason = f"there is no worker {source.id}: they are 0 to {m.WORKERS_MAX - 1}"
+            self.context.fence_off(source, reason)
+            return False
+        if status.origin.cluster and not status.origin.is_of(self.context.origin):
+            self.context.note("warning", f"{source} trains on another cluster, {status.origin.cluster!r}: ignored")
+            return False
+        views = list(status.views)
+        self.context.checked()
+        if self._is_earlier(status.origin) and source.epoch:
+            if source.role == WORKER and not self._knows(source, status):
+                return False
+            views = []  # what it knows is of another history: it is told anew
+        if len(self.clients) >= CLIENTS_MAX and (source.role, source.id) not in self.clients:
+            return False
+        if source.role == WORKER:
+            self.confirm(source)
+            known, _ = self.context.state.workers.get(source.id, (0, ""))
+            epoch = self._epoch_of(source, status.process)
+            if epoch < known:
+                self.context.fence_off(source, f"worker {source.id} has been started again (epoch {known})")
+                return False
+            if self.context.state.leases.is_fenced(source.id, epoch):
+                reason = f"epoch {epoch} of worker {source.id} is over, and its splits are another's: start it again"
+                self.context.fence_off(source, reason)
+                return False
+            if source.epoch == epoch == known:
+                self.leases.heard(source, epoch, status.cursor)
+                self.runs.heard(source, epoch, status)
+                self.initial.heard(source)
+        elif source.role != TOOL:
+            return False
+        groups = len(self.context.state.groups)
+        views = views[:groups] + [-1] * (groups - len(views))
+        key = (source.role, source.id)
+        client = self.clients.get(key)
+        # Two lives of a worker that both have yet to hear of their epoch have the same address.
+        if client is None or client.address != source or client.epoch != epoch:
+            client = self.clients[key] = Client(
+                source, epoch, views, [-1] * groups, [-1e18] * groups, self.context.now_ms, {}
+            )
+        client.views, client.heard_ms, client.figures = views, self.context.now_ms, status.figures
+        shards = range(groups * self.context.state.n)
+        client.unheard = {shard: ms for shard, ms in status.unheard.items() if shard in shards}
+        return True
+
+    def unheard(self) -> dict[int, dict[int, int]]:
+        """Shard, numbered over all groups -> worker that does not hear it -> for how many milliseconds."""
+        out: dict[int, dict[int, int]] = {}
+        for client in self.clients.values():
+            fresh = self.context.now_ms - client.heard_ms <= self.context.config.heartbeat_timeout_ms
+            if client.address.role == WORKER and fresh:
+                for shard, ms in client.unheard.items():
+                    out.setdefault(shard, {})[client.address.id] = ms
+        return out
+
+    def confirm(self, source: Address) -> None:
+        """A process that names an epoch newer than its worker's has heard that it has it: the life before is over.
+
+        trap: not before. The first heartbeat of a process that is dead by now may come after those of the next one.
+        """
+        known, _ = self.context.state.workers.get(source.id, (0, ""))
+        claims = dict(self.context.state.claims.get(source.id, ()))
+        if source.role == WORKER and source.epoch > known and source.epoch in claims:
+            self.leases.fence(source.id, known, "it has been started again", source.id in self.leases.unheard)
+            self.runs.ended(source.id, "has been started again")
+            self.initial.ended(source.id, known)
+            self.context.state.workers[source.id] = source.epoch, claims[source.epoch]
+            self.context.changed()
+
+    def _epoch_of(self, source: Address, process: str) -> int:
+        """The epoch of a worker's process; one that is new gets the next. 0: it is none of the last ones."""
+        known, known_process = self.context.state.workers.get(source.id, (0, ""))
+        claims = self.context.state.claims.get(source.id) or ([(known, known_process)] if known else [])
+        for epoch, claimant in claims:
+            if claimant == process:
+                return epoch
+        if source.epoch:
+            return 0
+        epoch = max(epoch for epoch, _ in [*claims, (known, "")]) + 1
+        # The one that lives must not be forgotten for those that only say that they do.
+        kept = [claim for claim in claims if claim[0] != known][-(CLAIMS_MAX - 2) :]
+        kept += [claim for claim in claims if claim[0] == known]
+        self.context.state.claims[source.id] = sorted([*kept, (epoch, process)])
+        self.context.changed()
+        return epoch
+
+    def on_tick(self) -> None:
+        """Forget those that are silent."""
+        for key, client in list(self.clients.items()):
+            if self.context.now_ms - client.heard_ms > 10 * self.context.config.heartbeat_timeout_ms:
+                del self.clients[key]
+
+    # ------------------------------------------------------------------ a state that was made again
+    def _knows(self, source: Address, status: m.WorkerStatus) -> bool:
+        """A worker that was there before the state was made again; False until it has told its leases."""
+        epoch, process = self.context.state.workers.get(source.id, (0, ""))
+        if source.epoch > epoch or (source.epoch == epoch and not process):
+            self.context.state.workers[source.id] = source.epoch, status.process
+            self.context.state.claims[source.id] = [(source.epoch, status.process)]
+            self.context.changed()
+        elif (epoch, process) != (source.epoch, status.process):
+            return True  # an earlier life, which is fenced like any other
+        if source.id in self._told:
+            return True
+        self.context.send(source, m.Census())
+        return False
+
+    def _is_earlier(self, origin: m.Origin) -> bool:
+        """Whether somebody has followed the history that this one goes on from."""
+        return origin.is_of(self.context.origin) and origin.generation < self.context.state.generation
+
+    def on_census(self, source: Address, census: m.WorkerCensus) -> None:
+        known = self.context.state.workers.get(source.id)
+        if known != (source.epoch, census.process) or not self._is_earlier(census.origin) or source.id in self._told:
+            return
+        if self.context.state.leases.fences:
+            return  # splits of the dead are given back first: one of them may be held by whom it was handed on to
+        self.context.checked()
+        if self.leases.adopt(source, census):
+            self._told.add(source.id)

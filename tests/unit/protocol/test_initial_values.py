@@ -1,0 +1,151 @@
+"""First values of a table are written once, by one worker, whoever dies meanwhile."""
+
+import numpy as np
+import pytest
+from cluster import Cluster, table
+from workers import add_worker, do, push
+
+from ecrec.errors import ConfigurationError
+from ecrec.protocol.client import ClientMachine
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.events import Tick
+from ecrec.protocol.messages import WAIT, WRITE, WRITTEN
+from ecrec.protocol.placement import TableSpec
+from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.state import read_state
+
+SPEC = table("dense", rows=6, code="1+1")
+TIMEOUT_MS = 2000
+
+
+def cluster_with_table() -> Cluster:
+    cluster = Cluster(3, ProtocolConfig(lease_timeout_ms=TIMEOUT_MS))
+    cluster.create(SPEC)
+    return cluster
+
+
+def ask(cluster: Cluster, machine: ClientMachine, claim: bool = True) -> str:
+    """What a worker hears after some time."""
+    do(cluster, machine, machine.initialise(0, claim))
+    for _ in range(20):
+        cluster.run()
+        cluster.tick()
+    return machine.initial(0)
+
+
+def write(cluster: Cluster, machine: ClientMachine, value: float, spec: TableSpec = SPEC) -> None:
+    push(cluster, machine, spec, dict.fromkeys(range(spec.rows), value), assign=True)
+    cluster.settle_down(lambda: machine.durable)
+
+
+def finish(cluster: Cluster, machine: ClientMachine) -> None:
+    do(cluster, machine, machine.initialised(0))
+    cluster.settle_down(lambda: machine.initial(0) == WRITTEN)
+
+
+def test_of_two_workers_at_once_one_writes_and_the_other_waits_for_it() -> None:
+    cluster = cluster_with_table()
+    first, second = cluster.client, add_worker(cluster, 1)
+    do(cluster, first, first.initialise(0, True))
+    do(cluster, second, second.initialise(0, True))
+    for _ in range(20):
+        cluster.run()
+        cluster.tick()
+    assert sorted([first.initial(0), second.initial(0)]) == [WAIT, WRITE]
+    writer, other = (first, second) if first.initial(0) == WRITE else (second, first)
+    write(cluster, writer, 3.0)
+    assert other.initial(0) == WAIT
+    finish(cluster, writer)
+    cluster.settle_down(lambda: other.initial(0) == WRITTEN)
+    assert ask(cluster, add_worker(cluster, 0, 1)) == WRITTEN  # started again
+
+
+def test_a_worker_that_would_not_write_waits_for_one_that_does() -> None:
+    cluster = cluster_with_table()
+    second = add_worker(cluster, 1)
+    assert ask(cluster, second, claim=False) == WAIT
+    assert not cluster.scheduler.state.initial.claims
+    assert ask(cluster, cluster.client) == WRITE
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_what_a_dead_worker_wrote_in_part_does_not_count(other: bool) -> None:
+    """It is done again by another one, or by the next life of the same; a late push of the old one changes nothing."""
+    cluster = cluster_with_table()
+    first = cluster.client
+    assert ask(cluster, first) == WRITE
+    late = (first.process, cluster.shards[2])
+    cluster.blocked.add(late)  # a push that is still in the network when all of this is over
+    push(cluster, first, SPEC, dict.fromkeys(range(6), 7.0), assign=True)
+    cluster.run()
+    del cluster.machines[first.process]
+    second = add_worker(cluster, 1) if other else add_worker(cluster, 0, 1)
+    do(cluster, second, second.initialise(0, True))
+    cluster.settle_down(lambda: second.initial(0) == WRITE)
+    assert cluster.scheduler.state.leases.is_fenced(0, 1)
+    write(cluster, second, 3.0)
+    finish(cluster, second)
+    push(cluster, second, SPEC, {0: 2.0})
+    cluster.settle_down(lambda: second.durable)
+    cluster.blocked.clear()
+    cluster.run()
+    cluster.client = cluster.machines["worker-0"] = second
+    values = cluster.read(SPEC)
+    assert np.all(values[1:] == 3.0) and np.all(values[0] == 2.0)
+
+
+def test_a_claim_is_not_handed_on_before_all_shards_have_confirmed_the_end_of_the_old_one() -> None:
+    cluster = cluster_with_table()
+    assert ask(cluster, cluster.client) == WRITE
+    cluster.blocked.add(("scheduler", cluster.shards[1]))
+    second = add_worker(cluster, 0, 1)
+    assert ask(cluster, second) == WAIT
+    cluster.blocked.clear()
+    cluster.settle_down(lambda: second.initial(0) == WRITE)
+
+
+def test_it_survives_the_deaths_of_the_scheduler_and_of_shards() -> None:
+    cluster = cluster_with_table()
+    first = cluster.client
+    assert ask(cluster, first) == WRITE
+    write(cluster, first, 3.0)
+    cluster.scheduler = cluster.machines["scheduler"] = SchedulerMachine(3, 1, cluster.config, cluster.state)
+    assert first.initial(0) == WRITE
+    finish(cluster, first)
+    cluster.scheduler = cluster.machines["scheduler"] = SchedulerMachine(3, 1, cluster.config, cluster.state)
+    cluster.kill(1)
+    cluster.replace(1)
+    cluster.settle_down(cluster.whole)
+    assert ask(cluster, add_worker(cluster, 0, 1)) == WRITTEN
+    assert ask(cluster, add_worker(cluster, 4)) == WRITTEN
+
+
+def test_a_table_that_the_state_does_not_list_counts_as_written() -> None:
+    """A state that was rebuilt must not have trained weights overwritten."""
+    cluster = cluster_with_table()
+    cluster.scheduler.state.initial.fresh.clear()
+    assert ask(cluster, cluster.client) == WRITTEN
+
+
+def test_a_worker_says_that_it_is_done_only_when_all_is_durable() -> None:
+    cluster = cluster_with_table()
+    assert ask(cluster, cluster.client) == WRITE
+    push(cluster, cluster.client, SPEC, {0: 1.0}, assign=True)
+    with pytest.raises(RuntimeError, match="not durable"):
+        cluster.client.initialised(0)
+
+
+def test_an_unknown_table_is_refused() -> None:
+    cluster = cluster_with_table()
+    do(cluster, cluster.client, cluster.client.initialise(7, True))
+    cluster.settle_down(lambda: 7 in cluster.client.initial_refusals)
+    assert "there is no table 7" in cluster.client.initial_refusals[7]
+
+
+def test_a_state_with_first_values_of_no_table_is_refused() -> None:
+    cluster = cluster_with_table()
+    cluster.scheduler.state.initial.fresh.append(5)
+    cluster.scheduler.context.changed()
+    cluster.give("scheduler", Tick())
+    with pytest.raises(ConfigurationError, match="first values"):
+        read_state(cluster.state)
