@@ -11,13 +11,13 @@ from ecrec.simulator.draw import draw
 from ecrec.simulator.plan import Plan
 from ecrec.simulator.run import SEEDS_CI, run_seed
 
-SEEN = (869,)
+SEEN = (1361, 1777, 2295)
 """Seeds that came into it when this was written; others are looked for where none of them does any more."""
 
 
 def may_undo_what_was_wiped(plan: Plan) -> bool:
-    """One shard recovers, one is settled and one dies: the code must stand three."""
-    return plan.tolerance > 2 and any(fault.since for fault in plan.faults)
+    """One shard recovers, one is settled and one dies: the code must stand three. Undoing rows must cost no time."""
+    return not plan.pause_ms and plan.tolerance > 2 and any(fault.since for fault in plan.faults)
 
 
 def test_undoing_what_was_wiped_changes_nothing() -> None:
