@@ -67,7 +67,7 @@ FLIPPED_EVERY = 53
 
 WIDE_CODES = ((4, 2), (5, 1), (6, 2), (6, 3), (8, 1), (8, 2), (10, 2), (12, 4), (13, 3))
 
-DRAWN_APART = {"fold_batch_rows_threads", "pause_bytes"}
+DRAWN_APART = {"fold_batch_rows_threads", "pause_bytes", "unindexed_bytes_max"}
 """Thresholds of the store that came later: the rest of a seed stays what it was."""
 
 OPTIMIZERS = (
@@ -586,6 +586,8 @@ def _draw_tuning(seed: int) -> tuple[dict[str, int], int]:
     apart = random.Random(f"tuning apart {seed}")
     if apart.random() < 0.6:
         small["fold_batch_rows_threads"] = apart.choice((1, 2, 16, 128))
+    if apart.random() < 0.6:
+        small["unindexed_bytes_max"] = apart.choice((0, 0, 256, 1024, 4096))
     return {name: value for name, value in small.items() if value != before[name]}, rng.choice((1,) * 9 + (2,))
 
 

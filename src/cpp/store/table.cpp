@@ -60,8 +60,11 @@ Table::Table(const TableShape& shape, const ShardPlace& place, int code, std::ui
     stripes_ = count_of(ceil_divide(shape.rows, k), static_cast<std::uint64_t>(place.group),
                         static_cast<std::uint64_t>(place.groups));
     quotients_ = ceil_divide(stripes_, n);
-    data_ = RecordMemory(quotients_ * k, record_bytes_);
-    parity_ = RecordMemory(quotients_ * static_cast<std::uint64_t>(shape.r), record_bytes_);
+    const auto memory = [&](std::uint64_t records) {
+        return RecordMemory(records, record_bytes_, records > tuning.unindexed_bytes_max / record_bytes_);
+    };
+    data_ = memory(quotients_ * k);
+    parity_ = memory(quotients_ * static_cast<std::uint64_t>(shape.r));
 
     for (int slot = 0; slot < shape.k + shape.r; ++slot) {
         // slot_of is its own inverse: the class in which this shard has the slot.
@@ -100,33 +103,44 @@ namespace {
 
 constexpr std::size_t page_bytes = 4096, extent_pages = Mapping::extent_bytes / page_bytes;
 
-// Pages of an extent of an index in which a record is touched. Slots: those of the data or of the parity, of which each
-// quotient has one record each.
+// Calls visit(slot, first, last) for each slot and its quotients of which a record begins before byte `end` and ends
+// behind byte `begin`. Record i is bytes [i * bytes_each, (i + 1) * bytes_each), and of slot i % slots, quotient
+// i / slots. Slots: those of the data or of the parity.
+template <class Slots, class Visit>
+void for_slots(const Slots& slots, std::size_t bytes_each, std::size_t begin, std::size_t end, Visit&& visit) {
+    const std::uint64_t first = begin / bytes_each, last = ceil_divide(end, bytes_each);
+    for (std::size_t slot = 0; slot < slots.size(); ++slot) {
+        // Quotients q with first <= q * slots + slot < last.
+        visit(slots[slot], count_of(first, slot, slots.size()), count_of(last, slot, slots.size()));
+    }
+}
+
 template <class Slots>
-std::size_t index_pages(std::size_t extent, std::uint64_t quotients, const Slots& slots) {
-    constexpr std::size_t in_page = page_bytes / RecordMemory::index_bytes;
+std::size_t count_touched_pages(const Slots& slots, std::size_t bytes_each, std::size_t extent) {
     std::size_t pages = 0;
     for (std::size_t page = extent * extent_pages; page < (extent + 1) * extent_pages; ++page) {
-        const std::uint64_t first = page * in_page / slots.size();
-        const std::uint64_t last = std::min(quotients, ((page + 1) * in_page + slots.size() - 1) / slots.size());
-        if (first >= last) break;
-        for (const auto& slot : slots) {
-            if (slot.touched.next(first, last) == last) continue;
-            ++pages;
-            break;
-        }
+        bool is_touched = false;
+        for_slots(slots, bytes_each, page * page_bytes, (page + 1) * page_bytes,
+                  [&](const auto& slot, std::uint64_t first, std::uint64_t last) {
+                      last = std::min(last, slot.touched.bits());
+                      is_touched = is_touched || slot.touched.next(first, last) < last;
+                  });
+        pages += is_touched;
     }
     return pages;
 }
 
-// The first extent of an index, at or after one, in which a record is touched.
 template <class Slots>
-std::size_t next_index_extent(std::size_t extent, std::size_t extents, std::uint64_t quotients, const Slots& slots) {
-    constexpr std::size_t in_extent = Mapping::extent_bytes / RecordMemory::index_bytes;
-    const std::uint64_t first = extent * in_extent / slots.size();
-    std::uint64_t quotient = quotients;
-    for (const auto& slot : slots) quotient = slot.touched.next(first, quotient);
-    return quotient == quotients ? extents : std::max(extent, quotient * slots.size() / in_extent);
+std::size_t next_touched_extent(const Slots& slots, std::size_t bytes_each, std::size_t extent, std::size_t extents) {
+    std::size_t found = extents;
+    for (std::size_t slot = 0; slot < slots.size(); ++slot) {
+        const Bitmap& touched = slots[slot].touched;
+        const std::uint64_t from = count_of(extent * Mapping::extent_bytes / bytes_each, slot, slots.size());
+        const std::uint64_t quotient = touched.next(from, touched.bits());
+        if (quotient >= touched.bits()) continue;
+        found = std::min(found, (quotient * slots.size() + slot) * bytes_each / Mapping::extent_bytes);
+    }
+    return std::max(extent, found);
 }
 
 }  // namespace
@@ -137,32 +151,36 @@ std::size_t Table::extents() const {
 }
 
 Table::Extent Table::find_extent(std::size_t extent) const {
-    const Mapping* const mappings[] = {&data_.records(), &parity_.records(), &data_.index_memory(),
-                                       &parity_.index_memory()};
+    Extent kinds[] = {{&data_, true, false, 0}, {&parity_, false, false, 0}, {&data_, true, true, 0},
+                      {&parity_, false, true, 0}};
     std::size_t kind = 0;
-    for (; kind < 3 && extent >= mappings[kind]->extents(); ++kind) extent -= mappings[kind]->extents();
-    return {mappings[kind], extent, kind};
+    for (; kind < 3 && extent >= kinds[kind].mapping().extents(); ++kind) extent -= kinds[kind].mapping().extents();
+    kinds[kind].number = extent;
+    return kinds[kind];
 }
 
 std::size_t Table::touched_pages(const Extent& extent) const {
-    if (extent.kind == 2) return index_pages(extent.number, quotients_, data_slots_);
-    if (extent.kind == 3) return index_pages(extent.number, quotients_, parity_slots_);
-    const std::size_t end = extent.kind == 0 ? data_.placed_bytes() : parity_.placed_bytes();
-    const std::size_t first = extent.number * Mapping::extent_bytes;
+    if (!extent.is_dense()) {
+        return extent.is_data ? count_touched_pages(data_slots_, extent.bytes_each(), extent.number)
+                              : count_touched_pages(parity_slots_, extent.bytes_each(), extent.number);
+    }
+    const std::size_t end = extent.memory->placed_bytes(), first = extent.number * Mapping::extent_bytes;
     return end <= first ? 0 : std::min(extent_pages, (end - first + page_bytes - 1) / page_bytes);
+}
+
+std::size_t Table::next_touched(const Extent& extent) const {
+    const std::size_t end = extent.mapping().extents();
+    if (extent.is_dense()) return touched_pages(extent) != 0 ? extent.number : end;
+    return extent.is_data ? ecrec::next_touched_extent(data_slots_, extent.bytes_each(), extent.number, end)
+                          : ecrec::next_touched_extent(parity_slots_, extent.bytes_each(), extent.number, end);
 }
 
 std::size_t Table::next_touched_extent(std::size_t extent) const {
     for (const std::size_t all = extents(); extent < all;) {
         const Extent at = find_extent(extent);
-        const std::size_t end = at.mapping->extents();
-        std::size_t found = at.number;
-        if (at.kind == 2) found = next_index_extent(at.number, end, quotients_, data_slots_);
-        if (at.kind == 3) found = next_index_extent(at.number, end, quotients_, parity_slots_);
-        // Records are dense from the first on: behind the last there is none.
-        if (at.kind < 2 && touched_pages(at) == 0) found = end;
+        const std::size_t found = next_touched(at);
         extent += found - at.number;
-        if (found != end) return extent;
+        if (found != at.mapping().extents()) return extent;
     }
     return extents();
 }
@@ -173,7 +191,7 @@ Collapsed Table::collapse_if_dense(std::size_t extent) {
     const Extent at = find_extent(extent);
     // Collapsing makes the rest resident, too: a third more at most, as the knob is by default.
     if (touched_pages(at) < tuning.huge_page_touched_min) return Collapsed::not_moved;
-    const Collapsed found = at.mapping->collapse(at.number);
+    const Collapsed found = at.mapping().collapse(at.number);
     if (found == Collapsed::moved) huge_.set(extent);
     return found;
 }

@@ -3,9 +3,9 @@
 // Row i of the table is slot j = i % k of global stripe s = i / k; stripe s is stripe g = s / groups of group
 // s % groups; slot j of stripe g lies on shard (g + j) % n. Here g = quotient * n + residue; the residue is
 // the stripe's class. Of the stripes of one quotient a shard has at most one data row in each slot j < k and
-// one parity row in each slot k <= j < k + r, which is how rows are numbered: (quotient, slot). Records of touched
-// rows lie dense, in the order of their first touch (record_memory.hpp). Bitmaps are kept a slot, so that a class, which
-// is one slot of a shard, is scanned as consecutive bits.
+// one parity row in each slot k <= j < k + r, which is how rows are numbered: (quotient, slot). Records lie at
+// that number, or, where a share is large, dense in the order of their first touch (record_memory.hpp). Bitmaps are kept
+// a slot, so that a class, which is one slot of a shard, is scanned as consecutive bits.
 #pragma once
 
 #include <array>
@@ -128,7 +128,7 @@ public:
     }
     const Bitmap& touched(std::uint32_t slot) const { return data_slots_[slot].touched; }
     bool is_touched(std::uint64_t quotient, std::uint32_t slot) const {
-        return data_.is_placed(data_number(quotient, slot));
+        return data_.is_indexed() ? data_.is_placed(data_number(quotient, slot)) : touched(slot).test(quotient);
     }
     // For the row's next look-up.
     void prefetch_place(std::uint64_t quotient, std::uint32_t slot) const {
@@ -161,9 +161,8 @@ public:
     // The record, which holds its initial value if it was untouched until now.
     std::uint8_t* touch(const Operations& operations, std::uint64_t quotient, std::uint32_t residue,
                         std::uint32_t slot) {
-        const std::uint64_t number = data_number(quotient, slot);
-        const bool is_new = !data_.is_placed(number);
-        std::uint8_t* record = data_.place(number);
+        const bool is_new = !is_touched(quotient, slot);
+        std::uint8_t* record = data_.place(data_number(quotient, slot));
         if (is_new) {
             data_slots_[slot].touched.set(quotient);
             ++data_touched_;
@@ -225,12 +224,21 @@ private:
     }
     // An extent of one of these, by its number in it.
     struct Extent {
-        const Mapping* mapping;
+        const RecordMemory* memory;
+        bool is_data;
+        bool is_index;
         std::size_t number;
-        std::size_t kind;
+
+        const Mapping& mapping() const { return is_index ? memory->index_memory() : memory->records(); }
+        // Records lie one behind the other in it.
+        bool is_dense() const { return memory->is_indexed() && !is_index; }
+        // Otherwise each is, or has in the index, so much of it.
+        std::size_t bytes_each() const { return is_index ? RecordMemory::index_bytes : memory->record_bytes(); }
     };
     Extent find_extent(std::size_t extent) const;
     std::size_t touched_pages(const Extent& extent) const;
+    // The first of its mapping at or after this one that has a touched page; the number of all if there is none.
+    std::size_t next_touched(const Extent& extent) const;
 
     struct DataSlot {
         std::uint64_t extent = 0;

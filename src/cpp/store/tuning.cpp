@@ -42,6 +42,7 @@ constexpr Named all_knobs[] = {
     {"run_rows_threads", &tuning.run_rows_threads, 1, Tuning::run_rows_threads_limit},
     {"streamed_bytes_min", &tuning.streamed_bytes_min, 0, any_max},
     {"thread_grain_bytes", &threads::grain_bytes, 1, any_max},
+    {"unindexed_bytes_max", &tuning.unindexed_bytes_max, 0, any_max},
 };
 
 const Named& checked(const std::string& name, std::int64_t value) {

@@ -42,6 +42,8 @@ struct Tuning {
     Knob block_bytes_min{std::size_t{1} << 20}, kept_bytes_max{std::size_t{128} << 20};
     // Bytes of dropped bitmaps that one call gives back to the system.
     Knob dropped_bytes_max{std::size_t{16} << 20};
+    // Records of a table's share of a shard that lie at their own places, in bytes; those of a larger one are indexed.
+    Knob unindexed_bytes_max{std::size_t{256} << 20};
     // Of the 512 pages of an extent so many must be touched before it is moved into a huge page.
     Knob huge_page_touched_min{384};
     // The next so many moves into huge pages fail, as if the system had refused them with this errno.
