@@ -197,14 +197,14 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     curve_dir: CurveDirOption = None,
 ) -> None:
-    from ecrec.launch.status import plain, redundancy, render
+    from ecrec.launch.status import plain, redundancy, render, status_console
     from ecrec.launch.verify import cluster_state
 
     if as_json:
         state = cluster_state(scheduler, curve_dir=curve_dir)
         print(json.dumps({**plain(state), "redundancy": redundancy(state)}))
         return
-    console = Console()
+    console = status_console()
     if not watch:
         console.print(render(cluster_state(scheduler, curve_dir=curve_dir)))
         return

@@ -33,7 +33,6 @@ def whole_number(variable: str, default: int) -> int:
     return int(text or default)
 
 
-@contextmanager
 def connect(
     endpoint: str | None = None,
     *,
@@ -44,9 +43,9 @@ def connect(
     exact: bool | None = None,
     curve_dir: str | None = None,
     wait_timeout_ms: float | None = None,
-) -> "Iterator[Session]":
+) -> "Session":
     """A training session of a running cluster; what is not given is taken from the environment of
-    `ecrec-worker`.
+    `ecrec-worker`. Use it in a ``with`` statement, or `close` it: both wait until every push is durable.
 
     ``code`` is that of tables which name none (default: n - 1 data rows and 1 parity row in groups of n
     shards); ``sync`` and ``exact`` are the session's; ``curve_dir`` holds the keys of a cluster that encrypts (default:
@@ -64,11 +63,10 @@ def connect(
     spec = None if code is None else CodeSpec.parse(code)
     keys = curve_keys(curve_dir)
     limit_ms = environment.wait_timeout_ms(wait_timeout_ms)
-    with _training_connect()(
+    return _training_connect()(
         endpoint, rank=rank, world_size=world_size, sync=sync, exact=exact, code=spec, keys=keys,
         wait_timeout_ms=limit_ms,
-    ) as session:  # fmt: skip
-        yield session
+    )  # fmt: skip
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """A cluster's state as tables for people."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,8 @@ from ecrec.protocol.placement import Placement
 STATE_STYLES = {UP: "green", DOWN: "bold red"}
 OTHER_STYLE = "yellow"
 EVENTS_SHOWN = 8
+PIPE_COLUMNS = 240
+"""Of what is no terminal: more than any line needs."""
 LOST_SHOWN = 64
 
 
@@ -63,6 +66,11 @@ def state_text(state: str) -> Text:
     return Text(state, style=STATE_STYLES.get(state, OTHER_STYLE))
 
 
+def status_console() -> Console:
+    """For `render`. What is not a terminal gets lines as wide as they are."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS)
+
+
 def bytes_text(count: float) -> str:
     """``1536`` -> ``"1.5 KiB"``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -81,6 +89,9 @@ def render(state: ClusterState) -> RenderableType:
         updates = f"up to {state.updates_damaged:,} updates lost in part"
         parts.append(Text(f"DATA LOST: {state.rows_reinitialised:,} rows re-initialised, {updates}", style="bold red"))
     parts.append(_shards(state.shards))
+    for shard in sorted(state.shards, key=lambda shard: shard.shard):
+        if to_do := _to_do(shard.figures):
+            parts.append(Text(f"shard {shard.shard} is not whole: {to_do}", style=OTHER_STYLE))
     for shard, reason in sorted(state.suspected.items()):
         parts.append(Text(f"shard {shard} is suspected, not declared down: {reason}", style=OTHER_STYLE))
     silent = {figures.shard: figures.silent_ms for figures in state.shards}
@@ -126,7 +137,7 @@ def _waiting(each: Waiting) -> Text:
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in left:
         table.add_column(name, no_wrap=True)
     for name in right:
@@ -136,8 +147,7 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 def _shards(shards: Sequence[ShardFigures]) -> Table:
     table = _table("shards", ("shard", "state"), ("epoch", "rows", "memory", "resident", "heard"))
-    table.add_column("endpoint", overflow="fold")
-    table.add_column("to do")
+    table.add_column("endpoint", overflow="ellipsis")  # the only one that a narrow terminal cuts off
     for shard in sorted(shards, key=lambda shard: shard.shard):
         figures = shard.figures
         memory = figures.get("data_bytes_touched", 0.0) + figures.get("parity_bytes_touched", 0.0)
@@ -148,9 +158,8 @@ def _shards(shards: Sequence[ShardFigures]) -> Table:
             f"{figures.get('data_rows_touched', 0):,.0f}",
             bytes_text(memory),
             bytes_text(figures["resident_bytes"]) if "resident_bytes" in figures else "",
-            f"{shard.silent_ms:.0f} ms",
+            f"{shard.silent_ms:.0f} ms" if shard.silent_ms >= 0 else "",
             shard.endpoint,
-            _to_do(figures),
         )
     return table
 
@@ -180,15 +189,28 @@ def _can_lose(left: int | None) -> str:
 
 def _to_do(figures: Mapping[str, float]) -> str:
     counts = {"repair": figures.get("classes_to_repair", 0.0), "seed": figures.get("classes_to_seed", 0.0)}
-    return ", ".join(f"{what} {count:.0f} classes" for what, count in counts.items() if count)
+    return ", ".join(f"{count:.0f} classes to {what}" for what, count in counts.items() if count)
 
 
 def _workers(state: ClusterState) -> Table:
     names = sorted({name for figures in state.workers.values() for name in figures})
-    table = _table("workers", ("worker",), names)
+    table = _table("workers", ("worker",), ())
+    for name in names:
+        table.add_column(_figure_name(name), justify="right")
     for worker, figures in sorted(state.workers.items()):
-        table.add_row(str(worker), *(f"{figures[name]:,.6g}" if name in figures else "" for name in names))
+        table.add_row(str(worker), *(_figure(name, figures[name]) if name in figures else "" for name in names))
     return table
+
+
+def _figure_name(name: str) -> str:
+    """As in ``training.session.Figures``, without the unit."""
+    return name.removesuffix("_s").removeprefix("bytes_").replace("_", " ")
+
+
+def _figure(name: str, value: float) -> str:
+    if name.startswith("bytes_"):
+        return bytes_text(value)
+    return f"{value:,.2f} s" if name.endswith("_s") else f"{value:,.6g}"
 
 
 def _losses(state: ClusterState) -> Table:

@@ -1,5 +1,6 @@
 """Scrub a running cluster: every parity row against the data rows of its stripe, at consistent cuts."""
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +45,11 @@ STATE_MS = 500.0
 
 NEWS_S = 0.5
 """It gets so long to answer, while the shards' answers wait."""
+
+SAID_S = 3.0
+"""After so long without progress the log says what it waits for."""
+
+log = logging.getLogger(__name__)
 
 _PUMP_MS = 20.0
 _KEY_BITS = 48
@@ -158,6 +164,14 @@ class ScrubMachine:
     @property
     def done(self) -> bool:
         return all(job.done for job in self._jobs)
+
+    @property
+    def waits_for(self) -> str:
+        """Why nothing more can be asked at the moment, or what was refused last; empty if neither."""
+        leaders = sorted({job.shard for job in self._jobs if not job.done})
+        if missing := [str(shard) for shard in leaders if shard not in self._members]:
+            return f"shard{'s' * (len(missing) > 1)} {', '.join(missing)} down"
+        return self.refusal
 
     @property
     def outcome(self) -> ScrubOutcome:
@@ -288,9 +302,12 @@ def scrub(
     """
     state = _intact(cluster_state(endpoint, curve_dir=curve_dir))
     machine = ScrubMachine(state, repair, rate_mb_s)
+    if machine.done:
+        return machine.outcome
     with ClientNode(endpoint, machine, curve_keys(curve_dir)) as node:
         node.perform(machine.update(state))
         asked = moved = time.monotonic()
+        said = False
         seen = machine.outcome
         while not machine.done:
             node.pump(_PUMP_MS)
@@ -298,10 +315,13 @@ def scrub(
             meanwhile()
             outcome = machine.outcome
             if outcome != seen:
-                seen, moved = outcome, now
+                seen, moved, said = outcome, now, False
             if now - moved > timeout_s:
-                reason = f": {machine.refusal}" if machine.refusal else ""
+                reason = f": {machine.waits_for}" if machine.waits_for else ""
                 raise ClusterError(f"the scrub did not go on for {timeout_s:.0f} s{reason}")
+            if now - moved > SAID_S and machine.waits_for and not said:
+                said = True
+                log.warning("the scrub waits, %.0f s at most: %s", timeout_s, machine.waits_for)
             if now - asked > STATE_MS / 1e3:
                 asked = now
                 try:

@@ -41,7 +41,7 @@ def test_shards_workers_tables_and_events_are_shown():
         "12,345",
         "3.0 MiB",
         "5.0 MiB",
-        "repair 2 classes",
+        "shard 0 is not whole: 2 classes to repair",
         "recovering",
         "31 ms",
         "tcp://h:2",
@@ -51,6 +51,21 @@ def test_shards_workers_tables_and_events_are_shown():
         assert words in text
     for words in ("1,000 rows, code 1+1", "120", "0.50 s", "down"):
         assert words in text
+
+
+def test_nothing_but_an_endpoint_is_cut_off_at_80_columns():
+    figures = {"data_rows_touched": 123456789.0, "data_bytes_touched": 2.0**34, "resident_bytes": 2.0**34}
+    shards = [ShardFigures(i, 12, "recovering", f"tcp://a-host-with-a-name:{i}", -1.0, {}, {}, figures) for i in (3, 14)]
+    worker = {"steps": 1e5, "examples": 2e8, "bytes_pulled": 2.0**40, "longest_pause_s": 0.25, "waited_s": 17.5}
+    state = ClusterState(1, 16, 1, [9], shards, {0: worker}, [], [HistoryEntry(1.0, "down", 3, 12, "why " * 40)], 0, "")
+    out = Console(file=io.StringIO(), width=80)
+    out.print(render(state))
+    lines = out.file.getvalue().splitlines()
+    assert sum(line.split()[:1] in (["3"], ["14"]) for line in lines) == 2, "a line each"
+    for line in lines:
+        assert "…" not in line.partition("tcp://")[0], line
+    assert "-1 ms" not in out.file.getvalue()
+    assert "0.25 s" in out.file.getvalue() and "1.0 TiB" in out.file.getvalue()
 
 
 def test_lost_data_comes_first():

@@ -216,6 +216,22 @@ def test_a_silent_shard_is_asked_again_and_its_late_answer_dropped():
     assert machine.outcome.parity_rows == 2 * N * SIZE
 
 
+def test_what_it_waits_for_is_named():
+    state = cluster("3+1", down=(1, 2))
+    machine, shards = ScrubMachine(state), Shards()
+    shards.carry_out(machine, machine.update(state), 0.0)
+    assert machine.waits_for == "shards 1, 2 down"
+    shards.carry_out(machine, machine.update(cluster("3+1", down=(2,))), 0.0)
+    assert machine.waits_for == "shard 2 down"
+    run(machine, shards, cluster("3+1"))
+    assert machine.done and machine.waits_for == ""
+
+
+def test_without_parity_nobody_is_asked():
+    assert ScrubMachine(cluster()).done
+    assert ScrubMachine(cluster("4+0")).done
+
+
 def test_classes_of_a_replaced_holder_start_again():
     state = cluster("1+2")
     machine, shards = ScrubMachine(state, repair=True), Shards([(0, 0, 2, LOCATED), (0, 4, 1, UNSURE)])
