@@ -123,3 +123,22 @@ def test_an_exception_of_the_script_keeps_its_exit_code(tmp_path):
         tmp_path, "cluster, session = begin()\nsignal_all(signal.SIGSTOP)\nsession.push()\nraise ValueError(7)\n"
     )
     assert done.returncode == 1 and "ValueError: 7" in done.stderr and "may be lost" in done.stderr
+
+
+def test_connect_gives_a_session_that_is_closed_by_hand(tmp_path):
+    script = """
+cluster, session = begin()
+endpoint = json.loads(pathlib.Path(sys.argv[1], "cluster.json").read_text())["scheduler"]
+other = ecrec.connect(endpoint, rank=1, world_size=2)
+other.create_tables([SPEC])
+other.push()
+other.close()
+print(other.machine.durable)
+try:
+    other.push()
+except ecrec.errors.ClusterError as error:
+    print(error)
+cluster.__exit__(None, None, None)
+"""
+    done = run(tmp_path, script)
+    assert (done.returncode, done.stdout) == (0, "True\nthis session is closed: connect again\n")
