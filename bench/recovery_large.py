@@ -95,9 +95,21 @@ class Gradients:
     def __init__(self) -> None:
         self.next: dict[int, Share] = {}
 
+    def check_gradients(self) -> None:
+        pass
+
     def take_gradients(self) -> dict[int, Share]:
         taken, self.next = self.next, {}
         return taken
+
+    def pushed(self) -> None:
+        pass
+
+    def discard(self) -> None:
+        self.next = {}
+
+    def describe(self, table: str, row: int, column: int) -> str:
+        return ""
 
     def plan(self, features: Any) -> Any:
         raise NotImplementedError

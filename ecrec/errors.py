@@ -23,7 +23,17 @@ class RefusedError(EcrecError):
 
 
 class GradientError(EcrecError, ValueError):
-    """A gradient that is infinite or not a number; says of which table, row and column. Nothing was sent."""
+    """Gradients that cannot be pushed: infinite, not a number, taken away or of old parameters; says which. Nothing was
+    sent."""
+
+    def __init__(self, text: str, place: tuple[str, int, int] | None = None) -> None:
+        super().__init__(text)
+        self.place = place
+        """Table, row and column, where it is about one value."""
+
+
+class DivergedError(EcrecError, ValueError):
+    """Weights on the servers that are infinite or not a number; says which. What was pushed before has made them so."""
 
 
 class ClusterError(EcrecError):

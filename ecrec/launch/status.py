@@ -89,9 +89,9 @@ def render(state: ClusterState) -> RenderableType:
         updates = f"up to {state.updates_damaged:,} updates lost in part"
         parts.append(Text(f"DATA LOST: {state.rows_reinitialised:,} rows re-initialised, {updates}", style="bold red"))
     parts.append(_shards(state.shards))
-    for shard in sorted(state.shards, key=lambda shard: shard.shard):
-        if to_do := _to_do(shard.figures):
-            parts.append(Text(f"shard {shard.shard} is not whole: {to_do}", style=OTHER_STYLE))
+    for each in sorted(state.shards, key=lambda shard: shard.shard):
+        if to_do := _to_do(each.figures):
+            parts.append(Text(f"shard {each.shard} is not whole: {to_do}", style=OTHER_STYLE))
     for shard, reason in sorted(state.suspected.items()):
         parts.append(Text(f"shard {shard} is suspected, not declared down: {reason}", style=OTHER_STYLE))
     silent = {figures.shard: figures.silent_ms for figures in state.shards}
@@ -107,8 +107,8 @@ def render(state: ClusterState) -> RenderableType:
         parts.append(Text(f"shards: {state.groups * state.n} in {state.groups} groups of {state.n}{spares}"))
     else:
         parts.append(Text(f"shards: {state.n}{spares}; view {state.views[0]}; {_can_lose(redundancy(state)[0])}"))
-    for each in state.waiting:
-        parts.append(_waiting(each))
+    for waiting in state.waiting:
+        parts.append(_waiting(waiting))
     if state.tables:
         codes = sorted({str(table.code) for table in state.tables})
         rows = sum(table.rows for table in state.tables)

@@ -166,6 +166,11 @@ class ScrubMachine:
         return all(job.done for job in self._jobs)
 
     @property
+    def is_empty(self) -> bool:
+        """No table has parity."""
+        return not self._jobs
+
+    @property
     def waits_for(self) -> str:
         """Why nothing more can be asked at the moment, or what was refused last; empty if neither."""
         leaders = sorted({job.shard for job in self._jobs if not job.done})
@@ -302,7 +307,7 @@ def scrub(
     """
     state = _intact(cluster_state(endpoint, curve_dir=curve_dir))
     machine = ScrubMachine(state, repair, rate_mb_s)
-    if machine.done:
+    if machine.is_empty:
         return machine.outcome
     with ClientNode(endpoint, machine, curve_keys(curve_dir)) as node:
         node.perform(machine.update(state))

@@ -184,7 +184,10 @@ class Requests:
         values, what = part.values, "weight" if assign else "gradient"
         first = first_nonfinite(values)
         if first >= 0:
-            raise GradientError(f"the {what} of {self._value_at(part, first)} is {values[first]}; nothing was pushed")
+            raise GradientError(
+                f"the {what} of {self._value_at(part, first)} is {values[first]}; nothing was pushed",
+                self._place_at(part, first),
+            )
         if workers == 1 or assign or not values.size:
             return
         # trap: the sum may be infinite, in the rows of some shards alone
@@ -239,13 +242,18 @@ class Requests:
         return int(part.tables[np.searchsorted(np.cumsum(part.counts), row, side="right")])
 
     def _value_at(self, part: _Part, at: int) -> str:
+        table, row, column = self._place_at(part, at)
+        return f"table {table!r}, row {row}, column {column}"
+
+    def _place_at(self, part: _Part, at: int) -> tuple[str, int, int]:
+        """Table, row and column of a value."""
         dims = self._dims[part.tables]
         ends = np.cumsum(part.counts * dims)
         which = int(np.searchsorted(ends, at, side="right"))
         begin = int(ends[which] - part.counts[which] * dims[which])
         row, column = divmod(at - begin, int(dims[which]))
         row += int(part.counts[:which].sum())
-        return f"table {self._tables[int(part.tables[which])].name!r}, row {part.rows[row]}, column {column}"
+        return self._tables[int(part.tables[which])].name, int(part.rows[row]), column
 
     def _refuse(self, shard: int, kind: str, reason: str) -> NoReturn:
         raise RefusedError(f"a {kind}, its part for shard {shard}: {reason}; nothing of it was sent")

@@ -2,17 +2,18 @@
 
 import enum
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ecrec._native import plan_batch, pool_backward, pool_forward, sum_sections
-from ecrec.errors import ConfigurationError
+from ecrec._native import first_nonfinite, plan_batch, pool_backward, pool_forward, sum_sections
+from ecrec.errors import ConfigurationError, DivergedError
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
@@ -20,12 +21,28 @@ from ecrec.training.optimizers import Optimizer
 from ecrec.training.parts import F32, I64, Share
 from ecrec.training.session import Session
 
+PASSES_WARNED = 64
+"""Backward passes without a push after which the log warns."""
+
+log = logging.getLogger(__name__)
+
 
 class PoolingType(enum.Enum):
     """How the rows of a bag become one vector."""
 
     SUM = "SUM"
     MEAN = "MEAN"
+
+    @classmethod
+    def of(cls, given: Any) -> "PoolingType":
+        """One of these, one of TorchRec's, or its name. ConfigurationError for anything else."""
+        name = getattr(given, "value", given)
+        try:
+            return cls(name.upper() if isinstance(name, str) else name)
+        except ValueError:
+            raise ConfigurationError(
+                f"pooling is {given!r}, expected {' or '.join(each.name for each in cls)}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -43,8 +60,19 @@ class EmbeddingBagConfig:
     init_scale: float | None = None
 
 
+class _Table(nn.Module):
+    """What torch sees of a table: its shape, without memory, and whether it is trained."""
+
+    def __init__(self, config: EmbeddingBagConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_embeddings, config.embedding_dim, device="meta"))
+
+
 class EmbeddingBagCollection(nn.Module):
     """Pooled embeddings of all features of a batch; the tables are made on the shards.
+
+    Its parameters, ``embedding_bags.<table>.weight``, have a table's shape and no memory (device meta). One that does
+    not require a gradient, as after ``requires_grad_(False)``, is not trained.
 
     ``optimizer`` is fused: a shard applies it to the summed gradient of each row when the push arrives, so there is no
     ``optimizer.step()``; `Session.push` sends the gradients of the backward passes since the last one.
@@ -52,8 +80,11 @@ class EmbeddingBagCollection(nn.Module):
     ``code``: of all tables, as ``"4+1"``; default `Session.default_code`. ``table_codes``: of single tables. Tables of
     at most ``replicated_rows_max`` rows are replicated, with the r of the code.
     ``seed`` and a table's name give its initial weights, whatever the number of shards.
-    Raises ConfigurationError for configs that cannot be, RefusedError for what the cluster refuses.
+    Raises ConfigurationError for configs that cannot be and for a table that another collection of this session has,
+    RefusedError for what the cluster refuses.
     """
+
+    is_on_servers = True
 
     def __init__(
         self,
@@ -82,6 +113,7 @@ class EmbeddingBagCollection(nn.Module):
                 table_code = general
             specs.append(_table_spec(config, table_code, optimizer, seed))
         self.specs = specs
+        session.claim([config.name for config in tables], self)
         self._indices = np.array(session.create_tables(specs), np.int32)
         self._table_rows = np.array([c.num_embeddings for c in tables], np.int64)
         self._table_k = np.array([spec.code.k for spec in specs], np.int32)
@@ -90,13 +122,14 @@ class EmbeddingBagCollection(nn.Module):
         self._feature_names = [name for _, name, _ in features]
         self._feature_tables = np.array([t for t, _, _ in features], np.int32)
         self._feature_dims = np.array([c.embedding_dim for _, _, c in features], np.int32)
-        self._feature_mean = np.array([c.pooling is PoolingType.MEAN for _, _, c in features], np.bool_)
+        self._feature_mean = np.array([PoolingType.of(c.pooling) is PoolingType.MEAN for _, _, c in features], np.bool_)
         self._dim = int(self._feature_dims.sum())
-        # Autograd runs a function's backward only if an input asks for it, and the rows are no torch tensor.
-        self._anchor = torch.zeros((), requires_grad=True)
-        self._offered: list[tuple[Any, _BatchRows]] = []
-        self._pending: list[tuple[_BatchRows, F32]] = []
-        session.register(self)
+        # No ModuleDict: a table may have the name of one of its methods, such as items.
+        self.embedding_bags = nn.Module()
+        self.embedding_bags._modules.update({config.name: _Table(config) for config in tables})
+        self._offered: tuple[Any, _BatchRows] | None = None
+        self._pending: list[_Gradients] = []
+        session.register(self, keep=False)
 
     @property
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
@@ -116,15 +149,26 @@ class EmbeddingBagCollection(nn.Module):
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """float32[B, sum of the features' dims].
 
-        Uses the rows that `Session.prefetch` has brought for this very object; pulls them now if there are none.
-        Raises ValueError for a feature that is missing, IndexError for an id that its table does not have.
+        Uses the rows that `Session.prefetch` has brought for these features, unless there was a push since; pulls them
+        now if there are none. Raises ValueError for a feature that is missing, weights of ids, and batch sizes that
+        differ by feature; IndexError for an id that its table does not have.
         """
-        batch = next((rows for owner, rows in self._offered if owner is features), None)
-        if batch is None:
+        offered = self._offered
+        if offered is not None and _is_same(offered[0], features) and offered[1].is_of(features):
+            batch = offered[1]
+        else:
             batch = self.plan(features)
             self._session.fetch(batch)
-        pooled: Tensor = _Pooling.apply(self._anchor, self, batch)  # type: ignore[no-untyped-call]
+        trained = np.array([self._weight(config).requires_grad for config in self._configs])
+        # Autograd runs a function's backward only if an input asks for it, and the rows are no torch tensor.
+        anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=bool(trained.any()))
+        pooled: Tensor = _Pooling.apply(anchor, self, batch, None if trained.all() else trained)  # type: ignore[no-untyped-call]
         return pooled
+
+    def _weight(self, config: EmbeddingBagConfig) -> Tensor:
+        table = self.embedding_bags._modules[config.name]
+        assert isinstance(table, _Table)
+        return table.weight
 
     # ------------------------------------------------------------------ as a part of a session
     def plan(self, features: KeyedJaggedTensor) -> "_BatchRows":
@@ -132,14 +176,20 @@ class EmbeddingBagCollection(nn.Module):
         ids, offsets, batch = self._bags(features)
         starts = np.ascontiguousarray(offsets[::batch]) if batch else np.zeros(len(self._feature_dims) + 1, np.int64)
         machine = self._session.machine
-        rows, counts, inverse = plan_batch(
-            ids, starts, self._feature_tables, self._table_rows, self._table_k, machine.n, machine.groups
-        )
-        return _BatchRows(self, rows, counts, inverse, offsets, batch)
+        try:
+            rows, counts, inverse = plan_batch(
+                ids, starts, self._feature_tables, self._table_rows, self._table_k, machine.n, machine.groups
+            )
+        except IndexError as error:
+            raise IndexError(self._bad_id(ids, offsets, batch) or str(error)) from None
+        return _BatchRows(self, features, rows, counts, inverse, offsets, batch)
 
     def offer(self, features: Any, fetch: "_BatchRows") -> None:
         """Keep the rows of the batch whose step begins; those of the batch before are no longer wanted."""
-        self._offered = [(features, fetch)]
+        self._offered = (features, fetch)
+
+    def check_gradients(self) -> None:
+        """Whatever a backward pass left can be pushed."""
 
     def take_gradients(self) -> dict[int, Share]:
         """Gradients of the backward passes since the last call, one section a shard."""
@@ -147,19 +197,59 @@ class EmbeddingBagCollection(nn.Module):
         if not pending:
             return {}
         if len(pending) == 1:
-            batch, gradients = pending[0]
-            return batch.shares_with(gradients)
+            return pending[0].shares()
         by_shard: dict[int, list[Share]] = {}
-        for batch, gradients in pending:
-            for shard, share in batch.shares_with(gradients).items():
+        for gradients in pending:
+            for shard, share in gradients.shares().items():
                 by_shard.setdefault(shard, []).append(share)
         return {shard: self._summed(shares) for shard, shares in by_shard.items()}
+
+    def pushed(self) -> None:
+        """The rows that are here are older than the push."""
+        self._offered = None
+
+    def discard(self) -> None:
+        """Forget the gradients of the backward passes since the last push."""
+        self._pending = []
+
+    def describe(self, table: str, row: int, column: int) -> str:
+        """For people: the features that look up in a table. Empty if it is another's."""
+        found = next((config for config in self._configs if config.name == table), None)
+        if found is None:
+            return ""
+        return (
+            f"row {row} of the embedding table {table!r} (features {', '.join(found.feature_names)}), column {column}"
+        )
+
+    def _bad_id(self, ids: I64, offsets: I64, batch: int) -> str:
+        """For people: the first id that its table does not have."""
+        for feature, name in enumerate(self._feature_names):
+            config = self._configs[int(self._feature_tables[feature])]
+            first, last = int(offsets[feature * batch]), int(offsets[(feature + 1) * batch])
+            bad = np.flatnonzero(ids[first:last].view(np.uint64) >= np.uint64(config.num_embeddings))
+            if bad.size:
+                at = first + int(bad[0])
+                example = int(np.searchsorted(offsets[feature * batch : (feature + 1) * batch + 1], at, "right")) - 1
+                return (
+                    f"feature {name!r}, example {example} of the batch: id {ids[at]} is not in the table "
+                    f"{config.name!r}, whose ids are 0 to {config.num_embeddings - 1}"
+                )
+        return ""
+
+    def _gathered(self, gradients: "_Gradients") -> None:
+        self._pending.append(gradients)
+        if len(self._pending) == PASSES_WARNED:
+            log.warning(
+                "%d backward passes through %s since the last push: their gradients take memory until Session.push, "
+                "which adds them to one step, or Session.discard",
+                PASSES_WARNED, ", ".join(config.name for config in self._configs),
+            )  # fmt: skip
 
     def _summed(self, shares: list[Share]) -> Share:
         """Several backward passes are one step: their gradients are added, as torch does."""
         if len(shares) == 1:
             return shares[0]
-        dims = np.zeros(int(self._indices.max()) + 1, np.int32)
+        dims = np.ones(int(self._indices.max()) + 1, np.int32)  # of tables that are not mine: any
         dims[self._indices] = self._table_dims
         sections = [
             (np.array(s.section.tables, np.int32), np.array(s.section.counts, np.int64), s.rows, s.values)
@@ -171,6 +261,7 @@ class EmbeddingBagCollection(nn.Module):
 
     def _bags(self, features: KeyedJaggedTensor) -> tuple[I64, I64, int]:
         """(ids, bag offsets, B) of my features in my order."""
+        _refuse_unsupported(features)
         batch = features.stride()
         values = features.values().detach().to(torch.int64).contiguous().numpy()
         offsets = features.offsets().detach().to(torch.int64).contiguous().numpy()
@@ -195,23 +286,27 @@ class _BatchRows:
     def __init__(
         self,
         tables: EmbeddingBagCollection,
+        features: KeyedJaggedTensor,
         rows: I64,
         counts: I64,
         inverse: NDArray[np.int32],
         bag_offsets: I64,
         batch: int,
     ) -> None:
+        self._version = features.values()._version
+        self._dims = dims = tables._table_dims
+        self._tables, self._rows, self._counts = tables._configs, rows, counts
+        self._used: dict[int, NDArray[np.intp]] = {}
         self.inverse = inverse
         self.bag_offsets = bag_offsets
         self.batch = batch
-        dims = tables._table_dims
         self._row_ends = np.concatenate(([0], np.cumsum(counts.sum(axis=1))))
         self._float_ends = np.concatenate(([0], np.cumsum(counts @ dims)))
         per_row = np.repeat(np.tile(dims, len(counts)), counts.reshape(-1))
         self.value_offsets = np.cumsum(per_row) - per_row
         self.shares: dict[int, Share] = {}
         for shard in np.flatnonzero(counts.any(axis=1)).tolist():
-            used = np.flatnonzero(counts[shard])
+            self._used[shard] = used = np.flatnonzero(counts[shard])
             section = Section(tables._indices[used].tolist(), counts[shard, used].tolist())
             self.shares[shard] = Share(section, rows[self._row_ends[shard] : self._row_ends[shard + 1]])
         self.values: F32 = np.empty(int(self._float_ends[-1]), np.float32)
@@ -227,22 +322,66 @@ class _BatchRows:
                 self.values = values
             else:
                 self.values[self._slice(shard)] = values
+        first = first_nonfinite(self.values)
+        if first >= 0:
+            raise DivergedError(f"{self._describe(first)} is {self.values[first]} on the servers")
 
-    def shares_with(self, gradients: F32) -> dict[int, Share]:
-        """The same rows with their gradients, which are not copied."""
-        return {
-            shard: Share(share.section, share.rows, gradients[self._slice(shard)])
-            for shard, share in self.shares.items()
-        }
+    def _describe(self, at: int) -> str:
+        """For people: where one of the values is."""
+        row = int(np.searchsorted(self.value_offsets, at, "right")) - 1
+        shards = len(self._counts)
+        table = int(np.repeat(np.tile(np.arange(len(self._dims)), shards), self._counts.reshape(-1))[row])
+        config = self._tables[table]
+        return f"row {self._rows[row]} of the embedding table {config.name!r}, column {at - self.value_offsets[row]}"
+
+    def is_of(self, features: KeyedJaggedTensor) -> bool:
+        """Nobody has changed the ids since these rows were looked up."""
+        return bool(features.values()._version == self._version)
+
+    def shares_with(self, gradients: F32, trained: NDArray[np.bool_] | None) -> dict[int, Share]:
+        """The same rows with their gradients, which are not copied; only those of tables that are ``trained``."""
+        shares = {}
+        for shard, share in self.shares.items():
+            part = gradients[self._slice(shard)]
+            if trained is None:
+                shares[shard] = Share(share.section, share.rows, part)
+                continue
+            used = self._used[shard]
+            counts = np.array(share.section.counts)
+            kept = trained[used]
+            if kept.any():
+                section = Section(
+                    [t for t, keep in zip(share.section.tables, kept, strict=True) if keep], counts[kept].tolist()
+                )
+                floats = np.repeat(kept, counts * self._dims[used])
+                shares[shard] = Share(section, share.rows[np.repeat(kept, counts)], part[floats])
+        return shares
+
+
+class _Gradients(NamedTuple):
+    """What a backward pass left: of a batch, for the tables that are trained (None: all)."""
+
+    batch: _BatchRows
+    values: F32
+    trained: NDArray[np.bool_] | None
+
+    def shares(self) -> dict[int, Share]:
+        return self.batch.shares_with(self.values, self.trained)
 
 
 class _Pooling(torch.autograd.Function):
     """Pools rows; the backward pass leaves their gradients with the collection, summed over each row's occurrences."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, tables: EmbeddingBagCollection, batch: _BatchRows) -> Tensor:
-        ctx.tables, ctx.batch = tables, batch
-        out = torch.empty(batch.batch, tables._dim)
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        tables: EmbeddingBagCollection,
+        batch: _BatchRows,
+        trained: NDArray[np.bool_] | None,
+    ) -> Tensor:
+        ctx.tables, ctx.batch, ctx.trained = tables, batch, trained
+        out = torch.empty(batch.batch, tables._dim, dtype=torch.float32, device="cpu")
         pool_forward(
             batch.values, batch.value_offsets, batch.inverse, batch.bag_offsets,
             tables._feature_dims, batch.batch, tables._feature_mean, out.numpy(),
@@ -250,15 +389,34 @@ class _Pooling(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, None]:
         tables, batch = ctx.tables, ctx.batch
         gradients = np.empty_like(batch.values)
         pool_backward(
             grads[0].contiguous().numpy(), batch.value_offsets, batch.inverse, batch.bag_offsets,
             tables._feature_dims, batch.batch, tables._feature_mean, gradients,
         )  # fmt: skip
-        tables._pending.append((batch, gradients))
-        return None, None, None
+        tables._gathered(_Gradients(batch, gradients, ctx.trained))
+        return None, None, None, None
+
+
+def _is_same(a: KeyedJaggedTensor, b: KeyedJaggedTensor) -> bool:
+    """One object, or another one of the same tensors, as ``to`` of TorchRec's makes."""
+    if a is b:
+        return True
+    pairs = ((a.values(), b.values()), (a.lengths(), b.lengths()))
+    return list(a.keys()) == list(b.keys()) and all(
+        x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.dtype == y.dtype for x, y in pairs
+    )
+
+
+def _refuse_unsupported(features: Any) -> None:
+    """What a KeyedJaggedTensor of TorchRec may have, and would be left out."""
+    weights = getattr(features, "weights_or_none", lambda: None)()
+    if weights is not None:
+        raise ValueError("the batch has a weight for each id, and weighted pooling is not there yet")
+    if getattr(features, "variable_stride_per_key", lambda: False)():
+        raise ValueError("the features have different batch sizes (stride_per_key): expected one for all")
 
 
 def _as_code(code: CodeSpec | str) -> CodeSpec:
@@ -294,11 +452,14 @@ def _check_configs(tables: Sequence[EmbeddingBagConfig], table_codes: Mapping[st
     if unknown:
         raise ConfigurationError(f"table_codes names {', '.join(unknown)}; the tables are {', '.join(names)}")
     for config in tables:
-        if config.num_embeddings < 1 or config.embedding_dim < 1:
-            raise ConfigurationError(
-                f"table {config.name}: {config.num_embeddings} rows of {config.embedding_dim} floats; "
-                "expected at least 1 of each"
-            )
+        for what, value in (("num_embeddings", config.num_embeddings), ("embedding_dim", config.embedding_dim)):
+            if not hasattr(value, "__index__") or isinstance(value, bool) or not 1 <= value < 1 << 48:
+                raise ConfigurationError(
+                    f"table {config.name}: {what} is {value!r}, expected a whole number from 1 to 2**48 - 1"
+                )
+        if not config.name or "." in config.name:
+            raise ConfigurationError(f"table {config.name!r}: a name is not empty and has no dot")
+        PoolingType.of(config.pooling)
         if not config.feature_names:
             raise ConfigurationError(f"table {config.name} has no features")
         if config.init_scale is not None and not 0 <= config.init_scale < float("inf"):

@@ -38,7 +38,7 @@ class KeyedJaggedTensor:
         _check_keys(keys, len(lengths), "lengths")
         if len(lengths) and int(lengths.min()) < 0:
             raise ValueError(f"lengths has {int(lengths.min())}, expected no negative length")
-        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
         torch.cumsum(lengths, 0, out=offsets[1:])
         if int(offsets[-1]) != len(values):
             raise ValueError(f"lengths add up to {int(offsets[-1])}, but there are {len(values)} values")
@@ -71,9 +71,8 @@ class KeyedJaggedTensor:
         count = ids.numel()
         _check_keys(keys, count, "ids")
         values = _integers(ids.reshape(-1), "ids")
-        return KeyedJaggedTensor(
-            keys, values, torch.ones(count, dtype=torch.int64), torch.arange(count + 1, dtype=torch.int64)
-        )
+        ones = torch.ones(count, dtype=torch.int64, device=values.device)
+        return KeyedJaggedTensor(keys, values, ones, torch.arange(count + 1, dtype=torch.int64, device=values.device))
 
     def keys(self) -> list[str]:
         """The F feature names."""
@@ -113,4 +112,9 @@ def _integers(tensor: Tensor, name: str) -> Tensor:
         raise ValueError(f"{name} is {tuple(tensor.shape)}, expected a vector")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} is {tensor.dtype}, expected integers")
+    if tensor.dtype == torch.uint64:
+        signed = tensor.view(torch.int64)
+        if len(signed) and (least := int(signed.min())) < 0:
+            raise ValueError(f"{name} has {least + (1 << 64)}, expected less than 2**63")
+        return signed
     return tensor.to(torch.int64)

@@ -44,6 +44,22 @@ class Part(Protocol):
         """The rows of this batch are here (``fetch`` is what `plan` returned) and its step begins."""
         ...
 
+    def check_gradients(self) -> None:
+        """Raise what is wrong with the gradients since the last push. Nothing is taken."""
+        ...
+
     def take_gradients(self) -> dict[int, Share]:
         """The gradients since the last call, by shard; empty if there were none."""
+        ...
+
+    def pushed(self) -> None:
+        """A push was made: the rows that are here are older than it."""
+        ...
+
+    def discard(self) -> None:
+        """Forget the gradients since the last push."""
+        ...
+
+    def describe(self, table: str, row: int, column: int) -> str:
+        """For people: what is at this place, in words of the model. Empty if it is not a table of this part."""
         ...

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ecrec.errors import ConfigurationError
+from ecrec._native import first_nonfinite
+from ecrec.errors import ConfigurationError, DivergedError, GradientError, RefusedError
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.optimizers import Optimizer
@@ -23,16 +26,21 @@ ROW_FLOATS = 1024
 
 
 class ReplicatedModule:
-    """All parameters of a module, one after the other, as the rows of one table.
+    """All parameters of a module, each from a row of its own on, as the rows of one table.
 
-    The parameters become views of one flat buffer: a pull replaces their values, and ``backward()`` gathers their
-    gradients in a second one. Buffers (running means and the like) are not replicated. When the constructor returns,
-    the module has the values of the shards on all workers: what was trained under this name before, else those of rank
-    0. It must be made by all of them.
+    Those of an `EmbeddingBagCollection` in it are on the servers already, and left out.
+
+    The parameters become views of one flat buffer, whose values a pull replaces. They are pulled when the module is
+    called for the first time after a push, or by `Session.prefetch`. A push takes the gradients that the parameters
+    have then, as ``optimizer.step()`` would, and sets them to None; a parameter that has none, or does not require one,
+    is left alone by the optimizer. Buffers (running means and the like) are not replicated. When the constructor
+    returns, the module has the values of the shards on all workers: what was trained under this name before, else those
+    of rank 0. It must be made by all of them.
 
     ``code``: 1+r; default r is that of `Session.default_code`. ``name``: of the table.
     Raises ConfigurationError for a module without parameters, parameters that are not float32 on the CPU, another k
-    than 1, or an optimizer that is not elementwise.
+    than 1, an optimizer that is not elementwise, or a name that this session replicates already; RefusedError if a
+    module with other parameters was trained under the name.
     """
 
     def __init__(
@@ -45,32 +53,53 @@ class ReplicatedModule:
         name: str = "dense",
         row_floats: int = ROW_FLOATS,
     ) -> None:
-        parameters = [p for p in module.parameters() if p.requires_grad]
         if code is None:
             code = CodeSpec(1, session.default_code().r)
         elif isinstance(code, str):
             code = CodeSpec.parse(code)
-        _check(module, parameters, optimizer, code)
+        _check(module, optimizer, code)
+        session.claim([name], self)
         self.module = module
         self.name = name
         self._session = session
-        self._parameters = parameters
-        size = sum(p.numel() for p in parameters)
-        rows = -(-size // row_floats)
-        self.spec = TableSpec(name, rows, row_floats, code, optimizer.spec, "zeros", init_state=optimizer.init_state)
-        self._index = session.create_tables([self.spec])[0]
+        named = dense_parameters(module)
+        self._names, self._parameters = list(named), list(named.values())
+        counts = [-(-p.numel() // row_floats) for p in self._parameters]
+        ends = np.cumsum(counts)
+        rows = int(ends[-1])
+        self._row_parameter = np.repeat(np.arange(len(counts)), counts)
+        self._first_rows = ends - counts
+        self.spec = _spec(name, rows, row_floats, code, optimizer, named)
+        try:
+            self._index = session.create_tables([self.spec])[0]
+        except RefusedError as error:
+            raise RefusedError(
+                f"{error}. What is replicated as {name!r} on this cluster is another module, or has another optimizer "
+                "or code (init_seed stands for the names and shapes of the parameters): give another name="
+            ) from None
         self._rows = replica_rows(rows, session.machine.n, session.machine.groups)
         self._values: F32 = np.zeros((rows, row_floats), np.float32)
         self._gradients: F32 = np.zeros((rows, row_floats), np.float32)
-        self._dirty = False
+        self._value_views = list(self._views(self._values))
         self._gradient_views = list(self._views(self._gradients))
-        for parameter, value, gradient in zip(parameters, self._views(self._values), self._gradient_views, strict=True):
+        self._reached: set[int] = set()
+        """Parameters that a backward pass has reached since the last push."""
+        self._is_stale = False
+        for parameter, value in zip(self._parameters, self._value_views, strict=True):
             value.copy_(parameter.data)
+        # Rank 0 writes its values, unless the table ever had any; then all pull them.
+        session.initialise(name, lambda: self._shares(self._values))
+        fetch = self.plan(None)
+        session.fetch(fetch, exact=True)
+        self._fill(fetch)
+        # Only now is the module touched: what was refused before left it as it was.
+        for i, (parameter, value) in enumerate(zip(self._parameters, self._value_views, strict=True)):
             parameter.data = value
-            parameter.grad = gradient
-            parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
-        self._initialize()
-        session.register(self)
+            parameter.grad = None
+            parameter.register_post_accumulate_grad_hook(_Reached(self._reached, i))  # type: ignore[no-untyped-call]
+        self._versions = [p._version for p in self._parameters]
+        module.register_forward_pre_hook(_PullBefore(self))
+        session.register(self, keep=False)
 
     @property
     def fetch_shares(self) -> dict[int, Share]:
@@ -78,10 +107,26 @@ class ReplicatedModule:
         return {shard: Share(Section([self._index], [len(rows)]), rows) for shard, rows in self._rows.items()}
 
     def pull(self) -> None:
-        """Set the parameters to what the shards have now."""
+        """Set the parameters to what the shards have now.
+
+        Raises ConfigurationError if that would undo a change that was made to them here (see `assign`).
+        """
+        self._check_same()
         fetch = self.plan(None)
         self._session.fetch(fetch, exact=True)
         self.offer(None, fetch)
+
+    def assign(self) -> None:
+        """Write the values that the parameters have here to the shards, as after ``load_state_dict``, and wait until
+        they are durable.
+
+        The state of the optimizer stays. With several workers one of them does it, while the others push nothing
+        (`Session.barrier`). Raises ConfigurationError where the parameters are not those that were replicated,
+        GradientError for a value that is infinite or not a number.
+        """
+        self._check_same(values=False)
+        self._session.assign(self._shares(self._values))
+        self._versions = [p._version for p in self._parameters]
 
     # ------------------------------------------------------------------ as a part of a session
     def plan(self, features: Any) -> _DenseRows:
@@ -90,47 +135,163 @@ class ReplicatedModule:
 
     def offer(self, features: Any, fetch: _DenseRows) -> None:
         """A step begins: only now may the parameters change."""
+        self._check_same()
+        self._fill(fetch)
+        self._is_stale = False
+
+    def check_gradients(self) -> None:
+        """Raise what is wrong with them; nothing is taken."""
+        self._check_same()
+        having = {i for i, p in enumerate(self._parameters) if p.grad is not None}
+        if taken := sorted(self._reached - having):
+            raise GradientError(
+                f"replicated module {self.name!r}: the gradient of {self._named(taken)} was set to None after the "
+                "backward pass and before the push (zero_grad?); a push does that itself. To give a step up: "
+                "Session.discard()"
+            )
+        for i in having:
+            parameter = self._parameters[i]
+            grad = parameter.grad
+            assert grad is not None
+            if grad.dtype != torch.float32 or grad.device.type != "cpu" or grad.shape != parameter.shape:
+                raise GradientError(
+                    f"replicated module {self.name!r}: the gradient of {self._names[i]} is {grad.dtype} "
+                    f"{tuple(grad.shape)} on {grad.device}; expected torch.float32 {tuple(parameter.shape)} on cpu"
+                )
+        if self._is_stale and any(self._parameters[i].requires_grad for i in having):
+            raise GradientError(
+                f"replicated module {self.name!r}: these gradients are of parameters that were not pulled since the "
+                "last push. Call the module itself (its parts alone do not pull), give it to Session.prefetch, or "
+                "pull() it"
+            )
+
+    def take_gradients(self) -> dict[int, Share]:
+        """Gradients of the parameters since the last call; empty if there are none."""
+        touched = np.zeros(len(self._parameters), np.bool_)
+        for i, (parameter, view) in enumerate(zip(self._parameters, self._gradient_views, strict=True)):
+            if parameter.grad is None:
+                continue
+            if parameter.requires_grad:
+                grad = parameter.grad
+                view.copy_(grad.to_dense() if grad.layout != torch.strided else grad)
+                touched[i] = True
+            parameter.grad = None
+        self._reached.clear()
+        if not touched.any():
+            return {}
+        return self._shares(self._gradients, None if touched.all() else touched[self._row_parameter])
+
+    def pushed(self) -> None:
+        """What is here is older than what the shards have."""
+        self._is_stale = True
+
+    def discard(self) -> None:
+        """Forget the gradients since the last push."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._reached.clear()
+
+    def describe(self, table: str, row: int, column: int) -> str:
+        """For people: the place in a parameter of a place in the table. Empty if it is another table's."""
+        if table != self.name:
+            return ""
+        i = int(self._row_parameter[row])
+        flat = (row - int(self._first_rows[i])) * self._values.shape[1] + column
+        shape = self._parameters[i].shape
+        if flat >= self._parameters[i].numel():
+            return ""
+        place = [int(each) for each in np.unravel_index(flat, shape)] if shape else []
+        return f"parameter {self._names[i]}{place or ''} of the replicated module {self.name!r}"
+
+    # ------------------------------------------------------------------ helpers
+    def before_forward(self) -> None:
+        """The module is called: its parameters must be those after the last push."""
+        if self._is_stale:
+            fetch = self.plan(None)
+            self._session.fetch(fetch)
+            self.offer(None, fetch)
+
+    def _fill(self, fetch: _DenseRows) -> None:
         for shard, frame in fetch.answers.items():
             values = np.frombuffer(frame, np.float32).reshape(-1, self._values.shape[1])
             self._values[self._rows[shard]] = values
+        first = first_nonfinite(self._values.reshape(-1))
+        if first >= 0:
+            row, column = divmod(first, self._values.shape[1])
+            raise DivergedError(
+                f"{self.describe(self.name, row, column)} is {self._values[row, column]} on the servers"
+            )
 
-    def take_gradients(self) -> dict[int, Share]:
-        """Gradients of all parameters since the last call; empty if no backward pass reached one."""
-        if not self._dirty:
-            return {}
-        self._dirty = False
-        for parameter, view in zip(self._parameters, self._gradient_views, strict=True):
-            if parameter.grad is None:
-                view.zero_()
-            elif parameter.grad.data_ptr() != view.data_ptr():
-                view.copy_(parameter.grad)
-            parameter.grad = view
-        shares = self._shares(self._gradients)
-        self._gradients.fill(0.0)
-        return shares
+    def _check_same(self, values: bool = True) -> None:
+        """The module still has the parameters that were replicated, and, with ``values``, nobody has changed them."""
+        named = dense_parameters(self.module)
+        parameters = list(named.values())
+        if len(parameters) != len(self._parameters) or any(
+            a is not b for a, b in zip(parameters, self._parameters, strict=True)
+        ):
+            raise ConfigurationError(
+                f"replicated module {self.name!r}: its parameters are {', '.join(named)}, and were "
+                f"{', '.join(self._names)}, or one was replaced: change a module before it is replicated"
+            )
+        for name, parameter, view, version in zip(
+            self._names, self._parameters, self._value_views, self._versions, strict=True
+        ):
+            data = parameter.data
+            if data.data_ptr() != view.data_ptr() or data.dtype != view.dtype or data.device != view.device:
+                raise ConfigurationError(
+                    f"replicated module {self.name!r}: parameter {name} was moved or converted ({parameter.dtype} on "
+                    f"{parameter.device}); it is trained as torch.float32 on cpu where it was when it was replicated"
+                )
+            if values and parameter._version != version:
+                raise ConfigurationError(
+                    f"replicated module {self.name!r}: parameter {name} was changed here (load_state_dict, the step of "
+                    "an optimizer, another operation in place), and the next pull would undo it. "
+                    "ReplicatedModule.assign() writes the values to the servers; steps are theirs (Session.push)"
+                )
 
-    # ------------------------------------------------------------------ helpers
-    def _on_gradient(self, parameter: Tensor) -> None:
-        self._dirty = True
+    def _named(self, indices: Sequence[int]) -> str:
+        return ", ".join(self._names[i] for i in indices)
 
     def _views(self, buffer: F32) -> Iterator[Tensor]:
         flat = torch.from_numpy(buffer).view(-1)
-        begin = 0
-        for parameter in self._parameters:
-            yield flat[begin : begin + parameter.numel()].view(parameter.shape)
-            begin += parameter.numel()
+        for parameter, first in zip(self._parameters, (self._first_rows * buffer.shape[1]).tolist(), strict=True):
+            yield flat[first : first + parameter.numel()].view(parameter.shape)
 
-    def _shares(self, buffer: F32) -> dict[int, Share]:
+    def _shares(self, buffer: F32, which: NDArray[np.bool_] | None = None) -> dict[int, Share]:
         # A copy: the frames of a push are kept until it is durable, and the buffer is used again before that.
-        return {
-            shard: Share(share.section, share.rows, buffer[share.rows].reshape(-1))
-            for shard, share in self.fetch_shares.items()
-        }
+        shares = {}
+        for shard, all_rows in self._rows.items():
+            rows = all_rows if which is None else all_rows[which[all_rows]]
+            if len(rows):
+                shares[shard] = Share(Section([self._index], [len(rows)]), rows, buffer[rows].reshape(-1))
+        return shares
 
-    def _initialize(self) -> None:
-        """Rank 0 writes its values, unless the table ever had any; then all pull them."""
-        self._session.initialise(self.name, lambda: self._shares(self._values))
-        self.pull()
+
+class _PullBefore:
+    """A forward hook of the module. A copy of the module, or one that was loaded from a file, pulls nothing."""
+
+    def __init__(self, part: ReplicatedModule | None) -> None:
+        self.part = part
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        if self.part is not None:
+            self.part.before_forward()
+
+    def __deepcopy__(self, memo: Any) -> _PullBefore:
+        return _PullBefore(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _PullBefore, (None,)
+
+
+class _Reached:
+    """A hook of a parameter: a backward pass has reached it."""
+
+    def __init__(self, reached: set[int], index: int) -> None:
+        self.reached, self.index = reached, index
+
+    def __call__(self, parameter: Tensor) -> None:
+        self.reached.add(self.index)
 
 
 class _DenseRows:
@@ -151,14 +312,36 @@ def replica_rows(rows: int, n: int, groups: int) -> dict[int, I64]:
     return {int(s): np.flatnonzero(shard == s).astype(np.int64) for s in np.unique(shard)}
 
 
-def _check(module: nn.Module, parameters: list[nn.Parameter], optimizer: Optimizer, code: CodeSpec) -> None:
-    if not parameters:
-        raise ConfigurationError(f"{type(module).__name__} has no parameters to replicate")
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad and (parameter.dtype != torch.float32 or parameter.device.type != "cpu"):
+def dense_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's parameters by name, but for those of embedding tables that are on the servers already."""
+    tables = {
+        id(weight) for part in module.modules() if getattr(part, "is_on_servers", False) for weight in part.parameters()
+    }
+    return {name: parameter for name, parameter in module.named_parameters() if id(parameter) not in tables}
+
+
+def _spec(
+    name: str, rows: int, row_floats: int, code: CodeSpec, optimizer: Optimizer, parameters: Mapping[str, Tensor]
+) -> TableSpec:
+    """The seed, which tables of zeros do not need, says which parameters it is of."""
+    shapes = "".join(f"{name} {tuple(parameter.shape)};" for name, parameter in parameters.items())
+    digest = hashlib.sha256(shapes.encode()).digest()
+    seed = int.from_bytes(digest[:7], "little")
+    return TableSpec(name, rows, row_floats, code, optimizer.spec, "zeros", seed, init_state=optimizer.init_state)
+
+
+def _check(module: nn.Module, optimizer: Optimizer, code: CodeSpec) -> None:
+    what = type(module).__name__
+    parameters = dense_parameters(module)
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ConfigurationError(f"parameter {name} of {what} has no shape yet: run the module once before")
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ConfigurationError(
-                f"parameter {name} is {parameter.dtype} on {parameter.device}; expected torch.float32 on cpu"
+                f"parameter {name} of {what} is {parameter.dtype} on {parameter.device}; expected torch.float32 on cpu"
             )
+    if not sum(parameter.numel() for parameter in parameters.values()):
+        raise ConfigurationError(f"{what} has no parameters to replicate")
     if code.k != 1:
         raise ConfigurationError(f"code {code}: replication is k = 1, for example 1+{max(code.r, 1)}")
     if not optimizer.elementwise:

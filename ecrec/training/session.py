@@ -5,10 +5,12 @@ wants done to the transport. A step pulls the rows of all its *parts* (embedding
 request a shard, and pushes all their gradients in one push.
 """
 
+import gc
 import logging
 import os
 import secrets
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -187,19 +189,34 @@ class Session:
         self._pid = os.getpid()
         self.figures = Figures()
         self._node = node
-        self._parts: list[Part] = []
+        self._parts: list[Callable[[], Part | None]] = []
+        self._owners: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
+        """Table -> the part that has it."""
         self._replicated: set[str] = set()
         self._asked: dict[int, _Asked] = {}
         self._closed = False
         self._failure: Callable[[], EcrecError | None] = lambda: None
         self._split: SplitLease | None = None
         """What `lease_splits` last gave."""
+        self._iterated: set[Dataset] = set()
 
     # ------------------------------------------------------------------ life
     def start(self) -> "Session":
         """Wait until all shards are known and have answered. Raises ClusterError with advice if they do not."""
         self.wait(lambda: self.machine.ready, "the cluster")
         return self
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self._refuse_copy()
+
+    def __reduce__(self) -> NoReturn:
+        self._refuse_copy()
+
+    def _refuse_copy(self) -> NoReturn:
+        raise ConfigurationError(
+            "a session, and an EmbeddingBagCollection, which holds one, cannot be copied or saved: its rows are on the "
+            "servers. Copy or save the dense modules alone"
+        )
 
     def __enter__(self) -> "Session":
         return self
@@ -468,9 +485,31 @@ class Session:
         self._replicated.add(name)
         return made
 
-    def register(self, part: Part) -> None:
-        """From now on `push` takes this part's gradients too."""
-        self._parts.append(part)
+    def claim(self, names: Sequence[str], owner: object) -> None:
+        """These tables are this part's, as long as it lives. ConfigurationError if one is another's: it would be
+        stepped twice, or overwritten."""
+        if any(name in self._owners for name in names):
+            gc.collect()  # a module and its part hold each other, and may be gone for all others
+        for name in names:
+            other = self._owners.get(name)
+            if other is not None:
+                raise ConfigurationError(
+                    f"table {name!r}: this session has a table of that name already, in a {type(other).__name__}; use "
+                    "another name, or that one, or delete it first"
+                )
+        for name in names:
+            self._owners[name] = owner
+
+    def register(self, part: Part, keep: bool = True) -> None:
+        """From now on `push` takes this part's gradients too; without ``keep`` as long as somebody else holds it."""
+        self._parts.append((lambda: part) if keep else weakref.ref(part))
+
+    @property
+    def parts(self) -> list[Part]:
+        """Those that live, in the order in which they were made."""
+        living = [(find, part) for find in self._parts if (part := find()) is not None]
+        self._parts = [find for find, _ in living]
+        return [part for _, part in living]
 
     # ------------------------------------------------------------------ steps
     def prefetch(
@@ -478,15 +517,17 @@ class Session:
         batches: Iterable[BatchT],
         *parts: Part,
         features: Callable[[BatchT], Any] = lambda batch: batch,
-        depth: int = 1,
+        depth: int = 0,
     ) -> Iterator[BatchT]:
         """The batches, each when its rows are here; meanwhile the rows of the next ``depth`` are on their way.
 
-        ``features(batch)`` is what the parts' ``forward`` will be called with (the same object). With exact pulls the
-        rows of batch t are as after push t - 1 - depth, and a push waits for the pulls made before it.
+        ``parts``: default all of the session. ``features(batch)`` is what the collections' ``forward`` will be called
+        with. With exact pulls the rows of batch t are as after push t - 1 - depth, and a push waits for the pulls made
+        before it: 0 is plain training, 1 hides the time of the pull and trains on rows that are one step old.
         """
         if depth < 0:
             raise ValueError(f"depth is {depth}, expected at least 0")
+        parts = parts or tuple(self.parts)
         source = iter(batches)
         queue: deque[tuple[BatchT, Any, _Asked]] = deque()
         ended = False
@@ -522,9 +563,9 @@ class Session:
         ``split_examples``: of a split, at most; best a multiple of the batch size, and small enough for every worker to
         get several. ``end``: number of examples over all passes, where the last one is to end early.
         Raises ConfigurationError with ``sync``, for numbers that cannot be, while another iteration goes on or one of
-        another data set was broken off, or, before the next split, if one was not pushed to its end; RefusedError for a
-        name that is known with other numbers, after which the session goes on; FencedError when this worker was given
-        up.
+        another data set was broken off, for one that this session has iterated over to its end, or, before the next
+        split, if one was not pushed to its end; RefusedError for a name that is known with other numbers, after which
+        the session goes on; FencedError when this worker was given up.
         """
         if self.sync:
             raise ConfigurationError("lease_splits with sync=True: the workers of a sum must go in step")
@@ -533,7 +574,13 @@ class Session:
                 f"lease_splits({name!r}): examples {examples} and split_examples {split_examples} must be at least 1, "
                 f"epochs {epochs} and end {end} not negative"
             )
-        return self._lease(Dataset(name, examples, epochs * examples if end is None else end, split_examples))
+        dataset = Dataset(name, examples, epochs * examples if end is None else end, split_examples)
+        if dataset in self._iterated:
+            raise ConfigurationError(
+                f"lease_splits({name!r}): this session has iterated over all of it: epochs= says how many passes there "
+                "are, and another name begins anew"
+            )
+        return self._lease(dataset)
 
     def _lease(self, dataset: Dataset) -> Iterator[Split]:
         machine = self.machine
@@ -550,6 +597,7 @@ class Session:
                     self.wait(partial(self._split_answered, known), "the scheduler to answer about a split")
                 if not machine.leases:
                     if dataset in machine.finished:
+                        self._iterated.add(dataset)
                         return
                     raise RefusedError(f"lease_splits({dataset.name!r}): {machine.split_refusal}")
                 # So that the next one is there when this one is done, even if the scheduler is away for a while.
@@ -600,18 +648,37 @@ class Session:
         for the figures, and for `lease_splits`, where that is used: so many of the split are then done.
 
         All of it is applied or, after an error, nothing, on no shard. Raises ConfigurationError for more examples than
-        are left of the split, and ClusterError if it waited too long: the gradients are still there, and `push` may be
-        called again. Raises RefusedError for a push that shards could not apply, such as one that is too large, and
-        GradientError (see `Session`): its gradients are gone, and the session goes on with the next step. Only
-        PartialPushError says that some shards may have applied their parts.
+        are left of the split and for a replicated module that was changed, GradientError for gradients that were taken
+        away or are of old parameters, and ClusterError if it waited too long: the gradients are still there, and `push`
+        may be called again. Raises RefusedError for a push that shards could not apply, such as one that is too large,
+        and GradientError for values that are not finite (see `Session`): its gradients are gone, and the session goes
+        on with the next step. Only PartialPushError says that some shards may have applied their parts.
         """
         self._check_split(examples)
+        parts = self.parts
+        for part in parts:
+            part.check_gradients()
         barrier = self.world_size if self.sync else 0
         self._wait_to_push(barrier)
-        self._push(self._by_shard([part.take_gradients() for part in self._parts]), barrier, examples=examples)
+        self._push(self._by_shard([part.take_gradients() for part in parts]), barrier, examples=examples)
+        for part in parts:
+            part.pushed()
         self.figures.steps += 1
         self.figures.examples += examples
         self.machine.figures = asdict(self.figures)
+
+    def discard(self) -> None:
+        """Give a step up: forget all gradients since the last push. Its examples do not count."""
+        for part in self.parts:
+            part.discard()
+
+    def assign(self, shares: Mapping[int, Share]) -> None:
+        """Write these weights, and wait until they are durable; what an optimizer keeps beside them stays."""
+        self._wait_to_push(0)
+        self._push(self._by_shard([shares]), 0, assign=True)
+        for part in self.parts:
+            part.pushed()
+        self._flush("the weights to be durable")
 
     def initialise(self, name: str, shares: Callable[[], Mapping[int, Share]]) -> None:
         """Wait until a table has its first values: rank 0 writes these, unless somebody ever has.
@@ -691,7 +758,10 @@ class Session:
         try:
             effects = self.machine.push(by_shard, barrier=barrier, assign=assign, examples=examples)
         except GradientError as error:
-            raise GradientError(f'{error} (nonfinite="zero" would take it as zero)') from None
+            what = next((text for part in self.parts if error.place and (text := part.describe(*error.place))), "")
+            where = f": that is {what}" if what else ""
+            advice = "" if assign else ' (nonfinite="zero" would take it as zero)'
+            raise GradientError(f"{error}{where}{advice}", error.place) from None
         self._perform(effects)
         self.figures.bytes_pushed += sum(frames_bytes(frames) for _, frames in by_shard.values())
 

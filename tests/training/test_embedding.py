@@ -151,7 +151,7 @@ def test_a_missing_feature_and_a_bad_id_are_named(session: Session) -> None:
         ([], "at least one table"),
         ([EmbeddingBagConfig("a", 3, 4, ["f"]), EmbeddingBagConfig("a", 3, 4, ["g"])], "table names"),
         ([EmbeddingBagConfig("a", 3, 4, ["f"]), EmbeddingBagConfig("b", 3, 4, ["f"])], "feature names"),
-        ([EmbeddingBagConfig("a", 0, 4, ["f"])], "0 rows"),
+        ([EmbeddingBagConfig("a", 0, 4, ["f"])], "num_embeddings is 0"),
         ([EmbeddingBagConfig("a", 3, 4, [])], "no features"),
         ([EmbeddingBagConfig("a", 3, 4, ["f"], init_scale=-1.0)], "init_scale"),
     ],

@@ -52,7 +52,10 @@ def test_one_worker_gets_all_in_order() -> None:
         splits = train(session, split_examples=24, epochs=2)
         assert splits == [Split(e, a, b) for e in range(2) for a, b in ((0, 24), (24, 48), (48, 60))]
         assert (times(session) == 2).all()
-        assert train(session, split_examples=24, epochs=2) == [], "all of it is trained on"
+        with pytest.raises(ConfigurationError, match="iterated over all of it: epochs= says how many passes"):
+            session.lease_splits("examples", EXAMPLES, split_examples=24, epochs=2)
+    with cluster.session() as again:
+        assert train(again, split_examples=24, epochs=2) == [], "all of it is trained on"
 
 
 def test_several_workers_share_the_data_and_a_shard_dies() -> None:

@@ -17,7 +17,6 @@ from ecrec.protocol.client import ClientMachine  # noqa: E402
 from ecrec.protocol.config import ProtocolConfig  # noqa: E402
 from ecrec.protocol.events import Received  # noqa: E402
 from ecrec.protocol.messages import SCHEDULER, WRITE, Address, Suspected  # noqa: E402
-from ecrec.protocol.placement import CodeSpec, TableSpec  # noqa: E402
 from ecrec.training import (  # noqa: E402
     SGD,
     Adagrad,
@@ -282,8 +281,7 @@ def test_a_second_module_on_a_used_cluster_gets_its_values() -> None:
 def test_a_worker_that_dies_while_it_writes_the_first_values_is_followed_by_one_that_writes_all() -> None:
     cluster = InProcessCluster(3)
     dies = cluster.session()
-    code = CodeSpec(1, dies.default_code().r)
-    spec = TableSpec("dense", 1, 1024, code, SGD(lr=0.5).spec, "zeros", init_state=SGD(lr=0.5).init_state)
+    spec = InProcessCluster(3).session().replicate(tower(), SGD(lr=0.5)).spec
     (index,) = dies.create_tables([spec])
     dies._node.perform(dies.machine.initialise(index, claim=True))
     dies.wait(lambda: dies.machine.initial(index) == WRITE, "the claim")

@@ -228,8 +228,9 @@ def test_what_it_waits_for_is_named():
 
 
 def test_without_parity_nobody_is_asked():
-    assert ScrubMachine(cluster()).done
-    assert ScrubMachine(cluster("4+0")).done
+    assert ScrubMachine(cluster()).is_empty
+    assert ScrubMachine(cluster("4+0")).is_empty
+    assert not ScrubMachine(cluster("3+1")).is_empty
 
 
 def test_classes_of_a_replaced_holder_start_again():

@@ -1,0 +1,346 @@
+"""Ways to use embedding tables, features and steps wrongly: each is right, or an error that says what to do."""
+
+import enum
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from in_process import InProcessCluster  # noqa: E402
+
+from ecrec.errors import ConfigurationError, DivergedError, GradientError  # noqa: E402
+from ecrec.training import (  # noqa: E402
+    SGD,
+    Adam,
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    KeyedJaggedTensor,
+    PoolingType,
+    Session,
+)
+
+DIM = 4
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with InProcessCluster(3).session(code="2+1") as session:
+        yield session
+
+
+def tables(session: Session, optimizer: Any = None, name: str = "items", **config: Any) -> EmbeddingBagCollection:
+    made = EmbeddingBagConfig(name, 20, DIM, [f"of {name}"], **{"init_scale": 0.0, **config})
+    return EmbeddingBagCollection(session, [made], optimizer or SGD(lr=1.0))
+
+
+def ids(*rows: int, name: str = "items") -> KeyedJaggedTensor:
+    return KeyedJaggedTensor.from_ids([f"of {name}"], torch.tensor([rows]))
+
+
+def step(session: Session, sparse: EmbeddingBagCollection, features: KeyedJaggedTensor) -> None:
+    """Each row of the batch falls by one."""
+    sparse(features).sum().backward()
+    session.push()
+
+
+def rows(sparse: EmbeddingBagCollection, features: KeyedJaggedTensor) -> list[float]:
+    with torch.no_grad():
+        out: list[float] = sparse(features)[:, 0].tolist()
+    return out
+
+
+# ------------------------------------------------------------------ what a forward pass sees
+def test_the_same_features_after_a_push_see_its_rows(session: Session) -> None:
+    sparse = tables(session)
+    batch = ids(1, 2)
+    for _ in session.prefetch([batch], sparse):
+        for expected in (0.0, -1.0, -2.0):
+            assert rows(sparse, batch) == [expected] * 2
+            step(session, sparse, batch)
+
+
+def test_features_that_were_changed_in_place_are_looked_up_again(session: Session) -> None:
+    sparse = tables(session)
+    step(session, sparse, ids(5))
+    batch = ids(1, 1)
+    for _ in session.prefetch([batch], sparse):
+        batch.values()[1] = 5
+        assert rows(sparse, batch) == [0.0, -1.0]
+
+
+def test_another_object_of_the_same_tensors_is_not_pulled_twice(session: Session) -> None:
+    sparse = tables(session)
+    batch = ids(1, 2, 3)
+    for _ in session.prefetch([batch], sparse):
+        pulled = session.figures.bytes_pulled
+        sparse(KeyedJaggedTensor(batch.keys(), batch.values(), batch.lengths(), batch.offsets()))
+        assert session.figures.bytes_pulled == pulled
+        sparse(ids(1, 2, 3))
+        assert session.figures.bytes_pulled > pulled, "equal values may be another batch"
+
+
+def test_a_default_dtype_and_device_change_nothing(session: Session) -> None:
+    sparse = tables(session)
+    try:
+        torch.set_default_dtype(torch.float64)
+        step(session, sparse, ids(1, 2))
+        torch.set_default_device("meta")
+        step(session, sparse, KeyedJaggedTensor.from_ids(["of items"], torch.tensor([[1, 3]], device="cpu")))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device("cpu")
+    assert rows(sparse, ids(1, 2, 3)) == [-2.0, -1.0, -1.0]
+
+
+def test_weights_that_are_not_finite_are_named_when_they_are_pulled(session: Session) -> None:
+    sparse = tables(session, SGD(lr=3e38))
+    (10 * sparse(ids(3, 4))[1, 2]).backward()
+    session.push()
+    with pytest.raises(DivergedError, match="row 4 of the embedding table 'items', column 2 is -inf on the servers"):
+        sparse(ids(1, 4))
+    assert rows(sparse, ids(3)) == [0.0]
+
+
+# ------------------------------------------------------------------ pooling and features
+class TheirPooling(enum.Enum):
+    """As TorchRec's, which is another class."""
+
+    SUM = "SUM"
+    MEAN = "MEAN"
+    NONE = "NONE"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "MEAN", PoolingType.MEAN, TheirPooling.MEAN])
+def test_mean_is_mean_however_it_is_said(session: Session, pooling: Any) -> None:
+    sparse = tables(session, pooling=pooling, init_scale=1.0)
+    both = KeyedJaggedTensor.from_lengths_sync(["of items"], torch.tensor([1, 2]), torch.tensor([2]))
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(both)[0], sparse(ids(1, 2)).mean(dim=0))
+
+
+@pytest.mark.parametrize("pooling", ["max", TheirPooling.NONE, None, 3])
+def test_another_pooling_is_refused(session: Session, pooling: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"pooling is .*, expected SUM or MEAN"):
+        tables(session, pooling=pooling)
+
+
+class TheirFeatures:
+    """What a KeyedJaggedTensor of TorchRec has and ours has not."""
+
+    def __init__(self, of: KeyedJaggedTensor, weights: Any = None, varies: bool = False) -> None:
+        self._of, self._weights, self._varies = of, weights, varies
+
+    def weights_or_none(self) -> Any:
+        return self._weights
+
+    def variable_stride_per_key(self) -> bool:
+        return self._varies
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+
+def test_features_of_another_class_with_the_same_methods_will_do(session: Session) -> None:
+    sparse = tables(session)
+    step(session, sparse, TheirFeatures(ids(1, 2)))  # type: ignore[arg-type]
+    assert rows(sparse, ids(1, 2)) == [-1.0, -1.0]
+
+
+def test_weights_of_ids_are_refused(session: Session) -> None:
+    with pytest.raises(ValueError, match="a weight for each id"):
+        tables(session)(TheirFeatures(ids(1, 2), weights=torch.ones(2)))  # type: ignore[arg-type]
+
+
+def test_batch_sizes_that_differ_by_feature_are_refused(session: Session) -> None:
+    with pytest.raises(ValueError, match="different batch sizes"):
+        tables(session)(TheirFeatures(ids(1, 2), varies=True))  # type: ignore[arg-type]
+
+
+def test_an_id_that_is_not_there_is_named_by_its_feature_and_table(session: Session) -> None:
+    configs = [EmbeddingBagConfig(name, 10 + i, DIM, [f"of {name}"]) for i, name in enumerate("ab")]
+    sparse = EmbeddingBagCollection(session, configs, SGD(lr=1.0))
+    for bad in (11, -1, 1 << 40):
+        features = KeyedJaggedTensor.from_lengths_sync(
+            ["of a", "of b"], torch.tensor([9, 1, 2, 3, bad]), torch.tensor([1, 0, 1, 2, 0, 1])[:6]
+        )
+        words = rf"feature 'of b', example 2 of the batch: id {bad} is not in the table 'b', whose ids are 0 to 10"
+        with pytest.raises(IndexError, match=words):
+            sparse(features)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint64])
+def test_ids_of_any_integer_type_are_taken(session: Session, dtype: Any) -> None:
+    sparse = tables(session)
+    features = KeyedJaggedTensor.from_lengths_sync(
+        ["of items"], torch.tensor([1, 2]).to(dtype), torch.tensor([1, 1], dtype=torch.int32)
+    )
+    step(session, sparse, features)
+    assert rows(sparse, ids(1, 2)) == [-1.0, -1.0]
+
+
+def test_ids_beyond_2_to_63_are_refused() -> None:
+    values = torch.from_numpy(np.array([1, 2**63 + 5], np.uint64))
+    with pytest.raises(ValueError, match=f"values has {2**63 + 5}, expected less than 2\\*\\*63"):
+        KeyedJaggedTensor.from_lengths_sync(["f"], values, torch.tensor([1, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
+def test_ids_that_are_no_integers_are_refused(dtype: Any) -> None:
+    with pytest.raises(TypeError, match="expected integers"):
+        KeyedJaggedTensor.from_ids(["f"], torch.ones(1, 3, dtype=dtype))
+
+
+def test_a_feature_that_is_missing_is_named(session: Session) -> None:
+    with pytest.raises(ValueError, match="lacks features of items; it has of others"):
+        tables(session)(ids(1, name="others"))
+
+
+# ------------------------------------------------------------------ tables
+@pytest.mark.parametrize("rows_", [0, -1, 1e6, "7", True, 2**64, None])
+def test_a_number_of_rows_that_cannot_be_is_refused(session: Session, rows_: Any) -> None:
+    with pytest.raises(ConfigurationError, match="table t: num_embeddings is .*, expected a whole number from 1"):
+        EmbeddingBagCollection(session, [EmbeddingBagConfig("t", rows_, DIM, ["f"])], SGD(lr=1.0))
+
+
+@pytest.mark.parametrize("name", ["", "a.b"])
+def test_a_name_that_cannot_be_is_refused(session: Session, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="a name is not empty and has no dot"):
+        EmbeddingBagCollection(session, [EmbeddingBagConfig(name, 10, DIM, ["f"])], SGD(lr=1.0))
+
+
+@pytest.mark.parametrize("name", ["items", "forward", "weight", "keys", "t 1"])
+def test_a_table_may_have_any_other_name(session: Session, name: str) -> None:
+    sparse = tables(session, name=name)
+    step(session, sparse, ids(1, name=name))
+    assert [key for key, _ in sparse.named_parameters()] == [f"embedding_bags.{name}.weight"]
+
+
+def test_two_collections_of_one_table_are_refused(session: Session) -> None:
+    first = tables(session)
+    with pytest.raises(ConfigurationError, match="table 'items': this session has a table of that name already"):
+        tables(session)
+    with pytest.raises(ConfigurationError, match="table 'items'"):
+        session.replicate(torch.nn.Linear(1, 1), SGD(lr=1.0), name="items")
+    step(session, first, ids(1))
+    assert rows(first, ids(1)) == [-1.0], "stepped once"
+
+
+def test_a_collection_that_is_gone_leaves_nothing(session: Session) -> None:
+    dropped = tables(session)
+    dropped(ids(1)).sum().backward()
+    del dropped
+    again = tables(session)
+    session.push()
+    assert rows(again, ids(1)) == [0.0]
+    step(session, again, ids(1))
+    assert rows(again, ids(1)) == [-1.0]
+
+
+def test_parameters_have_the_shape_of_the_tables_and_no_memory(session: Session) -> None:
+    sparse = tables(session)
+    ((name, weight),) = sparse.named_parameters()
+    assert (name, tuple(weight.shape), weight.device.type) == ("embedding_bags.items.weight", (20, DIM), "meta")
+
+
+# ------------------------------------------------------------------ steps
+@pytest.mark.parametrize("optimizer", [SGD(lr=1.0, momentum=0.9), Adam(lr=1.0)])
+def test_a_frozen_collection_stands_still(session: Session, optimizer: Any) -> None:
+    sparse = tables(session, optimizer)
+    step(session, sparse, ids(1))
+    before = rows(sparse, ids(1))
+    sparse.requires_grad_(False)
+    out = sparse(ids(1))
+    assert not out.requires_grad
+    session.push()
+    assert rows(sparse, ids(1)) == before
+    sparse.requires_grad_(True)
+    step(session, sparse, ids(1))
+    assert rows(sparse, ids(1)) != before
+
+
+def test_one_table_of_several_can_be_frozen(session: Session) -> None:
+    names = ["a", "b", "c"]
+    configs = [EmbeddingBagConfig(name, 9, 2 + i, [f"of {name}"], init_scale=0.0) for i, name in enumerate(names)]
+    sparse = EmbeddingBagCollection(session, configs, SGD(lr=1.0, momentum=0.9))
+    features = KeyedJaggedTensor.from_ids(
+        [f"of {name}" for name in names], torch.tensor([[0, 1, 2], [3, 4, 4], [8, 0, 0]])
+    )
+    parameters = dict(sparse.named_parameters())
+    for frozen in ("b", "", "a"):
+        for name in names:
+            parameters[f"embedding_bags.{name}.weight"].requires_grad_(name != frozen)
+        step(session, sparse, features)
+    with torch.no_grad():
+        out = sparse(features)[0]
+    # a trained in steps 1 and 2, b in 2 and 3, c in all: w = -(1), -(1 + 1.9), -(1 + 1.9 + 2.71)
+    torch.testing.assert_close(out, torch.tensor([-2.9] * 2 + [-2.9] * 3 + [-5.61] * 4))
+
+
+def test_several_backward_passes_are_one_step_whatever_other_tables_there_are(session: Session) -> None:
+    tables(session, name="first")
+    sparse = tables(session)
+    step(session, sparse, ids(7))
+    for batch in (ids(1, 2), ids(2, 3), ids(2)):
+        sparse(batch).sum().backward()
+    session.push()
+    assert rows(sparse, ids(1, 2, 3, 7)) == [-1.0, -3.0, -1.0, -1.0]
+
+
+def test_two_collections_and_one_used_twice_are_one_step(session: Session) -> None:
+    first, second = tables(session, name="first"), tables(session)
+    (first(ids(1, name="first")).sum() + second(ids(1)).sum() + second(ids(1)).sum()).backward()
+    session.push()
+    assert rows(first, ids(1, name="first")) == [-1.0] and rows(second, ids(1)) == [-2.0]
+
+
+def test_a_step_that_is_given_up_leaves_nothing(session: Session) -> None:
+    sparse = tables(session)
+    sparse(ids(1)).sum().backward()
+    session.discard()
+    step(session, sparse, ids(2))
+    assert rows(sparse, ids(1, 2)) == [0.0, -1.0]
+
+
+def test_forgotten_pushes_are_said(session: Session, caplog: pytest.LogCaptureFixture) -> None:
+    sparse = tables(session)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(200):
+            sparse(ids(1)).sum().backward()
+    assert caplog.text.count("64 backward passes through items since the last push") == 1
+    session.push()
+    assert rows(sparse, ids(1)) == [-200.0]
+
+
+def test_a_push_after_close_is_an_error() -> None:
+    session = InProcessCluster(3).session()
+    sparse = tables(session)
+    sparse(ids(1)).sum().backward()
+    session.close()
+    for call in (session.push, lambda: sparse(ids(1)), session.flush, session.barrier, session.pump):
+        with pytest.raises(Exception, match="this session is closed: connect again"):
+            call()
+
+
+def test_a_bad_gradient_is_named_by_table_row_and_feature(session: Session) -> None:
+    sparse = tables(session)
+    sparse(ids(3, 7))[1, 2].mul(float("nan")).backward()
+    with pytest.raises(
+        GradientError, match=r"is nan.*: that is row 7 of the embedding table 'items' \(features of items"
+    ):
+        session.push()
+
+
+def test_a_loop_over_epochs_with_one_name_is_an_error(session: Session) -> None:
+    sparse = tables(session)
+    for epoch in range(2):
+        if epoch:
+            with pytest.raises(ConfigurationError, match="iterated over all of it: epochs= says how many"):
+                session.lease_splits("data", 10, split_examples=5)
+            break
+        for split in session.lease_splits("data", 10, split_examples=5):
+            sparse(ids(*range(split.first, split.last))).sum().backward()
+            session.push(5)

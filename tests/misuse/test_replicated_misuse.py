@@ -1,0 +1,416 @@
+"""Ways to use a replicated module wrongly: each is right, or an error that says what to do."""
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from in_process import InProcessCluster  # noqa: E402
+from torch import nn  # noqa: E402
+
+from ecrec.errors import ConfigurationError, DivergedError, GradientError, RefusedError  # noqa: E402
+from ecrec.training import (  # noqa: E402
+    SGD,
+    Adam,
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    KeyedJaggedTensor,
+    ReplicatedModule,
+    Session,
+)
+
+
+@pytest.fixture
+def cluster() -> InProcessCluster:
+    return InProcessCluster(3)
+
+
+@pytest.fixture
+def session(cluster: InProcessCluster) -> Iterator[Session]:
+    with cluster.session(code="2+1") as session:
+        yield session
+
+
+class Heads(nn.Module):
+    """A trunk with two heads, of which a step may use one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(2, 3)
+        self.left = nn.Linear(3, 1)
+        self.right = nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor, left: bool = True) -> torch.Tensor:
+        head = self.left if left else self.right
+        out: torch.Tensor = head(torch.tanh(self.trunk(x)))
+        return out
+
+
+X = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+
+
+def values(module: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def compared(
+    session: Session, ours: Any, theirs: Callable[[Any], torch.optim.Optimizer], steps: Callable[[Any, int], None]
+) -> None:
+    """``steps(module, step)`` leaves gradients; after each the replicated module is as torch's own."""
+    torch.manual_seed(3)
+    module = Heads()
+    plain = copy.deepcopy(module)
+    dense = session.replicate(module, ours)
+    optimizer = theirs(plain.parameters())
+    for step in range(6):
+        optimizer.zero_grad()
+        steps(plain, step)
+        optimizer.step()
+        steps(module, step)
+        session.push()
+    dense.pull()
+    for got, expected in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+MOMENTUM = SGD(lr=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)
+ADAM = Adam(lr=0.1), lambda p: torch.optim.Adam(p, lr=0.1)
+
+
+# ------------------------------------------------------------------ what a push takes
+@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM])
+def test_a_head_without_a_gradient_is_not_stepped(session: Session, optimizer: Any) -> None:
+    compared(session, *optimizer, lambda module, step: module(X, left=step % 3 == 0).sum().backward())
+
+
+@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM])
+def test_gradients_set_by_hand_are_taken(session: Session, optimizer: Any) -> None:
+    def steps(module: nn.Module, step: int) -> None:
+        parameters = list(module.parameters())
+        grads = torch.autograd.grad(module(X).sum(), parameters, allow_unused=True)
+        for p, grad in zip(parameters, grads, strict=True):
+            p.grad = grad
+
+    compared(session, *optimizer, steps)
+
+
+def test_gradients_changed_in_place_are_taken_as_they_are(session: Session) -> None:
+    def steps(module: nn.Module, step: int) -> None:
+        (100 * module(X).sum()).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+
+    compared(session, *MOMENTUM, steps)
+
+
+def test_several_backward_passes_are_one_step(session: Session) -> None:
+    def steps(module: nn.Module, step: int) -> None:
+        for part in X:
+            module(part[None]).sum().backward()
+
+    compared(session, *MOMENTUM, steps)
+
+
+def test_zero_grad_before_the_backward_pass_does_no_harm(session: Session) -> None:
+    def steps(module: nn.Module, step: int) -> None:
+        module.zero_grad(set_to_none=step % 2 == 0)
+        module(X).sum().backward()
+
+    compared(session, SGD(lr=0.1), lambda p: torch.optim.SGD(p, lr=0.1), steps)
+
+
+def test_zero_grad_after_the_backward_pass_is_an_error(session: Session) -> None:
+    module = Heads()
+    session.replicate(module, SGD(lr=1.0))
+    before = values(module)
+    module(X).sum().backward()
+    module.zero_grad()
+    with pytest.raises(GradientError, match=r"gradient of trunk.weight, .* was set to None after the backward pass"):
+        session.push()
+    session.discard()
+    session.push()
+    assert module(X) is not None and equal(values(module), before)
+
+
+@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM])
+def test_a_frozen_parameter_stands_still_and_trains_when_it_is_unfrozen(session: Session, optimizer: Any) -> None:
+    def steps(module: Heads, step: int) -> None:
+        module.trunk.requires_grad_(step not in (0, 3))
+        module(X).sum().backward()
+
+    compared(session, *optimizer, steps)
+
+
+def test_a_step_that_is_given_up_leaves_no_gradient(session: Session) -> None:
+    module = Heads()
+    dense = session.replicate(module, SGD(lr=1.0))
+    before = values(module)
+    module(X).sum().backward()
+    session.discard()
+    session.push()
+    dense.pull()
+    assert equal(values(module), before)
+
+
+def test_a_gradient_that_is_not_finite_is_named_by_its_parameter(session: Session) -> None:
+    module = Heads()
+    session.replicate(module, SGD(lr=1.0))
+    module(X).sum().backward()
+    assert module.left.weight.grad is not None
+    module.left.weight.grad[0, 2] = float("nan")
+    with pytest.raises(GradientError, match=r"is nan.*: that is parameter left.weight\[0, 2\] of .*'dense'"):
+        session.push()
+    module(X).sum().backward()
+    session.push()
+
+
+def test_gradients_of_another_type_are_an_error(session: Session) -> None:
+    module = nn.Linear(2, 1)
+    session.replicate(module, SGD(lr=1.0))
+    module(X).sum().backward()
+    assert module.weight.grad is not None
+    module.weight.grad = None
+    with pytest.raises(GradientError, match="weight was set to None"):
+        session.push()
+    session.discard()
+
+
+# ------------------------------------------------------------------ what a forward pass sees
+def test_the_module_is_pulled_when_it_is_called_after_a_push(session: Session) -> None:
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(module.weight)
+    session.replicate(module, SGD(lr=1.0))
+    seen = []
+    for _ in range(4):
+        module(torch.ones(1, 1)).sum().backward()
+        seen.append(module.weight.item())
+        session.push()
+    assert seen == [1.0, 0.0, -1.0, -2.0]
+
+
+def test_prefetch_without_parts_pulls_all_of_them(session: Session) -> None:
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(module.weight)
+    session.replicate(module, SGD(lr=1.0))
+    seen = []
+    for _ in session.prefetch(range(3)):
+        seen.append(module.weight.item())
+        module(torch.ones(1, 1)).sum().backward()
+        session.push()
+    assert seen == [1.0, 0.0, -1.0], "the default is exact: no batch is a step late"
+
+
+def test_gradients_of_parameters_that_nobody_pulled_are_an_error(session: Session) -> None:
+    module = Heads()
+    dense = session.replicate(module, SGD(lr=1.0))
+    module(X).sum().backward()
+    session.push()
+    module.left(torch.tanh(module.trunk(X))).sum().backward()  # not the module itself
+    with pytest.raises(GradientError, match=r"not pulled since the last push\. Call the module itself"):
+        session.push()
+    session.discard()
+    dense.pull()
+    module.left(torch.tanh(module.trunk(X))).sum().backward()
+    session.push()
+
+
+def test_weights_that_are_not_finite_are_named_when_they_are_pulled(session: Session) -> None:
+    module = nn.Linear(2, 1)
+    dense = session.replicate(module, SGD(lr=3e38))
+    (10 * module(X).sum()).backward()
+    session.push()
+    with pytest.raises(DivergedError, match=r"parameter weight\[0, 0\] of the replicated module 'dense' is -inf"):
+        dense.pull()
+
+
+# ------------------------------------------------------------------ changes behind its back
+@pytest.mark.parametrize("change", [lambda m: m.double(), lambda m: m.bfloat16(), lambda m: m.half()])
+def test_a_module_that_is_converted_is_an_error(session: Session, change: Any) -> None:
+    module = nn.Linear(2, 1)
+    dense = session.replicate(module, SGD(lr=1.0))
+    change(module)
+    for call in (session.push, dense.pull, dense.assign):
+        with pytest.raises(ConfigurationError, match=r"parameter weight was moved or converted \(torch\.\w+ on cpu\)"):
+            call()
+
+
+def test_a_module_on_another_device_is_an_error(session: Session) -> None:
+    module = nn.Linear(2, 1)
+    session.replicate(module, SGD(lr=1.0))
+    module.to("meta")
+    with pytest.raises(
+        ConfigurationError, match=r"parameter weight was (moved or converted|replaced)|one was replaced"
+    ):
+        session.push()
+
+
+def test_layers_that_are_added_or_replaced_are_an_error(session: Session) -> None:
+    module = nn.Sequential(nn.Linear(2, 2))
+    session.replicate(module, SGD(lr=1.0))
+    module.append(nn.Linear(2, 1))
+    with pytest.raises(ConfigurationError, match="change a module before it is replicated"):
+        session.push()
+    del module[1]
+    session.push()
+    module[0] = nn.Linear(2, 2)
+    with pytest.raises(ConfigurationError, match="one was replaced"):
+        session.push()
+
+
+def test_load_state_dict_is_an_error_until_it_is_written(session: Session) -> None:
+    module, other = Heads(), Heads()
+    dense = session.replicate(module, SGD(lr=1.0))
+    module.load_state_dict(other.state_dict())
+    for call in (dense.pull, session.push):
+        with pytest.raises(ConfigurationError, match=r"was changed here \(load_state_dict.*assign\(\)"):
+            call()
+    dense.assign()
+    dense.pull()
+    assert equal(values(module), values(other))
+    module(X).sum().backward()
+    session.push()
+
+
+def test_an_optimizer_of_torch_beside_it_is_an_error(session: Session) -> None:
+    module = nn.Linear(2, 1)
+    session.replicate(module, SGD(lr=1.0))
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    module(X).sum().backward()
+    optimizer.step()
+    with pytest.raises(ConfigurationError, match="the step of an optimizer"):
+        session.push()
+
+
+def test_weights_that_are_clamped_in_place_are_an_error(session: Session) -> None:
+    module = nn.Linear(2, 1)
+    session.replicate(module, SGD(lr=1.0))
+    with torch.no_grad():
+        module.weight.clamp_(-0.1, 0.1)
+    with pytest.raises(ConfigurationError, match="parameter weight was changed here"):
+        module(X)
+        session.push()
+
+
+def test_values_that_are_not_finite_cannot_be_written(session: Session) -> None:
+    module = nn.Linear(2, 1)
+    dense = session.replicate(module, SGD(lr=1.0))
+    with torch.no_grad():
+        module.weight[0, 1] = float("inf")
+    with pytest.raises(GradientError, match=r"the weight of table 'dense'.*is inf.*parameter weight\[0, 1\]"):
+        dense.assign()
+
+
+# ------------------------------------------------------------------ names and shapes
+def test_two_modules_of_one_name_are_refused(session: Session) -> None:
+    first = session.replicate(nn.Linear(2, 1), SGD(lr=1.0))
+    before = values(first.module)
+    second = nn.Linear(2, 1)
+    with pytest.raises(ConfigurationError, match="table 'dense': this session has a table of that name already"):
+        session.replicate(second, SGD(lr=1.0))
+    second.weight.data.add_(1.0)  # it was left as it was
+    session.replicate(second, SGD(lr=1.0), name="second")
+    first.pull()
+    assert equal(values(first.module), before)
+
+
+def test_another_module_under_a_name_of_the_cluster_is_refused(cluster: InProcessCluster) -> None:
+    with cluster.session() as session:
+        session.replicate(nn.Linear(2, 3), SGD(lr=1.0))
+    with cluster.session() as again:
+        for other in (nn.Linear(3, 2), nn.Linear(2, 3, bias=False), nn.Sequential(nn.Linear(2, 3))):
+            with pytest.raises(RefusedError, match=r"'dense' on this cluster is another module.*give another name="):
+                again.replicate(other, SGD(lr=1.0))
+        again.replicate(nn.Linear(2, 3), SGD(lr=1.0))
+
+
+def test_the_name_of_a_module_that_is_gone_is_free(session: Session) -> None:
+    session.replicate(nn.Linear(2, 1), SGD(lr=1.0))
+    session.replicate(nn.Linear(2, 1), SGD(lr=1.0))
+
+
+def test_a_module_without_a_shape_is_refused(session: Session) -> None:
+    with pytest.raises(ConfigurationError, match="has no shape yet: run the module once"):
+        session.replicate(nn.LazyLinear(3), SGD(lr=1.0))
+
+
+def test_the_part_need_not_be_kept(session: Session) -> None:
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(module.weight)
+    session.replicate(module, SGD(lr=1.0))  # nobody holds what it returns
+    for _ in range(2):
+        module(torch.ones(1, 1)).sum().backward()
+        session.push()
+    with torch.no_grad():
+        module(torch.ones(1, 1))
+    assert module.weight.item() == -1.0
+
+
+def test_embedding_tables_inside_are_left_to_their_collection(session: Session) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 10, 4, ["f"])], SGD(lr=1.0))
+            self.over = nn.Linear(4, 1)
+
+        def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+            out: torch.Tensor = self.over(self.tables(features))
+            return out
+
+    model = Model()
+    dense = session.replicate(model, SGD(lr=1.0))
+    assert list(dense.describe("dense", row, 0).split()[1] for row in range(2)) == ["over.weight[0,", "over.bias[0]"]
+    features = KeyedJaggedTensor.from_ids(["f"], torch.tensor([[1, 2]]))
+    first = model(features)
+    first.sum().backward()
+    session.push()
+    assert not torch.equal(model(features), first)
+
+
+# ------------------------------------------------------------------ copies
+def test_a_copy_is_plain_torch(session: Session) -> None:
+    module = Heads()
+    session.replicate(module, SGD(lr=1.0))
+    plain = copy.deepcopy(module)
+    module(X).sum().backward()
+    session.push()
+    module(X)
+    assert not equal(values(module), values(plain))
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
+    plain(X).sum().backward()
+    optimizer.step()
+    plain(X)
+    session.push()
+
+
+def test_a_module_that_is_saved_whole_is_plain_torch_when_it_is_loaded(session: Session) -> None:
+    module = nn.Sequential(nn.Linear(2, 1))
+    session.replicate(module, SGD(lr=1.0))
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert equal(values(loaded), values(module))
+    loaded(X).sum().backward()
+
+
+def test_a_session_cannot_be_copied_or_saved(session: Session) -> None:
+    tables = EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 10, 4, ["f"])], SGD(lr=1.0))
+    for thing in (session, tables, nn.Sequential(tables)):
+        with pytest.raises(ConfigurationError, match="its rows are on the servers"):
+            copy.deepcopy(thing)
+        with pytest.raises(ConfigurationError, match="its rows are on the servers"):
+            torch.save(thing, io.BytesIO())
+
+
+def test_the_part_itself_says_what_it_is(session: Session) -> None:
+    dense = session.replicate(nn.Linear(2, 1), SGD(lr=1.0))
+    assert isinstance(dense, ReplicatedModule) and dense.name == "dense"
+    with pytest.raises(ConfigurationError, match="cannot be copied or saved"):
+        copy.deepcopy(dense)
