@@ -23,7 +23,7 @@ from ecrec.protocol.events import (
     Send,
     Tick,
 )
-from ecrec.protocol.messages import SCHEDULER, SHARD, UP, WORKER, Address
+from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, UP, WORKER, Address
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
 from ecrec.training.session import Session
@@ -50,10 +50,11 @@ class InProcessCluster:
             self._start_shard(shard)
 
     def session(self, **options: Any) -> Session:
-        """A session of a new worker process; options are those of `Session`."""
+        """A session of a new worker process, or of one that reads; other options are those of `Session`."""
+        role = TOOL if options.pop("read_only", False) else WORKER
         name = f"worker-{options.get('rank', 0)}-{self.started}"
         self.started += 1
-        machine = ClientMachine(options.get("rank", 0), name, WORKER)
+        machine = ClientMachine(options.get("rank", 0) if role == WORKER else self.started, name, role)
         with self.lock:
             self.machines[name] = machine
         return Session(machine, _Node(self, name), wait_timeout_ms=20_000.0, **options).start()
@@ -127,7 +128,7 @@ class InProcessCluster:
             address = getattr(machine, "address", None)
             if address == to or (to.role == SHARD and self._will_be(machine, to)):
                 return name
-            if to.role == WORKER and address is not None and (address.role, address.id) == (WORKER, to.id):
+            if to.role in (WORKER, TOOL) and address is not None and (address.role, address.id) == (to.role, to.id):
                 return name
         return None
 

@@ -41,31 +41,36 @@ def connect(
     world_size: int | None = None,
     sync: bool = False,
     exact: bool | None = None,
+    nonfinite: str = "error",
     curve_dir: str | None = None,
     wait_timeout_ms: float | None = None,
+    read_only: bool = False,
 ) -> "Session":
     """A training session of a running cluster; what is not given is taken from the environment of
     `ecrec-worker`. Use it in a ``with`` statement, or `close` it: both wait until every push is durable.
 
     ``code`` is that of tables which name none (default: n - 1 data rows and 1 parity row in groups of n
-    shards); ``sync`` and ``exact`` are the session's; ``curve_dir`` holds the keys of a cluster that encrypts (default:
-    ECREC_CURVE_DIR). ``wait_timeout_ms``: a wait of the session that takes longer ends with ClusterError (default:
-    ECREC_WAIT_TIMEOUT_MS; without it, it waits as long as the scheduler is there and does not say that data is lost).
-    Raises ConfigurationError without an endpoint or for keys that cannot be used, ClusterError
-    when the cluster cannot be reached.
+    shards); ``sync``, ``exact`` and ``nonfinite`` are the session's; ``curve_dir`` holds the keys of a cluster that
+    encrypts (default: ECREC_CURVE_DIR). ``wait_timeout_ms``: a wait of the session that takes longer ends with
+    ClusterError (default: ECREC_WAIT_TIMEOUT_MS; without it, it waits as long as the scheduler is there and does not
+    say that data is lost). ``read_only``: a session that is no worker, for a notebook, a monitor or an evaluation: it
+    pulls and changes nothing, and the environment's rank is not its own.
+    Raises ConfigurationError without an endpoint or for keys that cannot be used, ClusterError when the cluster cannot
+    be reached.
     """
     endpoint = endpoint or os.environ.get(SCHEDULER)
     if not endpoint:
         raise ConfigurationError(f"no scheduler: give its endpoint, or set {SCHEDULER}")
-    rank = whole_number(RANK, 0) if rank is None else rank
+    if rank is None:
+        rank = 0 if read_only else whole_number(RANK, 0)
     if world_size is None:
-        world_size = whole_number(WORLD_SIZE, rank + 1)
+        world_size = rank + 1 if read_only else whole_number(WORLD_SIZE, rank + 1)
     spec = None if code is None else CodeSpec.parse(code)
     keys = curve_keys(curve_dir)
     limit_ms = environment.wait_timeout_ms(wait_timeout_ms)
     return _training_connect()(
-        endpoint, rank=rank, world_size=world_size, sync=sync, exact=exact, code=spec, keys=keys,
-        wait_timeout_ms=limit_ms,
+        endpoint, rank=rank, world_size=world_size, sync=sync, exact=exact, nonfinite=nonfinite, code=spec, keys=keys,
+        wait_timeout_ms=limit_ms, read_only=read_only,
     )  # fmt: skip
 
 
@@ -79,6 +84,7 @@ def local_cluster(
     transport: str = "ipc",
     on_data_loss: str = STOP,
     deaths_max: int = DEATHS_MAX,
+    nonfinite: str = "error",
     wait_timeout_ms: float | None = None,
 ) -> "Iterator[Session]":
     """Start a scheduler and shards on this machine, give a session, end them all at exit.
@@ -87,10 +93,10 @@ def local_cluster(
     16 shards; of more, as few as possible), each of which tolerates r deaths of its own.
 
     A thread replaces shards that die; one that ended ``deaths_max`` times within two minutes is given up.
-    ``wait_timeout_ms``: as for `connect`. ``on_data_loss``: what happens when more shards die than the code tolerates,
-    ``"stop"`` (DataLostError) or ``"reinitialise"`` the lost rows and go on. Raises ConfigurationError for shards that
-    cannot be dealt so, a code that does not fit a group or another ``on_data_loss``, ClusterError when the processes
-    cannot be started.
+    ``nonfinite``, ``wait_timeout_ms``: as for `connect`. ``on_data_loss``: what happens when more shards die than the
+    code tolerates, ``"stop"`` (DataLostError) or ``"reinitialise"`` the lost rows and go on. Raises ConfigurationError
+    for shards that cannot be dealt so, a code that does not fit a group or another ``on_data_loss``, ClusterError when
+    the processes cannot be started.
     """
     if on_data_loss not in ON_DATA_LOSS:
         raise ConfigurationError(f"on_data_loss {on_data_loss!r}: expected one of {', '.join(ON_DATA_LOSS)}")
@@ -108,7 +114,7 @@ def local_cluster(
             cluster.wait_ready()
             with (
                 Keeper(cluster) as keeper,
-                join(endpoint, code=spec, keys=curve_keys(), wait_timeout_ms=limit_ms) as session,
+                join(endpoint, code=spec, keys=curve_keys(), nonfinite=nonfinite, wait_timeout_ms=limit_ms) as session,
             ):
                 session.watch(keeper.failure)
                 yield session

@@ -9,7 +9,8 @@ import numpy as np
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import TableSpec
 from ecrec.training.parts import I64, Share
-from ecrec.training.session import RecordsAsked, Session
+from ecrec.training.pulls import RecordsAsked
+from ecrec.training.session import Session
 
 CHUNK_BYTES = 8 << 20
 """Records pulled at a time; two chunks are on their way while one is hashed."""

@@ -112,9 +112,10 @@ class EmbeddingBagCollection(nn.Module):
             else:
                 table_code = general
             specs.append(_table_spec(config, table_code, optimizer, seed))
-        self.specs = specs
         session.claim([config.name for config in tables], self)
         self._indices = np.array(session.create_tables(specs), np.int32)
+        # Where the session only reads, code, optimizer and first values are the cluster's.
+        self.specs = specs = [session.machine.tables[spec.name][1] for spec in specs]
         self._table_rows = np.array([c.num_embeddings for c in tables], np.int64)
         self._table_k = np.array([spec.code.k for spec in specs], np.int32)
         self._table_dims = np.array([c.embedding_dim for c in tables], np.int64)

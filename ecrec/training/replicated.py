@@ -72,6 +72,10 @@ class ReplicatedModule:
         self.spec = _spec(name, rows, row_floats, code, optimizer, named)
         try:
             self._index = session.create_tables([self.spec])[0]
+            there = session.machine.tables[name][1]
+            if there.init_seed != self.spec.init_seed:  # only where the session reads
+                raise RefusedError(f"table {name!r} has other parameters")
+            self.spec = there
         except RefusedError as error:
             raise RefusedError(
                 f"{error}. What is replicated as {name!r} on this cluster is another module, or has another optimizer "

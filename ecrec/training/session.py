@@ -1,22 +1,24 @@
-"""A session: one worker's way to the shards, without a thread of its own.
+"""A session: one worker's way to the shards.
 
 Everything happens while the session waits or is pumped: it hands the machine what arrived, and what the machine
-wants done to the transport. A step pulls the rows of all its *parts* (embedding tables, replicated modules) in one
-request a shard, and pushes all their gradients in one push.
+wants done to the transport. While nobody calls it, a thread pumps it now and then (`Heartbeat`), so that a worker that
+computes for long is not taken for dead. A step pulls the rows of all its *parts* (embedding tables, replicated modules)
+in one request a shard, and pushes all their gradients in one push.
 """
 
 import gc
 import logging
 import os
 import secrets
+import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, wraps
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from torch import nn
@@ -33,16 +35,20 @@ from ecrec.errors import (
     RefusedError,
 )
 from ecrec.protocol.arrays import frames_bytes
-from ecrec.protocol.client import ClientMachine, SplitLease
+from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.events import Effect, Failed, HalfHandledError, PullDone, Result
-from ecrec.protocol.messages import WAIT, WORKER, WRITE, WRITTEN, Dataset, Frames, Section
+from ecrec.protocol.messages import TOOL, WAIT, WORKER, WRITE, WRITTEN, Dataset, Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.protocol.requests import SectionsAndFrames
 from ecrec.training import exits
+from ecrec.training.advice import advice
+from ecrec.training.heartbeat import Heartbeat
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.parts import F32, Fetch, Part, Share
+from ecrec.training.pulls import Asked, RecordsAsked
 from ecrec.training.replicated import ReplicatedModule
-from ecrec.transport.client_node import ClientNode
+from ecrec.training.splits import Split, Splits
+from ecrec.transport.client_node import ClientNode, check_process
 from ecrec.transport.curve import CurveKeys
 
 BatchT = TypeVar("BatchT")
@@ -70,8 +76,11 @@ NONFINITE = ("error", "zero")
 
 _PUMP_MS = 20.0
 
-SILENT_TIMEOUTS = 3
-"""A scheduler that was silent for so many time-outs is named in the advice."""
+BEAT_S = 0.25
+"""A session that is not called for so long is pumped by its heartbeat."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
@@ -99,47 +108,17 @@ class Figures:
     longest_pause_s: float = 0.0
 
 
-class Split(NamedTuple):
-    """Examples first <= i < last of a pass, leased to this worker."""
+def _locked(method: "Callable[Concatenate[Session, P], R]") -> "Callable[Concatenate[Session, P], R]":
+    """A method that has the machine and the node to itself. Only in the process that made the session: in a child of
+    `os.fork` the lock may be held by a thread that is not there."""
 
-    epoch: int
-    """Number of the pass, from 0."""
-    first: int
-    last: int
+    @wraps(method)
+    def call(self: "Session", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        check_process(self._pid)
+        with self._lock:
+            return method(self, *args, **kwargs)
 
-
-class _Asked:
-    """A pull of several parts: which frame of which shard is whose."""
-
-    def __init__(self, fetches: Sequence[Fetch]) -> None:
-        self.fetches = list(fetches)
-        self.frames: dict[int, Frames] | None = None
-        self.refusal = ""
-        """Why a shard refused it."""
-        self.by_shard: dict[int, SectionsAndFrames] = {}
-        self._order: dict[int, list[int]] = {}
-        for i, fetch in enumerate(self.fetches):
-            for shard, share in fetch.shares.items():
-                sections, rows = self.by_shard.setdefault(shard, ([], []))
-                sections.append(share.section)
-                rows.append(share.rows)  # type: ignore[attr-defined]
-                self._order.setdefault(shard, []).append(i)
-
-    def fill(self) -> int:
-        """Hand the frames to the fetches; returns their bytes."""
-        assert self.frames is not None
-        answers: list[dict[int, Any]] = [{} for _ in self.fetches]
-        size = 0
-        for shard, order in self._order.items():
-            frames = self.frames[shard]
-            if len(frames) != len(order):
-                raise ClusterError(f"shard {shard} answered {len(order)} sections with {len(frames)} frames")
-            for i, frame in zip(order, frames, strict=True):
-                answers[i][shard] = frame
-                size += memoryview(frame).nbytes
-        for fetch, answer in zip(self.fetches, answers, strict=True):
-            fetch.fill(answer)
-        return size
+    return call
 
 
 class Session:
@@ -157,6 +136,10 @@ class Session:
     it to zero and counts it in ``figures``. ``wait_timeout_ms``: whatever it waits for, it waits for so long at most,
     and then raises ClusterError. None: as long as the scheduler is there and does not say that data is lost. Every 10 s
     the log names who is missing, and since when.
+
+    A session of a machine that is a tool is **read only** (`read_only`): it is no worker, and training goes on whatever
+    it does. It takes the tables as they are on the cluster, and pulls; what would change something raises
+    ConfigurationError.
     """
 
     def __init__(
@@ -179,6 +162,8 @@ class Session:
         if nonfinite not in NONFINITE:
             raise ConfigurationError(f"nonfinite {nonfinite!r}: expected {' or '.join(NONFINITE)}")
         self.machine = machine
+        self.read_only = machine.role != WORKER
+        """It pulls, and changes nothing."""
         self.nonfinite = nonfinite
         self.code = CodeSpec.parse(code) if isinstance(code, str) else code
         self.rank = rank
@@ -193,14 +178,20 @@ class Session:
         self._owners: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
         """Table -> the part that has it."""
         self._replicated: set[str] = set()
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, Asked] = {}
         self._closed = False
         self._failure: Callable[[], EcrecError | None] = lambda: None
-        self._split: SplitLease | None = None
-        """What `lease_splits` last gave."""
-        self._iterated: set[Dataset] = set()
+        self._lock = threading.RLock()
+        """Of the machine and the node: `_beat` uses them in another thread while this one computes."""
+        self._splits = Splits(machine, self._perform, self.wait, self._lock)
+        self._heartbeat: Heartbeat | None = None
+        self._pumped_s = time.monotonic()
+        self._late: list[Result] = []
+        """What came while nobody called the session."""
+        self._late_error: Exception | None = None
 
     # ------------------------------------------------------------------ life
+    @_locked
     def start(self) -> "Session":
         """Wait until all shards are known and have answered. Raises ClusterError with advice if they do not."""
         self.wait(lambda: self.machine.ready, "the cluster")
@@ -236,6 +227,7 @@ class Session:
         finally:
             self.abandon()
 
+    @_locked
     def close(self) -> None:
         """Wait until every push is durable, then disconnect. May be called twice."""
         if self._closed:
@@ -246,6 +238,7 @@ class Session:
         finally:
             self.abandon()
 
+    @_locked
     def end(self) -> str:
         """Close it when the interpreter ends; returns what was lost, empty if nothing was.
 
@@ -290,6 +283,7 @@ class Session:
         while machine.leaving and not machine.failed and time.monotonic() < end:
             self._node.pump(_PUMP_MS)
 
+    @_locked
     def flush(self) -> None:
         """Wait until every push is durable: no death of as many shards as the code stands can take it back any more.
 
@@ -305,7 +299,12 @@ class Session:
         """Disconnect at once; pushes that are not durable may be lost."""
         self._closed = True
         exits.closed(self)
-        self._node.close()
+        if os.getpid() != self._pid:
+            return
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        with self._lock:
+            self._node.close()
 
     def watch(self, failure: Callable[[], EcrecError | None]) -> None:
         """From now on every call raises what ``failure`` returns, where that is an error of the cluster."""
@@ -329,6 +328,7 @@ class Session:
         return CodeSpec(n - 1, 1) if n > 1 else CodeSpec(1, 0)
 
     # ------------------------------------------------------------------ waiting
+    @_locked
     def pump(self, timeout_ms: float = 0.0) -> None:
         """Handle what arrived; call it now and then in a long computation, so that deaths are noticed in it.
 
@@ -337,7 +337,7 @@ class Session:
         """
         self._check_open()
         try:
-            results = self._node.pump(timeout_ms)
+            results = self._pump(timeout_ms)
         except HalfHandledError as error:
             raise ClusterError(f"an error inside ecrec, start this worker again: {error}") from error
         for result in results:
@@ -351,6 +351,33 @@ class Session:
             else:
                 asked.refusal = result.reason
         self._check_failed()
+
+    def _pump(self, timeout_ms: float) -> list[Result]:
+        """What came, now or while nobody called."""
+        error, self._late_error = self._late_error, None
+        if error is not None:
+            raise error
+        late, self._late = self._late, []
+        results = late + self._node.pump(0.0 if late else timeout_ms)
+        self._pumped_s = time.monotonic()
+        return results
+
+    def beat(self) -> None:
+        """Called by another thread now and then: what a worker must say to stay one is said while this one computes."""
+        if not self._lock.acquire(blocking=False):
+            return  # it is in a call of the session, which does that itself
+        try:
+            if self._closed or self._late_error or time.monotonic() - self._pumped_s < BEAT_S:
+                return
+            self._late += self._node.pump(0.0)
+        except Exception as error:
+            self._late_error = error  # the next call raises it
+        finally:
+            self._lock.release()
+
+    def start_heartbeat(self) -> None:
+        """From now on a thread says that this worker lives, also while it is in a long computation."""
+        self._heartbeat = Heartbeat(self.beat, BEAT_S)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -373,6 +400,7 @@ class Session:
                 '(replicate(..., code="1+2")) stand more deaths'
             )
 
+    @_locked
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Pump until ``done()``. Raises ClusterError with advice after ``wait_timeout_ms``, and what `pump` raises."""
         self._check_open()
@@ -396,49 +424,7 @@ class Session:
         self.figures.longest_pause_s = max(self.figures.longest_pause_s, waited)
 
     def _advice(self) -> str:
-        machine = self.machine
-        silent_ms = machine.scheduler_silent_ms
-        if silent_ms is None:
-            return "the scheduler has not answered; is it running, and at the address given?"
-        missing = self._missing()
-        if machine.waits and silent_ms > SILENT_TIMEOUTS * machine.config.heartbeat_timeout_ms:
-            missing.append(f"the scheduler has not answered for {silent_ms / 1e3:.1f} s; is it running?")
-        if missing:
-            return "; ".join(missing)
-        if not machine.groups or len(machine.acked) < machine.shards:
-            return "the cluster has not all its servers yet; `ecrec status` names those that are there"
-        if machine.joining:
-            names = ", ".join(map(str, machine.run_missing)) or "others"
-            return (
-                f"no shard is missing; worker {names} of {machine.run_size} has not come: start all with one world_size"
-            )
-        if self.sync and self.world_size > 1:
-            return f"no shard is missing; do all {self.world_size} workers make the same number of steps?"
-        if asked := machine.unanswered():
-            names = ", ".join(map(self._name, asked))
-            return f"no shard is missing, but not all is done that was asked of {names}; the logs may say why"
-        return "no shard is missing"
-
-    def _missing(self) -> list[str]:
-        """The shards that are waited for, and since when, for people."""
-        machine = self.machine
-        suspected, down = machine.suspected(), machine.down()
-        out = [f"{self._name(shard)} is in the way: {reason}" for shard, reason in sorted(suspected.items())]
-        for shard, ms in down.items():
-            if shard not in suspected:
-                since = f"has been down for {ms / 1e3:.1f} s"
-                out.append(f"{self._name(shard)} {since}; if no spare waits, start one with ecrec-ps")
-        for shard, ms in machine.unheard(machine.config.heartbeat_timeout_ms).items():
-            if shard not in suspected:
-                out.append(
-                    f"{self._name(shard)} has not answered this worker for {ms / 1e3:.1f} s, and is not declared down; "
-                    "look at the network between the two"
-                )
-        return out
-
-    def _name(self, shard: int) -> str:
-        endpoint = self.machine.endpoint_of(shard)
-        return f"shard {shard} of {self.machine.shards} at {endpoint}" if endpoint else f"shard {shard}"
+        return advice(self.machine, self.world_size if self.sync else 1)
 
     def _is_over(self, waited_s: float) -> bool:
         """A wait has taken too long."""
@@ -461,14 +447,19 @@ class Session:
         raise ClusterError(reason)
 
     # ------------------------------------------------------------------ tables and parts
+    @_locked
     def create_tables(self, specs: Sequence[TableSpec]) -> list[int]:
         """Their indices, once every running shard has them. Tables that are there and equal are taken.
 
         Raises RefusedError for those that do not fit the cluster or differ from the one of that name; the others are
-        made, and the session goes on.
+        made, and the session goes on. A session that only reads makes none: it raises ConfigurationError for a table
+        that is not there, or has other rows or another dim.
         """
         machine = self.machine
         names = [spec.name for spec in specs]
+        if self.read_only:
+            self._check_tables(specs)
+            specs = [machine.tables[name][1] for name in names]
         for spec in specs:
             self._perform(machine.create_table(spec))
         self.wait(lambda: not any(map(machine.creating, names)), f"tables {', '.join(names)}")
@@ -476,6 +467,26 @@ class Session:
         if refused:
             raise RefusedError("; ".join(refused))
         return [machine.tables[name][0] for name in names]
+
+    def _check_tables(self, specs: Sequence[TableSpec]) -> None:
+        """They are on the cluster, and a row of them is what the caller takes it for."""
+        known = self.machine.tables
+        for spec in specs:
+            if spec.name not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise ConfigurationError(
+                    f"this session only reads, and there is no table {spec.name!r} on the cluster; there are: {names}"
+                )
+            there = known[spec.name][1]
+            if (there.rows, there.dim) != (spec.rows, spec.dim):
+                raise ConfigurationError(
+                    f"table {spec.name!r} has {there.rows} rows of {there.dim} weights on the cluster, not {spec.rows} "
+                    f"of {spec.dim}"
+                )
+
+    def _check_writes(self, what: str) -> None:
+        if self.read_only:
+            raise ConfigurationError(f"{what}: this session only reads (read_only=True)")
 
     def replicate(
         self, module: nn.Module, optimizer: Optimizer, *, code: CodeSpec | str | None = None, name: str = "dense"
@@ -529,7 +540,7 @@ class Session:
             raise ValueError(f"depth is {depth}, expected at least 0")
         parts = parts or tuple(self.parts)
         source = iter(batches)
-        queue: deque[tuple[BatchT, Any, _Asked]] = deque()
+        queue: deque[tuple[BatchT, Any, Asked]] = deque()
         ended = False
         while True:
             while not ended and len(queue) <= depth:
@@ -567,6 +578,7 @@ class Session:
         split, if one was not pushed to its end; RefusedError for a name that is known with other numbers, after which
         the session goes on; FencedError when this worker was given up.
         """
+        self._check_writes("lease_splits")
         if self.sync:
             raise ConfigurationError("lease_splits with sync=True: the workers of a sum must go in step")
         if examples < 1 or split_examples < 1 or epochs < 0 or (end is not None and end < 0):
@@ -574,73 +586,14 @@ class Session:
                 f"lease_splits({name!r}): examples {examples} and split_examples {split_examples} must be at least 1, "
                 f"epochs {epochs} and end {end} not negative"
             )
-        dataset = Dataset(name, examples, epochs * examples if end is None else end, split_examples)
-        if dataset in self._iterated:
-            raise ConfigurationError(
-                f"lease_splits({name!r}): this session has iterated over all of it: epochs= says how many passes there "
-                "are, and another name begins anew"
-            )
-        return self._lease(dataset)
+        return self._splits.iterate(Dataset(name, examples, epochs * examples if end is None else end, split_examples))
 
-    def _lease(self, dataset: Dataset) -> Iterator[Split]:
-        machine = self.machine
-        if self._split is not None:
-            raise ConfigurationError(f"lease_splits({dataset.name!r}): another iteration has a split")
-        self._check_broken_off(dataset)
-        try:
-            while True:
-                if not machine.leases:
-                    self._ask_for_split(dataset)
-                while machine.asking and not machine.leases:
-                    # Each answer, be it that others have the rest, is a sign of life: wait on as long as they come.
-                    known = machine.split_answers
-                    self.wait(partial(self._split_answered, known), "the scheduler to answer about a split")
-                if not machine.leases:
-                    if dataset in machine.finished:
-                        self._iterated.add(dataset)
-                        return
-                    raise RefusedError(f"lease_splits({dataset.name!r}): {machine.split_refusal}")
-                # So that the next one is there when this one is done, even if the scheduler is away for a while.
-                if len(machine.leases) == 1:
-                    self._ask_for_split(dataset)
-                self._split = split = machine.leases[0]
-                left = machine.examples_left or 0  # fewer than it has where an earlier iteration was broken off in it
-                epoch, first = divmod(split.last - left, dataset.examples)
-                yield Split(epoch, first, first + left)
-                if self._examples_left():
-                    raise ConfigurationError(
-                        f"{dataset.name!r}: {self._examples_left()} examples of the split {first} to {first + left} "
-                        "were not pushed; push(examples) counts them"
-                    )
-        finally:
-            self._split = None
-
-    def _check_broken_off(self, dataset: Dataset) -> None:
-        """Splits are trained on in the order in which they were given, and one that is asked for may be given."""
-        machine = self.machine
-        for other in (machine.leased_dataset, machine.asked_dataset):
-            if other not in (None, dataset):
-                raise ConfigurationError(
-                    f"lease_splits({dataset.name!r}): an iteration over {_describe(other)} was broken off, and this "
-                    "worker still has, or is to get, a split of it; go on with that one to its end, or connect again"
-                )
-
-    def _split_answered(self, known: int) -> bool:
-        return self.machine.split_answers != known
-
-    def _ask_for_split(self, dataset: Dataset) -> None:
-        if not self.machine.asking and dataset not in self.machine.finished:
-            self._perform(self.machine.lease(dataset))
-
-    def _examples_left(self) -> int:
-        """Of the split that `lease_splits` last gave."""
-        leases = self.machine.leases
-        return (self.machine.examples_left or 0) if leases and leases[0] == self._split else 0
-
+    @_locked
     def fetch(self, *fetches: Fetch, exact: bool | None = None) -> None:
         """Pull now, and wait for it."""
         self._await(self._ask(fetches, self.exact if exact is None else exact))
 
+    @_locked
     def push(self, examples: int = 0) -> None:
         """Send the gradients that the parts have gathered since the last push, as one push; the end of a step.
 
@@ -654,7 +607,10 @@ class Session:
         and GradientError for values that are not finite (see `Session`): its gradients are gone, and the session goes
         on with the next step. Only PartialPushError says that some shards may have applied their parts.
         """
-        self._check_split(examples)
+        self._check_writes("push")
+        if examples < 0:
+            raise ConfigurationError(f"a push of {examples} examples, expected at least 0")
+        self._splits.check(examples)
         parts = self.parts
         for part in parts:
             part.check_gradients()
@@ -667,19 +623,23 @@ class Session:
         self.figures.examples += examples
         self.machine.figures = asdict(self.figures)
 
+    @_locked
     def discard(self) -> None:
         """Give a step up: forget all gradients since the last push. Its examples do not count."""
         for part in self.parts:
             part.discard()
 
+    @_locked
     def assign(self, shares: Mapping[int, Share]) -> None:
         """Write these weights, and wait until they are durable; what an optimizer keeps beside them stays."""
+        self._check_writes("assign")
         self._wait_to_push(0)
         self._push(self._by_shard([shares]), 0, assign=True)
         for part in self.parts:
             part.pushed()
         self._flush("the weights to be durable")
 
+    @_locked
     def initialise(self, name: str, shares: Callable[[], Mapping[int, Share]]) -> None:
         """Wait until a table has its first values: rank 0 writes these, unless somebody ever has.
 
@@ -687,6 +647,8 @@ class Session:
         been started again it writes all of it. Raises ClusterError with advice after the timeout.
         """
         machine = self.machine
+        if self.read_only:
+            return
         index = machine.tables[name][0]
         values: dict[int, SectionsAndFrames] = {}
         if self.rank == 0:
@@ -705,8 +667,10 @@ class Session:
             self._perform(machine.initialised(index))
             self.wait(lambda: machine.initial(index) == WRITTEN, what)
 
+    @_locked
     def barrier(self) -> None:
         """Wait until all workers are here: an empty push that is applied when all have made it, and is durable."""
+        self._check_writes("barrier")
         if self.world_size > 1 and not self.sync:
             # Any of them may have been started again since the last one: those that live now meet.
             self._flush("all pushes to be durable")
@@ -715,18 +679,9 @@ class Session:
         self._push({}, self.world_size)
         self._flush(f"all {self.world_size} workers")
 
-    def pull_records(self, shares: Mapping[int, Share]) -> "RecordsAsked":
+    def pull_records(self, shares: Mapping[int, Share]) -> RecordsAsked:
         """Ask for whole records (weights and optimizer state); ``.take()`` waits for the answers."""
-        return RecordsAsked(self, shares)
-
-    def _check_split(self, examples: int) -> None:
-        if examples < 0:
-            raise ConfigurationError(f"a push of {examples} examples, expected at least 0")
-        left = self._examples_left()
-        if self._split is not None and examples > left:
-            raise ConfigurationError(
-                f"a push of {examples} examples, but {left} are left of the split: a batch must not reach into the next"
-            )
+        return RecordsAsked(shares, lambda fetch: partial(self._await, self._ask([fetch], True, records=True)))
 
     def _wait_to_push(self, barrier: int) -> None:
         """Until a push can be sent at once. Whoever gathers gradients before may have to throw them away."""
@@ -771,8 +726,9 @@ class Session:
             self.figures.nonfinite_gradients += int(bad.sum())
             values[bad] = 0.0
 
-    def _ask(self, fetches: Sequence[Fetch], exact: bool, records: bool = False) -> _Asked:
-        asked = _Asked(fetches)
+    @_locked
+    def _ask(self, fetches: Sequence[Fetch], exact: bool, records: bool = False) -> Asked:
+        asked = Asked(fetches)
         self._check_open()
         self._check_failed()
         ticket, effects = self.machine.pull(asked.by_shard, exact=exact, records=records)
@@ -780,34 +736,12 @@ class Session:
         self._perform(effects)
         return asked
 
-    def _await(self, asked: _Asked) -> None:
+    @_locked
+    def _await(self, asked: Asked) -> None:
         self.wait(lambda: asked.frames is not None or asked.refusal != "", "the answers to a pull")
         if asked.refusal:
             raise RefusedError(asked.refusal)
         self.figures.bytes_pulled += asked.fill()
-
-
-def _describe(dataset: Dataset | None) -> str:
-    assert dataset is not None
-    return f"{dataset.name!r} (examples={dataset.examples}, split_examples={dataset.split_examples}, end={dataset.end})"
-
-
-class RecordsAsked:
-    """A pull of whole records on its way."""
-
-    def __init__(self, session: Session, shares: Mapping[int, Share]) -> None:
-        self.shares = shares
-        self.answers: Mapping[int, Any] = {}
-        self._session = session
-        self._asked = session._ask([self], True, records=True)
-
-    def fill(self, answers: Mapping[int, Any]) -> None:
-        self.answers = answers
-
-    def take(self) -> Mapping[int, Any]:
-        """The records of each shard asked, a buffer each."""
-        self._session._await(self._asked)
-        return self.answers
 
 
 def connect(
@@ -821,14 +755,21 @@ def connect(
     nonfinite: str = "error",
     wait_timeout_ms: float | None = None,
     keys: CurveKeys | None = None,
+    read_only: bool = False,
 ) -> Session:
-    """Join a cluster as worker ``rank``, with ``keys`` if it encrypts; see `Session` for the rest.
+    """Join a cluster as worker ``rank``, or with ``read_only`` as a reader, with ``keys`` if it encrypts; see `Session`
+    for the rest.
 
     Raises ClusterError if the scheduler at this endpoint does not answer within a minute, or the cluster is not there
     within ``wait_timeout_ms``, ConfigurationError for
     arguments that cannot be.
     """
-    machine = ClientMachine(rank, secrets.token_hex(8), WORKER)
+    if read_only and (rank, world_size, sync) != (0, 1, False):
+        raise ConfigurationError("read_only=True: a reader is no worker, and has no rank, world_size or sync")
+    if read_only:
+        machine = ClientMachine(secrets.randbelow(1 << 31), secrets.token_hex(8), TOOL)
+    else:
+        machine = ClientMachine(rank, secrets.token_hex(8), WORKER)
     node = ClientNode(scheduler, machine, keys)
     try:
         session = Session(
@@ -843,6 +784,7 @@ def connect(
             wait_timeout_ms=wait_timeout_ms,
         )
         session.start()
+        session.start_heartbeat()
         exits.opened(session)
         return session
     except BaseException:

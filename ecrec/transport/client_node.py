@@ -27,6 +27,15 @@ _KEYS_HINT = (
 )
 
 
+def check_process(made_by: int) -> None:
+    """Raise ConfigurationError in a child of `os.fork`: sockets, threads and locks are of one process."""
+    if (pid := os.getpid()) != made_by:
+        raise ConfigurationError(
+            f"this connection to the cluster was made by process {made_by}, and this is its child {pid}: connect in "
+            "the process that uses it, and give to a DataLoader's workers a data set that has no session"
+        )
+
+
 class ClientNode:
     """A client machine on real sockets; a context manager. Use it from one thread."""
 
@@ -45,7 +54,7 @@ class ClientNode:
 
     def perform(self, effects: Sequence[Effect]) -> None:
         """Carry out what a call of the machine returned; results come out of `pump`."""
-        self._check_process()
+        check_process(self._pid)
         self._node.perform(effects)
 
     def pump(self, timeout_ms: float) -> list[Result]:
@@ -53,16 +62,8 @@ class ClientNode:
 
         Returns the results there are. An empty list says nothing about the time that passed.
         """
-        self._check_process()
+        check_process(self._pid)
         return self._node.step(timeout_ms)
-
-    def _check_process(self) -> None:
-        """Raise ConfigurationError in a child of `os.fork`: sockets are of the process that made them."""
-        if os.getpid() != self._pid:
-            raise ConfigurationError(
-                f"this connection to the cluster was made by process {self._pid}, and this is its child {os.getpid()}: "
-                "connect in the process that uses it, and give to a DataLoader's workers a data set that has no session"
-            )
 
     def close(self) -> None:
         """In a child of `os.fork` nothing happens."""

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -86,6 +87,7 @@ def test_a_worker_that_never_comes_back_does_not_hold_up_the_others(trainer):
 
 COUNTING = """
 import sys
+import time
 import torch
 import ecrec
 from ecrec.training import SGD, EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -154,3 +156,35 @@ def test_users_scripts_count_every_example_exactly(tmp_path):
     # A row lies on one shard, and a batch counts as repeated where any shard had it.
     assert sum(times) - 10_000 <= figures.repeated <= kills * 16 * 20
     assert outcome.ok is True
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_worker_that_computes_for_long_is_not_taken_for_dead(tmp_path, beats):
+    """Longer than the scheduler waits for a worker that says nothing; without its heartbeat it is fenced."""
+    torch = pytest.importorskip("torch")
+    from ecrec.errors import FencedError
+    from ecrec.training import SGD, connect
+
+    module = torch.nn.Linear(8, 8)
+    with LocalCluster(ClusterSettings(3, tmp_path, lease_timeout_ms=2500)) as servers:
+        endpoint = servers.start()
+        servers.wait_ready()
+        with connect(endpoint, code="2+1", wait_timeout_ms=30_000) as session:
+            session.replicate(module, SGD(lr=0.1))
+            if not beats:
+                session._heartbeat.stop()
+            splits = session.lease_splits("data", 100, split_examples=50)
+            next(splits)
+            end = time.monotonic() + 8.0
+            while time.monotonic() < end:
+                torch.ones(64, 64) @ torch.ones(64, 64)
+            if beats:
+                module(torch.ones(1, 8)).sum().backward()
+                session.push(50)
+                next(splits)
+                session.push(50)
+                assert list(splits) == [] and not cluster_state(endpoint).fenced
+                return
+            with pytest.raises(FencedError):
+                session.wait(lambda: False, "the news")
+            session.abandon()

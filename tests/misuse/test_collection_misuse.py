@@ -202,7 +202,7 @@ def test_a_feature_that_is_missing_is_named(session: Session) -> None:
 # ------------------------------------------------------------------ tables
 @pytest.mark.parametrize("rows_", [0, -1, 1e6, "7", True, 2**64, None])
 def test_a_number_of_rows_that_cannot_be_is_refused(session: Session, rows_: Any) -> None:
-    with pytest.raises(ConfigurationError, match="table t: num_embeddings is .*, expected a whole number from 1"):
+    with pytest.raises(ConfigurationError, match=r"table t: num_embeddings is .*, expected a whole number from 1"):
         EmbeddingBagCollection(session, [EmbeddingBagConfig("t", rows_, DIM, ["f"])], SGD(lr=1.0))
 
 

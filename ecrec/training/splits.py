@@ -1,0 +1,125 @@
+"""Splits of a data set, leased to this worker one after the other."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import NamedTuple
+
+from ecrec.errors import ConfigurationError, RefusedError
+from ecrec.protocol.client import ClientMachine, SplitLease
+from ecrec.protocol.events import Effect
+from ecrec.protocol.messages import Dataset
+
+
+class Split(NamedTuple):
+    """Examples first <= i < last of a pass, leased to this worker."""
+
+    epoch: int
+    """Number of the pass, from 0."""
+    first: int
+    last: int
+
+
+class Splits:
+    """What `Session.lease_splits` gives, and how much of it is done.
+
+    ``perform`` carries out what the machine wants, ``wait`` waits for something, and is told for what; ``lock`` is held
+    while the machine is looked at and changed.
+    """
+
+    def __init__(
+        self,
+        machine: ClientMachine,
+        perform: Callable[[Sequence[Effect]], None],
+        wait: Callable[[Callable[[], bool], str], None],
+        lock: AbstractContextManager[object],
+    ) -> None:
+        self._machine = machine
+        self._perform = perform
+        self._wait = wait
+        self._lock = lock
+        self._split: SplitLease | None = None
+        """The last one that was given."""
+        self._iterated: set[Dataset] = set()
+
+    def iterate(self, dataset: Dataset) -> Iterator[Split]:
+        """All splits that are given to this worker, until all workers' are done. Raises what `lease_splits` says."""
+        if dataset in self._iterated:
+            raise ConfigurationError(
+                f"lease_splits({dataset.name!r}): this session has iterated over all of it: epochs= says how many "
+                "passes there are, and another name begins anew"
+            )
+        return self._iterate(dataset)
+
+    def check(self, examples: int) -> None:
+        """Raise ConfigurationError if a push of so many examples does not fit the split."""
+        left = self._left()
+        if self._split is not None and examples > left:
+            raise ConfigurationError(
+                f"a push of {examples} examples, but {left} are left of the split: a batch must not reach into the next"
+            )
+
+    def _iterate(self, dataset: Dataset) -> Iterator[Split]:
+        if self._split is not None:
+            raise ConfigurationError(f"lease_splits({dataset.name!r}): another iteration has a split")
+        self._check_broken_off(dataset)
+        try:
+            while (split := self._next(dataset)) is not None:
+                yield split
+                if left := self._left():
+                    raise ConfigurationError(
+                        f"{dataset.name!r}: {left} examples of the split {split.first} to {split.last} were not "
+                        "pushed; push(examples) counts them"
+                    )
+        finally:
+            self._split = None
+        self._iterated.add(dataset)
+
+    def _next(self, dataset: Dataset) -> Split | None:
+        """Wait for the next split; None when all are done."""
+        machine = self._machine
+        with self._lock:
+            if not machine.leases:
+                self._ask(dataset)
+            while machine.asking and not machine.leases:
+                # Each answer, be it that others have the rest, is a sign of life: wait on as long as they come.
+                known = machine.split_answers
+                self._wait(partial(self._answered, known), "the scheduler to answer about a split")
+            if not machine.leases:
+                if dataset in machine.finished:
+                    return None
+                raise RefusedError(f"lease_splits({dataset.name!r}): {machine.split_refusal}")
+            # So that the next one is there when this one is done, even if the scheduler is away for a while.
+            if len(machine.leases) == 1:
+                self._ask(dataset)
+            self._split = split = machine.leases[0]
+            left = machine.examples_left or 0  # fewer than it has where an earlier iteration was broken off in it
+            epoch, first = divmod(split.last - left, dataset.examples)
+            return Split(epoch, first, first + left)
+
+    def _check_broken_off(self, dataset: Dataset) -> None:
+        """Splits are trained on in the order in which they were given, and one that is asked for may be given."""
+        machine = self._machine
+        for other in (machine.leased_dataset, machine.asked_dataset):
+            if other not in (None, dataset):
+                raise ConfigurationError(
+                    f"lease_splits({dataset.name!r}): an iteration over {_describe(other)} was broken off, and this "
+                    "worker still has, or is to get, a split of it; go on with that one to its end, or connect again"
+                )
+
+    def _answered(self, known: int) -> bool:
+        return self._machine.split_answers != known
+
+    def _ask(self, dataset: Dataset) -> None:
+        if not self._machine.asking and dataset not in self._machine.finished:
+            self._perform(self._machine.lease(dataset))
+
+    def _left(self) -> int:
+        """Examples of the split that was given last."""
+        leases = self._machine.leases
+        return (self._machine.examples_left or 0) if leases and leases[0] == self._split else 0
+
+
+def _describe(dataset: Dataset | None) -> str:
+    assert dataset is not None
+    return f"{dataset.name!r} (examples={dataset.examples}, split_examples={dataset.split_examples}, end={dataset.end})"

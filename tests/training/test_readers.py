@@ -1,0 +1,84 @@
+"""Sessions that only read: they see the model, and training does not feel them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from in_process import InProcessCluster  # noqa: E402
+from torch import nn  # noqa: E402
+
+from ecrec.errors import ConfigurationError  # noqa: E402
+from ecrec.training import (  # noqa: E402
+    SGD,
+    Adagrad,
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    KeyedJaggedTensor,
+    Session,
+)
+from ecrec.training.digest import model_digest  # noqa: E402
+from ecrec.training.session import connect  # noqa: E402
+
+FEATURES = KeyedJaggedTensor.from_ids(["f"], torch.tensor([[1, 2, 3]]))
+
+
+def model(session: Session, optimizer: Any, seed: int) -> tuple[EmbeddingBagCollection, nn.Module, Any]:
+    sparse = EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 20, 4, ["f"])], optimizer, seed=seed)
+    over = nn.Linear(4, 1)
+    return sparse, over, session.replicate(over, optimizer)
+
+
+def test_a_reader_sees_what_the_worker_trains_and_the_worker_goes_on() -> None:
+    """It needs no optimizer, code or seed of the cluster's, and many of them are no workers."""
+    cluster = InProcessCluster(3)
+    worker = cluster.session(code="1+2")
+    sparse, over, dense = model(worker, Adagrad(lr=0.1), seed=3)
+    readers = [cluster.session(read_only=True) for _ in range(3)]
+    seen = [model(reader, SGD(lr=1.0), seed=8) for reader in readers]
+    for _ in range(3):
+        over(sparse(FEATURES)).sum().backward()
+        worker.push(3)
+        worker.flush()
+        expected = over(sparse(FEATURES))
+        for their_sparse, their_over, their_dense in seen:
+            their_dense.pull()
+            assert torch.equal(their_over(their_sparse(FEATURES)), expected)
+    specs = [*sparse.specs, dense.spec]
+    assert model_digest(readers[0], specs) == model_digest(worker, specs)
+    for reader in readers:
+        reader.close()
+    worker.push()
+    worker.close()
+
+
+def test_a_reader_changes_nothing() -> None:
+    cluster = InProcessCluster(3)
+    worker = cluster.session()
+    model(worker, SGD(lr=1.0), seed=3)
+    reader = cluster.session(read_only=True)
+    sparse, over, dense = model(reader, SGD(lr=1.0), seed=3)
+    over(sparse(FEATURES)).sum().backward()
+    calls: list[Callable[[], Any]] = [
+        reader.push, dense.assign, reader.barrier, lambda: reader.lease_splits("x", 10, split_examples=5),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ConfigurationError, match=r"this session only reads \(read_only=True\)"):
+            call()
+    with pytest.raises(ConfigurationError, match=r"there is no table 'u' on the cluster; there are: dense, t"):
+        EmbeddingBagCollection(reader, [EmbeddingBagConfig("u", 20, 4, ["g"])], SGD(lr=1.0))
+    with pytest.raises(ConfigurationError, match=r"table 't' has 20 rows of 4 weights on the cluster, not 20 of 5"):
+        EmbeddingBagCollection(cluster.session(read_only=True), [EmbeddingBagConfig("t", 20, 5, ["f"])], SGD(lr=1.0))
+    with pytest.raises(Exception, match="another module"):
+        cluster.session(read_only=True).replicate(nn.Linear(2, 2), SGD(lr=1.0))
+    assert set(worker.machine.pushed.values()) == {1}
+    worker.push()
+    worker.flush()
+
+
+def test_a_reader_has_no_rank() -> None:
+    for options in ({"rank": 1, "world_size": 2}, {"sync": True}):
+        with pytest.raises(ConfigurationError, match="a reader is no worker"):
+            connect("ipc:///nowhere", read_only=True, **options)  # type: ignore[arg-type]
