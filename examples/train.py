@@ -26,11 +26,11 @@ with ecrec.connect() as session:  # ECREC_SCHEDULER, RANK and WORLD_SIZE say whe
     tables = [EmbeddingBagConfig(f"{name}s", 100_000, 16, [name]) for name in ("user", "item")]
     sparse = EmbeddingBagCollection(session, tables, RowWiseAdagrad(lr=0.05))
     model = torch.nn.Linear(32, 1)
-    dense = session.replicate(model, Adagrad(lr=0.01))
+    session.replicate(model, Adagrad(lr=0.01))
     # Each worker leases the next part when it is through with the last one.
     for split in session.lease_splits("clicks", examples=EXAMPLES, split_examples=20 * BATCH):
         batches = read(split.first, split.last)
-        for features, labels in session.prefetch(batches, sparse, dense, features=lambda batch: batch[0]):
+        for features, labels in session.prefetch(batches, features=lambda batch: batch[0], depth=1):
             logits = model(sparse(features)).squeeze(1)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
             loss.backward()

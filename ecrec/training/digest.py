@@ -11,11 +11,10 @@ from ecrec.protocol.placement import TableSpec
 from ecrec.training.parts import I64, Share
 from ecrec.training.pulls import RecordsAsked
 from ecrec.training.session import Session
-
-CHUNK_BYTES = 8 << 20
-"""Records pulled at a time; two chunks are on their way while one is hashed."""
+from ecrec.training.whole import chunks, places_of
 
 _CHUNKS_AHEAD = 2
+"""On their way while one is hashed."""
 
 
 class _Chunk(NamedTuple):
@@ -42,16 +41,11 @@ def model_digest(session: Session, specs: Sequence[TableSpec]) -> str:
 
 
 def _chunks(session: Session, specs: Sequence[TableSpec]) -> Iterator[_Chunk]:
-    n, groups = session.machine.n, session.machine.groups
     for spec in specs:
         index = session.machine.tables[spec.name][0]
         size = spec.record_bytes
-        step = max(1, CHUNK_BYTES // size)
-        for first in range(0, spec.rows, step):
-            rows = np.arange(first, min(first + step, spec.rows), dtype=np.int64)
-            stripe, slot = np.divmod(rows, spec.code.k)
-            shard = stripe % groups * n + (stripe // groups + slot) % n
-            places = {int(s): np.flatnonzero(shard == s) for s in np.unique(shard)}
+        for rows in chunks(spec.rows, size):
+            places = places_of(session, spec, rows)
             shares = {s: Share(Section([index], [len(p)]), rows[p]) for s, p in places.items()}
             yield _Chunk(session.pull_records(shares), places, len(rows), size)
 

@@ -20,6 +20,7 @@ from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.parts import F32, I64, Share
 from ecrec.training.session import Session
+from ecrec.training.whole import read_table, write_table
 
 PASSES_WARNED = 64
 """Backward passes without a push after which the log warns."""
@@ -61,18 +62,50 @@ class EmbeddingBagConfig:
 
 
 class _Table(nn.Module):
-    """What torch sees of a table: its shape, without memory, and whether it is trained."""
+    """What torch sees of a table: its shape, without memory, and whether it is trained. A state_dict has weights."""
 
-    def __init__(self, config: EmbeddingBagConfig) -> None:
+    def __init__(self, session: Session, config: EmbeddingBagConfig) -> None:
         super().__init__()
+        self._session, self._name = session, config.name
         self.weight = nn.Parameter(torch.empty(config.num_embeddings, config.embedding_dim, device="meta"))
+
+    @property
+    def _spec(self) -> TableSpec:
+        return self._session.machine.tables[self._name][1]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = torch.from_numpy(read_table(self._session, self._spec))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        weight = state_dict.get(f"{prefix}weight")
+        if weight is None:
+            missing_keys.append(f"{prefix}weight")
+        elif tuple(weight.shape) != (expected := (self._spec.rows, self._spec.dim)) or weight.device.type == "meta":
+            error_msgs.append(
+                f"table {self._name!r} is {expected} on the servers, and {prefix}weight is {tuple(weight.shape)} on "
+                f"{weight.device}"
+            )
+        else:
+            values = weight.detach().to(dtype=torch.float32, device="cpu").contiguous().numpy()
+            write_table(self._session, self._spec, values)
 
 
 class EmbeddingBagCollection(nn.Module):
     """Pooled embeddings of all features of a batch; the tables are made on the shards.
 
     Its parameters, ``embedding_bags.<table>.weight``, have a table's shape and no memory (device meta). One that does
-    not require a gradient, as after ``requires_grad_(False)``, is not trained.
+    not require a gradient, as after ``requires_grad_(False)``, is not trained. ``state_dict()`` reads the weights of
+    all tables from the shards, and ``load_state_dict`` writes them there (one worker does it, while the others push
+    nothing; what the optimizer keeps beside them stays); for a table of more than 1 GiB both raise ConfigurationError.
 
     ``optimizer`` is fused: a shard applies it to the summed gradient of each row when the push arrives, so there is no
     ``optimizer.step()``; `Session.push` sends the gradients of the backward passes since the last one.
@@ -127,7 +160,7 @@ class EmbeddingBagCollection(nn.Module):
         self._dim = int(self._feature_dims.sum())
         # No ModuleDict: a table may have the name of one of its methods, such as items.
         self.embedding_bags = nn.Module()
-        self.embedding_bags._modules.update({config.name: _Table(config) for config in tables})
+        self.embedding_bags._modules.update({config.name: _Table(session, config) for config in tables})
         self._offered: tuple[Any, _BatchRows] | None = None
         self._pending: list[_Gradients] = []
         session.register(self, keep=False)
