@@ -4,11 +4,13 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import selectors
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -93,6 +95,35 @@ class Ended(NamedTuple):
 ChildEvent = Line | Ended
 
 
+class _Spawner:
+    """A thread that starts processes. Linux tells a child of the end of the *thread* that started it
+    (`ecrec/tether.py`), and a user's may end long before the children are to."""
+
+    def __init__(self) -> None:
+        self._wanted: queue.SimpleQueue[Callable[[], subprocess.Popen[bytes]] | None] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[subprocess.Popen[bytes] | Exception] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="ecrec-spawner", daemon=True).start()
+
+    def run(self, start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        with self._lock:
+            self._wanted.put(start)
+            made = self._made.get()
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    def close(self) -> None:
+        self._wanted.put(None)
+
+    def _run(self) -> None:
+        while (start := self._wanted.get()) is not None:
+            try:
+                self._made.put(start())
+            except Exception as error:
+                self._made.put(error)
+
+
 class Children:
     """Starts processes and waits for what they say, all in the caller's thread.
 
@@ -111,6 +142,7 @@ class Children:
         os.set_blocking(self._wake_write, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._closed = False
+        self._spawner = _Spawner()
 
     def start(
         self,
@@ -128,7 +160,18 @@ class Children:
         read, write = os.pipe()
         try:
             with _open_log(name, log) as log_file:
-                process = self._spawn(command, log_file, write, environment, events)
+                extra = {EVENTS_FD: str(write)} if events else {}
+                process = self._spawner.run(
+                    lambda: subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log_file if events else write,
+                        stderr=log_file,
+                        env={**environment, **extra},
+                        pass_fds=(write,) if events else (),
+                        start_new_session=True,
+                    )
+                )
         except OSError as error:
             os.close(read)
             raise ClusterError(f"cannot start {name}: {error}") from error
@@ -139,21 +182,6 @@ class Children:
         self._selector.register(read, selectors.EVENT_READ, child)
         self._running.append(child)
         return child
-
-    @staticmethod
-    def _spawn(
-        command: Sequence[str], log: BinaryIO, write: int, environment: Mapping[str, str], events: bool
-    ) -> subprocess.Popen[bytes]:
-        extra = {EVENTS_FD: str(write)} if events else {}
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log if events else write,
-            stderr=log,
-            env={**environment, **extra},
-            pass_fds=(write,) if events else (),
-            start_new_session=True,
-        )
 
     @property
     def running(self) -> list[Child]:
@@ -258,6 +286,7 @@ class Children:
             return
         self._closed = True
         self.stop()
+        self._spawner.close()
         self._selector.close()
         os.close(self._wake_read)
         os.close(self._wake_write)

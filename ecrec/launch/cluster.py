@@ -97,6 +97,8 @@ class LocalCluster:
         self._ready: set[Child] = set()
         self._asked: set[Child] = set()
         self._ends: defaultdict[str, deque[float]] = defaultdict(deque)
+        self._heard: list[ChildEvent] = []
+        """What those that are not servers said while servers were waited for: `pump` returns it."""
         self._later: list[tuple[float, str, Callable[[], None]]] = []
         """What is started again at a time of the monotonic clock, by its name."""
         self._incarnations = 0
@@ -142,7 +144,7 @@ class LocalCluster:
         left = deadline - time.monotonic()
         if left <= 0:
             raise ClusterError(f"not ready in time: {who}; logs are in {self._log_dir}")
-        self.pump(left)
+        self._heard += self.pump(left)
 
     def close(self) -> None:
         """End all processes. In a child of `os.fork` nothing happens: they are not its own."""
@@ -160,7 +162,9 @@ class LocalCluster:
 
         Raises ClusterError when a server keeps ending.
         """
-        others: list[ChildEvent] = []
+        others, self._heard = self._heard, []
+        if others:
+            timeout_s = 0.0
         due = min((at for at, _, _ in self._later), default=math.inf)
         for event in self.children.wait(min(timeout_s, max(0.0, due - time.monotonic()))):
             if event.child not in self._servers():

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecrec.errors import ClusterError, ConfigurationError
+from ecrec.errors import ClusterError, ConfigurationError, EcrecError
 from ecrec.launch import environment
 from ecrec.launch.cluster import DEATHS_MAX, ClusterSettings, LocalCluster
 from ecrec.launch.environment import curve_keys
@@ -104,7 +104,8 @@ def local_cluster(
     dealt = deal(shards, groups, spec)
     join = _training_connect()
     limit_ms = environment.wait_timeout_ms(wait_timeout_ms)
-    with nullcontext(Path(run_dir)) if run_dir else Scratch("ecrec-") as directory:
+    # An error of the cluster names logs, which then stay.
+    with nullcontext(Path(run_dir)) if run_dir else Scratch("ecrec-", kept_after=EcrecError) as directory:
         directory.mkdir(parents=True, exist_ok=True)
         settings = ClusterSettings(
             shards, directory, transport, on_data_loss=on_data_loss, groups=dealt.count, deaths_max=deaths_max
@@ -148,6 +149,9 @@ class Keeper:
                 self._cluster.pump(_PUMP_S)
         except ClusterError as error:
             self._error = error
+        except Exception as error:
+            self._error = ClusterError(f"the thread that starts servers again has ended: {error!r}")
+            self._error.__cause__ = error
 
     def __enter__(self) -> "Keeper":
         self._thread.start()

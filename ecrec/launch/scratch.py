@@ -19,11 +19,15 @@ SHORT = "/tmp"
 class Scratch:
     """A new directory under the usual temporary one (TMPDIR); a context manager.
 
-    A child of `os.fork` that ends does not remove it. ``for_sockets``: its path is short enough for sockets. Raises
-    ConfigurationError, saying what to do, where none can be made.
+    A child of `os.fork` that ends does not remove it. ``for_sockets``: its path is short enough for sockets.
+    ``kept_after``: such an error that leaves the context leaves the directory there. Raises ConfigurationError, saying
+    what to do, where none can be made.
     """
 
-    def __init__(self, prefix: str, for_sockets: bool = False) -> None:
+    def __init__(
+        self, prefix: str, for_sockets: bool = False, kept_after: type[BaseException] | tuple[()] = ()
+    ) -> None:
+        self._kept_after = kept_after
         places = [tempfile.gettempdir() if _usual() else SHORT, *([SHORT] if for_sockets else [])]
         self._pid = os.getpid()
         wrong = ""
@@ -53,7 +57,8 @@ class Scratch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.remove()
+        if kind is None or not issubclass(kind, self._kept_after):
+            self.remove()
 
 
 def _usual() -> bool:

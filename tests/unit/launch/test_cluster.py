@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from ecrec.errors import ClusterError
 from ecrec.launch import cluster as cluster_module
+from ecrec.launch.children import Ended
 from ecrec.launch.cluster import START_TIMEOUT_S, ClusterSettings, LocalCluster
+from ecrec.launch.connect import Keeper
 
 
 def settings(tmp_path, **changes):
@@ -234,3 +237,44 @@ def test_time_outs_grow_with_the_servers_that_share_a_core(tmp_path, fakes, monk
         cluster.start(20)
         cluster.wait_ready(20)
     assert "--heartbeat-timeout-ms 1000" in scheduler_log(tmp_path)
+
+
+def test_servers_outlive_the_thread_that_started_them(tmp_path, fakes):
+    """Linux sends the signal that ties a child to its parent when the thread ends that made it."""
+    cluster = LocalCluster(settings(tmp_path))
+    with cluster:
+
+        def begin():
+            cluster.start(20)
+            cluster.wait_ready(20)
+
+        thread = threading.Thread(target=begin)
+        thread.start()
+        thread.join()
+        before = pids(tmp_path)
+        os.kill(before["ps 0"], signal.SIGKILL)
+        pump_until(cluster, lambda: cluster.replaced)
+        cluster.wait_ready(20)
+        assert cluster.replaced == ["ps 0"] and {**before, "ps 0": pids(tmp_path)["ps 0"]} == pids(tmp_path)
+
+
+def test_what_a_worker_says_before_the_servers_are_ready_is_not_lost(tmp_path, fakes):
+    with LocalCluster(settings(tmp_path)) as cluster:
+        cluster.start(20)
+        worker = cluster.start_worker(0, 1, ["no such file.py"], {})
+        deadline = time.monotonic() + 20
+        while worker in cluster.children.running:
+            assert time.monotonic() < deadline
+            cluster._pump_until(time.monotonic() + 0.1, "the worker")
+        cluster.wait_ready(20)
+        assert worker in [event.child for event in cluster.pump(5) if isinstance(event, Ended)]
+
+
+def test_whatever_ends_the_thread_that_replaces_servers_is_told(tmp_path, monkeypatch):
+    cluster = LocalCluster(settings(tmp_path))
+    monkeypatch.setattr(cluster, "pump", lambda timeout_s: [][1])
+    with pytest.raises(ClusterError, match=r"has ended: IndexError"), Keeper(cluster) as keeper:
+        deadline = time.monotonic() + 20
+        while keeper.failure() is None:
+            assert time.monotonic() < deadline
+    cluster.close()

@@ -25,6 +25,13 @@ def test_it_is_there_and_then_it_is_gone(usual):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(("error", "is_left"), [(ConfigurationError, True), (ValueError, False)])
+def test_an_error_that_names_its_files_leaves_them(usual, error, is_left):
+    with pytest.raises(error), Scratch("ecrec-", kept_after=ConfigurationError) as path:
+        raise error("see the log")
+    assert path.exists() == is_left
+
+
 def test_a_child_of_fork_does_not_remove_it(usual):
     made = Scratch("ecrec-")
     child = os.fork()
