@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -89,6 +90,22 @@ def _chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
         # read1 hands over what came before the damage of a truncated file, so that its line can be named.
         while chunk := stream.read1(BLOCK_BYTES):
             yield chunk
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise DataError unless it is a file that can be read again and again, and begins with a row of Criteo's."""
+    name = os.fspath(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise DataError(
+                f"{name}: is a pipe or a device, and the rows are read more than once: write them to a file"
+            )
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from error
+    block, line_number = next(line_blocks(path), (b"", 1))
+    if not block:
+        raise DataError(f"{name}: the file is empty")
+    parse_block(block[: block.index(b"\n") + 1], name, line_number)
 
 
 def count_rows(files: Files) -> int:

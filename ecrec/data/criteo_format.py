@@ -28,6 +28,7 @@ INTEGER_DIGITS_MAX = 15
 """Longest integer, sign not counted; the released files need 10, and 15 fit twice into 8 bytes with a
 sign."""
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _U64 = np.dtype("<u8")
 _TAB, _NEWLINE, _MINUS, _ZERO = 9, 10, 45, 48
 _PAD = 16
@@ -61,10 +62,10 @@ def parse_line(line: bytes, path: str, line_number: int) -> tuple[int, list[int 
     if len(fields) != FIELDS:
         raise DataError(
             f"{where}: found {len(fields)} tab-separated fields, expected {FIELDS} "
-            f"(label, I1..I13, C1..C26): {_shown(line)}"
+            f"(label, I1..I13, C1..C26): {_shown(line)}{_guess(line)}"
         )
     if fields[0] not in (b"0", b"1"):
-        raise DataError(f"{where}: found label {_shown(fields[0])}, expected 0 or 1")
+        raise DataError(f"{where}: found label {_shown(fields[0])}, expected 0 or 1{_guess(line)}")
     integers: list[int | None] = []
     tokens: list[int | None] = []
     for name, field in zip(_FIELD_NAMES[1:], fields[1:], strict=True):
@@ -80,6 +81,22 @@ def parse_line(line: bytes, path: str, line_number: int) -> tuple[int, list[int 
                 raise DataError(f"{where}: found {name} = {_shown(field)}, expected 8 hexadecimal digits or nothing")
             tokens.append(int(field, 16) if field else None)
     return int(fields[0]), integers, tokens
+
+
+def _guess(line: bytes) -> str:
+    """For people: what a line that is no row of Criteo's looks like."""
+    first = line.split(b"\t", 1)[0]
+    if line.startswith(_BYTE_ORDER_MARK):
+        return "; the file begins with a byte order mark (UTF-8 with BOM): write it without one"
+    if b"\r" in line:
+        return "; its lines end with a carriage return alone: write it with newlines"
+    if line.count(b",") >= FIELDS - 2 and b"\t" not in line:
+        return "; it is separated by commas: write it with tabs"
+    if line.count(b"\t") == FIELDS - 2:
+        return "; one field is missing: is it a test file, which has no label?"
+    if re.search(rb"[A-Za-z_]", first):
+        return "; it looks like a header: leave that line out"
+    return ""
 
 
 def parse_block(block: bytes | memoryview, path: str, first_line: int) -> RawRows:

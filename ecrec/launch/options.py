@@ -1,12 +1,13 @@
 """The options of ``ecrec train``, checked before anything is started."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from ecrec.errors import ConfigurationError
+from ecrec.errors import ConfigurationError, DataError
 from ecrec.launch.cluster import DEATHS_MAX
 from ecrec.launch.groups import DEFAULT_CODE, Groups, Tolerance, deal
 from ecrec.launch.kills import Kill, WorkerKill, check_kills, check_worker_kills, parse_kill
@@ -38,6 +39,9 @@ RATE_MB_S = 64.0
 training moves; 10 GB in three minutes."""
 HEARTBEATS_IN_TIMEOUT = 8
 """A shard is down after so many heartbeats that did not come."""
+
+LEARNING_RATE_MAX = 3.4028235e38
+"""Of float32, in which the servers reckon."""
 
 
 class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,8 +187,8 @@ def check_options(options: TrainOptions) -> list[str]:
     if options.wait_timeout_ms is not None and not 0 < options.wait_timeout_ms < float("inf"):
         raise ConfigurationError(f"--wait-timeout-ms {options.wait_timeout_ms}: must be a positive number")
     for name, rate in (("--lr", options.lr), ("--dense-lr", options.dense_lr)):
-        if rate is not None and not 0 < rate < float("inf"):
-            raise ConfigurationError(f"{name} {rate}: must be a positive number")
+        if rate is not None and not 0 < rate <= LEARNING_RATE_MAX:
+            raise ConfigurationError(f"{name} {rate}: must be a positive number, at most {LEARNING_RATE_MAX:.3g}")
     if options.heartbeat_timeout_ms is not None and options.heartbeat_timeout_ms < 2 * HEARTBEATS_IN_TIMEOUT:
         raise ConfigurationError(
             f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
@@ -215,9 +219,22 @@ def check_options(options: TrainOptions) -> list[str]:
             )
     for file in options.data:
         _check_readable(file)
+    in_order = sorted(options.data, key=_natural)
+    warnings = []
+    if list(options.data) != in_order:
+        warnings.append(
+            f"--data: the files are read in this order: {', '.join(options.data)}; the test part is the end of it. "
+            f"Numbered in order they are: {', '.join(in_order)}"
+        )
     _check_writable(options.report)
     _check_run_dir(options)
-    return check_kills(options.kill_list, tolerance, options.steps, options.on_data_loss == REINITIALISE)
+    kills = check_kills(options.kill_list, tolerance, options.steps, options.on_data_loss == REINITIALISE)
+    return [*warnings, *kills]
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """``day_10`` behind ``day_9``."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -226,12 +243,12 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _check_readable(file: str) -> None:
+    from ecrec.data.criteo import check_file  # numpy, which most programs of the launcher do without
+
     try:
-        with Path(file).open("rb") as data:
-            if not data.read(1):
-                raise ConfigurationError(f"--data {file}: the file is empty")
-    except OSError as error:
-        raise ConfigurationError(f"--data {file}: {error.strerror or error}") from error
+        check_file(file)
+    except DataError as error:
+        raise ConfigurationError(f"--data {error}") from error
 
 
 def _check_writable(report: str | None) -> None:

@@ -174,8 +174,16 @@ def summary(report: Mapping[str, Any]) -> Table:
     table = Table(title="training run", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name in ("steps", "examples", "seconds", "examples_per_s", "auc", "logloss"):
+    for name in ("steps", "examples", "seconds", "examples_per_s"):
         table.add_row(name, _figure(report.get(name)))
+    one_class = report.get("auc") is None and report.get("logloss") is not None
+    table.add_row(
+        "auc", "undefined: all labels of the test part are equal" if one_class else _figure(report.get("auc"))
+    )
+    table.add_row("logloss", _figure(report.get("logloss")))
+    data = report.get("config", {}).get("data")
+    if data is not None:
+        table.add_row("data", ", ".join(data) or "generated")
     for kill in report["kills"]:
         table.add_row(f"kill ps {kill['shard']} at step {kill['step']}", _kill_text(kill))
     for kill in report.get("kills_not_done", []):

@@ -28,7 +28,7 @@ from ecrec.data import (
     SyntheticOptions,
 )
 from ecrec.data.batch import examples_of_steps
-from ecrec.errors import ConfigurationError
+from ecrec.errors import ConfigurationError, DataError
 from ecrec.training.digest import model_digest
 from ecrec.training.dlrm import DLRM
 from ecrec.training.embedding import EmbeddingBagCollection, EmbeddingBagConfig
@@ -139,7 +139,13 @@ def open_data(config: TrainConfig) -> BatchSource:
     """The rows to train on. Raises DataError for files that cannot be read."""
     train_fraction = 1.0 - config.test_fraction
     if config.data:
-        return CriteoDataset(config.data, HashedIds(config.rows), train_fraction=train_fraction)
+        data = CriteoDataset(config.data, HashedIds(config.rows), train_fraction=train_fraction)
+        if not data.train_rows:
+            raise DataError(
+                f"{', '.join(config.data)}: {data.test_rows} rows, of which none is left to train on: "
+                f"--test-fraction {config.test_fraction} is for the test"
+            )
+        return data
     return SyntheticDataset(
         SyntheticOptions(train_fraction=train_fraction, seed=config.seed, rows_per_table=config.rows)
     )

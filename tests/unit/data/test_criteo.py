@@ -11,7 +11,7 @@ import pytest
 
 from ecrec.data import Batch, CriteoDataset, HashedIds, SyntheticDataset, SyntheticOptions, VocabularyIds
 from ecrec.data.batch import examples_of_steps
-from ecrec.data.criteo import LINE_BYTES_MAX, count_rows, line_blocks, read_raw, transform_integers
+from ecrec.data.criteo import LINE_BYTES_MAX, check_file, count_rows, line_blocks, read_raw, transform_integers
 from ecrec.data.criteo_format import MISSING_TOKEN
 from ecrec.data.ids import VocabularyTables
 from ecrec.errors import DataError
@@ -275,3 +275,41 @@ def test_a_file_that_shrank_since_it_was_opened_is_refused(tsv: Path) -> None:
     tsv.write_bytes(b"".join(lines[:500]))
     with pytest.raises(DataError, match="fewer rows than when they were counted"):
         list(data.train_batches(64))
+
+
+LINE = b"\t".join([b"1", *[b"3"] * 13, *[b"0a0b0c0d"] * 26])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xef\xbb\xbf" + LINE + b"\n", "byte order mark"),
+        (LINE + b"\r" + LINE + b"\r", "carriage return alone"),
+        (LINE.replace(b"\t", b",") + b"\n", "separated by commas"),
+        (LINE[2:] + b"\n", "a test file, which has no label"),
+        (b"label" + LINE[1:] + b"\n", "looks like a header"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_what_a_file_looks_like_that_is_none_of_criteos(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        check_file(path)
+
+
+def test_a_file_is_checked_by_its_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(LINE + b"\r\n" + b"not a row\n")
+    check_file(path)
+    with pytest.raises(DataError, match="line 2: found 1 tab-separated fields"):
+        list(read_raw([path]))
+    with pytest.raises(DataError, match="No such file"):
+        check_file(tmp_path / "other")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(DataError, match="is a pipe or a device, and the rows are read more than once"):
+            check_file(path)

@@ -109,3 +109,14 @@ def test_every_optimizer_has_a_default_learning_rate():
 def test_options_survive_json():
     options = TrainOptions(kills=("ps:1@3",), steps=5)
     assert msgspec.json.decode(msgspec.json.encode(options), type=TrainOptions) == options
+
+
+def test_files_out_of_order_are_said(tmp_path):
+    row = "\t".join(["1", *["3"] * 13, *["0a0b0c0d"] * 26]) + "\n"
+    files = []
+    for name in ("day_1", "day_10", "day_9"):  # as a shell sorts them
+        (tmp_path / name).write_text(row)
+        files.append(str(tmp_path / name))
+    (warning,) = check_options(TrainOptions(data=tuple(files)))
+    assert warning.endswith(f"Numbered in order they are: {files[0]}, {files[2]}, {files[1]}")
+    assert check_options(TrainOptions(data=(files[0], files[2], files[1]))) == []
