@@ -75,6 +75,13 @@ def test_only_launch_reads_the_environment() -> None:
             assert "os.environ" not in text and "getenv" not in text, path
 
 
+def test_messages_are_imported_from_their_package_alone() -> None:
+    for path in modules():
+        if path.parent != PACKAGE / "protocol" / "messages":
+            inside = [name for _, name in imports(path) if name.startswith("ecrec.protocol.messages.")]
+            assert inside == [], path
+
+
 def test_the_modules_of_the_protocol_import_each_other_in_one_direction() -> None:
     """What is imported for annotations alone (``if TYPE_CHECKING``) does not count."""
     imported: dict[str, set[str]] = {}
