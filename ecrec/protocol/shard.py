@@ -334,12 +334,6 @@ class ShardMachine:
         if self.status_due:
             self._send_status()
 
-    def validate_state(self) -> None:
-        """Assert the invariants; for tests, after every event."""
-        from ecrec.protocol.invariants import check_shard
-
-        check_shard(self)
-
     def takes_from(self, source: Address) -> bool:
         """False while so much of a peer waits for a view that the transport is to leave the rest with it."""
         if not self.state:

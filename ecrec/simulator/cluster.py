@@ -10,9 +10,9 @@ import numpy as np
 
 from ecrec._native import Capture
 from ecrec.protocol import events as e
+from ecrec.protocol import invariants
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
-from ecrec.protocol.invariants import check_pushes
 from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, WORKER, Address
 from ecrec.protocol.node_core import NodeCore
 from ecrec.protocol.scheduler import SchedulerMachine
@@ -635,9 +635,9 @@ class Cluster(World):
         process.events += 1
         if self.plan.validate or process.events % VALIDATE_EVERY == 0:
             if process.role != TOOL:
-                process.machine.validate_state()
+                invariants.check(process.machine)
         elif process.role == SHARD:
-            check_pushes(process.machine)
+            invariants.check_pushes(process.machine)
 
     def _before_message(self, process: Process, event: e.Received, parcel: Parcel) -> None:
         message = event.message
