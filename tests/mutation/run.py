@@ -42,7 +42,8 @@ SURVIVORS = Path(__file__).with_name("survivors.toml")
 FILES = [
     *(f"ecrec/protocol/{name}.py" for name in (
         "stream", "loss", "placement", "arrays", "seeding", "wire", "membership", "peer", "repair", "scrub", "leases",
-        "client", "shard", "scheduler", "suspicion", "adoption", "runs", "barriers", "initial", "new_tables", "state",
+        "client", "shard", "shard_context", "queues", "windows", "peer_windows", "scheduler", "suspicion", "adoption",
+        "runs", "barriers", "initial", "new_tables", "state",
         "offenders", "node_core", "wanted",
     )),
     *(f"src/cpp/store/{name}" for name in (
