@@ -80,19 +80,3 @@ def test_messages_are_imported_from_their_package_alone() -> None:
         if path.parent != PACKAGE / "protocol" / "messages":
             inside = [name for _, name in imports(path) if name.startswith("ecrec.protocol.messages.")]
             assert inside == [], path
-
-
-def test_the_modules_of_the_protocol_import_each_other_in_one_direction() -> None:
-    """What is imported for annotations alone (``if TYPE_CHECKING``) does not count."""
-    imported: dict[str, set[str]] = {}
-    for path in (PACKAGE / "protocol").glob("*.py"):
-        names: set[str] = set()
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ecrec.protocol"):
-                parts = str(node.module).split(".")
-                names |= {parts[2]} if len(parts) > 2 else {alias.name for alias in node.names}
-        imported[path.stem] = names
-    while leaves := [name for name, names in imported.items() if not names & imported.keys()]:
-        for name in leaves:
-            del imported[name]
-    assert not imported, f"these import each other: {sorted(imported)}"
