@@ -48,8 +48,9 @@ FILES = [
     )),
     *(f"src/cpp/store/{name}" for name in (
         "key_index.hpp", "row_buffer.cpp", "window.cpp", "capture.cpp", "deltas.cpp", "parity.cpp", "recovery.cpp",
-        "rows.cpp", "table.cpp", "table.hpp", "bitmap.hpp", "divider.hpp", "store.cpp",
+        "rows.cpp", "table.cpp", "table.hpp", "store.cpp",
     )),
+    "src/cpp/base/bitmap.hpp", "src/cpp/base/divider.hpp",
 ]  # fmt: skip
 UNIT = "tests/unit/protocol"
 RELATED = {

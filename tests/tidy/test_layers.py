@@ -1,6 +1,7 @@
 """Who may import whom (ARCHITECTURE.md, "Layers"), read from the source, so that no line can cheat."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ FORBIDDEN = {
     "transport": {"torch"},
     "data": {"torch"},
 }
+CPP = PACKAGE.parent / "src" / "cpp"
+MAY_INCLUDE = {
+    "threads": set(),
+    "kernels": set(),
+    "base": {"kernels", "threads"},
+    "gf": {"kernels"},
+    "codec": {"gf", "kernels", "threads"},
+    "batch": {"base", "kernels", "threads"},
+    "store": {"base", "codec", "gf", "kernels", "threads"},
+}
+"""The same for the folders of src/cpp."""
 LAZY_TORCH = {"launch"}
 """Here torch is imported by nobody; the layer reaches it only through `ecrec.training`, inside of functions."""
 
@@ -80,3 +92,12 @@ def test_messages_are_imported_from_their_package_alone() -> None:
         if path.parent != PACKAGE / "protocol" / "messages":
             inside = [name for _, name in imports(path) if name.startswith("ecrec.protocol.messages.")]
             assert inside == [], path
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in CPP.iterdir() if path.is_dir()))
+def test_a_folder_of_the_core_includes_only_from_those_below(folder: str) -> None:
+    files = [path for path in (CPP / folder).rglob("*") if path.suffix in {".cpp", ".hpp", ".inl"}]
+    assert files
+    for path in files:
+        for name in re.findall(r'^#include "(\w+)/', path.read_text(), re.MULTILINE):
+            assert name == folder or name in MAY_INCLUDE[folder], f"{path}: {folder} includes from {name}"
