@@ -9,7 +9,7 @@
 #include "gf/matrix.hpp"
 #include "register.hpp"
 #include "store/capture.hpp"
-#include "store/in_use.hpp"
+#include "base/in_use.hpp"
 #include "store/store.hpp"
 #include "store/tuning.hpp"
 #include "store_arrays.hpp"

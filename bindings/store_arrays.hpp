@@ -1,9 +1,9 @@
 // How the store's errors and results reach Python.
 #pragma once
 
+#include "base/bytes.hpp"
+#include "base/error.hpp"
 #include "buffer_view.hpp"
-#include "store/bytes.hpp"
-#include "store/error.hpp"
 
 namespace ecrec::bindings {
 

@@ -14,7 +14,8 @@ from ecrec.launch.options import ON_DATA_LOSS, REINITIALISE, STOP
 from ecrec.launch.server import EXIT_CODES_HELP, PLAIN_HELP, Server, advertised, run_server
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.scheduler import SchedulerMachine
-from ecrec.transport.coordinator import StateStore, candidate
+from ecrec.transport.coordinator import candidate
+from ecrec.transport.leadership import StateStore
 from ecrec.transport.links import Links
 from ecrec.transport.node import Node
 from ecrec.transport.persistence import StateFile

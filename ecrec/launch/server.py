@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.launch.environment import keep_freed_memory
 from ecrec.protocol.events import FENCED, LEFT, LEFT_EARLY, OUTDATED, HalfHandledError
-from ecrec.transport.coordinator import DeposedError
 from ecrec.transport.endpoints import WILDCARDS, is_host, is_ipc, is_loopback, parse, tcp
+from ecrec.transport.leadership import DeposedError
 from ecrec.transport.links import Links
 from ecrec.transport.visitors import connections_max, raise_descriptor_limit
 

@@ -8,12 +8,10 @@ first, nor whether another one ever hears of both.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from ecrec.protocol import messages as m
-
-if TYPE_CHECKING:
-    from ecrec.protocol.shard import QueuedPush, WorkerState
+from ecrec.protocol.queues import QueuedPush, WorkerState
 
 BROKEN_RUNS_MAX = 256
 """Runs that ended in a disagreement and are remembered, so that those of their workers that come late are told too."""
@@ -22,7 +20,7 @@ BROKEN_RUNS_MAX = 256
 class DisagreementError(Exception):
     """Pushes that wait for each other and can never be applied; ``pushes`` are all that wait in their run."""
 
-    def __init__(self, reason: str, pushes: "list[QueuedPush]") -> None:
+    def __init__(self, reason: str, pushes: list[QueuedPush]) -> None:
         super().__init__(reason)
         self.reason = reason
         self.pushes = pushes
@@ -45,7 +43,7 @@ class Barriers:
             )
         return self._broken.get(push.run, "")
 
-    def batch(self, head: "QueuedPush", workers: "Mapping[int, WorkerState]") -> "list[QueuedPush] | None":
+    def batch(self, head: QueuedPush, workers: Mapping[int, WorkerState]) -> list[QueuedPush] | None:
         """The pushes that are applied together with this one; None while one of them is not here.
 
         Raises DisagreementError, once for each run.
@@ -68,14 +66,14 @@ class Barriers:
             return None
         return [heads[worker] for worker in range(push.barrier)] if max(heads) < push.barrier else None
 
-    def _break(self, run: int, reason: str, heads: "Mapping[int, QueuedPush]") -> NoReturn:
+    def _break(self, run: int, reason: str, heads: Mapping[int, QueuedPush]) -> NoReturn:
         self._broken[run] = reason
         for oldest in list(self._broken)[:-BROKEN_RUNS_MAX]:
             del self._broken[oldest]
         raise DisagreementError(reason, list(heads.values()))
 
 
-def _differences(one: "QueuedPush", other: "QueuedPush") -> str:
+def _differences(one: QueuedPush, other: QueuedPush) -> str:
     """How two pushes of a barrier contradict each other; empty if they do not."""
     a, b = (one, other) if one.worker < other.worker else (other, one)
 

@@ -395,24 +395,6 @@ class ClientMachine:
         """A table is asked for under this name, and the scheduler has neither made nor refused it."""
         return name in self._creating
 
-    def validate_state(self) -> None:
-        """Assert the invariants; for tests, after every event."""
-        for number, shard in self._shards.items():
-            assert shard.acked <= shard.pushed, (number, shard.acked, shard.pushed)
-            pushes = [kept.push for kept in shard.kept if kept.push]
-            assert pushes == list(range(shard.acked + 1, shard.pushed + 1)), (number, pushes)
-            for kept in shard.kept:
-                assert kept.push or number not in self._tickets[kept.request].answers
-            assert not shard.greeted or (shard.connected and shard.welcomed), number
-        kept_bytes = sum(kept.push_bytes for shard in self._shards.values() for kept in shard.kept)
-        assert self._kept_bytes == kept_bytes, (self._kept_bytes, kept_bytes)
-        for ticket in self._tickets.values():
-            assert len(ticket.answers) < len(ticket.shards)
-        numbers = [lease.lease for lease in self.leases]
-        assert numbers == sorted(set(numbers)), numbers
-        cursors = [self.cursor, *(cursor for _, cursor in self._cursors)]
-        assert cursors == sorted(set(cursors)), cursors
-
     # ------------------------------------------------------------------ requests
     def create_table(self, spec: TableSpec) -> list[Effect]:
         """Ask for a table, repeatedly until it is there (`table_ready`) or refused (`table_refusals`).

@@ -5,23 +5,31 @@ does leaves a state that the machine could have come to.
 """
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from ecrec.protocol.arrays import frames_bytes
+from ecrec.protocol.client import ClientMachine
+from ecrec.protocol.leases import Leases
 from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, UP
+from ecrec.protocol.peer import Peer
+from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.state import Group, State, encode_state
 
-if TYPE_CHECKING:
-    from ecrec.protocol.leases import Leases
-    from ecrec.protocol.peer import Peer
-    from ecrec.protocol.scheduler import SchedulerMachine
-    from ecrec.protocol.shard import ShardMachine
+
+def check(machine: ShardMachine | SchedulerMachine | ClientMachine) -> None:
+    """All invariants of a machine, whichever it is."""
+    if isinstance(machine, ShardMachine):
+        check_shard(machine)
+    elif isinstance(machine, SchedulerMachine):
+        check_scheduler(machine)
+    else:
+        check_client(machine)
 
 
 # ---------------------------------------------------------------------- a shard
-def check_shard(machine: "ShardMachine") -> None:
+def check_shard(machine: ShardMachine) -> None:
     """The invariants of a shard's machine; of one without a place, that it has nothing yet."""
     assert not machine.effects, "effects of an event that were not handed out"
     if not machine.state:
@@ -38,14 +46,14 @@ def check_shard(machine: "ShardMachine") -> None:
     _check_recovery(machine)
 
 
-def check_pushes(machine: "ShardMachine") -> None:
+def check_pushes(machine: ShardMachine) -> None:
     """The part of `check_shard` that costs little: windows, watermarks, queues."""
     if machine.state:
         _check_windows(machine)
         _check_workers(machine)
 
 
-def _check_windows(machine: "ShardMachine") -> None:
+def _check_windows(machine: ShardMachine) -> None:
     open_windows = list(range(machine.stable + 1, machine.window_number))
     assert list(machine.unstable) == open_windows, (list(machine.unstable), open_windows)
     running = {peer.shard for peer in machine.others() if peer.joined} if machine.unstable else set()
@@ -65,7 +73,7 @@ def _check_windows(machine: "ShardMachine") -> None:
         assert mark == machine.marks[worker], f"worker {worker}: {machine.marks[worker]} applied, windows say {mark}"
 
 
-def _check_workers(machine: "ShardMachine") -> None:
+def _check_workers(machine: ShardMachine) -> None:
     for worker, durable in machine.durable.items():
         assert durable <= machine.marks.get(worker, 0), f"worker {worker}: {durable} durable, not all applied"
     for worker, state in machine.workers.items():
@@ -77,7 +85,7 @@ def _check_workers(machine: "ShardMachine") -> None:
     assert set(machine.open_pushes) <= set(machine.open_marks)
 
 
-def _check_peer(machine: "ShardMachine", peer: "Peer") -> None:
+def _check_peer(machine: ShardMachine, peer: Peer) -> None:
     state, down = peer.state, peer.state == DOWN
     assert state in (UP, RECOVERING, RESEEDING, DOWN), _who(peer)
     assert peer.settling == down, f"{_who(peer)}: settling {peer.settling}"
@@ -97,11 +105,11 @@ def _check_peer(machine: "ShardMachine", peer: "Peer") -> None:
         assert peer.received == numbers[-1], f"{_who(peer)}: received {peer.received}, undo {numbers}"
 
 
-def _who(peer: "Peer") -> str:
+def _who(peer: Peer) -> str:
     return f"peer {peer.shard}.{peer.epoch} ({peer.state})"
 
 
-def _check_recovery(machine: "ShardMachine") -> None:
+def _check_recovery(machine: ShardMachine) -> None:
     placement, seeding, repairs = machine.placement, machine.seeding, machine.repairs
     for class_id, done in seeding.done.items():
         stripe = placement.classes[class_id]
@@ -123,8 +131,28 @@ def _check_recovery(machine: "ShardMachine") -> None:
         assert machine.shard in placement.classes[class_id].parity, f"a capture of class {class_id}"
 
 
+# ---------------------------------------------------------------------- a client
+def check_client(machine: ClientMachine) -> None:
+    """The invariants of a client's machine."""
+    for number, shard in machine._shards.items():
+        assert shard.acked <= shard.pushed, (number, shard.acked, shard.pushed)
+        pushes = [kept.push for kept in shard.kept if kept.push]
+        assert pushes == list(range(shard.acked + 1, shard.pushed + 1)), (number, pushes)
+        for kept in shard.kept:
+            assert kept.push or number not in machine._tickets[kept.request].answers
+        assert not shard.greeted or (shard.connected and shard.welcomed), number
+    kept_bytes = sum(kept.push_bytes for shard in machine._shards.values() for kept in shard.kept)
+    assert machine._kept_bytes == kept_bytes, (machine._kept_bytes, kept_bytes)
+    for ticket in machine._tickets.values():
+        assert len(ticket.answers) < len(ticket.shards)
+    numbers = [lease.lease for lease in machine.leases]
+    assert numbers == sorted(set(numbers)), numbers
+    cursors = [machine.cursor, *(cursor for _, cursor in machine._cursors)]
+    assert cursors == sorted(set(cursors)), cursors
+
+
 # ---------------------------------------------------------------------- the scheduler
-def check_scheduler(machine: "SchedulerMachine") -> None:
+def check_scheduler(machine: SchedulerMachine) -> None:
     """The invariants of the scheduler's machine and of its state."""
     assert not machine.context.effects, "effects of an event that were not handed out"
     state = machine.state
@@ -151,7 +179,7 @@ def _check_views(number: int, group: Group) -> None:
     assert group.adopted <= group.view, (number, group.adopted, group.view)
 
 
-def _check_places(machine: "SchedulerMachine", number: int, group: Group) -> None:
+def _check_places(machine: SchedulerMachine, number: int, group: Group) -> None:
     down = {shard for shard, place in enumerate(group.places) if place.state == DOWN}
     assert down == set(group.settlements), f"group {number}: {down} are down, {set(group.settlements)} are settled"
     for shard, place in enumerate(group.places):
@@ -169,7 +197,7 @@ def _check_places(machine: "SchedulerMachine", number: int, group: Group) -> Non
         assert contact is None or contact.view <= group.view, f"{who} confirms view {contact and contact.view}"
 
 
-def _check_leases(leases: "Leases") -> None:
+def _check_leases(leases: Leases) -> None:
     state = leases.state
     numbers = [lease.number for lease in state.leases]
     assert numbers == sorted(set(numbers)) and (not numbers or numbers[-1] <= state.number), (numbers, state.number)

@@ -1,19 +1,23 @@
 """Views: what a shard does when members die, are settled, come back and become whole (docs/protocol.md)."""
 
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ecrec._native import Store
 from ecrec._native import Window as WindowBuffers
 from ecrec.protocol import messages as m
+from ecrec.protocol.departure import Departure
 from ecrec.protocol.events import BAD_CONTENT, Connect, Disconnect, Send, Stop
 from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, SCHEDULER_ADDRESS, SEEDED, SHARD, UP, Address
 from ecrec.protocol.peer import Peer
+from ecrec.protocol.peer_windows import PeerWindows
 from ecrec.protocol.placement import CLASSES_MAX, SHARDS_IN_GROUP_MAX, Placement, TableSpec
-
-if TYPE_CHECKING:
-    from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.repair import Repairs
+from ecrec.protocol.scrub import Scrubs
+from ecrec.protocol.seeding import Seeding
+from ecrec.protocol.shard_context import ShardContext
+from ecrec.protocol.windows import Windows
 
 UNLIMITED = 2**64 - 1
 
@@ -30,15 +34,28 @@ def add_table(store: Store, table: TableSpec, recovered: bool) -> None:
 class Membership:
     """The part of a `ShardMachine` that follows the views. Holds what has been reported and is not yet settled."""
 
-    def __init__(self, machine: "ShardMachine") -> None:
-        self.machine = machine
+    def __init__(
+        self,
+        context: ShardContext,
+        windows: Windows,
+        peer_windows: PeerWindows,
+        repairs: Repairs,
+        scrubs: Scrubs,
+        seeding: Seeding,
+        departure: Departure,
+    ) -> None:
+        self.context = context
+        self.windows = windows
+        self.peer_windows = peer_windows
+        self.repairs = repairs
+        self.scrubs = scrubs
+        self.seeding = seeding
+        self.departure = departure
         self.reports: dict[int, m.Report] = {}
-        self.tables: list[TableSpec] = []
         self._first = 0
         """Number of my first view."""
         self._concerned: dict[int, int] = {}
         """Class -> number of the last view that concerned it, if it was not my first one."""
-        self.groups = 1
         self.start: m.Start | None = None
         """What I was started with,"""
         self.recent: deque[m.AnyView] = deque(maxlen=m.VIEWS_TOLD_MAX)
@@ -62,46 +79,48 @@ class Membership:
             m.Adopted: self._on_adopted,
         }
 
-    def on_views(self, message: m.Views) -> None:
+    def on_views(self, message: m.Views, release_held: Callable[[], None]) -> None:
         """Take the views in order; one that is known is skipped, what follows a gap waits for a resend.
+
+        ``release_held()`` takes the messages that waited for a view; it is called after each.
 
         Raises ValueError for views that cannot be; none of them is taken then.
         """
-        machine = self.machine
+        context = self.context
         self._check(message.views)
-        if machine.state and message.origin.generation > machine.origin.generation:
+        if context.state and message.origin.generation > context.origin.generation:
             # trap: views of a history that was given up have the numbers of others
-            new = [view for view in message.views if view.number > machine.view]
+            new = [view for view in message.views if view.number > context.view]
             adopted = [view for view in new if isinstance(view, m.Adopted)]
-            if not adopted or new[0].number != machine.view + 1:
+            if not adopted or new[0].number != context.view + 1:
                 return
         for view in message.views:
             if isinstance(view, m.Start):
-                if not machine.state:
-                    self._place(view, message.origin)
+                if not context.state and self._place(view, message.origin):
+                    release_held()
                 continue
-            if not machine.state or view.number <= machine.view:
+            if not context.state or view.number <= context.view:
                 continue
-            if view.number != machine.view + 1:
+            if view.number != context.view + 1:
                 return
-            machine.checked()
-            machine.view = view.number
+            context.checked()
+            context.view = view.number
             self.recent.append(view)
-            machine.hear_origin(message.origin)
-            machine.status_due = machine.pulls_due = True
+            context.hear_origin(message.origin)
+            context.status_due = context.pulls_due = True
             # trap: a repair does not outlive a view that concerns its class
             classes = self._classes_of(view)
             self._concerned.update(dict.fromkeys(classes, view.number))
-            machine.repairs.forget(classes)
-            machine.scrubs.forget(classes)
+            self.repairs.forget(classes)
+            self.scrubs.forget(classes)
             self._apply[type(view)](view)
-            machine.release_held()
-            if any(isinstance(effect, Stop) for effect in machine.effects):
+            release_held()
+            if any(isinstance(effect, Stop) for effect in context.effects):
                 return
 
     def _classes_of(self, view: m.AnyView) -> set[int]:
         """Classes whose repairs and scrubs the view can concern: whose members change, or whose stripes become more."""
-        classes, placement = self.machine.placement.classes, self.machine.placement
+        classes, placement = self.context.placement.classes, self.context.placement
         if isinstance(view, m.WorkerFenced | m.Configured | m.Adopted):
             return set()
         if isinstance(view, m.TableAdded):
@@ -119,11 +138,11 @@ class Membership:
         return view < self._concerned.get(class_id, self._first)
 
     def _check(self, views: Sequence[m.AnyView]) -> None:
-        placement = self.machine.placement
+        placement = self.context.placement
         n = placement.n if placement else 0
         for view in views:
             if isinstance(view, m.Start):
-                if self.machine.state:
+                if self.context.state:
                     continue
                 n = view.n
                 shards = [view.shard, *(member.shard for member in view.unsettled)]
@@ -144,9 +163,9 @@ class Membership:
                     raise ValueError(f"{type(view).__name__} of shard {shard}, in a group of {n}")
 
     # ------------------------------------------------------------------ the first view
-    def _place(self, start: m.Start, origin: m.Origin) -> None:
-        """Become an incarnation: a fresh one, or the replacement of a dead one."""
-        machine = self.machine
+    def _place(self, start: m.Start, origin: m.Origin) -> bool:
+        """Become an incarnation: a fresh one, or the replacement of a dead one. False: it cannot be."""
+        context = self.context
         placement = Placement(start.n)
         store = Store(start.shard, start.n, start.group, start.groups)
         try:
@@ -155,154 +174,154 @@ class Membership:
                 add_table(store, table, recovered=not start.recovering)
         except (RuntimeError, MemoryError) as error:
             reason = f"cannot hold the tables of shard {start.group * start.n + start.shard}: {error}"
-            machine.effects += [Send(SCHEDULER_ADDRESS, m.Unfit(machine.process, reason)), Stop(reason)]
-            return
-        machine.checked()
-        self.start, machine.origin = start, origin
-        machine.config = start.config
-        machine.group, machine.shard, machine.epoch, machine.view = start.group, start.shard, start.epoch, start.number
-        machine.base = start.group * start.n
-        machine.address = Address(SHARD, machine.base + start.shard, start.epoch)
-        machine.placement, machine.store = placement, store
-        store.on_pause(machine.pause_of_store())
-        machine.dims = [table.dim for table in start.tables]
-        self.tables, self.groups = list(start.tables), start.groups
+            context.effects += [Send(SCHEDULER_ADDRESS, m.Unfit(context.process, reason)), Stop(reason)]
+            return False
+        context.checked()
+        self.start, context.origin = start, origin
+        context.config = start.config
+        context.group, context.shard, context.epoch, context.view = start.group, start.shard, start.epoch, start.number
+        context.base = start.group * start.n
+        context.address = Address(SHARD, context.base + start.shard, start.epoch)
+        context.placement, context.store = placement, store
+        store.on_pause(context.pause_of_store())
+        context.dims = [table.dim for table in start.tables]
+        context.tables, context.groups = list(start.tables), start.groups
         self._first = start.number
-        machine.buffers = WindowBuffers(machine.store)
-        machine.state = RECOVERING if start.recovering else UP
-        machine.marks, machine.durable = dict(start.marks), dict(start.marks)
-        machine.fenced = dict(start.fenced)
-        machine.window_number, machine.stable = start.window + 1, start.window
+        context.buffers = WindowBuffers(context.store)
+        context.state = RECOVERING if start.recovering else UP
+        context.marks, context.durable = dict(start.marks), dict(start.marks)
+        context.fenced = dict(start.fenced)
+        context.window_number, context.stable = start.window + 1, start.window
         for member in start.members:
             peer = Peer(member.shard, member.epoch, member.state, member.endpoint, reseeding=set(member.reseeding))
-            peer.heard_awake_ms = machine.awake_ms
-            machine.peers[member.shard] = peer
+            peer.heard_awake_ms = context.awake_ms
+            context.peers[member.shard] = peer
             if peer.shard != start.shard and peer.running:
-                machine.effects.append(Connect(self._address(peer), peer.endpoint))
+                context.effects.append(Connect(self._address(peer), peer.endpoint))
         for member in start.unsettled:
             # it died before I was: I have nothing of its stream
-            peer = machine.peers[member.shard]
+            peer = context.peers[member.shard]
             peer.settling = peer.unsettled = True
             self.reports[member.shard] = m.Report(member.shard, member.epoch, -1, {})
         for member in start.members:
             if member.state == DOWN:
-                machine.peers[member.shard].settling = True
+                context.peers[member.shard].settling = True
         if start.recovering:
-            machine.repairs.begin(set(start.reinitialised))
-            machine.seeding.begin()
-            for peer in machine.others():
+            self.repairs.begin(set(start.reinitialised))
+            self.seeding.begin()
+            for peer in context.others():
                 self.join(peer, restarted=True)
-            machine.seeding.ask_all()
+            self.seeding.ask_all()
         else:
-            for peer in machine.others():
+            for peer in context.others():
                 peer.joined, peer.received = True, 0
                 self._limit(peer, UNLIMITED)
-        machine.status_due = True
-        machine.release_held()
+        context.status_due = True
+        return True
 
     def _address(self, peer: Peer) -> Address:
-        return Address(SHARD, self.machine.base + peer.shard, peer.epoch)
+        return Address(SHARD, self.context.base + peer.shard, peer.epoch)
 
     def _limit(self, peer: Peer, position: int) -> None:
         for class_id in range(CLASSES_MAX):
-            self.machine.buffers.set_limit(peer.shard, class_id, position)
+            self.context.buffers.set_limit(peer.shard, class_id, position)
 
     # ------------------------------------------------------------------ streams begin
     def join(self, peer: Peer, restarted: bool) -> None:
         """Begin my stream to a peer. ``restarted``: it is I who am new."""
-        machine = self.machine
-        machine.close_window()  # nothing older than the Join reaches it
+        context = self.context
+        self.windows.close()  # nothing older than the Join reaches it
         peer.joined = True
         # trap: until a recovering peer says what it wants seeded, my deltas to it would be wrong
         peer.awaits_joined = restarted and peer.state in SEEDED
         peer.begins, peer.ends = {}, []
-        machine.send(peer, m.Join(machine.window_number - 1, dict(machine.marks), restarted))
+        context.send(peer, m.Join(context.window_number - 1, dict(context.marks), restarted))
         self._limit(peer, UNLIMITED)
         if peer.state != UP:
-            machine.seeding.hold_back(peer)
+            self.seeding.hold_back(peer)
 
     def on_join(self, peer: Peer, message: m.Join, frames: m.Frames) -> None:
-        machine = self.machine
-        machine.checked()
+        context = self.context
+        context.checked()
         if message.ask:
-            machine.send(peer, m.Joined(machine.seeding.wanted_from(peer.shard)))
+            context.send(peer, m.Joined(self.seeding.wanted_from(peer.shard)))
         peer.received = message.window
         peer.undo.clear()
         peer.marks = dict(message.marks)
 
     # ------------------------------------------------------------------ views
     def _on_down(self, view: m.ShardDown) -> None:
-        machine = self.machine
-        peer = machine.peers[view.shard]
-        if view.shard == machine.shard:
-            reason = f"declared dead as shard {machine.base + machine.shard}, epoch {view.epoch}"
-            machine.effects.append(machine.departure.ended(reason))
+        context = self.context
+        peer = context.peers[view.shard]
+        if view.shard == context.shard:
+            reason = f"declared dead as shard {context.base + context.shard}, epoch {view.epoch}"
+            context.effects.append(self.departure.ended(reason))
             return
-        machine.effects.append(Disconnect(self._address(peer)))
+        context.effects.append(Disconnect(self._address(peer)))
         peer.state = DOWN
         peer.settling = peer.unsettled = True
         peer.joined = peer.awaits_joined = False
         peer.begins, peer.ends = {}, []
         peer.reseeding.clear()
-        machine.seeding.forget(peer.shard)
+        self.seeding.forget(peer.shard)
         self._limit(peer, 0)
-        machine.buffers.buffer(peer.shard).take()
+        context.buffers.buffer(peer.shard).take()
         # trap: the watermarks belong to the report of the window, and are told with it
         window = -1 if peer.received is None else peer.received
         self.reports[peer.shard] = m.Report(peer.shard, peer.epoch, window, peer.marks_received())
-        for unstable in machine.unstable.values():
+        for unstable in context.unstable.values():
             unstable.waiting.discard(peer.shard)
-        machine.settle_windows()
+        self.windows.settle()
 
     def _on_settle(self, view: m.Settle) -> None:
         """Undo what I folded beyond the cut; what is at or below it is final."""
-        machine = self.machine
-        peer = machine.peers[view.shard]
+        context = self.context
+        peer = context.peers[view.shard]
         peer.unsettled = False
         self.reports.pop(view.shard, None)
         if peer.received is not None:
             while peer.undo and peer.undo[-1].number > view.window:
                 undo = peer.undo.pop()
                 if undo.keys.size:
-                    machine.store.fold(peer.shard, undo.class_mask, undo.keys, undo.records)
-            machine.commit_undo(peer, view.window)
+                    context.store.fold(peer.shard, undo.class_mask, undo.keys, undo.records)
+            self.peer_windows.commit(peer, view.window)
             peer.received = None
-        machine.seeding.start_over()
+        self.seeding.start_over()
 
     def _on_up(self, view: m.ShardUp) -> None:
-        machine = self.machine
-        if view.shard == machine.shard:
-            reason = f"another process is shard {machine.base + machine.shard}, epoch {view.epoch}"
-            machine.effects.append(machine.departure.ended(reason))
+        context = self.context
+        if view.shard == context.shard:
+            reason = f"another process is shard {context.base + context.shard}, epoch {view.epoch}"
+            context.effects.append(self.departure.ended(reason))
             return
         peer = Peer(view.shard, view.epoch, RECOVERING, view.endpoint)
-        peer.held, peer.held_bytes = machine.peers[view.shard].held, machine.peers[view.shard].held_bytes
-        peer.heard_awake_ms = machine.awake_ms
-        machine.peers[view.shard] = peer
+        peer.held, peer.held_bytes = context.peers[view.shard].held, context.peers[view.shard].held_bytes
+        peer.heard_awake_ms = context.awake_ms
+        context.peers[view.shard] = peer
         # trap: should it die before I hear from it, the cut is the one it started from
         peer.received, peer.marks = view.window, dict(view.marks)
-        machine.effects.append(Connect(self._address(peer), view.endpoint))
+        context.effects.append(Connect(self._address(peer), view.endpoint))
         self.join(peer, restarted=False)
 
     def _on_whole(self, view: m.ShardWhole) -> None:
-        machine = self.machine
-        peer = machine.peers[view.shard]
+        context = self.context
+        peer = context.peers[view.shard]
         peer.state = UP
         peer.reseeding.clear()
-        machine.seeding.whole(peer.shard)
+        self.seeding.whole(peer.shard)
 
     def on_prepare(self, message: m.PrepareTable) -> None:
         """Reserve what a table needs, or say why that cannot be; what was reserved before is given back first."""
-        machine, table = self.machine, message.table
-        if not machine.state or message.number <= self.prepared:
+        context, table = self.context, message.table
+        if not context.state or message.number <= self.prepared:
             return
-        machine.checked()
+        context.checked()
         self.prepared, self.refusal, self._reserved = message.number, "", None
-        machine.status_due = True
+        context.status_due = True
         if table is None:
             return
         try:
-            store = Store(machine.shard, machine.placement.n, machine.group, self.groups)
+            store = Store(context.shard, context.placement.n, context.group, context.groups)
             add_table(store, table, recovered=True)
             self._reserved = store
         except (*BAD_CONTENT, RuntimeError, MemoryError) as error:
@@ -310,66 +329,66 @@ class Membership:
                 f"cannot hold {table.rows:,} rows of {table.dim} floats with code {table.code} and "
                 f"{table.optimizer.name}: {error or 'out of memory'}"
             )
-            machine.note("warning", f"table {table.name!r}: {self.refusal}")
+            context.note("warning", f"table {table.name!r}: {self.refusal}")
 
     def _on_table(self, view: m.TableAdded) -> None:
-        machine = self.machine
+        context = self.context
         self._reserved = None  # just in time for the table itself
         try:
-            add_table(machine.store, view.table, recovered=True)
+            add_table(context.store, view.table, recovered=True)
         except (*BAD_CONTENT, RuntimeError, MemoryError) as error:
             # The scheduler checks what can be checked; without the table every later one would have another number.
-            machine.effects.append(Stop(f"cannot hold table {view.table.name!r}: {error}"))
+            context.effects.append(Stop(f"cannot hold table {view.table.name!r}: {error}"))
             return
-        was_coded = machine.coded()
-        machine.placement.add(view.table.code)
-        machine.dims.append(view.table.dim)
-        self.tables.append(view.table)
-        if machine.coded() and not was_coded:
-            machine.first_coded()
-        machine.seeding.table_added()
+        was_coded = context.coded()
+        context.placement.add(view.table.code)
+        context.dims.append(view.table.dim)
+        context.tables.append(view.table)
+        if context.coded() and not was_coded:
+            self.windows.first_coded()
+        self.seeding.table_added()
 
     def _on_worker_fenced(self, view: m.WorkerFenced) -> None:
-        self.machine.fence_worker(view.worker, view.epoch)
+        self.context.fence_worker(view.worker, view.epoch)
 
     def _on_configured(self, view: m.Configured) -> None:
-        machine = self.machine
-        was_coded = machine.coded()
-        machine.config = view.config
-        if machine.coded() and not was_coded:
-            machine.first_coded()
+        context = self.context
+        was_coded = context.coded()
+        context.config = view.config
+        if context.coded() and not was_coded:
+            self.windows.first_coded()
 
     def _on_adopted(self, view: m.Adopted) -> None:
-        machine = self.machine
-        machine.origin = m.Origin(machine.origin.cluster, view.generation, machine.origin.serial)
-        machine.note("warning", f"the scheduler's state was made again (generation {view.generation})")
+        context = self.context
+        context.origin = m.Origin(context.origin.cluster, view.generation, context.origin.serial)
+        context.note("warning", f"the scheduler's state was made again (generation {view.generation})")
 
     def tell(self) -> None:
         """A scheduler asks for all that I know of my cluster."""
-        machine = self.machine
+        context = self.context
         if self.start is None:
             return
         census = m.ShardCensus(
-            machine.process, machine.endpoint, machine.origin, machine.copied, self.start, list(self.recent)
+            context.process, context.endpoint, context.origin, context.copied, self.start, list(self.recent)
         )
-        machine.reply(SCHEDULER_ADDRESS, census, (machine.copy,))
+        context.reply(SCHEDULER_ADDRESS, census, (context.copy,))
 
     def _on_lost(self, view: m.DataLost) -> None:
-        self.machine.note("error", view.reason)
+        self.context.note("error", view.reason)
 
     def _on_reinitialise(self, view: m.Reinitialise) -> None:
         """More died than the code stands: what cannot be decoded begins again at its initial records."""
-        machine = self.machine
+        context = self.context
         lost = set(view.classes)
-        for peer in machine.peers.values():
-            parity = {c for c in lost if peer.shard in machine.placement.classes[c].parity}
+        for peer in context.peers.values():
+            parity = {c for c in lost if peer.shard in context.placement.classes[c].parity}
             if parity and peer.has_data:
                 peer.state = RESEEDING
                 peer.reseeding |= parity
-        if machine.state == RECOVERING:
-            machine.repairs.reinitialise(lost)
-        elif lost.intersection(machine.placement.parity_classes(machine.shard)):
+        if context.state == RECOVERING:
+            self.repairs.reinitialise(lost)
+        elif lost.intersection(context.placement.parity_classes(context.shard)):
             # trap: what I reported before, that I am whole, is no longer so
-            machine.state = machine.peers[machine.shard].state
-        machine.seeding.reinitialise(lost)
-        machine.note("warning", view.reason)
+            context.state = context.peers[context.shard].state
+        self.seeding.reinitialise(lost)
+        context.note("warning", view.reason)

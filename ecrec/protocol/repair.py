@@ -8,7 +8,7 @@ coded rows out of the captures and solves for the lost ones.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +19,10 @@ from ecrec.protocol.arrays import NO_KEYS, NO_RECORDS
 from ecrec.protocol.events import BAD_CONTENT
 from ecrec.protocol.messages import RECOVERING, Stripes
 from ecrec.protocol.peer import Peer
+from ecrec.protocol.shard_context import ShardContext
 from ecrec.protocol.share import Share
 from ecrec.protocol.wanted import RowsOfClass, Wanted
-
-if TYPE_CHECKING:
-    from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.windows import Windows
 
 TIMEOUT_FACTOR_MAX = 16
 """A holder that says nothing is waited for so many times longer, at most, before another one is asked."""
@@ -84,8 +83,9 @@ class Assembly:
 class Repairs:
     """The part of a `ShardMachine` that asks for repairs and takes part in them."""
 
-    def __init__(self, machine: "ShardMachine") -> None:
-        self.machine = machine
+    def __init__(self, context: ShardContext, windows: Windows) -> None:
+        self.context = context
+        self.windows = windows
         self.incomplete: set[int] = set()
         """My data classes with rows to repair."""
         self.asked: dict[int, Asked] = {}
@@ -110,38 +110,38 @@ class Repairs:
     # ------------------------------------------------------------------ asking
     def begin(self, reinitialised: set[int]) -> None:
         """I am a replacement: everything is lost, and to be repaired but for the classes that nobody can."""
-        machine = self.machine
-        data = set(machine.placement.data_classes(machine.shard))
+        context = self.context
+        data = set(context.placement.data_classes(context.shard))
         for class_id in data & reinitialised:
-            machine.store.mark_recovered(class_id, 0, machine.store.class_size(class_id))
+            context.store.mark_recovered(class_id, 0, context.store.class_size(class_id))
         self.incomplete = data - reinitialised
 
     def reinitialise(self, lost: set[int]) -> None:
         """I recover, and nobody can give me my rows of these classes that I still lack: they begin anew, counted."""
-        machine = self.machine
+        context = self.context
         counts: dict[int, int] = {}
         for class_id in sorted(lost & self.incomplete):
-            if machine.observer is not None:
-                keys = machine.store.missing_keys(class_id, 0, OBSERVED_ROWS_MAX)
-                machine.observer.reinitialised(machine.address, machine.view, keys)
-            tables, rows = machine.store.missing_counts(class_id)
+            if context.observer is not None:
+                keys = context.store.missing_keys(class_id, 0, OBSERVED_ROWS_MAX)
+                context.observer.reinitialised(context.address, context.view, keys)
+            tables, rows = context.store.missing_counts(class_id)
             for table, count in zip(tables.tolist(), rows.tolist(), strict=True):
                 counts[table] = counts.get(table, 0) + count
-            machine.store.mark_recovered(class_id, 0, machine.store.class_size(class_id))
+            context.store.mark_recovered(class_id, 0, context.store.class_size(class_id))
         self.incomplete -= lost
         if counts:
-            self.reinitialised[machine.view] = counts
+            self.reinitialised[context.view] = counts
 
     def complete(self) -> bool:
         return not self.incomplete
 
     def new_request(self) -> int:
         self._requests += 1
-        return (self.machine.shard << 48) | self._requests
+        return (self.context.shard << 48) | self._requests
 
     def lacks(self, wanted: Wanted) -> bool:
         """Whether rows of it are not here; what of them is not asked for yet is now, as far as there is room."""
-        if wanted.is_here(self.machine.store):
+        if wanted.is_here(self.context.store):
             return False
         self.ask(wanted)
         return True
@@ -150,31 +150,31 @@ class Repairs:
         """Ask for rows that somebody waits for, except those already asked for by name."""
         for part in wanted.parts:
             # trap: between DOWN and SETTLE the parities of a stripe can differ
-            if self.machine.is_settled(part.class_id) and not self._ask_class(part):
+            if self.context.is_settled(part.class_id) and not self._ask_class(part):
                 return  # the rest is asked for when one of these is answered
 
     def _ask_class(self, part: RowsOfClass) -> bool:
         """The same of one class; False if there is no room."""
-        machine = self.machine
+        context = self.context
         if part.asking != self._forgotten[part.class_id]:
             part.asking, part.asked = self._forgotten[part.class_id], part.here
         while part.asked < len(part.keys):
-            if sum(not a.background for a in self.asked.values()) >= machine.config.repairs_wanted_max:
+            if sum(not a.background for a in self.asked.values()) >= context.config.repairs_wanted_max:
                 return False
-            keys = machine.store.missing_of(part.keys[part.asked :], machine.config.repair_rows_max)
+            keys = context.store.missing_of(part.keys[part.asked :], context.config.repair_rows_max)
             if not keys.size:
                 part.asked = len(part.keys)
                 break
             keys = self._first_of(keys)
             new = self._not_asked(part.class_id, keys)
-            if new.size and not self._send(Asked(Stripes(part.class_id, 0, 0), new, False, machine.view)):
+            if new.size and not self._send(Asked(Stripes(part.class_id, 0, 0), new, False, context.view)):
                 break  # there is no holder, and none before the next view
             part.asked = int(np.searchsorted(part.keys, keys[-1], "right"))
         return True
 
     def _first_of(self, keys: Any) -> Any:
         """As many of the first of them as one repair may have bytes; at least one row."""
-        sizes = self.machine.record_sizes()[(keys >> np.uint64(KEY_BITS)).astype(np.int64)]
+        sizes = self.context.record_sizes()[(keys >> np.uint64(KEY_BITS)).astype(np.int64)]
         fits = int(np.searchsorted(np.cumsum(sizes), self._bytes_max(), "right"))
         return keys[: max(fits, 1)]
 
@@ -189,41 +189,41 @@ class Repairs:
         return keys
 
     def _bytes_max(self) -> int:
-        return min(self.machine.config.repair_bytes_max, self.machine.config.frame_bytes_max)
+        return min(self.context.config.repair_bytes_max, self.context.config.frame_bytes_max)
 
     def sweep(self) -> None:
         """Ask for the next range of each class of which nothing is asked."""
-        machine = self.machine
-        if machine.state != RECOVERING or not self.incomplete:
+        context = self.context
+        if context.state != RECOVERING or not self.incomplete:
             return
-        if self.share.waits(machine.worked_ms, machine.config, machine.now_ms):
+        if self.share.waits(context.worked_ms, context.config, context.now_ms):
             return
         busy = {a.stripes.class_id for a in self.asked.values() if a.background}
-        in_flight_max = machine.config.repairs_in_flight_max
-        if machine.shares_time():
-            in_flight_max = min(in_flight_max, machine.config.foreground_repairs_max)
+        in_flight_max = context.config.repairs_in_flight_max
+        if context.shares_time():
+            in_flight_max = min(in_flight_max, context.config.foreground_repairs_max)
         for class_id in sorted(self.incomplete - busy):
             if len(busy) >= in_flight_max:
                 return
-            if not machine.is_settled(class_id):
+            if not context.is_settled(class_id):
                 continue
             first = self._next_missing(class_id)
             if first < 0:
                 self.incomplete.discard(class_id)
                 continue
-            stripes = Stripes(class_id, first, machine.store.class_size(class_id))
-            if self._send(Asked(stripes, NO_KEYS, True, machine.view)):
+            stripes = Stripes(class_id, first, context.store.class_size(class_id))
+            if self._send(Asked(stripes, NO_KEYS, True, context.view)):
                 busy.add(class_id)
 
     def _next_missing(self, class_id: int) -> int:
         """Position of my first row of a class that is not here; -1 if there is none."""
-        first = self.machine.store.next_missing(class_id, self._cursor.get(class_id, 0))
-        self._cursor[class_id] = first if first >= 0 else self.machine.store.class_size(class_id)
+        first = self.context.store.next_missing(class_id, self._cursor.get(class_id, 0))
+        self._cursor[class_id] = first if first >= 0 else self.context.store.class_size(class_id)
         return first
 
     def _send(self, asked: Asked) -> bool:
         """Ask the next parity holder that has not been asked; False if there is none."""
-        machine = self.machine
+        context = self.context
         holders = [p for p in self._holders(asked.stripes.class_id) if p.shard not in asked.requests.values()]
         if not holders:
             return False
@@ -233,17 +233,17 @@ class Repairs:
         self.asked[first] = asked
         self._first_request[request] = first
         asked.requests[request] = holder.shard
-        asked.asked_ms = asked.heard_ms = asked.wanted_ms = machine.now_ms
-        machine.send(holder, m.Repair(asked.view, request, asked.stripes), (asked.keys,))
+        asked.asked_ms = asked.heard_ms = asked.wanted_ms = context.now_ms
+        context.send(holder, m.Repair(asked.view, request, asked.stripes), (asked.keys,))
         return True
 
     def _holders(self, class_id: int) -> list[Peer]:
         """Parity holders that are whole, in order of their slots."""
-        peers = self.machine.peers
-        return [peers[p] for p in self.machine.placement.classes[class_id].parity if peers[p].has_parity(class_id)]
+        peers = self.context.peers
+        return [peers[p] for p in self.context.placement.classes[class_id].parity if peers[p].has_parity(class_id)]
 
     def on_repaired(self, peer: Peer, message: m.Repaired, frames: m.Frames) -> None:
-        store, stripes = self.machine.store, message.stripes
+        store, stripes = self.context.store, message.stripes
         asked_for, keys, records = arrays.keys(frames[0]), arrays.keys(frames[1]), arrays.records(frames[2])
         self.check(stripes, asked_for, as_data=True)
         # The answer of one that was too slow counts too: a lost row's value does not change within a view.
@@ -254,12 +254,12 @@ class Repairs:
         if (stripes.class_id, stripes.first, bool(stripes.last)) != (mine.class_id, mine.first, bool(mine.last)):
             raise ValueError(f"asked for {mine}, got {stripes}")
         store.restore(keys, records)  # all or nothing: it checks before it restores
-        self.machine.checked()
-        self.machine.pulls_due = True
+        self.context.checked()
+        self.context.pulls_due = True
         self._heard(asked)
         self._end(asked)
         if asked.background:
-            self.share.ended(self.machine.now_ms - asked.asked_ms, self.machine.config, self.machine.now_ms)
+            self.share.ended(self.context.now_ms - asked.asked_ms, self.context.config, self.context.now_ms)
         if stripes.last:
             store.mark_recovered(stripes.class_id, stripes.first, stripes.last)
         else:
@@ -270,9 +270,9 @@ class Repairs:
     def _heard(self, asked: Asked) -> None:
         """A first word came: the next silence is measured by how long it took."""
         if asked.heard_ms == asked.asked_ms:
-            took_ms = self.machine.now_ms - asked.asked_ms
+            took_ms = self.context.now_ms - asked.asked_ms
             self._answer_ms = max(took_ms, 0.8 * self._answer_ms + 0.2 * took_ms)
-        asked.heard_ms = self.machine.now_ms
+        asked.heard_ms = self.context.now_ms
 
     def _end(self, asked: Asked) -> None:
         """Wait for it no more."""
@@ -281,7 +281,7 @@ class Repairs:
 
     def on_working(self, peer: Peer, message: m.RepairWorking, frames: m.Frames) -> None:
         """Whom I asked works on it, or cannot give it: then it is asked for again after a pause."""
-        self.machine.checked()
+        self.context.checked()
         self._unanswered.discard((message.request, peer.shard))
         asked = self.asked.get(self._first_request.get(message.request, 0))
         assembly = self.assemblies.get(message.request)
@@ -302,24 +302,24 @@ class Repairs:
         asked.requests.clear()
         asked.tries += 1
         # Not all in step: two that put each other off would do so again.
-        pause_ms = self.machine.config.repair_timeout_ms * (1 + self.machine.shard / 16)
-        asked.again_ms = self.machine.now_ms + pause_ms
+        pause_ms = self.context.config.repair_timeout_ms * (1 + self.context.shard / 16)
+        asked.again_ms = self.context.now_ms + pause_ms
         self.asked[self.new_request()] = asked
 
     def check(self, stripes: Stripes, keys: Any, as_data: bool) -> None:
         """Raise ValueError or IndexError for stripes of which I hold no data (or no parity), or that there are not."""
-        machine, class_id = self.machine, stripes.class_id
-        classes = machine.placement.classes
+        context, class_id = self.context, stripes.class_id
+        classes = context.placement.classes
         if not 0 <= class_id < len(classes):
             raise ValueError(f"there is no class {class_id}")
         members = classes[class_id].data if as_data else classes[class_id].parity
-        if machine.shard not in members:
-            raise ValueError(f"class {class_id} is not on shard {machine.shard}")
+        if context.shard not in members:
+            raise ValueError(f"class {class_id} is not on shard {context.shard}")
         if stripes.last:
-            size = machine.store.class_size(class_id)
+            size = context.store.class_size(class_id)
             if not 0 <= stripes.first < stripes.last <= size:
                 raise ValueError(f"class {class_id} has stripes 0 to {size}, not {stripes.first} to {stripes.last}")
-        elif keys.size and (machine.store.classes(keys) != class_id).any():
+        elif keys.size and (context.store.classes(keys) != class_id).any():
             raise ValueError(f"the keys of stripes are not all of class {class_id}")
 
     # ------------------------------------------------------------------ requests come to an end
@@ -334,7 +334,7 @@ class Repairs:
 
     def on_tick(self) -> None:
         """Keep alive what I wait for, ask another holder where one is silent, drop what nobody waits for."""
-        timeout_ms = self.machine.config.repair_timeout_ms
+        timeout_ms = self.context.config.repair_timeout_ms
         if self._unanswered:
             waiting = {request for asked in self.asked.values() for request in asked.requests} | self.assemblies.keys()
             self._unanswered = {key for key in self._unanswered if key[0] in waiting}
@@ -343,16 +343,16 @@ class Repairs:
         for request, assembly in list(self.assemblies.items()):
             if assembly.capture is None or assembly.members is None:
                 continue  # one of which the request has not come is opened by a MARK: the request follows it
-            if self.machine.now_ms - assembly.at_ms > 2 * TIMEOUT_FACTOR_MAX * timeout_ms:
+            if self.context.now_ms - assembly.at_ms > 2 * TIMEOUT_FACTOR_MAX * timeout_ms:
                 self.give_up(request)  # maybe somebody, here or there, waits for it after all
-            elif self.machine.now_ms - assembly.wanted_ms >= timeout_ms / 2:
-                assembly.wanted_ms = self.machine.now_ms
+            elif self.context.now_ms - assembly.wanted_ms >= timeout_ms / 2:
+                assembly.wanted_ms = self.context.now_ms
                 for holder in assembly.used:
-                    if holder != self.machine.shard and holder not in assembly.captures:
+                    if holder != self.context.shard and holder not in assembly.captures:
                         self._want(holder, assembly.view, request, assembly.stripes.class_id)
 
     def _look_after(self, first: int, asked: Asked, timeout_ms: float) -> None:
-        now_ms = self.machine.now_ms
+        now_ms = self.context.now_ms
         if not asked.requests:
             if now_ms >= asked.again_ms:
                 del self.asked[first]
@@ -376,23 +376,23 @@ class Repairs:
         if (request, holder) in self._unanswered:
             return
         self._unanswered.add((request, holder))
-        self.machine.send(self.machine.peers[holder], m.RepairWanted(view, request, class_id))
+        self.context.send(self.context.peers[holder], m.RepairWanted(view, request, class_id))
 
     def on_wanted(self, peer: Peer, message: m.RepairWanted, frames: m.Frames) -> None:
-        self.machine.checked()
+        self.context.checked()
         assembly = self.assemblies.get(message.request)
         gone = assembly is None or assembly.capture is None
         if assembly is not None:
-            assembly.at_ms = self.machine.now_ms
+            assembly.at_ms = self.context.now_ms
         self._say(peer, message.view, message.request, message.class_id, gone)
 
     def _say(self, peer: Peer, view: int, request: int, class_id: int, gone: bool) -> None:
-        self.machine.send(peer, m.RepairWorking(view, request, class_id, gone))
+        self.context.send(peer, m.RepairWorking(view, request, class_id, gone))
 
     # ------------------------------------------------------------------ a parity holder
     def is_full(self) -> bool:
         """No capture more: each may have the bytes of a repair. One is always taken."""
-        config = self.machine.config
+        config = self.context.config
         captures = sum(a.capture is not None for a in self.assemblies.values())
         return captures > 0 and (captures + 1) * config.repair_bytes_max > config.captures_bytes_max
 
@@ -400,15 +400,15 @@ class Repairs:
         """The request's assembly; at its first sign the capture is taken, if there is room."""
         assembly = self.assemblies.get(request)
         if assembly is None:
-            store = self.machine.store
+            store = self.context.store
             if self.is_full():
                 capture = None
             elif stripes.last:
                 capture = Capture(store, stripes.class_id, stripes.first, stripes.last)
             else:
                 capture = Capture.of_keys(store, stripes.class_id, keys)
-            assembly = Assembly(view, stripes, capture, keys, self.machine.now_ms, wanted_ms=self.machine.now_ms)
-        self.machine.checked()
+            assembly = Assembly(view, stripes, capture, keys, self.context.now_ms, wanted_ms=self.context.now_ms)
+        self.context.checked()
         self.assemblies[request] = assembly
         return assembly
 
@@ -438,26 +438,26 @@ class Repairs:
 
     def on_repair(self, peer: Peer, message: m.Repair, frames: m.Frames) -> None:
         """I am the assembler: capture, ask the members to mark, and the other holders I need for their captures."""
-        machine = self.machine
+        context = self.context
         stripes, keys = message.stripes, arrays.keys(frames[0])
         self.check(stripes, keys, as_data=False)
-        if peer.shard not in machine.placement.classes[stripes.class_id].data:
+        if peer.shard not in context.placement.classes[stripes.class_id].data:
             raise ValueError(f"shard {peer.shard} asks to repair class {stripes.class_id}, of which it holds no data")
-        code = machine.placement.code_of(stripes.class_id)
+        code = context.placement.code_of(stripes.class_id)
         # trap: a member that is itself recovering must mark too, its new deltas are in flight
         members = [p for p in self._members(stripes.class_id) if p.running and p.shard != peer.shard]
         full = [p.shard for p in members if p.has_data]
         # I am one of them: the rows come to me with the marks. Any other order gives the same rows.
-        holders = sorted(self._holders(stripes.class_id), key=lambda p: p.shard != machine.shard)
+        holders = sorted(self._holders(stripes.class_id), key=lambda p: p.shard != context.shard)
         holders = holders[: code.k - len(full)]
-        if len(full) + len(holders) < code.k or holders[0].shard != machine.shard:
+        if len(full) + len(holders) < code.k or holders[0].shard != context.shard:
             # It cannot be decoded in this view.
-            machine.checked()
+            context.checked()
             self._say(peer, message.view, message.request, stripes.class_id, gone=True)
             return
         if stripes.last:
-            rows_max = machine.rows_at_once(machine.config.repair_rows_max)
-            last = machine.store.span(stripes.class_id, stripes.first, stripes.last, rows_max, self._bytes_max())
+            rows_max = context.rows_at_once(context.config.repair_rows_max)
+            last = context.store.span(stripes.class_id, stripes.first, stripes.last, rows_max, self._bytes_max())
             stripes = Stripes(stripes.class_id, stripes.first, last)
         assembly = self.open(message.request, message.view, stripes, keys)
 
@@ -470,29 +470,29 @@ class Repairs:
             return
         assembly.members, assembly.full = {p.shard for p in members}, full
         assembly.used = [p.shard for p in holders]
-        assembly.at_ms, assembly.fail = machine.now_ms, fail
+        assembly.at_ms, assembly.fail = context.now_ms, fail
 
         def finish(assembly: Assembly) -> None:
             self._decode(peer, message.request, assembly)
 
         assembly.finish = finish
         for holder in holders:
-            if holder.shard != machine.shard:
+            if holder.shard != context.shard:
                 capture = m.CaptureParity(message.view, message.request, stripes, [p.shard for p in members])
-                machine.send(holder, capture, (keys,))
+                context.send(holder, capture, (keys,))
         for member in members:
             snap = m.Snap(message.view, message.request, stripes, assembly.used, member.shard in full)
-            machine.send(member, snap, (keys,))
+            context.send(member, snap, (keys,))
         self.try_finish(message.request)
 
     def _members(self, class_id: int) -> list[Peer]:
-        return [self.machine.peers[s] for s in self.machine.placement.classes[class_id].data]
+        return [self.context.peers[s] for s in self.context.placement.classes[class_id].data]
 
     def on_capture_parity(self, peer: Peer, message: m.CaptureParity, frames: m.Frames) -> None:
         keys = arrays.keys(frames[0])
         self.check(message.stripes, keys, as_data=False)
         assembly = self.open(message.request, message.view, message.stripes, keys)
-        assembly.members, assembly.at_ms = set(message.members), self.machine.now_ms
+        assembly.members, assembly.at_ms = set(message.members), self.context.now_ms
         if assembly.capture is None:
             self._say(peer, message.view, message.request, message.stripes.class_id, gone=True)
             self.drop(message.request)
@@ -508,14 +508,14 @@ class Repairs:
                 fail()
                 return
             captured = m.Captured(message.view, message.request, message.stripes.class_id)
-            self.machine.send(peer, captured, (keys, records))
+            self.context.send(peer, captured, (keys, records))
 
         assembly.finish, assembly.fail = finish, fail
         self.try_finish(message.request)
 
     def _is_too_long(self, records: Any) -> bool:
         """So many rows were touched since the stripes were chosen that no frame holds their records."""
-        return bool(records.nbytes > self.machine.config.frame_bytes_max)
+        return bool(records.nbytes > self.context.config.frame_bytes_max)
 
     def on_mark(self, peer: Peer, message: m.Mark, frames: m.Frames) -> None:
         keys = arrays.keys(frames[0])
@@ -533,7 +533,7 @@ class Repairs:
 
     def on_captured(self, peer: Peer, message: m.Captured, frames: m.Frames) -> None:
         captured = arrays.keys(frames[0]), arrays.records(frames[1])
-        self.machine.checked()
+        self.context.checked()
         assembly = self.assemblies.get(message.request)
         if assembly is not None and assembly.capture is not None:
             assembly.captures[peer.shard] = captured
@@ -544,28 +544,28 @@ class Repairs:
         assembly = self.assemblies[request]
         if assembly.finish is None or assembly.members is None or not assembly.members <= assembly.marked:
             return
-        if any(p not in assembly.captures for p in assembly.used if p != self.machine.shard):
+        if any(p not in assembly.captures for p in assembly.used if p != self.context.shard):
             return
         del self.assemblies[request]
         assembly.finish(assembly)
 
     def remainder(self, assembly: Assembly, holder: int, code: Code) -> RowBuffer:
         """The holder's capture less the rows of the full members: what the lost rows contribute."""
-        stripe = self.machine.placement.classes[assembly.stripes.class_id]
+        stripe = self.context.placement.classes[assembly.stripes.class_id]
         row = code.coefficients[stripe.parity.index(holder)]
-        if holder == self.machine.shard:
+        if holder == self.context.shard:
             assert assembly.capture is not None
             keys, records = assembly.capture.take()
         else:
             keys, records = assembly.captures[holder]
-        rest = RowBuffer(self.machine.store)
+        rest = RowBuffer(self.context.store)
         rest.fold(1, keys, records)
         for member in assembly.full:
             rest.fold(int(row[stripe.data.index(member)]), *assembly.rows[member])
         return rest
 
     def code(self, class_id: int) -> Code:
-        spec = self.machine.placement.code_of(class_id)
+        spec = self.context.placement.code_of(class_id)
         return Code(spec.k, spec.r, spec.generator)
 
     def _decode(self, peer: Peer, request: int, assembly: Assembly) -> None:
@@ -575,25 +575,25 @@ class Repairs:
             keys, records = self._solve(peer, assembly)
         except BAD_CONTENT as error:
             # Of the members' rows one does not fit; whoever asked asks again.
-            self.machine.note("error", f"gave up a repair of class {class_id}: {error}")
+            self.context.note("error", f"gave up a repair of class {class_id}: {error}")
             self._say(peer, assembly.view, request, class_id, gone=True)
             return
         if self._is_too_long(records):
             self._say(peer, assembly.view, request, class_id, gone=True)
             return
         repaired = m.Repaired(assembly.view, request, assembly.stripes)
-        self.machine.send(peer, repaired, (assembly.keys, keys, records))
+        self.context.send(peer, repaired, (assembly.keys, keys, records))
 
     def _solve(self, peer: Peer, assembly: Assembly) -> tuple[Any, Any]:
         """Coded values of the peer's rows that are not zero, as those of untouched rows are: keys, records."""
-        machine = self.machine
-        stripe = machine.placement.classes[assembly.stripes.class_id]
+        context = self.context
+        stripe = context.placement.classes[assembly.stripes.class_id]
         code = self.code(assembly.stripes.class_id)
         unknown = [j for j, shard in enumerate(stripe.data) if shard not in assembly.full]
         equations = [stripe.parity.index(holder) for holder in assembly.used]
         solution = gf_invert_matrix(np.ascontiguousarray(code.coefficients[np.ix_(equations, unknown)]))
         wanted = solution[unknown.index(stripe.data.index(peer.shard))]
-        lost = RowBuffer(machine.store)
+        lost = RowBuffer(context.store)
         for holder, coefficient in zip(assembly.used, wanted, strict=True):
             lost.fold(int(coefficient), *self.remainder(assembly, holder, code).take())
         return lost.take_nonzero()
@@ -601,24 +601,24 @@ class Repairs:
     # ------------------------------------------------------------------ a data member
     def on_snap(self, peer: Peer, message: m.Snap, frames: m.Frames) -> None:
         """Put my MARK in the streams right behind the deltas that the coded rows contain."""
-        machine = self.machine
+        context = self.context
         keys, stripes = arrays.keys(frames[0]), message.stripes
         self.check(stripes, keys, as_data=True)
         for shard in message.holders:
-            if shard not in machine.peers or shard == machine.shard:
-                raise ValueError(f"shard {shard} cannot get a MARK from shard {machine.shard}")
+            if shard not in context.peers or shard == context.shard:
+                raise ValueError(f"shard {shard} cannot get a MARK from shard {context.shard}")
         rows: tuple[Any, Any] = NO_KEYS, NO_RECORDS
         if message.with_rows and stripes.last:
-            rows = machine.store.coded_rows(stripes.class_id, stripes.first, stripes.last)
+            rows = context.store.coded_rows(stripes.class_id, stripes.first, stripes.last)
         elif message.with_rows:
-            rows = machine.store.coded_rows_of(keys)
-        machine.checked()
-        if machine.has_open():
-            machine.close_window()  # nothing is applied in between: the rows are those of the MARK
+            rows = context.store.coded_rows_of(keys)
+        context.checked()
+        if context.has_open():
+            self.windows.close()  # nothing is applied in between: the rows are those of the MARK
         too_long = self._is_too_long(rows[1])
         for shard in message.holders:
-            if machine.peers[shard].running:
+            if context.peers[shard].running:
                 is_for_peer = shard == peer.shard
                 part = rows if is_for_peer and not too_long else (NO_KEYS, NO_RECORDS)
                 mark = m.Mark(message.view, message.request, stripes, is_for_peer and too_long)
-                machine.send(machine.peers[shard], mark, (keys, *part))
+                context.send(context.peers[shard], mark, (keys, *part))

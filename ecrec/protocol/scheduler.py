@@ -198,12 +198,6 @@ class SchedulerMachine:
         formed = any(group.view for group in self.state.groups)
         return not formed and self.context.now_ms - self._first_ms < self.config.form_after_ms
 
-    def validate_state(self) -> None:
-        """Assert the invariants; for tests, after every event."""
-        from ecrec.protocol.invariants import check_scheduler
-
-        check_scheduler(self)
-
     def _resume(self) -> None:
         """After a restart every member has the time of a heartbeat to be heard of again."""
         if self._resumed:

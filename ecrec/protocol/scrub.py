@@ -7,7 +7,7 @@ what is left, the *syndromes*, is zero where all fits.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,8 @@ from ecrec.protocol.arrays import NO_KEYS
 from ecrec.protocol.events import BAD_CONTENT
 from ecrec.protocol.messages import LOCATED, UNSURE, UP, Address, Stripes
 from ecrec.protocol.peer import Peer
-from ecrec.protocol.repair import KEY_BITS, TIMEOUT_FACTOR_MAX, Assembly
-
-if TYPE_CHECKING:
-    from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.repair import KEY_BITS, TIMEOUT_FACTOR_MAX, Assembly, Repairs
+from ecrec.protocol.shard_context import ShardContext
 
 ALL_CLASSES = 2**64 - 1
 SCRUBS_MAX = 64
@@ -65,8 +63,9 @@ class Running:
 class Scrubs:
     """The part of a `ShardMachine` that leads scrubs, and corrects its own parity when another leads."""
 
-    def __init__(self, machine: "ShardMachine") -> None:
-        self.machine = machine
+    def __init__(self, context: ShardContext, repairs: Repairs) -> None:
+        self.context = context
+        self.repairs = repairs
         self.running: dict[int, Running] = {}
         """Request -> the scrub; one of a class at a time, so that no syndrome is corrected twice."""
         self.corrected = 0
@@ -74,12 +73,12 @@ class Scrubs:
 
     # ------------------------------------------------------------------ a tool asks
     def on_scrub(self, tool: Address, message: m.Scrub, frames: m.Frames) -> None:
-        machine, class_id = self.machine, message.class_id
-        classes = machine.placement.classes
-        if not 0 <= class_id < len(classes) or classes[class_id].parity[:1] != (machine.shard,):
+        context, class_id = self.context, message.class_id
+        classes = context.placement.classes
+        if not 0 <= class_id < len(classes) or classes[class_id].parity[:1] != (context.shard,):
             self._busy(tool, message.request, f"this shard does not lead the scrub of class {class_id}")
             return
-        size = machine.store.class_size(class_id)
+        size = context.store.class_size(class_id)
         first = min(max(message.first, 0), size)
         known = next((running for running in self.running.values() if running.class_id == class_id), None)
         if known is not None:
@@ -88,37 +87,37 @@ class Scrubs:
             else:
                 self._busy(tool, message.request, "another scrub of these stripes goes on")
             return
-        if len(self.running) >= SCRUBS_MAX or machine.repairs.is_full():
+        if len(self.running) >= SCRUBS_MAX or self.repairs.is_full():
             self._busy(tool, message.request, f"{len(self.running)} scrubs are under way here")
             return
         stripe = classes[class_id]
-        members = [machine.peers[shard] for shard in stripe.data + stripe.parity]
-        if machine.state != UP or not machine.settled or any(p.state != UP for p in members):
+        members = [context.peers[shard] for shard in stripe.data + stripe.parity]
+        if context.state != UP or not context.settled or any(p.state != UP for p in members):
             self._busy(tool, message.request, "a member of these stripes is not whole")
             return
         if first == size:
             result = m.ScrubResult(message.request, class_id, size, size, 0, 0, 0, message.repair)
-            machine.reply(tool, result, _nothing())
+            context.reply(tool, result, _nothing())
             return
-        config = machine.config
+        config = context.config
         rows_max = min(max(1, message.rows_max), config.scrub_rows_max)
         bytes_max = min(config.scrub_bytes_max, config.frame_bytes_max)
-        last = machine.store.span(class_id, first, size, rows_max, bytes_max)
-        machine.checked()
-        request = machine.repairs.new_request()
+        last = context.store.span(class_id, first, size, rows_max, bytes_max)
+        context.checked()
+        request = self.repairs.new_request()
         self.running[request] = Running(
-            tool, message.request, class_id, first, machine.now_ms, message.repair, machine.view
+            tool, message.request, class_id, first, context.now_ms, message.repair, context.view
         )
         self._begin(request, Stripes(class_id, first, last))
 
     def _busy(self, tool: Address, request: int, reason: str) -> None:
-        self.machine.reply(tool, m.ScrubBusy(request, reason))
+        self.context.reply(tool, m.ScrubBusy(request, reason))
 
     def _begin(self, request: int, stripes: Stripes) -> None:
         """Capture here and on the other parity holders, and have all data members mark."""
-        machine = self.machine
-        stripe = machine.placement.classes[stripes.class_id]
-        assembly = machine.repairs.open(request, machine.view, stripes, NO_KEYS)
+        context = self.context
+        stripe = context.placement.classes[stripes.class_id]
+        assembly = self.repairs.open(request, context.view, stripes, NO_KEYS)
         assembly.full, assembly.used = list(stripe.data), list(stripe.parity)
         assembly.members = set(stripe.data)
 
@@ -126,7 +125,7 @@ class Scrubs:
             try:
                 taken = self._compare(request, assembly)
             except BAD_CONTENT as error:
-                machine.note("error", f"gave up a scrub of class {stripes.class_id}: {error}")
+                context.note("error", f"gave up a scrub of class {stripes.class_id}: {error}")
                 self._give_up(request, "a member's rows do not fit; ask again")
                 return
             self._finish(request, taken)
@@ -134,29 +133,29 @@ class Scrubs:
         assembly.finish = finish
         assembly.fail = lambda: self._give_up(request, "a member put it off; ask again")
         for holder in stripe.parity[1:]:
-            capture = m.CaptureParity(machine.view, request, stripes, list(stripe.data))
-            machine.send(machine.peers[holder], capture, (NO_KEYS,))
+            capture = m.CaptureParity(context.view, request, stripes, list(stripe.data))
+            context.send(context.peers[holder], capture, (NO_KEYS,))
         for member in stripe.data:
-            snap = m.Snap(machine.view, request, stripes, list(stripe.parity), True)
-            machine.send(machine.peers[member], snap, (NO_KEYS,))
+            snap = m.Snap(context.view, request, stripes, list(stripe.parity), True)
+            context.send(context.peers[member], snap, (NO_KEYS,))
 
     # ------------------------------------------------------------------ the cut is complete
     def _compare(self, request: int, assembly: Assembly) -> list[tuple[Any, Any]]:
         """Find what does not fit; the syndromes by parity holder. Raises BAD_CONTENT if rows do not fit."""
-        machine = self.machine
+        context = self.context
         running = self.running[request]
-        stripe = machine.placement.classes[running.class_id]
-        code = machine.repairs.code(running.class_id)
+        stripe = context.placement.classes[running.class_id]
+        code = self.repairs.code(running.class_id)
         read = sum(rows.nbytes for _, rows in (*assembly.rows.values(), *assembly.captures.values()))
-        rests = [machine.repairs.remainder(assembly, holder, code) for holder in stripe.parity]
+        rests = [self.repairs.remainder(assembly, holder, code) for holder in stripe.parity]
         parity_rows, bad = sum(map(len, rests)), [rest.nonzero() for rest in rests]
         taken = [rest.take() for rest in rests]
         read += taken[0][1].nbytes  # my own capture
-        stripes = len(machine.store.distinct(np.concatenate([keys for keys, _ in taken]), NO_KEYS))
-        found = [self._judge(some, code) for some in _by_table(machine.store, bad, taken)]
+        stripes = len(context.store.distinct(np.concatenate([keys for keys, _ in taken]), NO_KEYS))
+        found = [self._judge(some, code) for some in _by_table(context.store, bad, taken)]
         running.findings = Findings(*(np.concatenate(parts) for parts in zip(_nothing(), *found, strict=True)))
         running.result = m.ScrubResult(
-            running.request, running.class_id, assembly.stripes.last, machine.store.class_size(running.class_id),
+            running.request, running.class_id, assembly.stripes.last, context.store.class_size(running.class_id),
             stripes, parity_rows, read, running.repair,
         )  # fmt: skip
         return taken
@@ -166,7 +165,7 @@ class Scrubs:
         running = self.running[request]
         assert running.findings is not None
         if running.repair and len(running.findings.keys):
-            self._correct(request, running, self.machine.repairs.code(running.class_id), taken)
+            self._correct(request, running, self.repairs.code(running.class_id), taken)
         self._answer(request, running)
 
     def _judge(self, some: Syndromes, code: Code) -> Findings:
@@ -199,55 +198,54 @@ class Scrubs:
 
     def _row_exists(self, some: Syndromes) -> Any:
         """bool[k, m]: the last stripe of a table may have fewer than k rows."""
-        membership = self.machine.membership
-        spec = membership.tables[some.table]
+        spec = self.context.tables[some.table]
         stripes = (some.keys & np.uint64((1 << KEY_BITS) - 1)).astype(np.int64)
-        first = (stripes * membership.groups + self.machine.group) * spec.code.k
+        first = (stripes * self.context.groups + self.context.group) * spec.code.k
         return first[None, :] + np.arange(spec.code.k)[:, None] < spec.rows
 
     # ------------------------------------------------------------------ corrections
     def _correct(self, request: int, running: Running, code: Code, taken: list[tuple[Any, Any]]) -> None:
-        machine = self.machine
+        context = self.context
         assert running.findings is not None
         keys, slots, _ = running.findings
-        for i, holder in enumerate(machine.placement.classes[running.class_id].parity):
+        for i, holder in enumerate(context.placement.classes[running.class_id].parity):
             wrong = keys[slots == code.k + i]
             if not len(wrong):
                 continue
-            rows = wrong, _select(machine.store, *taken[i], wrong)
-            if holder == machine.shard:
+            rows = wrong, _select(context.store, *taken[i], wrong)
+            if holder == context.shard:
                 self._add_to_parity(running.class_id, *rows)
             else:
                 running.waiting.add(holder)
                 correct = m.CorrectParity(running.view, request, running.class_id)
-                machine.send(machine.peers[holder], correct, rows)
+                context.send(context.peers[holder], correct, rows)
 
     def _add_to_parity(self, class_id: int, keys: Any, records: Any) -> None:
         """XOR into my parity rows. The store takes data rows, which it multiplies by the coefficient."""
-        machine = self.machine
-        stripe = machine.placement.classes[class_id]
-        coefficient = machine.repairs.code(class_id).coefficients[stripe.parity.index(machine.shard), 0]
-        scaled = RowBuffer(machine.store)
+        context = self.context
+        stripe = context.placement.classes[class_id]
+        coefficient = self.repairs.code(class_id).coefficients[stripe.parity.index(context.shard), 0]
+        scaled = RowBuffer(context.store)
         scaled.fold(gf_inverse(int(coefficient)), keys, records)
-        machine.store.fold(stripe.data[0], ALL_CLASSES, *scaled.take())
-        machine.checked()
+        context.store.fold(stripe.data[0], ALL_CLASSES, *scaled.take())
+        context.checked()
         self.corrected += len(keys)
         named = ", ".join(f"{key >> KEY_BITS}:{key & (1 << KEY_BITS) - 1}" for key in keys[:8].tolist())
-        machine.note(
+        context.note(
             "warning", f"a scrub corrected {len(keys)} parity rows of class {class_id}: (table:stripe) {named}"
         )
 
     def on_correct_parity(self, peer: Peer, message: m.CorrectParity, frames: m.Frames) -> None:
-        machine = self.machine
+        context = self.context
         keys = arrays.keys(frames[0])
-        machine.repairs.check(Stripes(message.class_id, 0, 0), keys, as_data=False)
-        if machine.placement.classes[message.class_id].parity[0] != peer.shard:
+        self.repairs.check(Stripes(message.class_id, 0, 0), keys, as_data=False)
+        if context.placement.classes[message.class_id].parity[0] != peer.shard:
             raise ValueError(f"shard {peer.shard} corrects class {message.class_id}, whose scrub it does not lead")
         self._add_to_parity(message.class_id, keys, arrays.records(frames[1]))
-        machine.send(peer, m.ParityCorrected(message.view, message.request, message.class_id))
+        context.send(peer, m.ParityCorrected(message.view, message.request, message.class_id))
 
     def on_parity_corrected(self, peer: Peer, message: m.ParityCorrected, frames: m.Frames) -> None:
-        self.machine.checked()
+        self.context.checked()
         running = self.running.get(message.request)
         if running is not None and peer.shard in running.waiting:
             running.waiting.discard(peer.shard)
@@ -258,7 +256,7 @@ class Scrubs:
         if running.waiting or running.result is None or running.findings is None:
             return
         del self.running[request]
-        self.machine.reply(running.tool, _renumbered(running.result, running.request), running.findings)
+        self.context.reply(running.tool, _renumbered(running.result, running.request), running.findings)
 
     def _give_up(self, request: int, reason: str) -> None:
         running = self.running.pop(request)
@@ -271,12 +269,12 @@ class Scrubs:
                 self._give_up(request, "the membership changed; ask again")
 
     def on_tick(self) -> None:
-        machine = self.machine
-        abandoned_ms = TIMEOUT_FACTOR_MAX * machine.config.repair_timeout_ms
+        context = self.context
+        abandoned_ms = TIMEOUT_FACTOR_MAX * context.config.repair_timeout_ms
         for request, running in list(self.running.items()):
             # trap: one that waits for corrections only ends with its view: a second one could correct them again
-            if not running.waiting and machine.now_ms - running.at_ms > abandoned_ms:
-                machine.repairs.drop(request)
+            if not running.waiting and context.now_ms - running.at_ms > abandoned_ms:
+                self.repairs.drop(request)
                 self._give_up(request, "a member did not answer; ask again")
 
 

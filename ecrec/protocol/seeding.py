@@ -5,16 +5,13 @@ the sender announces in its stream (`Window.begins`). Both sides stand here: the
 who is seeded (rounds and who has finished).
 """
 
-from typing import TYPE_CHECKING
-
 from ecrec.protocol import messages as m
 from ecrec.protocol.messages import SEEDED
 from ecrec.protocol.peer import Peer
+from ecrec.protocol.repair import Repairs
+from ecrec.protocol.shard_context import ShardContext
 from ecrec.protocol.share import Share
 from ecrec.protocol.wanted import Wanted
-
-if TYPE_CHECKING:
-    from ecrec.protocol.shard import ShardMachine
 
 ALL_CLASSES = 2**64 - 1
 UNLIMITED = 2**64 - 1
@@ -23,8 +20,9 @@ UNLIMITED = 2**64 - 1
 class Seeding:
     """The part of a `ShardMachine` that seeds others and is seeded."""
 
-    def __init__(self, machine: "ShardMachine") -> None:
-        self.machine = machine
+    def __init__(self, context: ShardContext, repairs: Repairs) -> None:
+        self.context = context
+        self.repairs = repairs
         self.tasks: dict[tuple[int, int], bool] = {}
         """(peer, class) that my rows are held back from -> has it asked for them."""
         self.rounds: dict[int, int] = {}
@@ -33,8 +31,6 @@ class Seeding:
         """My parity class -> data members that have seeded it, all classes while I recover."""
         self.share = Share()
         """Of what I seed."""
-        self.is_open = False
-        """There are seeds in the open window."""
         self._window = 0
         """The last window with seeds whose time is not yet counted; 0: none."""
         self._since_ms = 0.0
@@ -45,7 +41,7 @@ class Seeding:
     # ------------------------------------------------------------------ being seeded
     def begin(self) -> None:
         """I am a replacement: nothing is seeded."""
-        for class_id in self.machine.placement.parity_classes(self.machine.shard):
+        for class_id in self.context.placement.parity_classes(self.context.shard):
             self.rounds[class_id], self.done[class_id] = 0, set()
 
     def ask_all(self) -> None:
@@ -53,23 +49,23 @@ class Seeding:
             self._ask(class_id)
 
     def _ask(self, class_id: int, since: int = 0) -> None:
-        machine = self.machine
-        for shard in machine.placement.classes[class_id].data:
-            peer = machine.peers[shard]
+        context = self.context
+        for shard in context.placement.classes[class_id].data:
+            peer = context.peers[shard]
             if peer.running:
-                machine.send(peer, m.Reseed(class_id, self.rounds[class_id], since))
+                context.send(peer, m.Reseed(class_id, self.rounds[class_id], since))
 
     def table_added(self) -> None:
         """Parity of a new code is zero, and so are its data: nothing to seed."""
-        machine = self.machine
-        if machine.state in SEEDED:
-            for class_id in machine.placement.parity_classes(machine.shard):
+        context = self.context
+        if context.state in SEEDED:
+            for class_id in context.placement.parity_classes(context.shard):
                 if class_id not in self.done:
                     self.rounds[class_id] = 0
-                    self.done[class_id] = set(machine.placement.classes[class_id].data)
+                    self.done[class_id] = set(context.placement.classes[class_id].data)
 
     def _unfinished(self, class_id: int) -> bool:
-        return not self.done[class_id].issuperset(self.machine.placement.classes[class_id].data)
+        return not self.done[class_id].issuperset(self.context.placement.classes[class_id].data)
 
     def incomplete(self) -> int:
         """Number of my parity classes that are not fully seeded."""
@@ -80,12 +76,12 @@ class Seeding:
 
     def wanted_from(self, shard: int) -> dict[int, int]:
         """Classes that this data member has yet to seed -> round."""
-        data_of = self.machine.placement.classes
+        data_of = self.context.placement.classes
         return {c: self.rounds[c] for c, done in self.done.items() if shard in data_of[c].data and shard not in done}
 
     def accepted(self, shard: int, rounds: dict[int, int]) -> int:
         """Bits of the classes whose deltas and seeds from a peer count, by the rounds that it announced."""
-        if self.machine.state not in SEEDED:
+        if self.context.state not in SEEDED:
             return ALL_CLASSES
         mask = ALL_CLASSES
         for class_id, done in self.done.items():
@@ -103,8 +99,8 @@ class Seeding:
 
     def start_over(self) -> None:
         """trap: somebody was settled; classes not fully seeded begin again under a new round."""
-        machine = self.machine
-        if machine.state not in SEEDED:
+        context = self.context
+        if context.state not in SEEDED:
             return
         for class_id in self.done:
             if self._unfinished(class_id):
@@ -112,11 +108,11 @@ class Seeding:
                 self._ask(class_id)
 
     def _begin_round(self, class_id: int) -> None:
-        machine = self.machine
+        context = self.context
         self.rounds[class_id] = self.rounds.get(class_id, 0) + 1
         self.done[class_id] = set()
-        machine.store.wipe_parity(class_id)
-        for peer in machine.peers.values():  # what was wiped can not be undone
+        context.store.wipe_parity(class_id)
+        for peer in context.peers.values():  # what was wiped can not be undone
             for undo in peer.undo:
                 undo.class_mask &= ~(1 << class_id)
                 undo.ends = [c for c in undo.ends if c != class_id]
@@ -126,32 +122,32 @@ class Seeding:
 
         trap: also that of shards which are whole, and of classes that were fully seeded.
         """
-        machine = self.machine
-        for peer in machine.others():
+        context = self.context
+        for peer in context.others():
             for class_id in lost:
-                stripe = machine.placement.classes[class_id]
-                if machine.shard in stripe.data and peer.shard in stripe.parity:
+                stripe = context.placement.classes[class_id]
+                if context.shard in stripe.data and peer.shard in stripe.parity:
                     self.tasks[peer.shard, class_id] = False
-                    machine.buffers.set_limit(peer.shard, class_id, 0)
-                    machine.buffers.buffer(peer.shard).remove_class(class_id)
+                    context.buffers.set_limit(peer.shard, class_id, 0)
+                    context.buffers.buffer(peer.shard).remove_class(class_id)
                     peer.begins.pop(class_id, None)
                     peer.ends = [c for c in peer.ends if c != class_id]
-        for class_id in sorted(lost.intersection(machine.placement.parity_classes(machine.shard))):
+        for class_id in sorted(lost.intersection(context.placement.parity_classes(context.shard))):
             self._begin_round(class_id)
-            self._ask(class_id, machine.view)
+            self._ask(class_id, context.view)
 
     # ------------------------------------------------------------------ seeding others
     def hold_back(self, peer: Peer) -> None:
         """A recovering peer has joined: no row of a class whose parity it holds until it asks."""
-        machine = self.machine
-        for stripe in machine.placement.classes:
-            if machine.shard in stripe.data and peer.shard in stripe.parity:
+        context = self.context
+        for stripe in context.placement.classes:
+            if context.shard in stripe.data and peer.shard in stripe.parity:
                 self.tasks[peer.shard, stripe.class_id] = False
-                machine.buffers.set_limit(peer.shard, stripe.class_id, 0)
+                context.buffers.set_limit(peer.shard, stripe.class_id, 0)
 
     def _check(self, peer: Peer, class_id: int) -> None:
         """Raise ValueError for a class of which I hold no data or the peer no parity."""
-        classes, shard = self.machine.placement.classes, self.machine.shard
+        classes, shard = self.context.placement.classes, self.context.shard
         known = 0 <= class_id < len(classes)
         if not known or shard not in classes[class_id].data or peer.shard not in classes[class_id].parity:
             raise ValueError(f"shard {peer.shard} asks to seed class {class_id}, which is not for us two")
@@ -160,7 +156,7 @@ class Seeding:
         """It was recovering when I came back, and says which of its classes still lack my rows."""
         for class_id in message.rounds:
             self._check(peer, class_id)
-        self.machine.checked()
+        self.context.checked()
         peer.awaits_joined = False
         for shard, class_id in list(self.tasks):
             if shard == peer.shard and class_id not in message.rounds:
@@ -170,18 +166,18 @@ class Seeding:
 
     def on_reseed(self, peer: Peer, message: m.Reseed, frames: m.Frames) -> None:
         """Seed a class from its start; what stands in the open window for it is of the old round."""
-        machine, class_id = self.machine, message.class_id
+        context, class_id = self.context, message.class_id
         self._check(peer, class_id)
-        machine.checked()
+        context.checked()
         # A round can be heard of twice, by Reseed and by Joined; rows that are sent twice cancel each other.
         if message.round <= peer.seeding.get(class_id, -1):
             return
         peer.seeding[class_id] = message.round
         self.tasks[peer.shard, class_id] = True
-        machine.buffers.set_limit(peer.shard, class_id, 0)
-        machine.buffers.buffer(peer.shard).remove_class(class_id)
+        context.buffers.set_limit(peer.shard, class_id, 0)
+        context.buffers.buffer(peer.shard).remove_class(class_id)
         peer.begins[class_id] = message.round
-        machine.announces = True
+        context.announces = True
         peer.ends = [c for c in peer.ends if c != class_id]
 
     def forget(self, shard: int) -> None:
@@ -195,45 +191,45 @@ class Seeding:
 
     def _finish(self, shard: int, class_id: int) -> None:
         del self.tasks[shard, class_id]
-        self.machine.buffers.set_limit(shard, class_id, UNLIMITED)
+        self.context.buffers.set_limit(shard, class_id, UNLIMITED)
 
     def advance(self) -> None:
         """Add a chunk of rows for each peer being seeded, if the open window can soon go out."""
-        machine = self.machine
-        if not self.tasks or len(machine.unstable) >= machine.config.windows_in_flight_max:
+        context = self.context
+        if not self.tasks or len(context.unstable) >= context.config.windows_in_flight_max:
             return
-        if self._window and machine.stable >= self._window:
-            self.share.ended(machine.now_ms - self._since_ms, machine.config, machine.now_ms)
+        if self._window and context.stable >= self._window:
+            self.share.ended(context.now_ms - self._since_ms, context.config, context.now_ms)
             self._window = 0
-        if machine.shares_time() and (
-            self._window or self.share.waits(machine.worked_ms, machine.config, machine.now_ms)
+        if context.shares_time() and (
+            self._window or self.share.waits(context.worked_ms, context.config, context.now_ms)
         ):
             return
         served: set[int] = set()
         for (shard, class_id), asked in list(self.tasks.items()):
-            peer = machine.peers[shard]
+            peer = context.peers[shard]
             if not asked or shard in served or not peer.joined or peer.state not in SEEDED:
                 continue
-            config = machine.config
-            room = config.frame_bytes_max - machine.buffers.buffer(shard).nbytes
-            if room < config.seed_bytes_max and machine.buffers.buffer(shard).nbytes:
+            config = context.config
+            room = config.frame_bytes_max - context.buffers.buffer(shard).nbytes
+            if room < config.seed_bytes_max and context.buffers.buffer(shard).nbytes:
                 served.add(shard)  # with the next window: this one is so full that it closes now
                 continue
             bytes_max = min(config.seed_bytes_max, room)
             if class_id in self._blocked:
-                if machine.repairs.lacks(self._blocked[class_id]):
+                if self.repairs.lacks(self._blocked[class_id]):
                     continue
                 del self._blocked[class_id]
-            rows_max = machine.rows_at_once(config.seed_rows_max)
-            finished, blocked = machine.store.seed(machine.buffers, shard, class_id, rows_max, bytes_max)
+            rows_max = context.rows_at_once(config.seed_rows_max)
+            finished, blocked = context.store.seed(context.buffers, shard, class_id, rows_max, bytes_max)
             if blocked.size:
-                self._blocked[class_id] = Wanted(machine.store, blocked)
-                machine.repairs.ask(self._blocked[class_id])
+                self._blocked[class_id] = Wanted(context.store, blocked)
+                self.repairs.ask(self._blocked[class_id])
                 continue
-            self.is_open = True
-            self._window, self._since_ms = machine.window_number, machine.now_ms
+            context.open_seeds = True
+            self._window, self._since_ms = context.window_number, context.now_ms
             if finished:
                 del self.tasks[shard, class_id]
                 peer.ends.append(class_id)
-                machine.announces = True
+                context.announces = True
             served.add(shard)

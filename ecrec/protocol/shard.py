@@ -1,24 +1,21 @@
-"""The machine of one shard: pushes and pulls, windows and acknowledgements (docs/protocol.md).
+"""The machine of one shard: pushes and pulls, and whom each message is for (docs/protocol.md).
 
-`ShardMachine` owns the state and dispatches; what happens when shards die and come back stands in ``membership.py``,
-the repair of data rows in ``repair.py``, the scrub in ``scrub.py``, the seeding of parity rows in ``seeding.py``.
+`ShardMachine` dispatches, and is what its parts share (``shard_context.py``). Windows are closed in ``windows.py`` and
+taken in ``peer_windows.py``; what happens when shards die and come back stands in ``membership.py``, the repair of data
+rows in ``repair.py``, the scrub in ``scrub.py``, the seeding of parity rows in ``seeding.py``.
 """
 
-import weakref
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from ecrec._native import Store, sum_sections
-from ecrec._native import Window as WindowBuffers
+from ecrec._native import sum_sections
 from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
 from ecrec.protocol.barriers import Barriers, DisagreementError
-from ecrec.protocol.config import NEVER_MS, ProtocolConfig
+from ecrec.protocol.config import NEVER_MS
 from ecrec.protocol.departure import Departure
 from ecrec.protocol.events import (
     BAD_CONTENT,
@@ -26,7 +23,6 @@ from ecrec.protocol.events import (
     Effect,
     Event,
     HalfHandledError,
-    Note,
     Received,
     Send,
     Tick,
@@ -45,12 +41,15 @@ from ecrec.protocol.messages import (
     Address,
     is_my_scheduler,
 )
-from ecrec.protocol.peer import Peer, Undo
-from ecrec.protocol.placement import CLASSES_MAX, Placement
+from ecrec.protocol.peer import Peer
+from ecrec.protocol.peer_windows import PeerWindows
+from ecrec.protocol.queues import QueuedPull, QueuedPush, Rows, WorkerState, sections_of
 from ecrec.protocol.repair import Repairs
 from ecrec.protocol.scrub import Scrubs
 from ecrec.protocol.seeding import Seeding
+from ecrec.protocol.shard_context import ShardContext
 from ecrec.protocol.wanted import Wanted
+from ecrec.protocol.windows import Windows
 
 PULLS_WAITING_MAX = 1024
 """Pulls of one worker that wait for a push or for lost rows; a session has a few."""
@@ -74,76 +73,7 @@ FIGURES_MS = 500.0
 """How often the figures for people are counted anew; counting scans bitmaps."""
 
 
-class Observer(Protocol):
-    """Told of what the machine does, for tests that keep their own record."""
-
-    def applied(self, shard: Address, window: int, pushes: "list[QueuedPush]") -> None: ...
-
-    def reinitialised(self, shard: Address, view: int, keys: Any) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class QueuedPush:
-    worker: int
-    number: int
-    push: m.Push
-    frames: m.Frames
-    source: Address
-    wanted: Wanted | None = None
-    """Its rows that were lost when it was first looked at."""
-
-    @property
-    def nbytes(self) -> int:
-        return arrays.frames_bytes(self.frames)
-
-
-@dataclass(slots=True, eq=False)
-class QueuedPull:
-    source: Address
-    pull: m.Pull
-    sections: "list[Rows]"
-    wanted: Wanted | None = None
-    """Its rows that were lost when it was first looked at."""
-
-    @property
-    def nbytes(self) -> int:
-        return sum(section.rows.nbytes for section in self.sections)
-
-
-@dataclass(slots=True)
-class Unstable:
-    """A closed window that some running peer has not acknowledged."""
-
-    waiting: set[int]
-    marks: dict[int, int]
-    closed_ms: float
-    """In the time that passed while this process was awake."""
-    nbytes: int
-    """Of its frames to all peers."""
-
-
-@dataclass(slots=True)
-class Rows:
-    """A section of a push or pull as arrays: int32[m], int64[m], int64[N] and float32 values (a push)."""
-
-    tables: Any
-    counts: Any
-    rows: Any
-    values: Any = None
-
-
-@dataclass(slots=True)
-class WorkerState:
-    """What a shard knows of a worker."""
-
-    address: Address
-    queue: deque[QueuedPush] = field(default_factory=deque)
-    """Pushes in order, not yet applied."""
-    flush: int = 0
-    """It waits for its pushes up to this one."""
-
-
-class ShardMachine:
+class ShardMachine(ShardContext):
     """One process of a shard: unplaced until the scheduler's Start, then one incarnation to its end.
 
     ``wanted`` is the shard (over all groups) that this process wants to be; -1 makes it a spare. ``leave_timeout_ms``:
@@ -151,59 +81,13 @@ class ShardMachine:
     """
 
     def __init__(self, process: str, endpoint: str, wanted: int = -1, leave_timeout_ms: float = 0.0) -> None:
-        self.process = process
-        self.endpoint = endpoint
+        super().__init__(process, endpoint)
         self.wanted = wanted
-        self.observer: Observer | None = None
-        self.config = ProtocolConfig()
-        self.address = Address(SHARD, -1, 0)
-        self.group, self.shard, self.epoch, self.view = -1, -1, 0, -1
-        self.base = 0
-        self.state = ""
-        self.now_ms = 0.0
-        self.awake_ms = 0.0
-        """Time that passed, less that in which this process stood still."""
         self._read_ms: float | None = None
         """All that had arrived by then was handled; None where nothing waits outside of the machine."""
-        self.store: Store = None  # type: ignore[assignment]
-        self.placement: Placement = None  # type: ignore[assignment]
-        self.buffers: WindowBuffers = None  # type: ignore[assignment]
-        self.dims: list[int] = []
-        self.peers: dict[int, Peer] = {}
         self.early: list[Received] = []
         """Messages that came before my place."""
         self.early_bytes = 0
-        self.marks: dict[int, int] = {}
-        self.durable: dict[int, int] = {}
-        self.workers: dict[int, WorkerState] = {}
-        self.origin = m.Origin()
-        """What is known of the scheduler."""
-        self.copy = b""
-        """The newest copy of the scheduler's state,"""
-        self.copied = 0
-        """and its serial."""
-        self.fenced: dict[int, int] = {}
-        """Worker -> newest epoch of it that is over."""
-        self.pulls: list[QueuedPull] = []
-        self.pulls_due = False
-        """One came, or what they wait for may have come: a view, rows, a push that is applied."""
-        self.window_number = 1
-        self.stable = 0
-        self.open_marks: dict[int, int] = {}
-        self.worked_ms = -1e18
-        """When a worker last asked for something."""
-        self.open_pushes: Counter[int] = Counter()
-        """Pushes in the open window, by worker."""
-        self.announces = False
-        """The open window says to some peer that the seeding of a class begins or ends."""
-        self.unstable: dict[int, Unstable] = {}
-        self.unstable_bytes = 0
-        self._record_sizes = np.zeros(0, np.int64)
-        self.effects: list[Effect] = []
-        self._acting = False
-        """The event has passed its checks, and the state moves."""
-        self.on_pause: Callable[[], None] | None = None
-        """Called in the middle of an event that takes long. It may call `while_busy`, nothing else of the machine."""
         self.resident_bytes: Callable[[], int] | None = None
         """Of this process, for people; None where it is no process."""
         self._said: m.ShardStatus | None = None
@@ -212,10 +96,6 @@ class ShardMachine:
         """and the peers to which there was a connection then."""
         self._busy_ms = -1e18
         """When it was last said again, in the middle of an event."""
-        self.status_due = True
-        self._acks_at_ms = NEVER_MS
-        self._window_due_ms = NEVER_MS
-        self._window_closed_ms = -1e18
         self._reached = 0
         """Number of the scheduler's last `Knock`."""
         self._status_at_ms = -1e18
@@ -223,15 +103,19 @@ class ShardMachine:
         self._figures: dict[str, float] = {}
         self._figures_at_ms = -1e18
         self.barriers = Barriers()
-        self.repairs = Repairs(self)
-        self.scrubs = Scrubs(self)
-        self.seeding = Seeding(self)
-        self.membership = Membership(self)
+        self.windows = Windows(self)
+        self.repairs = Repairs(self, self.windows)
+        self.scrubs = Scrubs(self, self.repairs)
+        self.seeding = Seeding(self, self.repairs)
+        self.peer_windows = PeerWindows(self, self.windows, self.repairs, self.seeding)
         self.departure = Departure(process, leave_timeout_ms or NEVER_MS)
+        self.membership = Membership(
+            self, self.windows, self.peer_windows, self.repairs, self.scrubs, self.seeding, self.departure
+        )
         self._from_shards: dict[type, Callable[[Peer, Any, m.Frames], None]] = {
-            m.Window: self._on_window,
-            m.WindowAck: self._on_window_ack,
-            m.Stable: self._on_stable,
+            m.Window: self.peer_windows.on_window,
+            m.WindowAck: self.windows.on_ack,
+            m.Stable: self.peer_windows.on_stable,
             m.Join: self.membership.on_join,
             m.Joined: self.seeding.on_joined,
             m.Reseed: self.seeding.on_reseed,
@@ -292,17 +176,6 @@ class ShardMachine:
         again = msgspec.structs.replace(said, age_ms=int(now_ms - self._status_at_ms))
         return [Send(SCHEDULER_ADDRESS, again), *(Send(to, m.Ping(asks=False)) for to in self._said_to)]
 
-    def pause_of_store(self) -> Callable[[int], None]:
-        """For `Store.on_pause`. The store keeps it, and must not keep the machine."""
-        machine = weakref.ref(self)
-
-        def pause(work: int) -> None:
-            alive = machine()
-            if alive is not None and alive.on_pause is not None:
-                alive.on_pause()
-
-        return pause
-
     def read_until(self, at_ms: float) -> None:
         """All that had arrived at this process by then was handled: what a peer said later may still wait."""
         self._read_ms = at_ms
@@ -311,10 +184,6 @@ class ShardMachine:
     def listened_ms(self) -> float:
         """`awake_ms` up to when all that came was read. Who has unread messages knows of no silence since."""
         return self.awake_ms - (0.0 if self._read_ms is None else max(0.0, self.now_ms - self._read_ms))
-
-    def checked(self) -> None:
-        """The event fits; from here on the state moves, and whatever is raised ends the process."""
-        self._acting = True
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Tick):
@@ -333,12 +202,6 @@ class ShardMachine:
             self.advance()
         if self.status_due:
             self._send_status()
-
-    def validate_state(self) -> None:
-        """Assert the invariants; for tests, after every event."""
-        from ecrec.protocol.invariants import check_shard
-
-        check_shard(self)
 
     def takes_from(self, source: Address) -> bool:
         """False while so much of a peer waits for a view that the transport is to leave the rest with it."""
@@ -397,7 +260,7 @@ class ShardMachine:
             # trap: one with an older state, or of another cluster, takes every healthy member for a dead one
             self.note("warning", f"dropped a {type(message).__name__} of a scheduler of {message.origin}: not mine")
         elif isinstance(message, m.Views):
-            self.membership.on_views(message)
+            self.membership.on_views(message, self.release_held)
         elif isinstance(message, m.Fenced):
             self.effects.append(self.departure.ended(f"fenced by the scheduler: {message.reason}"))
         elif self.state:
@@ -410,11 +273,6 @@ class ShardMachine:
             self.checked()
             self.copy, self.copied = copy, origin.serial
             self.hear_origin(origin)
-
-    def hear_origin(self, origin: m.Origin) -> None:
-        """The generation rises with the view that announces it."""
-        if origin.serial > self.origin.serial:
-            self.origin = m.Origin(self.origin.cluster, self.origin.generation, origin.serial)
 
     def _on_connection(self, event: Connection) -> None:
         peer = self.peers.get(event.address.id - self.base)
@@ -516,43 +374,6 @@ class ShardMachine:
             self.note("error", f"{event.source}: took nothing more from it since a {kind} that does not fit: {error}")
         self._acting = True
 
-    # ------------------------------------------------------------------ helpers for the parts
-    def note(self, level: str, text: str) -> None:
-        self.effects.append(Note(level, text))
-
-    def send(self, peer: Peer, message: m.Message, frames: m.Frames = ()) -> None:
-        """Say something to a peer. Raises HalfHandledError for a frame that no wire takes: left out, it would be a hole
-        in a stream that has none."""
-        longest = max(map(arrays.frame_bytes, frames), default=0)
-        if longest > self.config.frame_bytes_max:
-            raise HalfHandledError(
-                f"a {type(message).__name__} for shard {self.base + peer.shard} has a frame of {longest} bytes, and "
-                f"{self.config.frame_bytes_max} can be sent"
-            )
-        self.effects.append(Send(Address(SHARD, self.base + peer.shard, peer.epoch), message, frames))
-
-    def reply(self, to: Address, message: m.Message, frames: m.Frames = ()) -> None:
-        self.effects.append(Send(to, message, frames))
-
-    def others(self) -> list[Peer]:
-        """All other members that run."""
-        return [p for p in self.peers.values() if p.shard != self.shard and p.running]
-
-    def record_sizes(self) -> Any:
-        """Bytes of a record of each table, int64[tables]."""
-        if len(self._record_sizes) != self.store.tables:
-            self._record_sizes = np.array([self.store.record_bytes(i) for i in range(self.store.tables)], np.int64)
-        return self._record_sizes
-
-    @property
-    def settled(self) -> bool:
-        return not any(p.unsettled for p in self.peers.values())
-
-    def is_settled(self, class_id: int) -> bool:
-        """Whether the parities of each stripe of a class fit each other: no cut of a member is to be announced."""
-        stripe = self.placement.classes[class_id]
-        return self.settled or not any(self.peers[shard].unsettled for shard in stripe.data + stripe.parity)
-
     # ------------------------------------------------------------------ workers: pushes
     def _on_hello(self, source: Address, message: m.Hello, frames: m.Frames) -> None:
         if self._worker(source) is not None:
@@ -580,14 +401,6 @@ class ShardMachine:
             worker.address = source
             worker.queue.clear()
         return worker
-
-    def fence_worker(self, worker: int, epoch: int) -> None:
-        """Take nothing more of this life of a worker, nor of an earlier one; what is applied stays."""
-        self.fenced[worker] = max(epoch, self.fenced.get(worker, 0))
-        state = self.workers.get(worker)
-        if state is not None and state.address.epoch <= epoch:
-            state.queue.clear()
-            self.pulls = [q for q in self.pulls if q.source.role != WORKER or q.source.id != worker]
 
     def _on_push(self, source: Address, push: m.Push, frames: m.Frames) -> None:
         worker = self._worker(source)
@@ -678,7 +491,7 @@ class ShardMachine:
         try:
             for p in batch:
                 self._check_cursor(p)
-            parts = [_sections(p.push.sections, p.frames, values=True) for p in batch]
+            parts = [sections_of(p.push.sections, p.frames, values=True) for p in batch]
             if any([self._lacks(p, part) for p, part in zip(batch, parts, strict=True)]):
                 return False
             self._apply_sections(batch, parts)
@@ -760,13 +573,7 @@ class ShardMachine:
                 f"and {limit} can be sent: push fewer rows at a time"
             )
         if self.buffers.nbytes() + size > limit:
-            self.close_window()
-
-    def coded(self) -> bool:
-        """Peers keep something of mine: parity, or, where rows without parity may begin again at a death, at least the
-        watermarks. trap: told of them only from the first coded table on, a death in between forgets what was
-        acknowledged before."""
-        return self.config.reinitialise_lost or any(code.r for code in self.placement.codes)
+            self.windows.close()
 
     # ------------------------------------------------------------------ workers: pulls
     def _on_pull(self, source: Address, pull: m.Pull, frames: m.Frames) -> None:
@@ -774,7 +581,7 @@ class ShardMachine:
             return
         self.worked_ms = self.now_ms
         try:
-            sections = _sections(pull.sections, frames, values=False)
+            sections = sections_of(pull.sections, frames, values=False)
         except BAD_CONTENT as error:
             self.reply(source, m.PullRefused(pull.request, str(error)))
             return
@@ -829,7 +636,7 @@ class ShardMachine:
         self.reply(queued.source, m.Rows(pull.request), answers)
         return True
 
-    # ------------------------------------------------------------------ windows, sending
+    # ------------------------------------------------------------------ what has become possible
     def advance(self) -> None:
         """Do what has become possible: answer, apply, seed, close the window."""
         if self.pulls_due and self.pulls:
@@ -837,190 +644,29 @@ class ShardMachine:
         while self._apply_queued():
             if self.pulls:
                 self._answer_pulls()
-            self.close_window_if_due()
+            self.windows.close_if_due()
         if self.seeding.tasks:
             self.seeding.advance()
         if self.state in SEEDED:
             self.repairs.sweep()
-            self.close_window_if_due()
+            self.windows.close_if_due()
             self.check_whole()
         else:
-            self.close_window_if_due()
-
-    def shares_time(self) -> bool:
-        """Whether a recovery leaves most of the time to workers."""
-        config = self.config
-        return config.recovery_share_percent < 100 and self.now_ms - self.worked_ms < config.foreground_ms
-
-    def rows_at_once(self, rows_max: int) -> int:
-        """Of a chunk of a recovery."""
-        return min(rows_max, self.config.foreground_rows_max) if self.shares_time() else rows_max
-
-    def has_open(self) -> bool:
-        """Whether the open window has anything to say."""
-        return bool(self.open_marks or self.announces or self.buffers.rows())
-
-    def close_window_if_due(self) -> None:
-        """Close the window when it is its time, or note when that will be."""
-        self._window_due_ms = NEVER_MS
-        if not self.has_open():
-            return
-        config = self.config
-        full = self.buffers.nbytes() >= config.window_bytes_max
-        if len(self.unstable) >= config.windows_in_flight_max and not full:
-            return
-        due_ms = self._window_closed_ms + config.window_interval_ms
-        hurry = full or self.announces or self.seeding.is_open or not self.coded()
-        if hurry or self.now_ms >= due_ms or self._is_waited_for():
-            self.close_window()
-        else:
-            self._window_due_ms = due_ms
-
-    def _is_waited_for(self) -> bool:
-        """A worker waits for its pushes in the open window, or will soon have too many in flight."""
-        return any(
-            count >= self.config.window_pushes_max or self.workers[worker].flush >= self.open_marks[worker]
-            for worker, count in self.open_pushes.items()
-        )
-
-    def close_window(self) -> None:
-        """Close the open window, empty or not, and send it to every running peer that has joined."""
-        marks, self.open_marks = self.open_marks, {}
-        self.open_pushes.clear()
-        if not self.coded():
-            # Nobody else keeps anything of it. Windows are numbered from the first on that is sent.
-            self.announces = self.seeding.is_open = False
-            self._make_durable(marks)
-            return
-        targets = [p for p in self.others() if p.joined]
-        size = 0
-        for peer in targets:
-            keys, records = self.buffers.buffer(peer.shard).take()
-            size += keys.nbytes + records.nbytes
-            window = m.Window(self.window_number, self.stable, marks, peer.begins, peer.ends, peer.received or 0)
-            peer.ack_due = False
-            self.send(peer, window, (keys, records))
-            peer.begins, peer.ends = {}, []
-        self._acknowledge_all()
-        self.announces = self.seeding.is_open = False
-        self._window_closed_ms, self._window_due_ms = self.now_ms, NEVER_MS
-        self.unstable[self.window_number] = Unstable({p.shard for p in targets}, marks, self.awake_ms, size)
-        self.unstable_bytes += size
-        self.window_number += 1
-        self.settle_windows()
-
-    def settle_windows(self) -> None:
-        """Windows that every running peer has are stable; their pushes are durable."""
-        durable: dict[int, int] = {}
-        stable = self.stable
-        while stable + 1 in self.unstable and not self.unstable[stable + 1].waiting:
-            stable += 1
-            window = self.unstable.pop(stable)
-            self.unstable_bytes -= window.nbytes
-            durable.update(window.marks)
-        if stable == self.stable:
-            return
-        self.stable = stable
-        self._make_durable(durable)
-        for peer in self.others():
-            # it counts a class as seeded only when it knows that the seed is stable; no later window may come
-            if peer.joined and peer.state in SEEDED:
-                self.send(peer, m.Stable(stable))
-
-    def _make_durable(self, marks: dict[int, int]) -> None:
-        for worker, number in marks.items():
-            self.durable[worker] = number
-            state = self.workers.get(worker)
-            if state is not None:
-                self.reply(state.address, m.PushAck(number))
-
-    def first_coded(self) -> None:
-        """From now on there are peers that keep something of mine: what was pushed before, they have yet to hear."""
-        self.open_marks, self.announces = dict(self.marks), True
-
-    def _on_window_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
-        self.checked()
-        self._acknowledged(peer, message.number)
-
-    def _acknowledged(self, peer: Peer, number: int) -> None:
-        """The peer has my windows up to this one."""
-        done = False
-        for window, unstable in self.unstable.items():
-            if window <= number and peer.shard in unstable.waiting:
-                unstable.waiting.discard(peer.shard)
-                done = True
-        if done:
-            self.settle_windows()
-
-    def late(self) -> dict[int, int]:
-        """Members that have not acknowledged a window of mine for half of `link_timeout_ms` -> for how long."""
-        waits: dict[int, float] = {}
-        for unstable in self.unstable.values():
-            for shard in unstable.waiting:
-                waits[shard] = max(waits.get(shard, 0.0), self.awake_ms - unstable.closed_ms)
-        return {shard: int(ms) for shard, ms in sorted(waits.items()) if ms >= self.config.link_timeout_ms / 2}
+            self.windows.close_if_due()
 
     def unheard(self) -> list[int]:
         """Members that said nothing to me for `link_timeout_ms`, as far as I have read what came."""
         oldest_ms = self.listened_ms - self.config.link_timeout_ms
         return [peer.shard for peer in self.others() if peer.heard_awake_ms < oldest_ms]
 
-    def _acknowledge(self, peer: Peer) -> None:
-        if peer.ack_due and peer.received is not None:
-            self.send(peer, m.WindowAck(peer.received))
-        peer.ack_due = False
-
-    def _acknowledge_all(self) -> None:
-        """What no window has taken along."""
-        self._acks_at_ms = NEVER_MS
-        for peer in self.others():
-            self._acknowledge(peer)
-
     @property
     def deadline_ms(self) -> float:
         """When a Tick is wanted, if none comes before. Acknowledgements wait for an open window."""
-        due_ms = self._acks_at_ms if self._window_due_ms == NEVER_MS else self._window_due_ms
+        due_ms = self.windows.deadline_ms
         resumes_ms = [self.repairs.share.resume_ms] if self.state == RECOVERING else []
         resumes_ms += [self.seeding.share.resume_ms] if self.seeding.tasks else []
         due_ms = min(due_ms, *(at_ms for at_ms in resumes_ms if at_ms > self.now_ms), NEVER_MS)
         return min(due_ms, self._status_at_ms + self.config.heartbeat_ms)
-
-    # ------------------------------------------------------------------ windows, receiving
-    def _on_window(self, peer: Peer, window: m.Window, frames: m.Frames) -> None:
-        if peer.received is None or window.number != peer.received + 1:
-            raise ValueError(f"window {window.number} after {peer.received}: the stream has a gap")
-        keys, records = arrays.keys(frames[0]), arrays.records(frames[1])
-        if any(not 0 <= class_id < CLASSES_MAX for class_id in window.begins):
-            raise ValueError(f"window {window.number} begins classes {sorted(window.begins)}")
-        rounds = {**peer.rounds, **window.begins}
-        mask = self.seeding.accepted(peer.shard, rounds)
-        if keys.size or records.size:
-            self.store.fold(peer.shard, mask, keys, records)  # all or nothing: it checks before it folds
-        self.checked()
-        if keys.size:
-            self.repairs.fold_captures(peer, mask, keys, records)
-        peer.received, peer.rounds = window.number, rounds
-        ends = self.seeding.accepted_ends(peer, window.ends)
-        peer.undo.append(Undo(window.number, mask, keys, records, window.marks, ends))
-        if peer.ack_due:
-            self._acknowledge(peer)
-        else:
-            peer.ack_due = True
-            self._acks_at_ms = min(self._acks_at_ms, self.now_ms + self.config.ack_delay_ms)
-        self._acknowledged(peer, window.ack)
-        self.commit_undo(peer, window.stable)
-
-    def _on_stable(self, peer: Peer, message: m.Stable, frames: m.Frames) -> None:
-        self.checked()
-        self.commit_undo(peer, message.number)
-
-    def commit_undo(self, peer: Peer, stable: int) -> None:
-        """What every peer holds is final. Only now do its watermarks and the ends of its seeds count."""
-        while peer.undo and peer.undo[0].number <= stable:
-            undo = peer.undo.popleft()
-            peer.marks.update(undo.marks)
-            for class_id in undo.ends:
-                self.seeding.seeded(class_id, peer.shard)
 
     # ------------------------------------------------------------------ the scheduler
     def check_whole(self) -> None:
@@ -1052,8 +698,7 @@ class ShardMachine:
         self.repairs.on_tick()
         self.scrubs.on_tick()
         self.effects += self.departure.on_tick(self.config, self.now_ms)
-        if self.now_ms >= self._acks_at_ms and self._window_due_ms == NEVER_MS:
-            self._acknowledge_all()
+        self.windows.on_tick()
         if self.now_ms - self._status_at_ms >= self.config.heartbeat_ms:
             self.status_due = True
         self._use_huge_pages()
@@ -1092,29 +737,11 @@ class ShardMachine:
         status = m.ShardStatus(
             self.process, self.view, self.state == UP, list(self.membership.reports.values()),
             dict(self.marks), dict(self.durable), figures, dict(self.repairs.reinitialised),
-            late=self.late(), unheard=self.unheard(), broken=[p.shard for p in running if p.broken], heard=heard,
+            late=self.windows.late(), unheard=self.unheard(),
+            broken=[p.shard for p in running if p.broken], heard=heard,
             linked=[p.shard for p in running if p.linked], severed=[p.shard for p in running if p.severed],
             prepared=self.membership.prepared, refusal=self.membership.refusal, origin=self.origin,
         )  # fmt: skip
         self._said = status
         self._said_to = [Address(SHARD, self.base + p.shard, p.epoch) for p in running if p.linked]
         self.effects.append(Send(SCHEDULER_ADDRESS, status))
-
-
-def _sections(sections: list[m.Section], frames: m.Frames, values: bool) -> list[Rows]:
-    """Arrays of a message's sections. ValueError if the frames do not fit them."""
-    each = 2 if values else 1
-    if len(frames) != each * len(sections):
-        raise ValueError(f"{len(sections)} sections need {each * len(sections)} frames, but {len(frames)} came")
-    out = []
-    for i, section in enumerate(sections):
-        rows = arrays.array(frames[each * i], np.int64, f"row ids of section {i}")
-        tables, counts = np.array(section.tables, np.int32), np.array(section.counts, np.int64)
-        total = sum(section.counts)
-        if len(tables) != len(counts) or min(section.counts, default=0) < 0 or total != len(rows):
-            raise ValueError(
-                f"section {i}: {len(tables)} tables, {len(counts)} counts with sum {total}, {len(rows)} row ids"
-            )
-        data = arrays.array(frames[each * i + 1], np.float32, f"values of section {i}") if values else None
-        out.append(Rows(tables, counts, rows, data))
-    return out

@@ -1,10 +1,7 @@
-"""One run: processes, simulated time, a queue of events, and the faults of the plan."""
+"""One run: what the processes of a world do, what is checked on the way, and the faults of the plan."""
 
 import copy
-import heapq
-import random
 import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,9 +10,9 @@ import numpy as np
 
 from ecrec._native import Capture
 from ecrec.protocol import events as e
+from ecrec.protocol import invariants
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
-from ecrec.protocol.invariants import check_pushes
 from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, WORKER, Address
 from ecrec.protocol.node_core import NodeCore
 from ecrec.protocol.scheduler import SchedulerMachine
@@ -27,18 +24,16 @@ from ecrec.simulator.flips import FLIPPED, Flips
 from ecrec.simulator.leases import LeasingWorker, check_examples
 from ecrec.simulator.network import Link, Parcel, Process
 from ecrec.simulator.plan import BARRIER, Plan
-from ecrec.simulator.record import Record, RowsOf, gather, sections_of
+from ecrec.simulator.record import RowsOf, gather, sections_of
 from ecrec.simulator.story import LivenessError, Story, ViolationError
 from ecrec.simulator.workload import Oracle, ScrubTool, Worker
+from ecrec.simulator.world import World
 
 LOOK_MS = 10.0
 """How often the run looks whether it has come to its end."""
 
 START_MS_MAX = 20_000.0
 """The cluster must be formed and its tables ready within so much simulated time, faults or not."""
-
-STATES_MAX = 64
-"""States of the scheduler that are kept for a fault that brings an older one back."""
 
 VALIDATE_EVERY = 8
 """All invariants of a machine are checked after one event of so many, those that cost little after each: an eighth of
@@ -212,52 +207,24 @@ class Ending(NamedTuple):
     coverage: Coverage
 
 
-class Cluster:
+class Cluster(World):
     """Everything that a plan sets going. `run` plays it to the end or raises what a checker found."""
 
     def __init__(self, plan: Plan, story: Story) -> None:
-        self.plan = plan
-        self.story = story
-        self.now_ms = 0.0
-        self.coverage = Coverage()
+        super().__init__(plan, story)
         self.witness = Witness(self.coverage)
-        self.record = Record(plan)
         self.network = plan.network
-        self.rng = random.Random(plan.seed * 2 + 1)
         self.flips = Flips(plan.network.flip_rate, plan.seed)
-        self.processes: dict[str, Process] = {}
-        self.endpoints: dict[str, Process] = {}
-        self.shards: dict[int, Process] = {}
-        """The process of each shard's newest incarnation."""
-        self.scheduler: Process | None = None
-        self.persisted: bytes | None = None
-        self.adopts = False
-        """Schedulers may make a state again that turns out to be an older one, or lost."""
-        self.states: deque[bytes] = deque(maxlen=STATES_MAX)
-        """What was persisted, the newest last."""
         self.term = 0
         self.oracle = Oracle(plan, self.record.layout) if plan.deterministic else None
-        self.workers: list[Worker] = []
-        self.tool: ScrubTool | None = None
         self.messages = 0
         self.ended = False
-        self._links: dict[tuple[Process, Process], Link] = {}
-        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._posted = 0
         self._sent = 0
         self._newest: dict[Process, int] = {}
         """Number of the newest parcel that arrived at a process."""
         self._made = 0
         self._pulls: dict[tuple[str, Address, int], tuple[m.Pull, list[RowsOf]]] = {}
         self.faults = Faults(self)
-
-    # ------------------------------------------------------------------ time
-    def post(self, at_ms: float, what: Callable[..., None], *arguments: Any) -> None:
-        self._posted += 1
-        heapq.heappush(self._queue, (at_ms, self._posted, what, arguments))
-
-    def note(self, text: str, who: str = "simulator") -> None:
-        self.story.add(self.now_ms, "event", who, "", text)
 
     def run(self) -> Ending:
         """Play the plan. Raises ViolationError, LivenessError or MachineError."""
@@ -268,9 +235,7 @@ class Cluster:
             self.start_worker(number)
         self.post(LOOK_MS, self._look)
         while not self.ended:
-            at_ms, _, what, arguments = heapq.heappop(self._queue)
-            self.now_ms = at_ms
-            what(*arguments)
+            self.step()
         return self._end()
 
     def _look(self) -> None:
@@ -360,7 +325,7 @@ class Cluster:
             return False  # a cut is decided, and some have yet to undo what is beyond it
         if self.faults.damage_left():
             return False
-        for link in self._links.values():
+        for link in self.links.values():
             for parcel in link.queue:
                 if not (parcel.only_acknowledges or isinstance(parcel.message, CHATTER)):
                     return False
@@ -414,7 +379,7 @@ class Cluster:
         for process in self.processes.values():
             if process.alive and process.role == SHARD and process.address.epoch == 0:
                 lines.append(f"  {process.name}: waits for a place")
-        for link in self._links.values():
+        for link in self.links.values():
             if link.queue:
                 kinds = ["ack" if p.only_acknowledges else type(p.message).__name__ for p in link.queue]
                 lines.append(f"  on the way {link.source.label} > {link.to.label}: {kinds[:8]}")
@@ -544,25 +509,6 @@ class Cluster:
             process.paused_until_ms = max(process.paused_until_ms, process.sends_from_ms)
             self.coverage.faults["slow stable storage of the scheduler"] += 1
 
-    def kill(self, process: Process, why: str) -> None:
-        """The process is gone. Of what it sent, each link loses everything from some point on."""
-        process.alive = False
-        self.note(f"dies: {why}", process.label)
-        for link in self._links.values():
-            if link.to is process:
-                link.queue.clear()
-            elif link.source is process:
-                keep = self.rng.randint(0, len(link.queue))
-                while len(link.queue) > keep:
-                    link.queue.pop()
-        if process is self.scheduler:
-            self.scheduler = None
-
-    def worker_process(self, number: int) -> Process | None:
-        """The living process of a worker."""
-        machine = self.workers[number].machine
-        return next((p for p in self.processes.values() if p.machine is machine and p.alive), None)
-
     # ------------------------------------------------------------------ machines
     def _tick(self, process: Process) -> None:
         if not process.alive:
@@ -689,9 +635,9 @@ class Cluster:
         process.events += 1
         if self.plan.validate or process.events % VALIDATE_EVERY == 0:
             if process.role != TOOL:
-                process.machine.validate_state()
+                invariants.check(process.machine)
         elif process.role == SHARD:
-            check_pushes(process.machine)
+            invariants.check_pushes(process.machine)
 
     def _before_message(self, process: Process, event: e.Received, parcel: Parcel) -> None:
         message = event.message
@@ -782,7 +728,7 @@ class Cluster:
         return True
 
     def link(self, process: Process, target: Process) -> Link:
-        link = self._links.get((process, target))
+        link = self.links.get((process, target))
         if link is None:
             between_shards = process.role == SHARD and target.role == SHARD
             link = Link(process, target, ideal=between_shards and not self.network.streams)
@@ -796,18 +742,8 @@ class Cluster:
             elif self.rng.random() < self.network.lag_rate / (3 if newcomer else 1):
                 link.lag_ms = self.rng.random() * self.network.lag_max_ms * (3.0 if between_shards else 1.0)
             link.cut_until_ms = self.faults.cut_until_ms(process, target)
-            self._links[process, target] = link
+            self.links[process, target] = link
         return link
-
-    def cut_links(self) -> None:
-        """Faults cut some links off: those that are there too."""
-        for (process, target), link in self._links.items():
-            link.cut_until_ms = max(link.cut_until_ms, self.faults.cut_until_ms(process, target))
-
-    def calm_links(self) -> None:
-        """Faults stop: no link lags any more."""
-        for link in self._links.values():
-            link.lag_ms = link.slow_ms = 0.0
 
     def _transmit(self, process: Process, target: Process, parcel: Parcel) -> None:
         link = self.link(process, target)

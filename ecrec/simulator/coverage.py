@@ -249,7 +249,7 @@ class Watch:
         machine.repairs.forget = self._before(machine.repairs.forget, self._forget)  # type: ignore[method-assign]
         machine.repairs.ask = self._before(machine.repairs.ask, self._ask)  # type: ignore[method-assign]
         machine.seeding.advance = self._around_seeding(machine.seeding.advance)  # type: ignore[method-assign]
-        machine.close_window = self._before(machine.close_window, self._close)  # type: ignore[method-assign]
+        machine.windows.close = self._before(machine.windows.close, self._close)  # type: ignore[method-assign]
         machine.send = self._before(machine.send, self._send)  # type: ignore[method-assign]
 
     def _around(self, kind: type, handler: Callable[..., None]) -> Callable[..., None]:

@@ -6,7 +6,6 @@ only when the scheduler has announced it.
 
 import random
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +18,7 @@ from ecrec.protocol.state import read_state
 from ecrec.simulator.network import Link, Process
 from ecrec.simulator.plan import PAUSE, Fault
 from ecrec.simulator.story import ViolationError, show_keys
-
-if TYPE_CHECKING:
-    from ecrec.simulator.cluster import Cluster
+from ecrec.simulator.world import World
 
 NEVER = 1 << 40
 """A count that no message reaches."""
@@ -58,9 +55,9 @@ COPIES_DAMAGED_RATE = 0.4
 class Faults:
     """Strikes according to the plan, and keeps count of the dead."""
 
-    def __init__(self, cluster: "Cluster") -> None:
-        self.cluster = cluster
-        self.plan = cluster.plan
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.plan = world.plan
         self.rng = random.Random(self.plan.seed * 2 + 2)
         self._rng_copies = random.Random(self.plan.seed * 2 + 3)
         """Of its own, so that all else goes as it would without damaged copies."""
@@ -86,7 +83,7 @@ class Faults:
         self._calm_tries = 0
         self._sick: Process | None = None
         """The shard whose links stay bad."""
-        self.counts = cluster.coverage.faults
+        self.counts = world.coverage.faults
         self._isolated: dict[Process, float] = {}
         """Shards that the scheduler does not hear -> until when."""
         self._alone_until_ms = -1.0
@@ -115,10 +112,10 @@ class Faults:
             # Only from here on is there something to lose.
             self._begin()
             for at_ms in self.plan.scrubs_ms:
-                self.cluster.post(self.cluster.now_ms + at_ms, self.cluster.start_tool)
+                self.world.post(self.world.now_ms + at_ms, self.world.start_tool)
         elif isinstance(view, m.ShardDown):
             shard = base + view.shard
-            process = self.cluster.shards.get(shard)
+            process = self.world.shards.get(shard)
             alive = process is not None and process.alive and process.address.epoch == view.epoch
             if alive and (shard, view.epoch) not in self._doomed and process not in self._leaving:
                 raise ViolationError(f"shard {shard} (epoch {view.epoch}) is declared dead and is not", [shard])
@@ -132,8 +129,8 @@ class Faults:
 
     def _begin(self) -> None:
         self.began = True
-        self.cluster.coverage.began(self.plan)
-        now_ms = self.cluster.now_ms
+        self.world.coverage.began(self.plan)
+        now_ms = self.world.now_ms
         self.saves_until_ms = now_ms + self.plan.saves_ms
         codes = [bool(table.code.r) for table in self.plan.tables]
         self.counts["rows without parity next to coded ones"] += any(codes) and not all(codes)
@@ -144,46 +141,46 @@ class Faults:
                 self._aimed[fault.message].append((at, fault))
             else:
                 self._pending += 1
-                self.cluster.post(now_ms + fault.at_ms, self._strike, fault, 0)
+                self.world.post(now_ms + fault.at_ms, self._strike, fault, 0)
             last_ms = max(last_ms, fault.at_ms)
-        self.cluster.post(now_ms + last_ms + 1.0, self._calm)
+        self.world.post(now_ms + last_ms + 1.0, self._calm)
 
     def _calm(self) -> None:
         """The safety phase is over as soon as every fault has struck or given up: from now on nothing goes wrong."""
-        if self._pending or self.cluster.scheduler is None or self._crash_scheduler_at is not None:
-            self.cluster.post(self.cluster.now_ms + RETRY_MS, self._calm)
+        if self._pending or self.world.scheduler is None or self._crash_scheduler_at is not None:
+            self.world.post(self.world.now_ms + RETRY_MS, self._calm)
             return
-        busy = any(not worker.finished for worker in self.cluster.workers)
-        if self._aimed and busy and self.cluster.now_ms < AIMED_MS:
-            self.cluster.post(self.cluster.now_ms + RETRY_MS, self._calm)
+        busy = any(not worker.finished for worker in self.world.workers)
+        if self._aimed and busy and self.world.now_ms < AIMED_MS:
+            self.world.post(self.world.now_ms + RETRY_MS, self._calm)
             return
         self._calm_tries += 1
-        patient = self._calm_tries < CALM_TRIES_MAX and not self.cluster.record.lost
+        patient = self._calm_tries < CALM_TRIES_MAX and not self.world.record.lost
         if self.plan.broken and patient and not self._stay_broken():
-            self.cluster.post(self.cluster.now_ms + RETRY_MS, self._calm)
+            self.world.post(self.world.now_ms + RETRY_MS, self._calm)
             return
         self.quiet = True
         self._aimed.clear()
-        self.cluster.calm_links()
-        if self.cluster.tool:
-            self.cluster.tool.stop()
-        self.quiet_at_ms = self.cluster.now_ms
+        self.world.calm_links()
+        if self.world.tool:
+            self.world.tool.stop()
+        self.quiet_at_ms = self.world.now_ms
         self.deadline_ms = self.quiet_at_ms + LIVENESS_MS
-        self.cluster.note("faults stop")
+        self.world.note("faults stop")
 
     # ------------------------------------------------------------------ what stays broken
     def _stay_broken(self) -> bool:
         """Something breaks for good, though the code tolerates it: the rest must go on."""
-        cluster = self.cluster
+        world = self.world
         if self.plan.broken == "worker":
             number = self.rng.randrange(self.plan.workers)
-            process = cluster.worker_process(number)
+            process = world.worker_process(number)
             if process is None:
                 return False
-            cluster.kill(process, "crash of a worker, for good")
+            world.kill(process, "crash of a worker, for good")
             self.gone.add(number)
         elif self.plan.broken == "links":
-            running = [p for p in cluster.shards.values() if p.alive]
+            running = [p for p in world.shards.values() if p.alive]
             if not running:
                 return False
             self._sick = self.rng.choice(running)
@@ -195,7 +192,7 @@ class Faults:
                 if process is not None:
                     self.unreplaced += 1
                     self.deaths += 1
-                    cluster.kill(process, "crash, for good")
+                    world.kill(process, "crash, for good")
                     self._notice(process, self.rng.random() < 0.5)
             if not self.unreplaced:
                 return False
@@ -204,14 +201,14 @@ class Faults:
 
     def damage_left(self) -> bool:
         """Some damaged parity row is not yet corrected. (The answer that says so may get lost.)"""
-        corrected: int = sum(p.machine.scrubs.corrected for p in self.cluster.shards.values())
+        corrected: int = sum(p.machine.scrubs.corrected for p in self.world.shards.values())
         return corrected < self._flips
 
     def absent(self) -> set[int]:
         """Shards that stay dead."""
         if not self.unreplaced:
             return set()
-        return {shard for shard, process in self.cluster.shards.items() if not process.alive}
+        return {shard for shard, process in self.world.shards.items() if not process.alive}
 
     def takes_newcomer(self) -> bool:
         """A process that would be started does not come: others than it was meant for could take its place."""
@@ -222,7 +219,7 @@ class Faults:
 
     def placed(self, process: Process) -> None:
         """A process has become an incarnation, and has sent nothing yet."""
-        self._placed_ms[process] = self.cluster.now_ms
+        self._placed_ms[process] = self.world.now_ms
         self._strike_aimed("Start", process, process)
 
     def delivered(self, kind: str, source: Process, to: Process) -> None:
@@ -249,24 +246,24 @@ class Faults:
 
     def effects_before_crash(self, process: Process, effects: int) -> int:
         """Where in the list of a machine's effects a crash of the scheduler strikes; -1: it does not."""
-        if self._crash_scheduler_at is None or process is not self.cluster.scheduler or not effects:
+        if self._crash_scheduler_at is None or process is not self.world.scheduler or not effects:
             return -1
         return self.rng.randrange(effects)
 
     # ------------------------------------------------------------------ striking
     def _strike(self, fault: Fault, tries: int, source: Process | None = None, to: Process | None = None) -> None:
         done = getattr(self, "_strike_" + fault.kind.replace("-", "_"))(fault, source, to)
-        if not done and tries < RETRIES_MAX and not self.cluster.record.lost:
-            self.cluster.post(self.cluster.now_ms + RETRY_MS, self._strike, fault, tries + 1)
+        if not done and tries < RETRIES_MAX and not self.world.record.lost:
+            self.world.post(self.world.now_ms + RETRY_MS, self._strike, fault, tries + 1)
         else:
             self._pending -= 1
 
     def _missed(self, group: int) -> set[int]:
         """Shards of a group that are not whole now."""
-        n, record = self.plan.n, self.cluster.record
+        n, record = self.plan.n, self.world.record
         out = set()
         for shard in range(group * n, group * n + n):
-            process = self.cluster.shards.get(shard)
+            process = self.world.shards.get(shard)
             there = process is not None and process.alive and process.address.epoch == record.epochs.get(shard, 0)
             if not there or not record.whole.get(shard):
                 out.add(shard)
@@ -274,14 +271,14 @@ class Faults:
 
     def _given_up(self, group: int) -> set[int]:
         """Those that the scheduler may soon give up: of two that do not reach each other it is one; or let go."""
-        n, epochs = self.plan.n, self.cluster.record.epochs
+        n, epochs = self.plan.n, self.world.record.epochs
         shards = range(group * n, group * n + n)
-        doomed = {s for s in shards if self._doomed.get((s, epochs.get(s, 0)), 0.0) > self.cluster.now_ms}
+        doomed = {s for s in shards if self._doomed.get((s, epochs.get(s, 0)), 0.0) > self.world.now_ms}
         return doomed.union(p.address.id for p in self.leavers() if p.address.id in shards)
 
     def leavers(self) -> list[Process]:
         """Servers that were told to end, and were not let go yet."""
-        down = self.cluster.record.down
+        down = self.world.record.down
         return [p for p in self._leaving if p.alive and (p.address.id, p.address.epoch) not in down]
 
     def _not_whole(self, group: int) -> set[int]:
@@ -302,7 +299,7 @@ class Faults:
         running = [
             p
             for s in range(group * n, group * n + n)
-            if (p := self.cluster.shards.get(s)) is not None
+            if (p := self.world.shards.get(s)) is not None
             and p.alive
             and (s in missed or len(gone | {s}) <= tolerance or fault.beyond)
         ]
@@ -328,15 +325,15 @@ class Faults:
     def _kill(self, process: Process, fault: Fault) -> None:
         self.deaths += 1
         address = process.address
-        whole = self.cluster.record.whole
+        whole = self.world.record.whole
         if not whole.get(address.id):
             self.counts["crash of a recovering shard"] += 1
         elif not all(whole.get(s) for s in self._group_of(address.id)):
             self.counts["crash of a shard in a recovery"] += 1
-        self.cluster.kill(process, f"crash ({fault.message or 'at random'})")
+        self.world.kill(process, f"crash ({fault.message or 'at random'})")
         self._notice(process, fault.noticed)
         wanted = address.id if self.plan.named else -1
-        self.cluster.post(self.cluster.now_ms + 0.1 + fault.lasts_ms, self.cluster.start_shard, wanted)
+        self.world.post(self.world.now_ms + 0.1 + fault.lasts_ms, self.world.start_shard, wanted)
 
     def _group_of(self, shard: int) -> range:
         base = shard // self.plan.n * self.plan.n
@@ -344,36 +341,36 @@ class Faults:
 
     def _notice(self, process: Process, noticed: bool) -> None:
         """The scheduler sees the connection close, if it is the one that had it."""
-        scheduler = self.cluster.scheduler
+        scheduler = self.world.scheduler
         if not noticed or scheduler is None or not process.address.epoch:
             return
-        for other in [*self.cluster.shards.values(), scheduler]:
+        for other in [*self.world.shards.values(), scheduler]:
             if other is not process:
-                self.cluster.post(self.cluster.now_ms + LINK_MS, self._link, other, process.address, False)
+                self.world.post(self.world.now_ms + LINK_MS, self._link, other, process.address, False)
 
     def connects(self, process: Process, address: Address) -> None:
         """A server opens a connection to an incarnation of a shard; it is made if that one lives."""
         if process.role in (SHARD, SCHEDULER):
-            self.cluster.post(self.cluster.now_ms + LINK_MS, self._link, process, address, True)
+            self.world.post(self.world.now_ms + LINK_MS, self._link, process, address, True)
 
     def _link(self, process: Process, address: Address, up: bool) -> None:
         target = process.links.get(address)
         if not process.alive or (up and (target is None or not target.alive)):
             return
-        if process.paused_until_ms > self.cluster.now_ms:
-            self.cluster.post(process.paused_until_ms, self._link, process, address, up)
+        if process.paused_until_ms > self.world.now_ms:
+            self.world.post(process.paused_until_ms, self._link, process, address, up)
             return
         if up:
-            self.cluster.linked(process, address)
+            self.world.linked(process, address)
         else:
-            self.cluster.unlinked(process, address)
+            self.world.unlinked(process, address)
 
     def _strike_disconnect(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """The scheduler's connections to living shards close, and nothing else does."""
-        scheduler, now_ms = self.cluster.scheduler, self.cluster.now_ms
+        scheduler, now_ms = self.world.scheduler, self.world.now_ms
         # Who has just been placed is not connected to everywhere: there is nobody to ask about it.
         settled_ms = now_ms - self.plan.config.heartbeat_timeout_ms
-        some = [p for p in self.cluster.shards.values() if p.alive and self._placed_ms.get(p, now_ms) < settled_ms]
+        some = [p for p in self.world.shards.values() if p.alive and self._placed_ms.get(p, now_ms) < settled_ms]
         if scheduler is None or not some:
             return False
         hit = self.rng.sample(some, min(fault.burst, len(some)))
@@ -381,42 +378,42 @@ class Faults:
             self._link(scheduler, process.address, False)
             # It comes back, but not within the grace.
             at_ms = now_ms + self.plan.config.reconnect_grace_ms + 2 * self.plan.tick_ms + self.rng.random() * 1000.0
-            self.cluster.post(at_ms, self._link, scheduler, process.address, True)
+            self.world.post(at_ms, self._link, scheduler, process.address, True)
         self.counts["closed connection to a living shard"] += 1
         if len(hit) > self.plan.tolerance:
             self.counts["closed connections to more living shards than the code tolerates"] += 1
         names = ", ".join(process.label for process in hit)
-        self.cluster.note(f"loses its connections to {names}, which live", scheduler.label)
+        self.world.note(f"loses its connections to {names}, which live", scheduler.label)
         return True
 
     def _strike_copy(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A process registers under the endpoint of a living shard, for less than it takes to be refused."""
-        scheduler = self.cluster.scheduler
-        running = [p for p in self.cluster.shards.values() if p.alive]
+        scheduler = self.world.scheduler
+        running = [p for p in self.world.shards.values() if p.alive]
         if scheduler is None or not running:
             return False
         process = self.rng.choice(running)
         register = m.Register(f"copy of {process.name}", process.machine.endpoint, process.address.id)
         self.counts["registration under a living shard's endpoint"] += 1
-        self.cluster.note(f"is registered at by another process, {register.process}", process.label)
+        self.world.note(f"is registered at by another process, {register.process}", process.label)
         nobody = Address(SHARD, -1, 0)
         scheduler.routes.pop(nobody, None)  # an answer is not for another process without a place
-        self.cluster.handle(scheduler, e.Received(nobody, register))
+        self.world.handle(scheduler, e.Received(nobody, register))
         return True
 
     def _strike_deaf(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A shard hears nothing of the scheduler, which hears it, for so long that it is replaced."""
-        scheduler, process = self.cluster.scheduler, self._victim(fault, None, None)
+        scheduler, process = self.world.scheduler, self._victim(fault, None, None)
         if scheduler is None or process is None or process not in self._placed_ms:
             return False
-        until_ms = self.cluster.link(scheduler, process).cut_until_ms = self._doom(process, fault)
+        until_ms = self.world.link(scheduler, process).cut_until_ms = self._doom(process, fault)
         config = self.plan.config
-        begin_ms = self.cluster.now_ms + config.heartbeat_timeout_ms
+        begin_ms = self.world.now_ms + config.heartbeat_timeout_ms
         end_ms = begin_ms + config.view_timeout_ms + 2 * config.heartbeat_timeout_ms
         if config.view_timeout_ms and end_ms < until_ms:
-            self.cluster.post(begin_ms, self._look_at_deaf, scheduler, process, end_ms)
+            self.world.post(begin_ms, self._look_at_deaf, scheduler, process, end_ms)
         self.counts["partition, one way, from the scheduler, until it is replaced"] += 1
-        self.cluster.note(f"hears nothing of the scheduler for {fault.lasts_ms:.1f} ms", process.label)
+        self.world.note(f"hears nothing of the scheduler for {fault.lasts_ms:.1f} ms", process.label)
         return True
 
     def _strike_massacre(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
@@ -424,10 +421,10 @@ class Faults:
         group = self.rng.randrange(self.plan.groups)
         some = self.rng.sample(self.rng.choice(self._weakest()), self.plan.tolerance + 1)
         members = [group * self.plan.n + s for s in some]
-        processes = [self.cluster.shards.get(s) for s in members]
+        processes = [self.world.shards.get(s) for s in members]
         if any(p is None or not p.alive for p in processes) or self._not_whole(group) & set(members):
             return False
-        self.must_lose = f"shards {members} at {self.cluster.now_ms:.3f} ms"
+        self.must_lose = f"shards {members} at {self.world.now_ms:.3f} ms"
         self.counts["more than r simultaneous crashes"] += 1
         for process in processes:
             assert process is not None
@@ -436,13 +433,13 @@ class Faults:
 
     def _strike_leave(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """Servers are told to end, maybe more than the code tolerates: nobody leaves before nothing is lost with it."""
-        rng, record, n = self._rng_leaves, self.cluster.record, self.plan.n
+        rng, record, n = self._rng_leaves, self.world.record, self.plan.n
         shards = range(group := rng.randrange(self.plan.groups) * n, group + n)
-        known = [p for s in shards if (p := self.cluster.shards.get(s)) is not None]
+        known = [p for s in shards if (p := self.world.shards.get(s)) is not None]
         here = [p for p in known if p.alive and p.address.epoch == record.epochs.get(p.address.id, 0)]
         # A death of which the scheduler cannot know yet, together with an end that it grants, may be one too many.
         dead = [p for p in known if p not in here and (p.address.id, p.address.epoch) not in record.down]
-        doomed = [p for p in here if self._doomed.get((p.address.id, p.address.epoch), 0.0) > self.cluster.now_ms]
+        doomed = [p for p in here if self._doomed.get((p.address.id, p.address.epoch), 0.0) > self.world.now_ms]
         free = [p for p in here if p not in self._leaving]
         if dead or doomed or not free or len(known) < n:
             return False
@@ -456,15 +453,15 @@ class Faults:
             self.counts["server told to end while it recovers"] += process in recovering
             self.counts["server told to end in a recovery"] += bool(missed - {process.address.id})
             self._leaving[process] = fault
-            self.cluster.note("is told to end", process.label)
-            self.cluster.handle(process, e.ToldToEnd())
+            self.world.note("is told to end", process.label)
+            self.world.handle(process, e.ToldToEnd())
         self.counts["more servers told to end at once than the code tolerates"] += len(hit) > self.plan.tolerance
         return True
 
     def _left(self, process: Process) -> None:
         """A server that was told to end has ended: the scheduler must have decided it."""
         address = process.address
-        state = read_state(self.cluster.persisted or b"")
+        state = read_state(self.world.persisted or b"")
         place = state.groups[address.id // self.plan.n].places[address.id % self.plan.n]
         if place.epoch == address.epoch and place.state != m.DOWN:
             raise ViolationError(f"{process.label} ends, and was not let go", [address.id])
@@ -472,42 +469,42 @@ class Faults:
         self.counts["server that waited to leave"] += bool(process.machine.departure._reason)
         wanted = address.id if self.plan.named else -1
         lasts_ms = self._leaving[process].lasts_ms
-        self.cluster.post(self.cluster.now_ms + 0.1 + lasts_ms, self.cluster.start_shard, wanted)
+        self.world.post(self.world.now_ms + 0.1 + lasts_ms, self.world.start_shard, wanted)
 
     def _look_at_deaf(self, scheduler: Process, process: Process, end_ms: float) -> None:
         """A member that is behind, with all others whole, must be replaced before the end."""
         address = process.address
         group = address.id // self.plan.n
-        over = not scheduler.alive or not process.alive or (address.id, address.epoch) in self.cluster.record.down
+        over = not scheduler.alive or not process.alive or (address.id, address.epoch) in self.world.record.down
         if over or self._missed(group) or process.machine.view >= scheduler.machine.state.groups[group].view:
             return
-        if self.cluster.now_ms < end_ms:
-            self.cluster.post(end_ms, self._look_at_deaf, scheduler, process, end_ms)
+        if self.world.now_ms < end_ms:
+            self.world.post(end_ms, self._look_at_deaf, scheduler, process, end_ms)
             return
         raise ViolationError(f"{process.label} confirms no view, and is not replaced", [address.id])
 
     def _strike_pause(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A process that gets no CPU for a while, too short to be taken for dead."""
-        process = self.rng.choice([p for p in self.cluster.processes.values() if p.alive])
-        if process.paused_until_ms <= self.cluster.now_ms:
-            self.cluster.note(f"pauses for {fault.lasts_ms:.1f} ms", process.label)
+        process = self.rng.choice([p for p in self.world.processes.values() if p.alive])
+        if process.paused_until_ms <= self.world.now_ms:
+            self.world.note(f"pauses for {fault.lasts_ms:.1f} ms", process.label)
             self.counts["stuck shard"] += process.role == SHARD
-            process.paused_until_ms = self.cluster.now_ms + fault.lasts_ms
+            process.paused_until_ms = self.world.now_ms + fault.lasts_ms
         return True
 
     def _strike_stall(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A pause so long that the scheduler takes the shard for dead; it comes back as a ghost of its incarnation."""
         process = self._victim(fault, None, None)
-        if process is None or self.cluster.scheduler is None:
+        if process is None or self.world.scheduler is None:
             return False
         process.paused_until_ms = self._doom(process, fault)
-        self.cluster.note(f"stalls for {fault.lasts_ms:.1f} ms", process.label)
+        self.world.note(f"stalls for {fault.lasts_ms:.1f} ms", process.label)
         self.counts["stalled shard, taken for dead"] += 1
         return True
 
     def _doom(self, process: Process, fault: Fault) -> float:
         """The scheduler may take it for dead: it will not hear of it until the time that is returned."""
-        until_ms = self.cluster.now_ms + fault.lasts_ms
+        until_ms = self.world.now_ms + fault.lasts_ms
         # Long enough for a scheduler that was just restarted to give it the whole time-out again.
         over_ms = until_ms + 3 * self.plan.config.heartbeat_timeout_ms
         self._doomed[process.address.id, process.address.epoch] = over_ms
@@ -516,44 +513,44 @@ class Faults:
 
     def _strike_slow_pair(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """One direction between two shards becomes slow."""
-        running = [p for p in self.cluster.shards.values() if p.alive]
+        running = [p for p in self.world.shards.values() if p.alive]
         if len(running) < 2:
             return False
         a, b = self.rng.sample(running, 2)
-        link = self.cluster.link(a, b)
-        link.slow_until_ms = self.cluster.now_ms + fault.lasts_ms
+        link = self.world.link(a, b)
+        link.slow_until_ms = self.world.now_ms + fault.lasts_ms
         link.slow_ms = fault.lasts_ms * self.rng.random()
         self.counts["slow link"] += 1
-        self.cluster.note(f"slow link to {b.label}: {link.slow_ms:.1f} ms for {fault.lasts_ms:.1f} ms", a.label)
+        self.world.note(f"slow link to {b.label}: {link.slow_ms:.1f} ms for {fault.lasts_ms:.1f} ms", a.label)
         return True
 
     def _strike_worker_stall(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A worker stands still, maybe so long that it is given up; then it comes back as a ghost."""
-        process = self.cluster.worker_process(self.rng.randrange(self.plan.workers))
-        if process is not None and process.paused_until_ms <= self.cluster.now_ms:
-            self.cluster.note(f"stalls for {fault.lasts_ms:.1f} ms", process.label)
-            process.paused_until_ms = self.cluster.now_ms + fault.lasts_ms
+        process = self.world.worker_process(self.rng.randrange(self.plan.workers))
+        if process is not None and process.paused_until_ms <= self.world.now_ms:
+            self.world.note(f"stalls for {fault.lasts_ms:.1f} ms", process.label)
+            process.paused_until_ms = self.world.now_ms + fault.lasts_ms
             self.counts["stalled worker"] += 1
         return True
 
     def _strike_slow_shard(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A shard that takes its time over every message."""
-        running = [p for p in self.cluster.shards.values() if p.alive]
+        running = [p for p in self.world.shards.values() if p.alive]
         if not running:
             return False
         process = to if to in running else self.rng.choice(running)
-        process.slow_until_ms = self.cluster.now_ms + fault.lasts_ms
+        process.slow_until_ms = self.world.now_ms + fault.lasts_ms
         process.service_ms = self.rng.random() * SERVICE_MS_MAX
         self.counts["slow shard"] += 1
-        self.cluster.note(f"is slow for {fault.lasts_ms:.1f} ms: {process.service_ms:.2f} ms a message", process.label)
+        self.world.note(f"is slow for {fault.lasts_ms:.1f} ms: {process.service_ms:.2f} ms a message", process.label)
         return True
 
     def _strike_partition(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """One direction between two processes is cut; the other is not."""
-        cluster, scheduler = self.cluster, self.cluster.scheduler
-        running = [p for p in cluster.shards.values() if p.alive]
-        workers = [p for p in cluster.processes.values() if p.alive and p.role == WORKER]
-        until_ms = cluster.now_ms + fault.lasts_ms
+        world, scheduler = self.world, self.world.scheduler
+        running = [p for p in world.shards.values() if p.alive]
+        workers = [p for p in world.processes.values() if p.alive and p.role == WORKER]
+        until_ms = world.now_ms + fault.lasts_ms
         if fault.side == "peers":
             if len(running) < 2:
                 return False
@@ -579,7 +576,7 @@ class Faults:
             return False
         elif fault.side == "from-scheduler":
             # Aimed at a view, it hits one of those who repair and seed.
-            whole = [p for p in running if self.cluster.record.whole.get(p.address.id)]
+            whole = [p for p in running if self.world.record.whole.get(p.address.id)]
             some = whole if fault.message and whole else running + workers
             ends, what = [scheduler, self.rng.choice(some)], "from the scheduler"
         else:
@@ -589,9 +586,9 @@ class Faults:
             self._doom(process, fault)
             ends, what = [process, scheduler], "to the scheduler: taken for dead, and works on"
             self._isolated[process] = until_ms
-        cluster.link(*ends).cut_until_ms = until_ms
+        world.link(*ends).cut_until_ms = until_ms
         self.counts[f"partition, one way, {what}"] += 1
-        cluster.note(f"cannot reach {ends[1].label} for {fault.lasts_ms:.1f} ms", ends[0].label)
+        world.note(f"cannot reach {ends[1].label} for {fault.lasts_ms:.1f} ms", ends[0].label)
         return True
 
     def cut_until_ms(self, process: Process, target: Process) -> float:
@@ -605,17 +602,22 @@ class Faults:
             cuts.append(self._unreached_until_ms)
         return max(cuts)
 
+    def _cut_links(self) -> None:
+        """Cut off those links that are there, too."""
+        for (process, target), link in self.world.links.items():
+            link.cut_until_ms = max(link.cut_until_ms, self.cut_until_ms(process, target))
+
     def _strike_isolate(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """The scheduler hears no shard, for longer than it waits with those that nobody hears; all live."""
-        if self.cluster.scheduler is None:
+        if self.world.scheduler is None:
             return False
-        self._alone_until_ms = self.cluster.now_ms + fault.lasts_ms
+        self._alone_until_ms = self.world.now_ms + fault.lasts_ms
         if fault.side == "both":
             self._unreached_until_ms = self._alone_until_ms
-        self.cluster.cut_links()
+        self._cut_links()
         self._lasts(fault.lasts_ms)
         self.counts["scheduler that hears nobody"] += 1
-        self.cluster.note(f"hears no shard for {fault.lasts_ms:.1f} ms", self.cluster.scheduler.label)
+        self.world.note(f"hears no shard for {fault.lasts_ms:.1f} ms", self.world.scheduler.label)
         return True
 
     def _strike_silence(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
@@ -625,22 +627,20 @@ class Faults:
         some = [group * self.plan.n + s for s in self.rng.sample(stripe, self.plan.tolerance + 1)]
         others = [s for s in range(group * self.plan.n, (group + 1) * self.plan.n) if s not in some]
         some += self.rng.sample(others, min(len(others), max(0, fault.burst - len(some))))
-        processes = [p for s in some if (p := self.cluster.shards.get(s)) is not None and p.alive]
-        if len(processes) < len(some) or self._missed(group) or self.leavers() or self.cluster.scheduler is None:
+        processes = [p for s in some if (p := self.world.shards.get(s)) is not None and p.alive]
+        if len(processes) < len(some) or self._missed(group) or self.leavers() or self.world.scheduler is None:
             return False
         for process in processes:
             gap_ms = self.rng.random() * SILENCE_GAP_MS
-            self.cluster.post(
-                self.cluster.now_ms + gap_ms, self._silence, process, self.cluster.now_ms + fault.lasts_ms
-            )
+            self.world.post(self.world.now_ms + gap_ms, self._silence, process, self.world.now_ms + fault.lasts_ms)
         self._lasts(fault.lasts_ms)
         self.counts["more living shards silenced at once than the code tolerates"] += 1
         return True
 
     def _silence(self, process: Process, until_ms: float) -> None:
         self._silenced[process] = until_ms
-        self.cluster.cut_links()
-        self.cluster.note(f"is cut off from everybody for {until_ms - self.cluster.now_ms:.1f} ms", process.label)
+        self._cut_links()
+        self.world.note(f"is cut off from everybody for {until_ms - self.world.now_ms:.1f} ms", process.label)
 
     def _weakest(self) -> list[tuple[int, ...]]:
         """Members of the stripes that tolerate the fewest deaths."""
@@ -651,21 +651,21 @@ class Faults:
 
     def _strike_slow_reader(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A shard gets to what others sent it, windows too, later than a link may be silent; all else of it goes on."""
-        some = [p for p in self.cluster.shards.values() if p.alive and self.cluster.record.whole.get(p.address.id)]
+        some = [p for p in self.world.shards.values() if p.alive and self.world.record.whole.get(p.address.id)]
         if not some:
             return False
         process = self.rng.choice(some)
         process.behind_ms = self.plan.config.link_timeout_ms * (1.2 + 0.6 * self.rng.random())
-        process.behind_until_ms = self.cluster.now_ms + fault.lasts_ms
+        process.behind_until_ms = self.world.now_ms + fault.lasts_ms
         self._lasts(fault.lasts_ms + process.behind_ms)
         self.counts["living shard that acknowledges late"] += 1
-        self.cluster.note(f"reads {process.behind_ms:.1f} ms late for {fault.lasts_ms:.1f} ms", process.label)
+        self.world.note(f"reads {process.behind_ms:.1f} ms late for {fault.lasts_ms:.1f} ms", process.label)
         return True
 
     def _lasts(self, ms: float) -> None:
         """Faults do not stop before this one is over."""
         self._pending += 1
-        self.cluster.post(self.cluster.now_ms + ms, self._over)
+        self.world.post(self.world.now_ms + ms, self._over)
 
     def _over(self) -> None:
         self._pending -= 1
@@ -673,68 +673,68 @@ class Faults:
     def _strike_clock(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A monotonic clock jumps ahead, as after a sleep of the machine. By its contract it never goes back."""
         if fault.side == "scheduler":
-            some = [self.cluster.scheduler] if self.cluster.scheduler else []
+            some = [self.world.scheduler] if self.world.scheduler else []
         else:
-            some = [p for p in self.cluster.processes.values() if p.alive and p.role in (SHARD, WORKER)]
+            some = [p for p in self.world.processes.values() if p.alive and p.role in (SHARD, WORKER)]
         if not some:
             return False
         process = self.rng.choice(some)
         process.clock_ms += fault.lasts_ms
         self.counts[f"jump of {('a shard', 'a worker', 'the scheduler')[process.role]}'s clock"] += 1
-        self.cluster.note(f"clock jumps by {fault.lasts_ms:.1f} ms", process.label)
+        self.world.note(f"clock jumps by {fault.lasts_ms:.1f} ms", process.label)
         return True
 
     def _strike_worker(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """A worker dies, with the pushes that it had in flight, and comes back as another process."""
         number = self.rng.randrange(self.plan.workers)
-        process = self.cluster.worker_process(number)
-        if process is None or self.cluster.workers[number].finished or process.machine.failed:
+        process = self.world.worker_process(number)
+        if process is None or self.world.workers[number].finished or process.machine.failed:
             return True
-        self.cluster.kill(process, "crash of a worker")
+        self.world.kill(process, "crash of a worker")
         self.counts["crash of a worker"] += 1
-        self.cluster.post(self.cluster.now_ms + 0.1 + fault.lasts_ms, self.cluster.start_worker, number)
+        self.world.post(self.world.now_ms + 0.1 + fault.lasts_ms, self.world.start_worker, number)
         return True
 
     def _strike_worker_twice(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """Another process begins to be a worker whose process lives on and pushes."""
         number = self.rng.randrange(self.plan.workers)
-        process = self.cluster.worker_process(number)
-        if process is None or self.cluster.workers[number].finished or process.machine.failed:
+        process = self.world.worker_process(number)
+        if process is None or self.world.workers[number].finished or process.machine.failed:
             return True
         self.counts["two living processes of a worker"] += 1
-        self.cluster.start_worker(number)
+        self.world.start_worker(number)
         return True
 
     def _strike_scheduler(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
-        if self.cluster.scheduler is None:
+        if self.world.scheduler is None:
             return False
         self._crash_scheduler_at = fault.lasts_ms
         if self.rng.random() < 0.4:  # in the middle of what it does next, if it does anything soon
-            self.cluster.post(self.cluster.now_ms + 200.0, self._crash_idle_scheduler)
+            self.world.post(self.world.now_ms + 200.0, self._crash_idle_scheduler)
         else:
             self.crash_scheduler("at rest")
         return True
 
     def _strike_depose(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """Another scheduler leads, from the state that was persisted; the old one has yet to notice."""
-        old = self.cluster.scheduler
+        old = self.world.scheduler
         if old is None or self._crash_scheduler_at is not None or not self.plan.terms:
             return False
         old.deposed = True
         self.counts["deposed scheduler that goes on sending"] += 1
-        self.cluster.note("is deposed", old.label)
-        self.cluster.start_scheduler()
-        self.cluster.post(self.cluster.now_ms + fault.lasts_ms, self._end_of_lease, old)
+        self.world.note("is deposed", old.label)
+        self.world.start_scheduler()
+        self.world.post(self.world.now_ms + fault.lasts_ms, self._end_of_lease, old)
         return True
 
     def _end_of_lease(self, old: Process) -> None:
         if old.alive:
-            self.cluster.kill(old, "it does not lead any more")
+            self.world.kill(old, "it does not lead any more")
 
     def _strike_old_state(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """The scheduler comes back with a state that was persisted earlier, as after a restored backup."""
-        known = max((p.machine.origin.serial for p in self.cluster.shards.values() if p.alive), default=0)
-        older = [state for state in self.cluster.states if read_state(state).serial < known]
+        known = max((p.machine.origin.serial for p in self.world.shards.values() if p.alive), default=0)
+        older = [state for state in self.world.states if read_state(state).serial < known]
         return bool(older) and self._restart_with(self.rng.choice(older), fault, "an older state")
 
     def _strike_lost_state(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
@@ -743,7 +743,7 @@ class Faults:
 
     def _restart_with(self, state: bytes | None, fault: Fault, what: str) -> bool:
         """It may make its state again, or is to refuse; then it is started with the newest one."""
-        cluster, scheduler = self.cluster, self.cluster.scheduler
+        world, scheduler = self.world, self.world.scheduler
         if scheduler is None or self._crash_scheduler_at is not None or scheduler.machine.rebuilding.adoption:
             return False
         groups = scheduler.machine.state.groups
@@ -752,24 +752,24 @@ class Faults:
         # What nobody that lives has heard of is lost with the state, and may be decided otherwise.
         for number, group in enumerate(groups):
             for shard, place in enumerate(group.places):
-                process = cluster.shards.get(number * self.plan.n + shard)
+                process = world.shards.get(number * self.plan.n + shard)
                 there = process is not None and process.alive and process.address.epoch == place.epoch
                 if place.state != m.DOWN and (not there or process.machine.view != group.view):  # type: ignore[union-attr]
                     return False
-        cluster.adopts = self.rng.random() < 0.7
-        self._newest_state = None if cluster.adopts else cluster.persisted
-        self._state_before = cluster.persisted
-        if cluster.adopts and self._rng_copies.random() < COPIES_DAMAGED_RATE:
+        world.adopts = self.rng.random() < 0.7
+        self._newest_state = None if world.adopts else world.persisted
+        self._state_before = world.persisted
+        if world.adopts and self._rng_copies.random() < COPIES_DAMAGED_RATE:
             self._damage_copies()
         self._crash_scheduler_at = fault.lasts_ms
         self.crash_scheduler("at rest")
-        cluster.persisted = state
+        world.persisted = state
         self.counts[f"scheduler that starts with {what}"] += 1
         return True
 
     def _damage_copies(self) -> None:
         """Some shards' copies of the scheduler's state cannot be read; one at least can."""
-        keepers = [p for p in self.cluster.shards.values() if p.alive and p.machine.copy]
+        keepers = [p for p in self.world.shards.values() if p.alive and p.machine.copy]
         for process in keepers[1:] if self._rng_copies.random() < 0.5 else keepers[:-1]:
             process.machine.copy = b"damaged"
             self.counts[COPY_DAMAGED] += 1
@@ -779,7 +779,7 @@ class Faults:
         group = self.rng.randrange(self.plan.groups)
         if self._not_whole(group):
             return False
-        process = self.cluster.shards[group * self.plan.n + self.rng.randrange(self.plan.n)]
+        process = self.world.shards[group * self.plan.n + self.rng.randrange(self.plan.n)]
         machine = process.machine
         for class_id in self.rng.sample(classes := machine.placement.parity_classes(machine.shard), len(classes)):
             keys, _ = Capture(machine.store, class_id, 0, machine.store.class_size(class_id)).take()
@@ -793,8 +793,8 @@ class Faults:
                 self.flipped.add(key)
                 self._flips += 1
                 self.counts["damaged parity row"] += 1
-                self.cluster.note(f"a bit of the parity of stripe {show_keys([key])} turns over", process.label)
-                self.cluster.start_tool()
+                self.world.note(f"a bit of the parity of stripe {show_keys([key])} turns over", process.label)
+                self.world.start_tool()
                 return True
         return False
 
@@ -803,33 +803,33 @@ class Faults:
             self.crash_scheduler("at rest")
 
     def crash_scheduler(self, why: str) -> None:
-        scheduler, lasts_ms = self.cluster.scheduler, self._crash_scheduler_at
+        scheduler, lasts_ms = self.world.scheduler, self._crash_scheduler_at
         assert scheduler is not None and lasts_ms is not None
         self._crash_scheduler_at = None
         self.counts[f"crash of the scheduler {why}"] += 1
-        if not all(self.cluster.record.whole.values()):
+        if not all(self.world.record.whole.values()):
             self.counts["crash of the scheduler in a recovery"] += 1
-        self.cluster.kill(scheduler, f"crash {why}")
-        self.cluster.post(self.cluster.now_ms + 0.1 + lasts_ms, self.cluster.start_scheduler)
+        self.world.kill(scheduler, f"crash {why}")
+        self.world.post(self.world.now_ms + 0.1 + lasts_ms, self.world.start_scheduler)
 
     def stopped(self, process: Process, reason: str) -> None:
         """A machine asked its process to end: only one that was declared dead may."""
         address = process.address
-        self.cluster.kill(process, f"stops: {reason}")
+        self.world.kill(process, f"stops: {reason}")
         if process.role == SCHEDULER and process.core.stop_kind == e.OUTDATED and self._newest_state is not None:
             self.counts["outdated scheduler that refuses"] += 1
-            self.cluster.persisted, self._newest_state = self._newest_state, None
-            self.cluster.post(self.cluster.now_ms + self.rng.random() * 50.0, self.cluster.start_scheduler)
+            self.world.persisted, self._newest_state = self._newest_state, None
+            self.world.post(self.world.now_ms + self.rng.random() * 50.0, self.world.start_scheduler)
             return
         if process.role == SCHEDULER and process.core.stop_kind == e.OUTDATED and self.counts[COPY_DAMAGED]:
             # Who had a copy that can be read is dead: it is started with the newest state, as its last words advise.
-            self.cluster.persisted = self._state_before
-            self.cluster.post(self.cluster.now_ms + self.rng.random() * 50.0, self.cluster.start_scheduler)
+            self.world.persisted = self._state_before
+            self.world.post(self.world.now_ms + self.rng.random() * 50.0, self.world.start_scheduler)
             return
         if process in self._leaving and process.core.stop_kind == e.LEFT:
             self._left(process)
             return
-        if process.role != SHARD or not address.epoch or (address.id, address.epoch) not in self.cluster.record.down:
+        if process.role != SHARD or not address.epoch or (address.id, address.epoch) not in self.world.record.down:
             raise ViolationError(f"{process.label} stops, and was not declared dead: {reason}", [address.id])
         wanted = address.id if self.plan.named else -1
-        self.cluster.post(self.cluster.now_ms + self.rng.random() * 50.0, self.cluster.start_shard, wanted)
+        self.world.post(self.world.now_ms + self.rng.random() * 50.0, self.world.start_shard, wanted)

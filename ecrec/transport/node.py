@@ -11,7 +11,8 @@ from ecrec.protocol import wire
 from ecrec.protocol.events import Effect, Result, ToldToEnd
 from ecrec.protocol.messages import SCHEDULER, SHARD, Address, Unfit
 from ecrec.protocol.node_core import Machine, NodeCore
-from ecrec.transport.coordinator import LeaderWatch, StateStore, is_coordinator, watch_leader
+from ecrec.transport.coordinator import is_coordinator, watch_leader
+from ecrec.transport.leadership import LeaderWatch, StateStore
 from ecrec.transport.links import Arrived, Denied, Happening, Linked, Links
 from ecrec.transport.offenders import Complaints
 

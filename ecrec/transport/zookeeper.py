@@ -45,8 +45,8 @@ from kazoo.exceptions import (
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
 
 from ecrec.errors import ClusterError, ConfigurationError
-from ecrec.transport.coordinator import DeposedError, Location
 from ecrec.transport.endpoints import parse
+from ecrec.transport.leadership import DeposedError, Location
 
 log = logging.getLogger(__name__)
 _kazoo_log = logging.getLogger(f"{__name__}.kazoo")

@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <random>
 
-#include "store/divider.hpp"
+#include "base/divider.hpp"
 
 int main() {
     std::mt19937_64 engine(1);

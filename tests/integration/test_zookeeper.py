@@ -24,7 +24,8 @@ from ecrec.errors import ClusterError
 from ecrec.launch.verify import scrub
 from ecrec.protocol.messages import DOWN, UP, ClusterQuery, Section
 from ecrec.transport.client_node import query
-from ecrec.transport.coordinator import DeposedError, candidate
+from ecrec.transport.coordinator import candidate
+from ecrec.transport.leadership import DeposedError
 from ecrec.transport.zookeeper import PIECE_BYTES, Candidate
 
 JARS = [Path("/usr/share/java") / name for name in ("zookeeper.jar", "slf4j-simple.jar")]

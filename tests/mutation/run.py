@@ -42,13 +42,15 @@ SURVIVORS = Path(__file__).with_name("survivors.toml")
 FILES = [
     *(f"ecrec/protocol/{name}.py" for name in (
         "stream", "loss", "placement", "arrays", "seeding", "wire", "membership", "peer", "repair", "scrub", "leases",
-        "client", "shard", "scheduler", "suspicion", "adoption", "runs", "barriers", "initial", "new_tables", "state",
+        "client", "shard", "shard_context", "queues", "windows", "peer_windows", "scheduler", "suspicion", "adoption",
+        "runs", "barriers", "initial", "new_tables", "state",
         "offenders", "node_core", "wanted",
     )),
     *(f"src/cpp/store/{name}" for name in (
         "key_index.hpp", "row_buffer.cpp", "window.cpp", "capture.cpp", "deltas.cpp", "parity.cpp", "recovery.cpp",
-        "rows.cpp", "table.cpp", "table.hpp", "bitmap.hpp", "divider.hpp", "store.cpp",
+        "rows.cpp", "table.cpp", "table.hpp", "store.cpp",
     )),
+    "src/cpp/base/bitmap.hpp", "src/cpp/base/divider.hpp",
 ]  # fmt: skip
 UNIT = "tests/unit/protocol"
 RELATED = {

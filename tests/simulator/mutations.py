@@ -17,6 +17,7 @@ from ecrec.protocol.losses import Losses
 from ecrec.protocol.membership import Membership
 from ecrec.protocol.messages import DOWN, RECOVERING
 from ecrec.protocol.peer import Peer
+from ecrec.protocol.peer_windows import PeerWindows
 from ecrec.protocol.repair import Repairs
 from ecrec.protocol.requests import Requests
 from ecrec.protocol.scheduler import SchedulerMachine
@@ -25,6 +26,7 @@ from ecrec.protocol.settlement import Settlements
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.stream import InStream
 from ecrec.protocol.suspicion import Suspicions
+from ecrec.protocol.windows import Windows
 
 Make = Callable[[], AbstractContextManager[Any]]
 
@@ -83,14 +85,14 @@ def pushes_are_acknowledged_when_applied() -> AbstractContextManager[Any]:
 
 @mutation("stable-before-durable", 5)
 def a_window_is_stable_when_one_peer_has_it() -> AbstractContextManager[Any]:
-    def acknowledged(self: ShardMachine, peer: Peer, number: int) -> None:
-        done = [unstable for window, unstable in self.unstable.items() if window <= number and unstable.waiting]
+    def acknowledged(self: Windows, peer: Peer, number: int) -> None:
+        done = [unstable for window, unstable in self.context.unstable.items() if window <= number and unstable.waiting]
         for unstable in done:
             unstable.waiting.clear()
         if done:
-            self.settle_windows()
+            self.settle()
 
-    return mock.patch.object(ShardMachine, "_acknowledged", acknowledged)
+    return mock.patch.object(Windows, "acknowledged", acknowledged)
 
 
 @mutation("half-done", 4)
@@ -222,8 +224,8 @@ def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextMan
 
     def on_up(self: Membership, view: m.ShardUp) -> None:
         real(self, view)
-        if view.shard != self.machine.shard:
-            self.machine.peers[view.shard].received = None
+        if view.shard != self.context.shard:
+            self.context.peers[view.shard].received = None
 
     return mock.patch.object(Membership, "_on_up", on_up)
 
@@ -232,10 +234,11 @@ def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextMan
 def a_shard_younger_than_the_dead_reports_too() -> AbstractContextManager[Any]:
     real = Membership._place
 
-    def place(self: Membership, start: m.Start) -> None:
-        real(self, start)
+    def place(self: Membership, start: m.Start, origin: m.Origin) -> bool:
+        placed = real(self, start, origin)
         for shard, report in list(self.reports.items()):
             self.reports[shard] = m.Report(report.shard, report.epoch, 0, {})
+        return placed
 
     return mock.patch.object(Membership, "_place", place)
 
@@ -349,14 +352,14 @@ def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManag
 # ------------------------------------------------------------------ seeding
 @mutation("seed-stable", 894)
 def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
-    real = ShardMachine._on_window
+    real = PeerWindows.on_window
 
-    def on_window(self: ShardMachine, peer: Peer, window: m.Window, frames: Any) -> None:
+    def on_window(self: PeerWindows, peer: Peer, window: m.Window, frames: Any) -> None:
         real(self, peer, window, frames)
         for class_id in self.seeding.accepted_ends(peer, window.ends):
             self.seeding.seeded(class_id, peer.shard)
 
-    return mock.patch.object(ShardMachine, "_on_window", on_window)
+    return mock.patch.object(PeerWindows, "on_window", on_window)
 
 
 @mutation("seed-starts-over", 374)
@@ -369,7 +372,7 @@ def the_end_of_a_seed_survives_the_wipe() -> AbstractContextManager[Any]:
     real = Seeding.start_over
 
     def start_over(self: Seeding) -> None:
-        undo = [(u, u.ends) for peer in self.machine.peers.values() for u in peer.undo]
+        undo = [(u, u.ends) for peer in self.context.peers.values() for u in peer.undo]
         real(self)
         for one, ends in undo:
             one.ends = ends

@@ -59,11 +59,11 @@ def survivors_wait_for_a_dead_shard_until_it_is_replaced() -> AbstractContextMan
     real = Membership._on_down
 
     def on_down(self: Membership, view: m.ShardDown) -> None:
-        waited = [window for window, one in self.machine.unstable.items() if view.shard in one.waiting]
+        waited = [window for window, one in self.context.unstable.items() if view.shard in one.waiting]
         real(self, view)
         for window in waited:
-            if window in self.machine.unstable:
-                self.machine.unstable[window].waiting.add(view.shard)
+            if window in self.context.unstable:
+                self.context.unstable[window].waiting.add(view.shard)
 
     return mock.patch.object(Membership, "_on_down", on_down)
 

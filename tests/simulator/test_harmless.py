@@ -27,16 +27,16 @@ def test_undoing_what_was_wiped_changes_nothing() -> None:
     real_start_over, real_settle = Seeding.start_over, Membership._on_settle
 
     def start_over(self: Seeding) -> None:
-        records = [(undo, undo.class_mask) for peer in self.machine.peers.values() for undo in peer.undo]
+        records = [(undo, undo.class_mask) for peer in self.context.peers.values() for undo in peer.undo]
         real_start_over(self)
         for undo, mask in records:
             wiped = mask & ~undo.class_mask
             undo.class_mask = mask
-            if undo.keys.size and any(wiped >> c & 1 for c in self.machine.store.classes(undo.keys).tolist()):
+            if undo.keys.size and any(wiped >> c & 1 for c in self.context.store.classes(undo.keys).tolist()):
                 kept_masks.append(undo)
 
     def on_settle(self: Membership, view: m.Settle) -> None:
-        records = [u for u in self.machine.peers[view.shard].undo if u.number > view.window]
+        records = [u for u in self.context.peers[view.shard].undo if u.number > view.window]
         undone.extend(u for u in records if any(u is kept for kept in kept_masks))
         real_settle(self, view)
 

@@ -1,6 +1,7 @@
 """Who may import whom (ARCHITECTURE.md, "Layers"), read from the source, so that no line can cheat."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ FORBIDDEN = {
     "transport": {"torch"},
     "data": {"torch"},
 }
+CPP = PACKAGE.parent / "src" / "cpp"
+MAY_INCLUDE = {
+    "threads": set(),
+    "kernels": set(),
+    "base": {"kernels", "threads"},
+    "gf": {"kernels"},
+    "codec": {"gf", "kernels", "threads"},
+    "batch": {"base", "kernels", "threads"},
+    "store": {"base", "codec", "gf", "kernels", "threads"},
+}
+"""The same for the folders of src/cpp."""
 LAZY_TORCH = {"launch"}
 """Here torch is imported by nobody; the layer reaches it only through `ecrec.training`, inside of functions."""
 
@@ -75,17 +87,17 @@ def test_only_launch_reads_the_environment() -> None:
             assert "os.environ" not in text and "getenv" not in text, path
 
 
-def test_the_modules_of_the_protocol_import_each_other_in_one_direction() -> None:
-    """What is imported for annotations alone (``if TYPE_CHECKING``) does not count."""
-    imported: dict[str, set[str]] = {}
-    for path in (PACKAGE / "protocol").glob("*.py"):
-        names: set[str] = set()
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ecrec.protocol"):
-                parts = str(node.module).split(".")
-                names |= {parts[2]} if len(parts) > 2 else {alias.name for alias in node.names}
-        imported[path.stem] = names
-    while leaves := [name for name, names in imported.items() if not names & imported.keys()]:
-        for name in leaves:
-            del imported[name]
-    assert not imported, f"these import each other: {sorted(imported)}"
+def test_messages_are_imported_from_their_package_alone() -> None:
+    for path in modules():
+        if path.parent != PACKAGE / "protocol" / "messages":
+            inside = [name for _, name in imports(path) if name.startswith("ecrec.protocol.messages.")]
+            assert inside == [], path
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in CPP.iterdir() if path.is_dir()))
+def test_a_folder_of_the_core_includes_only_from_those_below(folder: str) -> None:
+    files = [path for path in (CPP / folder).rglob("*") if path.suffix in {".cpp", ".hpp", ".inl"}]
+    assert files
+    for path in files:
+        for name in re.findall(r'^#include "(\w+)/', path.read_text(), re.MULTILINE):
+            assert name == folder or name in MAY_INCLUDE[folder], f"{path}: {folder} includes from {name}"

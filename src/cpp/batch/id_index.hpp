@@ -9,7 +9,7 @@
 #include <span>
 #include <type_traits>
 
-#include "store/bytes.hpp"
+#include "base/bytes.hpp"
 #include "threads/pauses.hpp"
 
 namespace ecrec::batch {

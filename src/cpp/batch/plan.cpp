@@ -5,8 +5,8 @@
 
 #include "batch/id_index.hpp"
 #include "batch/sizes.hpp"
-#include "store/divider.hpp"
-#include "store/error.hpp"
+#include "base/divider.hpp"
+#include "base/error.hpp"
 
 namespace ecrec::batch {
 namespace {

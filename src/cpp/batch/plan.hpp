@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "store/bytes.hpp"
+#include "base/bytes.hpp"
 
 namespace ecrec::batch {
 

@@ -5,8 +5,8 @@
 
 #include "batch/row_sums.hpp"
 #include "batch/sizes.hpp"
-#include "store/bytes.hpp"
-#include "store/error.hpp"
+#include "base/bytes.hpp"
+#include "base/error.hpp"
 #include "threads/pool.hpp"
 
 namespace ecrec::batch {

@@ -8,7 +8,7 @@
 #include "batch/row_sums.hpp"
 #include "batch/sizes.hpp"
 #include "kernels/registry.hpp"
-#include "store/error.hpp"
+#include "base/error.hpp"
 #include "threads/pauses.hpp"
 
 namespace ecrec::batch {

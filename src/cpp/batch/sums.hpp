@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "store/bytes.hpp"
+#include "base/bytes.hpp"
 
 namespace ecrec::batch {
 

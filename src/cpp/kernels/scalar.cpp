@@ -219,8 +219,24 @@ void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, flo
 }  // namespace
 
 extern const Operations table = {
-    "scalar", encode,   fold,     fold_rows, copy_rows, difference,      is_zero, is_finite, sum_rows, pool_rows,
-    sgd,      momentum, nesterov, adagrad,   rowwise_adagrad, adam,    ftrl,      initial_uniform,
+    .name = "scalar",
+    .encode = encode,
+    .fold = fold,
+    .fold_rows = fold_rows,
+    .copy_rows = copy_rows,
+    .difference = difference,
+    .is_zero = is_zero,
+    .is_finite = is_finite,
+    .sum_rows = sum_rows,
+    .pool_rows = pool_rows,
+    .sgd = sgd,
+    .momentum = momentum,
+    .nesterov = nesterov,
+    .adagrad = adagrad,
+    .rowwise_adagrad = rowwise_adagrad,
+    .adam = adam,
+    .ftrl = ftrl,
+    .initial_uniform = initial_uniform,
 };
 
 }  // namespace ecrec::scalar

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "kernels/registry.hpp"
-#include "store/error.hpp"
+#include "base/error.hpp"
 #include "store/scan_ahead.hpp"
 #include "store/store.hpp"
 

@@ -5,7 +5,7 @@
 #include <memory>
 #include <span>
 
-#include "store/in_use.hpp"
+#include "base/in_use.hpp"
 #include "store/key_index.hpp"
 #include "store/row_buffer.hpp"
 

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "store/bytes.hpp"
+#include "base/bytes.hpp"
 #include "store/table.hpp"
 #include "store/tuning.hpp"
 #include "store/window.hpp"

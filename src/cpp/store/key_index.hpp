@@ -12,7 +12,7 @@
 #include <span>
 #include <utility>
 
-#include "store/bytes.hpp"
+#include "base/bytes.hpp"
 #include "store/tuning.hpp"
 #include "threads/pauses.hpp"
 

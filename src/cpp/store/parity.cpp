@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "codec/fold_rows.hpp"
-#include "store/error.hpp"
+#include "base/error.hpp"
 #include "store/store.hpp"
 #include "store/tuning.hpp"
 #include "threads/pauses.hpp"

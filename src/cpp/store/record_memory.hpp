@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <new>
 
-#include "store/mapping.hpp"
+#include "base/mapping.hpp"
 
 namespace ecrec {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "store/bitmap.hpp"
+#include "base/bitmap.hpp"
 
 namespace ecrec {
 

@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "store/mapping.hpp"
+#include "base/mapping.hpp"
 
 namespace ecrec {
 

@@ -5,9 +5,9 @@
 #include <exception>
 #include <utility>
 
+#include "base/error.hpp"
 #include "gf/coefficient.hpp"
 #include "kernels/registry.hpp"
-#include "store/error.hpp"
 #include "store/store.hpp"
 
 namespace ecrec {

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "kernels/operations.hpp"
-#include "store/bytes.hpp"
-#include "store/in_use.hpp"
+#include "base/bytes.hpp"
+#include "base/in_use.hpp"
 #include "store/key_index.hpp"
 
 namespace ecrec {

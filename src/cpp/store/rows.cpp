@@ -6,7 +6,7 @@
 
 #include "kernels/registry.hpp"
 #include "store/deltas.hpp"
-#include "store/error.hpp"
+#include "base/error.hpp"
 #include "store/key_index.hpp"
 #include "store/store.hpp"
 #include "store/tuning.hpp"

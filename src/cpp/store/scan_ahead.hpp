@@ -4,7 +4,7 @@
 #include <array>
 #include <cstdint>
 
-#include "store/bitmap.hpp"
+#include "base/bitmap.hpp"
 
 namespace ecrec {
 

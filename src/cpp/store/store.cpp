@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "gf/matrix.hpp"
-#include "store/error.hpp"
+#include "base/error.hpp"
 #include "store/tuning.hpp"
 
 namespace ecrec {

@@ -10,7 +10,7 @@
 
 #include "codec/code.hpp"
 #include "kernels/operations.hpp"
-#include "store/in_use.hpp"
+#include "base/in_use.hpp"
 #include "store/row_buffer.hpp"
 #include "store/table.hpp"
 #include "store/window.hpp"

@@ -14,9 +14,9 @@
 #include <vector>
 
 #include "kernels/operations.hpp"
-#include "store/bitmap.hpp"
-#include "store/divider.hpp"
-#include "store/mapping.hpp"
+#include "base/bitmap.hpp"
+#include "base/divider.hpp"
+#include "base/mapping.hpp"
 #include "store/record_memory.hpp"
 #include "store/recovered.hpp"
 

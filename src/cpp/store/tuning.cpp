@@ -2,7 +2,9 @@
 
 #include <bit>
 
-#include "store/error.hpp"
+#include "base/blocks.hpp"
+#include "base/error.hpp"
+#include "base/mapping.hpp"
 #include "threads/pauses.hpp"
 #include "threads/pool.hpp"
 
@@ -19,11 +21,11 @@ struct Named {
 constexpr std::size_t any_max = std::size_t{1} << 40;
 
 constexpr Named all_knobs[] = {
-    {"block_bytes_min", &tuning.block_bytes_min, 1, any_max},
+    {"block_bytes_min", &blocks::bytes_min, 1, any_max},
     {"buffer_bytes_max", &tuning.buffer_bytes_max, 16, Tuning::buffer_bytes_limit},
     {"buffer_rows_max", &tuning.buffer_rows_max, 1, Tuning::buffer_rows_limit},
-    {"collapse_errno", &tuning.collapse_errno, 1, 4095},
-    {"collapse_failures", &tuning.collapse_failures, 0, any_max},
+    {"collapse_errno", &collapse_errno, 1, 4095},
+    {"collapse_failures", &collapse_failures, 0, any_max},
     {"dropped_bytes_max", &tuning.dropped_bytes_max, 1, any_max},
     {"fold_batch_rows", &tuning.fold_batch_rows, 1, 65536},
     {"fold_batch_rows_threads", &tuning.fold_batch_rows_threads, 1, 65536},
@@ -32,7 +34,7 @@ constexpr Named all_knobs[] = {
     {"index_growth", &tuning.index_growth, 2, 64, true},
     {"index_slots_min", &tuning.index_slots_min, 2, std::size_t{1} << 24, true},
     {"index_values_max", &tuning.index_values_max, 1, Tuning::buffer_rows_limit},
-    {"kept_bytes_max", &tuning.kept_bytes_max, 0, any_max},
+    {"kept_bytes_max", &blocks::kept_bytes_max, 0, any_max},
     {"lookup_found_one_in", &tuning.lookup_found_one_in, 1, any_max},
     {"lookup_judged_rows_min", &tuning.lookup_judged_rows_min, 0, any_max},
     {"lookup_windows_between", &tuning.lookup_windows_between, 1, 1 << 20},

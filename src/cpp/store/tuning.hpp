@@ -37,22 +37,17 @@ struct Tuning {
     Knob fold_batch_rows{64}, fold_batch_rows_threads{4096};
     // Store::gather: far more rows than the kernel prefetches.
     Knob gather_run_rows{gather_run_rows_limit};
-    // blocks: smaller ones are malloc's, which is quick with them; bytes of free blocks that are kept, a few windows to
-    // each peer.
-    Knob block_bytes_min{std::size_t{1} << 20}, kept_bytes_max{std::size_t{128} << 20};
     // Bytes of dropped bitmaps that one call gives back to the system.
     Knob dropped_bytes_max{std::size_t{16} << 20};
     // Records of a table's share of a shard that lie at their own places, in bytes; those of a larger one are indexed.
     Knob unindexed_bytes_max{std::size_t{256} << 20};
     // Of the 512 pages of an extent so many must be touched before it is moved into a huge page.
     Knob huge_page_touched_min{384};
-    // The next so many moves into huge pages fail, as if the system had refused them with this errno.
-    Knob collapse_failures{0}, collapse_errno{11};
 };
 
 inline constinit Tuning tuning;
 
-// All knobs with their values, in order of their names.
+// All knobs with their values, in order of their names: those above, and those of base/ and threads/.
 std::vector<std::pair<std::string, std::uint64_t>> read_tuning();
 // Sets all of them, or refuses: an unknown name, a value out of range.
 void set_tuning(const std::vector<std::pair<std::string, std::int64_t>>& knobs);

@@ -1,6 +1,6 @@
 #include "store/window.hpp"
 
-#include "store/error.hpp"
+#include "base/error.hpp"
 #include "store/store.hpp"
 
 namespace ecrec {

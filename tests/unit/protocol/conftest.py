@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 from injection import Injection
 
+from ecrec.protocol import invariants
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.events import Stop
 from ecrec.protocol.scheduler import SchedulerMachine
@@ -23,7 +24,7 @@ def validated(machine: type) -> Any:
         if isinstance(sys.gettrace(), Injection):
             return effects  # lines of the checks are none of the event
         if not any(isinstance(effect, Stop) for effect in effects):
-            self.validate_state()
+            invariants.check(self)
         return effects
 
     return mock.patch.object(machine, "handle", handle)

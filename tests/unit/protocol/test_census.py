@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_adoption import DATA, SPEC, Living, fenced, lease, train
 from test_wire import values
 
+from ecrec.protocol import invariants
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
@@ -203,11 +204,11 @@ def adopts(told: dict[Address, tuple[m.ShardStatus, m.ShardCensus, m.Frames]]) -
 
 
 def check_adopted(machine: SchedulerMachine) -> None:
-    machine.validate_state()
+    invariants.check(machine)
     assert read_state(encode_state(machine.state)) == machine.state
     for at_ms in (6000.0, 6001.0, 9000.0):
         machine.handle(Tick(), at_ms)
-        machine.validate_state()
+        invariants.check(machine)
     assert machine.state.generation < HUGE and machine.state.serial < HUGE
 
 
@@ -442,7 +443,7 @@ def test_whatever_a_worker_tells_leaves_a_state_that_can_be(data: Any) -> None:
     census = drawn(data, tells)
     census = msgspec.structs.replace(census, process=process, origin=tells.origin)
     machine.handle(Received(source, census), 5002.0)
-    machine.validate_state()
+    invariants.check(machine)
     assert read_state(encode_state(state)) == copy.deepcopy(state)
     machine.handle(Tick(), 5003.0)
-    machine.validate_state()
+    invariants.check(machine)

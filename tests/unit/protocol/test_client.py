@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from ecrec.protocol import invariants
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Connect, Disconnect, Effect, Failed, PullDone, PullFailed, Received, Send, Tick
@@ -96,7 +97,7 @@ class Driver:
 
     def _done(self, effects: list[Effect]) -> list[Effect]:
         if not self.machine.failed:
-            self.machine.validate_state()
+            invariants.check(self.machine)
         return effects
 
 

@@ -338,7 +338,7 @@ def test_who_misses_a_dead_one_is_not_replaced_in_its_stead() -> None:
     while cluster.now_ms < begin_ms + config.link_timeout_ms + 10 * config.heartbeat_ms / 2:
         cluster.tick()
         cluster.run()
-    assert [*cluster.shard(1).late()] == [2] and 2 in cluster.shard(1).unheard()
+    assert [*cluster.shard(1).windows.late()] == [2] and 2 in cluster.shard(1).unheard()
     assert [p.state for p in cluster.scheduler.state.groups[0].places] == [DOWN, RECOVERING, UP]
 
 
@@ -351,9 +351,9 @@ def test_a_member_that_stood_still_accuses_nobody() -> None:
     machine = cluster.shard(1)
     cluster.settle_down(lambda: 1 in machine.unstable and machine.unstable[1].waiting == {3})
     machine.handle(Tick(), cluster.now_ms + 10 * cluster.config.link_timeout_ms)
-    assert machine.late() == {} and machine.unheard() == []
+    assert machine.windows.late() == {} and machine.unheard() == []
     cluster.now_ms += 10 * cluster.config.link_timeout_ms
-    cluster.settle_down(lambda: [*machine.late()] == [3] and machine.unheard() == [3])
+    cluster.settle_down(lambda: [*machine.windows.late()] == [3] and machine.unheard() == [3])
 
 
 @pytest.mark.parametrize(("accusations", "whole", "victim"), [

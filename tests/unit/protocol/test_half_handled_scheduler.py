@@ -12,6 +12,7 @@ from injection import Injection, held, places
 from test_wire import frames_of, values
 from workers import add_worker, do, push, start_run
 
+from ecrec.protocol import invariants
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
@@ -148,7 +149,7 @@ def test_an_error_in_the_middle_of_an_event_changes_nothing_or_ends_the_process(
                 continue
             except (ValueError, RuntimeError):
                 assert held(machine, PASSING) == before, f"{injection.where}: it was refused, and something moved"
-                assert not machine.validate_state()
+                invariants.check(machine)
                 continue
             raise AssertionError(f"{injection.where}: the error was swallowed")
 
@@ -226,9 +227,9 @@ def test_hostile_fields_change_nothing_or_leave_a_state_that_can_be(kind: str) -
             if stops(effects):
                 assert source.role == m.SHARD, "a client's message ended it"
                 return
-            machine.validate_state()
+            invariants.check(machine)
             machine.handle(Tick(), now_ms)
-            machine.validate_state()
+            invariants.check(machine)
 
     check()
 

@@ -274,7 +274,7 @@ def test_a_member_that_is_heard_and_acknowledges_late_is_replaced_long_after_a_l
         assert states(cluster) == [UP, UP, UP, DOWN, UP]
         return
     assert states(cluster) == [UP] * 5 and suspected(cluster) == {}
-    assert 3 in cluster.shard(0).late()
+    assert 3 in cluster.shard(0).windows.late()
     cluster.blocked.clear()
     cluster.shard(3).read_until(float("inf"))
     cluster.drain()

@@ -27,10 +27,10 @@ def full(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     shards: set[int] = set()
     asked: list[int] = []
 
-    def within(method: Callable[..., None]) -> Callable[..., None]:
-        def inner(self: Membership, message: Any, *more: Any) -> None:
-            asked.append(self.machine.shard if self.machine.state else message.shard)
-            method(self, message, *more)
+    def within(method: Callable[..., Any]) -> Callable[..., Any]:
+        def inner(self: Membership, message: Any, *more: Any) -> Any:
+            asked.append(self.context.shard if self.context.state else message.shard)
+            return method(self, message, *more)
 
         return inner
 
@@ -73,7 +73,7 @@ def test_a_table_that_one_shard_cannot_hold_is_refused_with_the_numbers(full: se
     cluster.create(table("other", rows=900, code="2+1"))
     full.clear()
     cluster.create(BIG)
-    assert [spec.name for spec in cluster.shard(1).membership.tables] == ["small", "other", "big"]
+    assert [spec.name for spec in cluster.shard(1).tables] == ["small", "other", "big"]
 
 
 def test_tables_asked_for_at_once_have_one_order_and_a_refusal_leaves_no_gap(full: set[int]) -> None:
@@ -86,7 +86,7 @@ def test_tables_asked_for_at_once_have_one_order_and_a_refusal_leaves_no_gap(ful
     cluster.settle_down(lambda: workers[0].table_ready("small") and workers[2].table_ready("third"))
     assert "big" in workers[1].table_refusals and not cluster.stopped
     for shard in range(3):
-        assert [spec.name for spec in cluster.shard(shard).membership.tables] == ["small", "third"]
+        assert [spec.name for spec in cluster.shard(shard).tables] == ["small", "third"]
         assert cluster.shard(shard).dims == [4, 3]
     assert workers[2].tables["third"][0] == 1
 
@@ -123,7 +123,7 @@ def test_a_shard_that_dies_meanwhile_is_not_waited_for_and_its_replacement_has_t
     cluster.settle_down(lambda: machine.table_ready("big"))
     cluster.settle_down(cluster.whole)
     cluster.scrub()
-    assert [spec.name for spec in cluster.shard(1).membership.tables] == ["small", "big"]
+    assert [spec.name for spec in cluster.shard(1).tables] == ["small", "big"]
     assert not cluster.stopped
 
 

@@ -10,8 +10,8 @@ from cluster import Cluster, table
 from workers import add_worker, do
 
 from ecrec.errors import GradientError, RefusedError
+from ecrec.protocol import invariants, wire
 from ecrec.protocol import messages as m
-from ecrec.protocol import wire
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Received
@@ -316,7 +316,7 @@ def test_a_push_with_a_split_that_is_refused_takes_no_examples() -> None:
     do(cluster, client, client.push(parts_of(cluster), examples=5))
     cluster.drain()
     assert not client.leases and client.cursor
-    client.validate_state()
+    invariants.check(client)
 
 
 def test_a_table_that_not_all_shards_have_yet_is_not_pushed_to() -> None:

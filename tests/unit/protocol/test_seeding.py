@@ -24,21 +24,21 @@ def replacement(state: str = RECOVERING) -> tuple[Seeding, Any]:
     placement.add(CodeSpec(2, 1))
     peers = {n: SimpleNamespace(shard=n, running=n != 2, rounds={}, undo=[]) for n in (0, 1, 2)}
     sent: list[Any] = []
-    machine = SimpleNamespace(
+    context = SimpleNamespace(
         placement=placement, shard=3, state=state, store=Wiped(), peers=peers, sent=sent,
         send=lambda peer, message: sent.append((peer.shard, message.class_id, message.round)),
     )  # fmt: skip
-    seeding = Seeding(machine)  # type: ignore[arg-type]
+    seeding = Seeding(context, None)  # type: ignore[arg-type]
     seeding.begin()
-    return seeding, machine
+    return seeding, context
 
 
 def test_a_replacement_wants_its_parity_from_the_data_members_that_run() -> None:
-    seeding, machine = replacement()
+    seeding, context = replacement()
     assert placement_of(seeding) == ({1: 0}, {1: set()})
     assert (seeding.incomplete(), seeding.complete()) == (1, False)
     seeding.ask_all()
-    assert machine.sent == [(1, 1, 0)]
+    assert context.sent == [(1, 1, 0)]
     assert [seeding.wanted_from(shard) for shard in range(3)] == [{}, {1: 0}, {1: 0}]
     seeding.seeded(1, 1)
     seeding.seeded(2, 1)  # a class of which it holds no parity
@@ -53,20 +53,20 @@ def placement_of(seeding: Seeding) -> tuple[dict[int, int], dict[int, set[int]]]
 
 
 def test_of_another_round_nothing_of_the_class_counts_until_it_is_seeded() -> None:
-    seeding, machine = replacement()
+    seeding, context = replacement()
     without = ALL_CLASSES & ~(1 << 1)
     assert seeding.accepted(1, {1: 0}) == ALL_CLASSES
     assert seeding.accepted(1, {}) == seeding.accepted(1, {1: 1}) == seeding.accepted(1, {2: 0}) == without
     seeding.seeded(1, 1)
     assert seeding.accepted(1, {}) == ALL_CLASSES, "it seeded this class"
     assert seeding.accepted(2, {}) == without
-    machine.state = UP
+    context.state = UP
     assert seeding.accepted(2, {}) == ALL_CLASSES
 
 
 def test_the_end_of_a_seed_counts_in_its_round_alone() -> None:
-    seeding, machine = replacement()
-    peer = machine.peers[1]
+    seeding, context = replacement()
+    peer = context.peers[1]
     peer.rounds = {1: 0, 2: 0}
     assert seeding.accepted_ends(peer, [0, 1, 2]) == [1]
     peer.rounds = {1: 1}
@@ -74,31 +74,31 @@ def test_the_end_of_a_seed_counts_in_its_round_alone() -> None:
 
 
 def test_a_settlement_begins_unfinished_classes_anew_and_what_was_wiped_is_not_undone() -> None:
-    seeding, machine = replacement()
+    seeding, context = replacement()
     seeding.seeded(1, 1)
     undo = SimpleNamespace(class_mask=ALL_CLASSES, ends=[0, 1])
-    machine.peers[0].undo.append(undo)
+    context.peers[0].undo.append(undo)
     seeding.start_over()
     assert placement_of(seeding) == ({1: 1}, {1: set()})
-    assert machine.store.classes == [1] and machine.sent == [(1, 1, 1)]
+    assert context.store.classes == [1] and context.sent == [(1, 1, 1)]
     assert (undo.class_mask, undo.ends) == (ALL_CLASSES & ~(1 << 1), [0])
     seeding.seeded(1, 1)
     seeding.seeded(1, 2)
     seeding.start_over()
-    assert placement_of(seeding) == ({1: 1}, {1: {1, 2}}) and machine.store.classes == [1], "it is fully seeded"
+    assert placement_of(seeding) == ({1: 1}, {1: {1, 2}}) and context.store.classes == [1], "it is fully seeded"
     seeding.done[1].clear()
-    machine.state = UP
+    context.state = UP
     seeding.start_over()
-    assert machine.store.classes == [1]
+    assert context.store.classes == [1]
 
 
 def test_parity_of_a_new_code_is_seeded_from_the_start() -> None:
-    seeding, machine = replacement()
-    machine.placement.add(CodeSpec(1, 1))  # shard 3 holds the parity of its class 6, whose data are on 2
+    seeding, context = replacement()
+    context.placement.add(CodeSpec(1, 1))  # shard 3 holds the parity of its class 6, whose data are on 2
     seeding.table_added()
     assert placement_of(seeding) == ({1: 0, 6: 0}, {1: set(), 6: {2}})
-    whole, machine = replacement()
-    machine.state = UP
-    machine.placement.add(CodeSpec(1, 1))
+    whole, context = replacement()
+    context.state = UP
+    context.placement.add(CodeSpec(1, 1))
     whole.table_added()
     assert placement_of(whole) == ({1: 0}, {1: set()})

@@ -21,7 +21,7 @@ from kazoo.exceptions import (
 
 from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.transport import zookeeper as zookeeper_module
-from ecrec.transport.coordinator import DeposedError, Location
+from ecrec.transport.leadership import DeposedError, Location
 from ecrec.transport.zookeeper import PIECE_BYTES, Candidate, ZooKeeperWatch, pack_state, unpack_state
 
 SESSION_MS = 60_000

@@ -10,7 +10,8 @@ from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
 from ecrec.protocol.events import Persist, Send, Tick
 from ecrec.transport import node as node_module
-from ecrec.transport.coordinator import DeposedError, Location, candidate, is_coordinator, parse, watch_leader
+from ecrec.transport.coordinator import candidate, is_coordinator, parse, watch_leader
+from ecrec.transport.leadership import DeposedError, Location
 
 SCHEDULER = m.Address(m.SCHEDULER, 0, 0)
 WORKER = m.Address(m.WORKER, 0, 1)

@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "kernels/contract.hpp"
 #include "kernels/initial.hpp"
 #include "kernels/operations.hpp"
 #include "kernels/prefetch.hpp"

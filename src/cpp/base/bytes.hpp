@@ -6,9 +6,9 @@
 #include <new>
 #include <utility>
 
+#include "base/blocks.hpp"
+#include "base/mapping.hpp"
 #include "kernels/prefetch.hpp"
-#include "store/blocks.hpp"
-#include "store/mapping.hpp"
 #include "threads/pauses.hpp"
 
 namespace ecrec {

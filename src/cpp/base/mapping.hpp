@@ -1,6 +1,7 @@
 // Anonymous memory that costs nothing until it is touched.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -10,6 +11,10 @@ namespace ecrec {
 enum class Collapsed { not_moved, moved, later, refused };
 
 constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
+
+// Knobs (store/tuning.hpp). The next so many moves into huge pages fail, as if the system had refused them with this
+// errno.
+inline constinit std::atomic<std::size_t> collapse_failures{0}, collapse_errno{11};
 
 // Zeroed memory for munmap(), from the start of a huge page on if it has room for one; null if there is none.
 // reserves: there is, or will be, memory behind all of it, as far as the system makes sure of that.

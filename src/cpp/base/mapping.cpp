@@ -1,4 +1,4 @@
-#include "store/mapping.hpp"
+#include "base/mapping.hpp"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -7,8 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#include "store/error.hpp"
-#include "store/tuning.hpp"
+#include "base/error.hpp"
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
@@ -64,9 +63,9 @@ Collapsed Mapping::collapse(std::size_t extent) const {
 #ifndef MADV_COLLAPSE  // Linux 6.1; older headers lack it
 #define MADV_COLLAPSE 25
 #endif
-    if (std::size_t failures = tuning.collapse_failures; failures != 0) {
-        tuning.collapse_failures = failures - 1;
-        return after_error(static_cast<int>(tuning.collapse_errno));
+    if (std::size_t failures = collapse_failures; failures != 0) {
+        collapse_failures = failures - 1;
+        return after_error(static_cast<int>(collapse_errno));
     }
 #ifdef MADV_HUGEPAGE
     std::uint8_t* first = data_ + extent * extent_bytes;

@@ -3,7 +3,7 @@
 
 #include <atomic>
 
-#include "store/error.hpp"
+#include "base/error.hpp"
 
 namespace ecrec {
 

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <utility>
 
-#include "store/error.hpp"
-#include "store/mapping.hpp"
+#include "base/error.hpp"
+#include "base/mapping.hpp"
 
 namespace ecrec {
 

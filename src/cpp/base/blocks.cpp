@@ -1,4 +1,4 @@
-#include "store/blocks.hpp"
+#include "base/blocks.hpp"
 
 #include <sys/mman.h>
 
@@ -10,8 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "store/mapping.hpp"
-#include "store/tuning.hpp"
+#include "base/mapping.hpp"
 
 namespace ecrec::blocks {
 namespace {
@@ -41,7 +40,7 @@ void* map(std::size_t bytes) {
 }  // namespace
 
 void* allocate(std::size_t bytes, std::size_t& granted) {
-    if (bytes < tuning.block_bytes_min) {
+    if (bytes < bytes_min) {
         void* small = std::malloc(bytes);
         if (small == nullptr) throw std::bad_alloc();
         granted = bytes;
@@ -78,7 +77,7 @@ void release(void* block) {
         return;
     }
     const std::size_t bytes = found->second;
-    if (all.kept_bytes + bytes <= tuning.kept_bytes_max) {
+    if (all.kept_bytes + bytes <= kept_bytes_max) {
         all.kept[static_cast<std::size_t>(std::countr_zero(bytes))].push_back(block);
         all.kept_bytes += bytes;
         return;

@@ -1,0 +1,324 @@
+"""The messages of the protocol: small msgpack headers; row bytes travel beside them as frames.
+
+Each message states its frames. ``keys``, ``rows`` and ``records`` are as in ``ecrec/_native.pyi``; shards in the
+fields of messages between shards are numbered within their group. One module holds one conversation; all others
+import from this package: ``from ecrec.protocol import messages as m``.
+"""
+
+from typing import TypeAlias
+
+from ecrec.protocol.messages.adoption import (
+    VIEWS_TOLD_MAX,
+    Census,
+    HeldLease,
+    ShardCensus,
+    StateCopy,
+    WorkerCensus,
+    is_my_scheduler,
+)
+from ecrec.protocol.messages.clients import (
+    LOCATED,
+    UNSURE,
+    Flush,
+    Hello,
+    Pull,
+    PullRefused,
+    Push,
+    PushAck,
+    PushRefused,
+    Rows,
+    Scrub,
+    ScrubBusy,
+    ScrubResult,
+    Section,
+    Welcome,
+)
+from ecrec.protocol.messages.common import (
+    NUMBER_MAX,
+    ROLE_NAMES,
+    SCHEDULER,
+    SCHEDULER_ADDRESS,
+    SHARD,
+    TOOL,
+    WORKER,
+    WORKERS_MAX,
+    Address,
+    Frames,
+    Message,
+    Number,
+    NumberOrNone,
+    Origin,
+    cursor_key,
+    pushes_of,
+)
+from ecrec.protocol.messages.leases import (
+    CURSOR_BITS,
+    LEASES_MAX,
+    SPLIT_EXAMPLES_MAX,
+    Dataset,
+    Leased,
+    LeaseSplit,
+    NoSplit,
+)
+from ecrec.protocol.messages.members import (
+    Fenced,
+    Knock,
+    Leave,
+    LeaveWaits,
+    Probe,
+    Refused,
+    Register,
+    Report,
+    ShardStatus,
+    Suspected,
+    Unfit,
+    Views,
+    WorkerStatus,
+)
+from ecrec.protocol.messages.runs import RUN_BITS, JoinRun, LeaveRun, RunJoined, RunOver
+from ecrec.protocol.messages.shards import (
+    Captured,
+    CaptureParity,
+    CorrectParity,
+    Join,
+    Joined,
+    Mark,
+    ParityCorrected,
+    Ping,
+    Repair,
+    Repaired,
+    RepairWanted,
+    RepairWorking,
+    Reseed,
+    Snap,
+    Stable,
+    Stripes,
+    Window,
+    WindowAck,
+)
+from ecrec.protocol.messages.status import (
+    ClusterQuery,
+    ClusterState,
+    DatasetFigures,
+    HistoryEntry,
+    Loss,
+    LostRows,
+    ShardFigures,
+    Waiting,
+)
+from ecrec.protocol.messages.tables import (
+    WAIT,
+    WRITE,
+    WRITTEN,
+    CreateTable,
+    InitialiseTable,
+    PrepareTable,
+    TableInitial,
+    TableReady,
+)
+from ecrec.protocol.messages.views import (
+    DOWN,
+    RECOVERING,
+    RESEEDING,
+    SEEDED,
+    UP,
+    Adopted,
+    AnyView,
+    Configured,
+    Cut,
+    DataLost,
+    Member,
+    Reinitialise,
+    Settle,
+    ShardDown,
+    ShardUp,
+    ShardWhole,
+    Start,
+    TableAdded,
+    View,
+    WorkerFenced,
+)
+
+__all__ = [
+    "CURSOR_BITS",
+    "DOWN",
+    "LEASES_MAX",
+    "LOCATED",
+    "NUMBER_MAX",
+    "RECOVERING",
+    "RESEEDING",
+    "ROLE_NAMES",
+    "RUN_BITS",
+    "SCHEDULER",
+    "SCHEDULER_ADDRESS",
+    "SEEDED",
+    "SHARD",
+    "SPLIT_EXAMPLES_MAX",
+    "TOOL",
+    "UNSURE",
+    "UP",
+    "VIEWS_TOLD_MAX",
+    "WAIT",
+    "WORKER",
+    "WORKERS_MAX",
+    "WRITE",
+    "WRITTEN",
+    "Address",
+    "Adopted",
+    "AnyMessage",
+    "AnyView",
+    "CaptureParity",
+    "Captured",
+    "Census",
+    "ClusterQuery",
+    "ClusterState",
+    "Configured",
+    "CorrectParity",
+    "CreateTable",
+    "Cut",
+    "DataLost",
+    "Dataset",
+    "DatasetFigures",
+    "Fenced",
+    "Flush",
+    "Frames",
+    "HeldLease",
+    "Hello",
+    "HistoryEntry",
+    "InitialiseTable",
+    "Join",
+    "JoinRun",
+    "Joined",
+    "Knock",
+    "LeaseSplit",
+    "Leased",
+    "Leave",
+    "LeaveRun",
+    "LeaveWaits",
+    "Loss",
+    "LostRows",
+    "Mark",
+    "Member",
+    "Message",
+    "NoSplit",
+    "Number",
+    "NumberOrNone",
+    "Origin",
+    "ParityCorrected",
+    "Ping",
+    "PrepareTable",
+    "Probe",
+    "Pull",
+    "PullRefused",
+    "Push",
+    "PushAck",
+    "PushRefused",
+    "Refused",
+    "Register",
+    "Reinitialise",
+    "Repair",
+    "RepairWanted",
+    "RepairWorking",
+    "Repaired",
+    "Report",
+    "Reseed",
+    "Rows",
+    "RunJoined",
+    "RunOver",
+    "Scrub",
+    "ScrubBusy",
+    "ScrubResult",
+    "Section",
+    "Settle",
+    "ShardCensus",
+    "ShardDown",
+    "ShardFigures",
+    "ShardStatus",
+    "ShardUp",
+    "ShardWhole",
+    "Snap",
+    "Stable",
+    "Start",
+    "StateCopy",
+    "Stripes",
+    "Suspected",
+    "TableAdded",
+    "TableInitial",
+    "TableReady",
+    "Unfit",
+    "View",
+    "Views",
+    "Waiting",
+    "Welcome",
+    "Window",
+    "WindowAck",
+    "WorkerCensus",
+    "WorkerFenced",
+    "WorkerStatus",
+    "cursor_key",
+    "is_my_scheduler",
+    "pushes_of",
+]
+
+AnyMessage: TypeAlias = (
+    Window
+    | WindowAck
+    | Stable
+    | Join
+    | Joined
+    | Reseed
+    | Repair
+    | CaptureParity
+    | Snap
+    | Mark
+    | Captured
+    | Repaired
+    | CorrectParity
+    | ParityCorrected
+    | Ping
+    | RepairWanted
+    | RepairWorking
+    | Hello
+    | Welcome
+    | Push
+    | Flush
+    | PushAck
+    | PushRefused
+    | Pull
+    | Rows
+    | PullRefused
+    | Scrub
+    | ScrubResult
+    | ScrubBusy
+    | Register
+    | Knock
+    | ShardStatus
+    | WorkerStatus
+    | Views
+    | Probe
+    | Suspected
+    | Fenced
+    | StateCopy
+    | Census
+    | ShardCensus
+    | WorkerCensus
+    | CreateTable
+    | TableReady
+    | LeaseSplit
+    | Leased
+    | NoSplit
+    | JoinRun
+    | RunJoined
+    | LeaveRun
+    | RunOver
+    | InitialiseTable
+    | TableInitial
+    | PrepareTable
+    | Unfit
+    | Leave
+    | LeaveWaits
+    | Refused
+    | ClusterQuery
+    | ClusterState
+)
+"""Everything that can travel."""

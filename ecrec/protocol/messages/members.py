@@ -1,0 +1,147 @@
+"""Messages between the scheduler and the members of the cluster: places, heartbeats, views.
+
+Any may be lost; each is said again until it is answered or of no use.
+"""
+
+import msgspec
+
+from ecrec.protocol.messages.common import Message, Number, NumberOrNone, Origin
+from ecrec.protocol.messages.views import AnyView
+
+
+class Register(Message, frozen=True):
+    """A shard's process asks for a place: a given one, or (shard = -1) any that is free. Repeated until Views come."""
+
+    process: str
+    """Random name of this process."""
+    endpoint: str
+    shard: int
+    reached: Number = 0
+    """Number of the last `Knock` that came in at the endpoint."""
+
+
+class Knock(Message, frozen=True):
+    """From the scheduler, on a connection that it made, to a process without a place: whoever has this name says the
+    number in its next Register. Then others reach it where it says that they do."""
+
+    process: str
+    number: Number
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """What a survivor has of a dead incarnation: its last window (-1: nothing to say) and the watermarks at it."""
+
+    shard: int
+    epoch: Number
+    window: NumberOrNone
+    marks: dict[Number, Number]
+
+
+class ShardStatus(Message, frozen=True):
+    """A shard's heartbeat. ``view`` confirms all views up to it."""
+
+    process: str
+    view: Number
+    whole: bool
+    reports: list[Report]
+    marks: dict[Number, Number]
+    durable: dict[Number, Number]
+    figures: dict[str, float]
+    """For people: rows touched, bytes, rows still to repair, ..."""
+    reinitialised: dict[Number, dict[Number, Number]] = {}
+    """View -> table -> rows that were not yet repaired and became initial records."""
+    late: dict[Number, Number] = {}
+    """Member, by its number in the group -> milliseconds for which the sender has waited for it to acknowledge a
+    window; from half of `link_timeout_ms` on."""
+    unheard: list[int] = []
+    """Members of which the sender, which has read all that came, heard nothing for `link_timeout_ms`."""
+    broken: list[int] = []
+    """Members whose messages the sender cannot follow."""
+    prepared: Number = 0
+    """Number of the last `PrepareTable` that it has done, or refuses with `refusal`."""
+    refusal: str = ""
+    heard: dict[Number, Number] = {}
+    """Member -> milliseconds since the sender heard of its present incarnation."""
+    linked: list[int] = []
+    """Members to whose present incarnation the sender's connection is established."""
+    severed: list[int] = []
+    """Those to which it was established, and is closed."""
+    origin: Origin = Origin()
+    """What the sender knows of its scheduler."""
+    age_ms: Number = 0
+    """How long ago all this was so: in the middle of an event that takes long a shard says again what it said last."""
+
+
+class WorkerStatus(Message, frozen=True):
+    """A worker's or tool's heartbeat: the last view it knows of each group (-1: none).
+
+    A process that has no epoch yet sends 0 in its address; the Start views it gets name its epoch.
+    """
+
+    process: str
+    views: list[NumberOrNone]
+    figures: dict[str, float]
+    cursor: Number = 0
+    """How far its leases are done and durable; a heartbeat renews them all."""
+    run: Number = 0
+    """Its run, if it has one, and how many of its barriers there are durable on all shards."""
+    run_done: Number = 0
+    origin: Origin = Origin()
+    run_size: Number = 0
+    """Workers of that run: a scheduler whose state was lost may not know them."""
+    waits: bool = False
+    """It waits for the cluster, and is answered (`Suspected`)."""
+    unheard: dict[Number, Number] = {}
+    """Shard, numbered over all groups, that is said to run -> milliseconds for which it has not answered the sender."""
+
+
+class Views(Message, frozen=True):
+    group: int
+    views: list[AnyView]
+    origin: Origin = Origin()
+
+
+class Probe(Message, frozen=True):
+    """The scheduler asks a member whether it still hears some others, numbered in the group: its heartbeats say so."""
+
+    shards: list[int]
+
+
+class Fenced(Message, frozen=True):
+    """You are not (or no longer) a member; stop."""
+
+    reason: str
+    origin: Origin = Origin()
+    """Of the scheduler that says so. A member of another cluster, or one that knows a newer state, goes on."""
+
+
+class Suspected(Message, frozen=True):
+    """To workers and tools, with each heartbeat while it holds: whom they may wait for, and why nobody replaces it. To
+    those that wait always, so that they know that the scheduler is there."""
+
+    reasons: dict[Number, str]
+    """Shard, numbered over all groups -> why it is suspected, but not declared down."""
+
+
+class Unfit(Message, frozen=True):
+    """A process that was given a place cannot take it, and ends."""
+
+    process: str
+    reason: str
+
+
+class Leave(Message, frozen=True):
+    """A member's process was told to end. Repeated until it is answered by `Fenced`: it may end."""
+
+    process: str
+
+
+class LeaveWaits(Message, frozen=True):
+    """To a member that asked to leave: data would be lost with it now. It serves on."""
+
+    reason: str
+
+
+class Refused(Message, frozen=True):
+    request: Number
+    reason: str

@@ -1,0 +1,155 @@
+"""Views: the numbered steps of a group's membership, which the scheduler decides."""
+
+from typing import TypeAlias
+
+import msgspec
+
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.messages.common import Number
+from ecrec.protocol.placement import TableSpec
+
+UP, RECOVERING, DOWN = "up", "recovering", "down"
+
+RESEEDING = "reseeding"
+"""It has all its data rows, but its parity rows of re-initialised stripes are seeded anew."""
+
+SEEDED = (RECOVERING, RESEEDING)
+"""States in which a shard is seeded."""
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    shard: int
+    epoch: Number
+    state: str
+    endpoint: str
+    reseeding: list[int] = []
+    """Classes whose parity is seeded anew."""
+
+
+class Cut(msgspec.Struct, frozen=True, array_like=True):
+    """A death that is settled and whose place is not taken again."""
+
+    shard: int
+    window: int
+    marks: dict[Number, Number]
+    view: Number
+    """That settled it."""
+    reinitialised: list[int]
+    """Classes whose rows its replacement does not repair."""
+
+
+class View(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A numbered step of a group's membership. Shards are numbered within the group."""
+
+    number: Number
+
+
+class Start(View, frozen=True):
+    """First view of a member. To a shard it says who it is; to a worker or tool ``shard`` is -1."""
+
+    group: int
+    groups: int
+    n: int
+    shard: int
+    epoch: Number
+    """The receiver's epoch, be it a shard or a worker."""
+    recovering: bool
+    window: Number
+    """Windows go on from this one + 1."""
+    marks: dict[Number, Number]
+    members: list[Member]
+    tables: list[TableSpec]
+    unsettled: list[Member]
+    """Members that are down and whose cut is not yet announced."""
+    lost: str
+    """Not empty: data was lost, and this is what."""
+    config: ProtocolConfig
+    reinitialised: list[int] = []
+    """Classes whose data rows are not repaired, but begin at their initial records."""
+    damaged: list[str] = []
+    """Replicated tables (k = 1) that lost rows in all copies, ever: for workers."""
+    fenced: dict[Number, Number] = {}
+    """Worker -> newest epoch of it that is over."""
+    cuts: list[Cut] = []
+    """Of members that are down and settled; for shards."""
+
+
+class ShardDown(View, frozen=True):
+    shard: int
+    epoch: Number
+
+
+class Settle(View, frozen=True):
+    shard: int
+    epoch: Number
+    window: Number
+    marks: dict[Number, Number] = {}
+    """The watermarks at the cut: with them a lost state of the scheduler can be made again."""
+
+
+class ShardUp(View, frozen=True):
+    shard: int
+    epoch: Number
+    endpoint: str
+    window: Number
+    marks: dict[Number, Number]
+
+
+class ShardWhole(View, frozen=True):
+    shard: int
+    epoch: Number
+
+
+class TableAdded(View, frozen=True):
+    table: TableSpec
+
+
+class WorkerFenced(View, frozen=True):
+    """A worker's life is over: nothing is taken from it any more, and its splits are handed on."""
+
+    worker: Number
+    epoch: Number
+
+
+class DataLost(View, frozen=True):
+    """More shards are gone than the code can stand."""
+
+    reason: str
+
+
+class Reinitialise(View, frozen=True):
+    """Stripes of these classes cannot be decoded: data rows of theirs that are not there become initial records, and
+    their parity is seeded anew from all data members."""
+
+    classes: list[int]
+    reason: str
+    damaged: list[str] = []
+    """Replicated tables (k = 1) among them. A model's dense part is one, and does not work with some of it zero."""
+
+
+class Configured(View, frozen=True):
+    """The limits and timeouts of all members change: the scheduler was started again with others."""
+
+    config: ProtocolConfig
+
+
+class Adopted(View, frozen=True):
+    """The scheduler's state was lost or is an older one, and was made again from what the members told. Views of an
+    earlier generation that come after this are of a history that was given up."""
+
+    generation: Number
+
+
+AnyView: TypeAlias = (
+    Start
+    | ShardDown
+    | Settle
+    | ShardUp
+    | ShardWhole
+    | TableAdded
+    | WorkerFenced
+    | DataLost
+    | Reinitialise
+    | Configured
+    | Adopted
+)
