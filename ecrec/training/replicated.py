@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from ecrec._native import first_nonfinite
 from ecrec.errors import ConfigurationError, DivergedError, GradientError, RefusedError
@@ -141,6 +142,10 @@ class ReplicatedModule:
         """A step begins: only now may the parameters change."""
         self._check_same()
         self._fill(fetch)
+        # A graph that was built with the values of before must not go backward with these: torch says so then.
+        for parameter in self._parameters:
+            increment_version(parameter)
+        self._versions = [p._version for p in self._parameters]
         self._is_stale = False
 
     def check_gradients(self) -> None:

@@ -221,6 +221,17 @@ def test_gradients_of_parameters_that_nobody_pulled_are_an_error(session: Sessio
     session.push()
 
 
+def test_a_backward_pass_through_parameters_that_were_pulled_since_is_an_error(session: Session) -> None:
+    module = Heads()
+    session.replicate(module, SGD(lr=1.0))
+    first = module(X).sum()
+    module(X).sum().backward()
+    session.push()
+    module(X)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        first.backward()
+
+
 def test_weights_that_are_not_finite_are_named_when_they_are_pulled(session: Session) -> None:
     module = nn.Linear(2, 1)
     dense = session.replicate(module, SGD(lr=3e38))
