@@ -1,7 +1,7 @@
 """What a PyTorch user sees; the only package of ecrec that imports torch."""
 
 from ecrec.training.embedding import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
-from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
+from ecrec.training.keyed_jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from ecrec.training.optimizers import FTRL, SGD, Adagrad, Adam, Optimizer, RowWiseAdagrad
 from ecrec.training.replicated import ReplicatedModule
 from ecrec.training.session import Session, connect
@@ -13,6 +13,7 @@ __all__ = [
     "Adam",
     "EmbeddingBagCollection",
     "EmbeddingBagConfig",
+    "JaggedTensor",
     "KeyedJaggedTensor",
     "Optimizer",
     "PoolingType",

@@ -77,7 +77,7 @@ def test_another_object_of_the_same_tensors_is_not_pulled_twice(session: Session
     batch = ids(1, 2, 3)
     for _ in session.prefetch([batch], sparse):
         pulled = session.figures.bytes_pulled
-        sparse(KeyedJaggedTensor(batch.keys(), batch.values(), batch.lengths(), batch.offsets()))
+        sparse(KeyedJaggedTensor(batch.keys(), batch.values(), lengths=batch.lengths()))
         assert session.figures.bytes_pulled == pulled
         sparse(ids(1, 2, 3))
         assert session.figures.bytes_pulled > pulled, "equal values may be another batch"
