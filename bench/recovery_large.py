@@ -108,6 +108,9 @@ class Gradients:
     def discard(self) -> None:
         self.next = {}
 
+    def finish(self) -> None:
+        pass
+
     def describe(self, table: str, row: int, column: int) -> str:
         return ""
 

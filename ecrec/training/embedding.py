@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ecrec._native import first_nonfinite, plan_batch, pool_backward, pool_forward, sum_sections
-from ecrec.errors import ConfigurationError, DivergedError
+from ecrec.errors import ConfigurationError, DivergedError, GradientError
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
-from ecrec.training.optimizers import Optimizer
+from ecrec.training.optimizers import Optimizer, check_optimizer
 from ecrec.training.parts import F32, I64, Share
 from ecrec.training.session import Session
 from ecrec.training.whole import read_table, write_table
@@ -67,7 +68,48 @@ class _Table(nn.Module):
     def __init__(self, session: Session, config: EmbeddingBagConfig) -> None:
         super().__init__()
         self._session, self._name = session, config.name
+        self.marker: Tensor | None = None
+        """What `weight` has as its gradient while gradients of the table wait for a push, and its version then."""
+        self.marker_version = 0
         self.weight = nn.Parameter(torch.empty(config.num_embeddings, config.embedding_dim, device="meta"))
+
+    def mark(self) -> None:
+        """A backward pass has reached the table."""
+        if self.marker is None:
+            self.marker = torch.empty_like(self.weight)
+        if self.weight.grad is not self.marker:
+            self.weight.grad = self.marker
+            self.marker_version = self.marker._version
+
+    @property
+    def was_zeroed(self) -> bool:
+        """The gradient was set to None since it was marked. Raises GradientError if it was changed."""
+        if self.weight.grad is None:
+            return True
+        if self.weight.grad is not self.marker or self.marker._version != self.marker_version:
+            raise GradientError(
+                f"the gradient of table {self._name!r} was changed here (clip_grad_norm_, "
+                "zero_grad(set_to_none=False), ...), where it is not: gradients of rows go to the servers. "
+                "Session.discard() gives a step up"
+            )
+        return False
+
+    def check_same(self) -> None:
+        """Raise ConfigurationError if somebody has taken the weights for real ones."""
+        if self.weight._version:
+            raise ConfigurationError(
+                f"table {self._name!r} was changed here (nn.init, an optimizer, ...), and its weights are on the "
+                "servers: init_scale gives the first ones, load_state_dict others, and steps are theirs (Session.push)"
+            )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "_Table":
+        probe = fn(torch.empty(0, dtype=torch.float32, device="cpu"))
+        if probe.dtype != torch.float32 or probe.device.type not in ("cpu", "meta"):
+            raise ConfigurationError(
+                f"table {self._name!r} stays torch.float32 on the servers, and is pooled on the CPU; it cannot be "
+                f"converted to {probe.dtype} on {probe.device}: convert the dense modules, and what the tables give"
+            )
+        return self
 
     @property
     def _spec(self) -> TableSpec:
@@ -132,6 +174,7 @@ class EmbeddingBagCollection(nn.Module):
     ) -> None:
         super().__init__()
         _check_configs(tables, table_codes or {})
+        check_optimizer(optimizer)
         self._session = session
         self._configs = list(tables)
         general = session.default_code() if code is None else _as_code(code)
@@ -145,7 +188,7 @@ class EmbeddingBagCollection(nn.Module):
             else:
                 table_code = general
             specs.append(_table_spec(config, table_code, optimizer, seed))
-        session.claim([config.name for config in tables], self)
+        session.check_claim([config.name for config in tables])
         self._indices = np.array(session.create_tables(specs), np.int32)
         # Where the session only reads, code, optimizer and first values are the cluster's.
         self.specs = specs = [session.machine.tables[spec.name][1] for spec in specs]
@@ -163,6 +206,7 @@ class EmbeddingBagCollection(nn.Module):
         self.embedding_bags._modules.update({config.name: _Table(session, config) for config in tables})
         self._offered: tuple[Any, _BatchRows] | None = None
         self._pending: list[_Gradients] = []
+        session.claim([config.name for config in tables], self)
         session.register(self, keep=False)
 
     @property
@@ -193,16 +237,30 @@ class EmbeddingBagCollection(nn.Module):
         else:
             batch = self.plan(features)
             self._session.fetch(batch)
-        trained = np.array([self._weight(config).requires_grad for config in self._configs])
+        for table in self._tables():
+            table.check_same()
+        trained = np.array([table.weight.requires_grad for table in self._tables()])
         # Autograd runs a function's backward only if an input asks for it, and the rows are no torch tensor.
         anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=bool(trained.any()))
         pooled: Tensor = _Pooling.apply(anchor, self, batch, None if trained.all() else trained)  # type: ignore[no-untyped-call]
         return pooled
 
-    def _weight(self, config: EmbeddingBagConfig) -> Tensor:
-        table = self.embedding_bags._modules[config.name]
-        assert isinstance(table, _Table)
-        return table.weight
+    def _tables(self) -> list[_Table]:
+        return [self.embedding_bags._modules[config.name] for config in self._configs]  # type: ignore[misc]
+
+    def _zeroed(self) -> bool:
+        """The gradients that wait for a push were set to None: they are no more, as torch's would not be. Raises
+        GradientError where that was done to some tables alone."""
+        waiting = np.zeros(len(self._configs), np.bool_)
+        for gradients in self._pending:
+            waiting |= True if gradients.trained is None else gradients.trained
+        zeroed = {table.was_zeroed for table, waits in zip(self._tables(), waiting.tolist(), strict=True) if waits}
+        if len(zeroed) == 2:
+            raise GradientError(
+                f"the gradients of some of the tables {', '.join(config.name for config in self._configs)} were set to "
+                "None, and of others not: set those of all, or Session.discard() the step"
+            )
+        return True in zeroed
 
     # ------------------------------------------------------------------ as a part of a session
     def plan(self, features: KeyedJaggedTensor) -> "_BatchRows":
@@ -223,11 +281,20 @@ class EmbeddingBagCollection(nn.Module):
         self._offered = (features, fetch)
 
     def check_gradients(self) -> None:
-        """Whatever a backward pass left can be pushed."""
+        """Raise GradientError if those that a backward pass left were taken away, or changed, since."""
+        for table in self._tables():
+            table.check_same()
+        if self._pending and self._zeroed():
+            raise GradientError(
+                f"the gradients of tables {', '.join(config.name for config in self._configs)} were set to None after "
+                "the backward pass and before the push (zero_grad?); a push does that itself. To give a step up: "
+                "Session.discard()"
+            )
 
     def take_gradients(self) -> dict[int, Share]:
         """Gradients of the backward passes since the last call, one section a shard."""
         pending, self._pending = self._pending, []
+        self._unmark()
         if not pending:
             return {}
         if len(pending) == 1:
@@ -245,6 +312,14 @@ class EmbeddingBagCollection(nn.Module):
     def discard(self) -> None:
         """Forget the gradients of the backward passes since the last push."""
         self._pending = []
+        self._unmark()
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def _unmark(self) -> None:
+        for table in self._tables():
+            table.weight.grad = None
 
     def describe(self, table: str, row: int, column: int) -> str:
         """For people: the features that look up in a table. Empty if it is another's."""
@@ -271,7 +346,12 @@ class EmbeddingBagCollection(nn.Module):
         return ""
 
     def _gathered(self, gradients: "_Gradients") -> None:
+        if self._pending and self._zeroed():
+            self._pending.clear()  # of a step that was given up by zero_grad
         self._pending.append(gradients)
+        for t, table in enumerate(self._tables()):
+            if gradients.trained is None or gradients.trained[t]:
+                table.mark()
         if len(self._pending) == PASSES_WARNED:
             log.warning(
                 "%d backward passes through %s since the last push: their gradients take memory until Session.push, "
@@ -298,7 +378,8 @@ class EmbeddingBagCollection(nn.Module):
         _refuse_unsupported(features)
         batch = features.stride()
         values = features.values().detach().to(torch.int64).contiguous().numpy()
-        offsets = features.offsets().detach().to(torch.int64).contiguous().numpy()
+        # A copy: the backward pass needs them, and somebody may have changed his by then.
+        offsets = features.offsets().detach().to(torch.int64, copy=True).contiguous().numpy()
         keys = list(features.keys())
         if keys == self._feature_names:
             return values, offsets, batch
@@ -327,9 +408,9 @@ class _BatchRows:
         bag_offsets: I64,
         batch: int,
     ) -> None:
-        self._version = features.values()._version
+        self._version = _version(features.values())
         self._dims = dims = tables._table_dims
-        self._tables, self._rows, self._counts = tables._configs, rows, counts
+        self._configs, self._rows, self._counts = tables._configs, rows, counts
         self._used: dict[int, NDArray[np.intp]] = {}
         self.inverse = inverse
         self.bag_offsets = bag_offsets
@@ -365,12 +446,12 @@ class _BatchRows:
         row = int(np.searchsorted(self.value_offsets, at, "right")) - 1
         shards = len(self._counts)
         table = int(np.repeat(np.tile(np.arange(len(self._dims)), shards), self._counts.reshape(-1))[row])
-        config = self._tables[table]
+        config = self._configs[table]
         return f"row {self._rows[row]} of the embedding table {config.name!r}, column {at - self.value_offsets[row]}"
 
     def is_of(self, features: KeyedJaggedTensor) -> bool:
         """Nobody has changed the ids since these rows were looked up."""
-        return bool(features.values()._version == self._version)
+        return _version(features.values()) == self._version
 
     def shares_with(self, gradients: F32, trained: NDArray[np.bool_] | None) -> dict[int, Share]:
         """The same rows with their gradients, which are not copied; only those of tables that are ``trained``."""
@@ -423,6 +504,7 @@ class _Pooling(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, None]:
         tables, batch = ctx.tables, ctx.batch
         gradients = np.empty_like(batch.values)
@@ -440,8 +522,14 @@ def _is_same(a: KeyedJaggedTensor, b: KeyedJaggedTensor) -> bool:
         return True
     pairs = ((a.values(), b.values()), (a.lengths(), b.lengths()))
     return list(a.keys()) == list(b.keys()) and all(
-        x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.dtype == y.dtype for x, y in pairs
+        x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
+        for x, y in pairs
     )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place; one of `torch.inference_mode` does not count that."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _refuse_unsupported(features: Any) -> None:

@@ -183,6 +183,16 @@ class FTRL:
 
 Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam | FTRL
 
+
+def check_optimizer(given: object) -> None:
+    """Raise ConfigurationError for what is none of these."""
+    if not isinstance(given, Optimizer):
+        names = ", ".join(each.__name__ for each in (SGD, Adagrad, RowWiseAdagrad, Adam, FTRL))
+        raise ConfigurationError(
+            f"optimizer is {given!r:.100}, expected one of ecrec.training's ({names}): the servers apply it"
+        )
+
+
 MOMENTUM = 0.9
 """Of ``momentum`` and ``nesterov`` by name."""
 

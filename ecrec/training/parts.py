@@ -60,6 +60,10 @@ class Part(Protocol):
         """Forget the gradients since the last push."""
         ...
 
+    def finish(self) -> None:
+        """The session ends, after its last push."""
+        ...
+
     def describe(self, table: str, row: int, column: int) -> str:
         """For people: what is at this place, in words of the model. Empty if it is not a table of this part."""
         ...

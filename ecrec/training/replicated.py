@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from ecrec._native import first_nonfinite
 from ecrec.errors import ConfigurationError, DivergedError, GradientError, RefusedError
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
-from ecrec.training.optimizers import Optimizer
+from ecrec.training.optimizers import Optimizer, check_optimizer
 from ecrec.training.parts import F32, I64, Share
 
 if TYPE_CHECKING:
@@ -26,17 +28,24 @@ ROW_FLOATS = 1024
 """Floats in a row of the table: 4 KiB, so that even a small model is spread over the shards."""
 
 
+log = logging.getLogger(__name__)
+
+_owners: dict[int, weakref.ref[ReplicatedModule]] = {}
+"""By the id of a parameter, which may be another one's by now."""
+
+
 class ReplicatedModule:
     """All parameters of a module, each from a row of its own on, as the rows of one table.
 
     Those of an `EmbeddingBagCollection` in it are on the servers already, and left out.
 
     The parameters become views of one flat buffer, whose values a pull replaces. They are pulled when the module is
-    called for the first time after a push, or by `Session.prefetch`. A push takes the gradients that the parameters
-    have then, as ``optimizer.step()`` would, and sets them to None; a parameter that has none, or does not require one,
-    is left alone by the optimizer. Buffers (running means and the like) are not replicated. When the constructor
-    returns, the module has the values of the shards on all workers: what was trained under this name before, else those
-    of rank 0. It must be made by all of them.
+    called, saved or loaded for the first time after a push, by `Session.prefetch`, and at the end of the session; who
+    reads them otherwise, as an average over steps does, calls `pull` before. A push takes the gradients that the
+    parameters have then, as ``optimizer.step()`` would, and sets them to None; a parameter that has none, or does not
+    require one, is left alone by the optimizer. Buffers (running means and the like) are not replicated. When the
+    constructor returns, the module has the values of the shards on all workers: what was trained under this name
+    before, else those of rank 0. It must be made by all of them.
 
     ``code``: 1+r; default r is that of `Session.default_code`. ``name``: of the table.
     Raises ConfigurationError for a module without parameters, parameters that are not float32 on the CPU, another k
@@ -59,7 +68,7 @@ class ReplicatedModule:
         elif isinstance(code, str):
             code = CodeSpec.parse(code)
         _check(module, optimizer, code)
-        session.claim([name], self)
+        session.check_claim([name])
         self.module = module
         self.name = name
         self._session = session
@@ -90,20 +99,30 @@ class ReplicatedModule:
         self._reached: set[int] = set()
         """Parameters that a backward pass has reached since the last push."""
         self._is_stale = False
+        """There was a push since the parameters were pulled."""
         for parameter, value in zip(self._parameters, self._value_views, strict=True):
             value.copy_(parameter.data)
         # Rank 0 writes its values, unless the table ever had any; then all pull them.
         session.initialise(name, lambda: self._shares(self._values))
         fetch = self.plan(None)
         session.fetch(fetch, exact=True)
-        self._fill(fetch)
+        self._known: F32 = self._assembled(fetch)
+        """As they were pulled, or written, last."""
+        self._values[:] = self._known
         # Only now is the module touched: what was refused before left it as it was.
         for i, (parameter, value) in enumerate(zip(self._parameters, self._value_views, strict=True)):
             parameter.data = value
             parameter.grad = None
             parameter.register_post_accumulate_grad_hook(_Reached(self._reached, i))  # type: ignore[no-untyped-call]
         self._versions = [p._version for p in self._parameters]
-        module.register_forward_pre_hook(_PullBefore(self))
+        # First, so that other hooks see the parameters of now.
+        hook = _PullBefore(self)
+        module.register_forward_pre_hook(hook, prepend=True)
+        for part in module.modules():
+            part.register_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+            part._register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+        _owners.update((id(p), weakref.ref(self)) for p in self._parameters)
+        session.claim([name], self)
         session.register(self, keep=False)
 
     @property
@@ -111,11 +130,16 @@ class ReplicatedModule:
         """All rows, by shard."""
         return {shard: Share(Section([self._index], [len(rows)]), rows) for shard, rows in self._rows.items()}
 
-    def pull(self) -> None:
+    def pull(self, undo: bool = False) -> None:
         """Set the parameters to what the shards have now.
 
-        Raises ConfigurationError if that would undo a change that was made to them here (see `assign`).
+        Raises ConfigurationError if that would undo a change that was made to them here (see `assign`), which with
+        ``undo`` it does, and GradientError if they have gradients of older values.
         """
+        if undo:
+            self._check_same(values=False)
+            self._values[:] = self._known
+            self._versions = [p._version for p in self._parameters]
         self._check_same()
         fetch = self.plan(None)
         self._session.fetch(fetch, exact=True)
@@ -126,12 +150,20 @@ class ReplicatedModule:
         they are durable.
 
         The state of the optimizer stays. With several workers one of them does it, while the others push nothing
-        (`Session.barrier`). Raises ConfigurationError where the parameters are not those that were replicated,
-        GradientError for a value that is infinite or not a number.
+        (`Session.barrier`). Raises ConfigurationError where the parameters are not those that were replicated, or are
+        older than the last push (``load_state_dict`` pulls them first), GradientError for a value that is infinite or
+        not a number.
         """
         self._check_same(values=False)
+        if self._is_stale:
+            raise ConfigurationError(
+                f"replicated module {self.name!r}: the parameters here are older than the last push, which this would "
+                "undo: pull() them, change them, and then assign(); pull(undo=True) gives a change up"
+            )
         self._session.assign(self._shares(self._values))
+        self._known[:] = self._values
         self._versions = [p._version for p in self._parameters]
+        self._is_stale = False
 
     # ------------------------------------------------------------------ as a part of a session
     def plan(self, features: Any) -> _DenseRows:
@@ -141,11 +173,20 @@ class ReplicatedModule:
     def offer(self, features: Any, fetch: _DenseRows) -> None:
         """A step begins: only now may the parameters change."""
         self._check_same()
-        self._fill(fetch)
-        # A graph that was built with the values of before must not go backward with these: torch says so then.
-        for parameter in self._parameters:
-            increment_version(parameter)
-        self._versions = [p._version for p in self._parameters]
+        if self._is_stale and any(p.requires_grad and p.grad is not None for p in self._parameters):
+            raise GradientError(
+                f"replicated module {self.name!r}: it has gradients of parameters that are older than the last push: "
+                "Session.discard(), and compute them again with those of now"
+            )
+        new = self._assembled(fetch)
+        if not _equal(self._values, self._known):
+            self._refuse_changed("a parameter")
+        if not _equal(new, self._known):
+            self._values[:] = self._known = new
+            # A graph that was built with the values of before must not go backward with these: torch says so then.
+            for parameter in self._parameters:
+                increment_version(parameter)
+            self._versions = [p._version for p in self._parameters]
         self._is_stale = False
 
     def check_gradients(self) -> None:
@@ -170,8 +211,8 @@ class ReplicatedModule:
         if self._is_stale and any(self._parameters[i].requires_grad for i in having):
             raise GradientError(
                 f"replicated module {self.name!r}: these gradients are of parameters that were not pulled since the "
-                "last push. Call the module itself (its parts alone do not pull), give it to Session.prefetch, or "
-                "pull() it"
+                "last push. Session.discard() them, and compute them again: call the module itself (its parts alone do "
+                "not pull), give it to Session.prefetch, or pull() it before"
             )
 
     def take_gradients(self) -> dict[int, Share]:
@@ -214,22 +255,45 @@ class ReplicatedModule:
 
     # ------------------------------------------------------------------ helpers
     def before_forward(self) -> None:
-        """The module is called: its parameters must be those after the last push."""
-        if self._is_stale:
+        """The module is called, saved or loaded: its parameters must be those after the last push, and, where others
+        push, those of now when it is evaluated."""
+        session = self._session
+        if session.closed:
+            return  # it has what the shards had last
+        shared = session.read_only or session.world_size > 1
+        if self._is_stale or (shared and not torch.is_grad_enabled()):
             fetch = self.plan(None)
             self._session.fetch(fetch)
             self.offer(None, fetch)
 
-    def _fill(self, fetch: _DenseRows) -> None:
-        for shard, frame in fetch.answers.items():
-            values = np.frombuffer(frame, np.float32).reshape(-1, self._values.shape[1])
-            self._values[self._rows[shard]] = values
-        first = first_nonfinite(self._values.reshape(-1))
-        if first >= 0:
-            row, column = divmod(first, self._values.shape[1])
-            raise DivergedError(
-                f"{self.describe(self.name, row, column)} is {self._values[row, column]} on the servers"
+    def finish(self) -> None:
+        """The session ends: what is here from now on is what the shards had last."""
+        if not self._is_stale:
+            return
+        self.discard()
+        try:
+            self.pull()
+        except (ConfigurationError, DivergedError) as error:
+            log.warning("the module keeps the parameters of before its last step: %s", error)
+
+    def check_fresh(self, what: str) -> None:
+        """Raise ConfigurationError if the parameters are older than the last push."""
+        if self._is_stale:
+            raise ConfigurationError(
+                f"replicated module {self.name!r}: {what} would have parameters that are older than the last push: "
+                "pull() before"
             )
+
+    def _assembled(self, fetch: _DenseRows) -> F32:
+        """The rows of a pull in one array. Raises DivergedError for a value that is not finite."""
+        out = np.zeros_like(self._values)
+        for shard, frame in fetch.answers.items():
+            out[self._rows[shard]] = np.frombuffer(frame, np.float32).reshape(-1, out.shape[1])
+        first = first_nonfinite(out.reshape(-1))
+        if first >= 0:
+            row, column = divmod(first, out.shape[1])
+            raise DivergedError(f"{self.describe(self.name, row, column)} is {out[row, column]} on the servers")
+        return out
 
     def _check_same(self, values: bool = True) -> None:
         """The module still has the parameters that were replicated, and, with ``values``, nobody has changed them."""
@@ -252,11 +316,14 @@ class ReplicatedModule:
                     f"{parameter.device}); it is trained as torch.float32 on cpu where it was when it was replicated"
                 )
             if values and parameter._version != version:
-                raise ConfigurationError(
-                    f"replicated module {self.name!r}: parameter {name} was changed here (load_state_dict, the step of "
-                    "an optimizer, another operation in place), and the next pull would undo it. "
-                    "ReplicatedModule.assign() writes the values to the servers; steps are theirs (Session.push)"
-                )
+                self._refuse_changed(f"parameter {name}")
+
+    def _refuse_changed(self, what: str) -> NoReturn:
+        raise ConfigurationError(
+            f"replicated module {self.name!r}: {what} was changed here (load_state_dict, the step of an optimizer, "
+            "another operation in place), and the next pull would undo it. ReplicatedModule.assign() writes the values "
+            "to the servers; steps are theirs (Session.push)"
+        )
 
     def _named(self, indices: Sequence[int]) -> str:
         return ", ".join(self._names[i] for i in indices)
@@ -277,19 +344,23 @@ class ReplicatedModule:
 
 
 class _PullBefore:
-    """A forward hook of the module. A copy of the module, or one that was loaded from a file, pulls nothing."""
+    """A hook of the module. A copy of the module, or one that was loaded from a file, pulls nothing."""
 
     def __init__(self, part: ReplicatedModule | None) -> None:
         self.part = part
 
-    def __call__(self, module: nn.Module, inputs: Any) -> None:
+    def __call__(self, *_: Any) -> None:
         if self.part is not None:
             self.part.before_forward()
 
     def __deepcopy__(self, memo: Any) -> _PullBefore:
+        if self.part is not None:
+            self.part.check_fresh("a copy")
         return _PullBefore(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.part is not None:
+            self.part.check_fresh("a file")
         return _PullBefore, (None,)
 
 
@@ -321,6 +392,11 @@ def replica_rows(rows: int, n: int, groups: int) -> dict[int, I64]:
     return {int(s): np.flatnonzero(shard == s).astype(np.int64) for s in np.unique(shard)}
 
 
+def _equal(a: F32, b: F32) -> bool:
+    """To the bit."""
+    return bool(np.array_equal(a.view(np.uint32), b.view(np.uint32)))
+
+
 def dense_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """A module's parameters by name, but for those of embedding tables that are on the servers already."""
     tables = {
@@ -342,9 +418,13 @@ def _spec(
 def _check(module: nn.Module, optimizer: Optimizer, code: CodeSpec) -> None:
     what = type(module).__name__
     parameters = dense_parameters(module)
+    check_optimizer(optimizer)
     for name, parameter in parameters.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ConfigurationError(f"parameter {name} of {what} has no shape yet: run the module once before")
+        owner = _owners.get(id(parameter), lambda: None)()
+        if owner is not None and any(parameter is other for other in owner._parameters):
+            raise ConfigurationError(f"parameter {name} of {what} is replicated already, as part of {owner.name!r}")
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ConfigurationError(
                 f"parameter {name} of {what} is {parameter.dtype} on {parameter.device}; expected torch.float32 on cpu"

@@ -8,6 +8,7 @@ in one request a shard, and pushes all their gradients in one push.
 
 import gc
 import logging
+import operator
 import os
 import secrets
 import threading
@@ -78,6 +79,9 @@ _PUMP_MS = 20.0
 
 BEAT_S = 0.25
 """A session that is not called for so long is pumped by its heartbeat."""
+
+EXAMPLES_MAX = 1 << 48
+"""Of a push."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -186,6 +190,7 @@ class Session:
         self._splits = Splits(machine, self._perform, self.wait, self._lock)
         self._heartbeat: Heartbeat | None = None
         self._pumped_s = time.monotonic()
+        self._pushes = self._assigns = 0
         self._late: list[Result] = []
         """What came while nobody called the session."""
         self._late_error: Exception | None = None
@@ -234,6 +239,8 @@ class Session:
             return
         try:
             self.flush()
+            for part in self.parts:
+                part.finish()
             self._leave_run()
         finally:
             self.abandon()
@@ -309,6 +316,11 @@ class Session:
     def watch(self, failure: Callable[[], EcrecError | None]) -> None:
         """From now on every call raises what ``failure`` returns, where that is an error of the cluster."""
         self._failure = failure
+
+    @property
+    def closed(self) -> bool:
+        """It was closed, or its connection was given up."""
+        return self._closed
 
     @property
     def shards(self) -> int:
@@ -496,9 +508,8 @@ class Session:
         self._replicated.add(name)
         return made
 
-    def claim(self, names: Sequence[str], owner: object) -> None:
-        """These tables are this part's, as long as it lives. ConfigurationError if one is another's: it would be
-        stepped twice, or overwritten."""
+    def check_claim(self, names: Sequence[str]) -> None:
+        """Raise ConfigurationError if one of these is a living part's: it would be stepped twice, or overwritten."""
         if any(name in self._owners for name in names):
             gc.collect()  # a module and its part hold each other, and may be gone for all others
         for name in names:
@@ -508,6 +519,9 @@ class Session:
                     f"table {name!r}: this session has a table of that name already, in a {type(other).__name__}; use "
                     "another name, or that one, or delete it first"
                 )
+
+    def claim(self, names: Sequence[str], owner: object) -> None:
+        """These tables are this part's, as long as it lives."""
         for name in names:
             self._owners[name] = owner
 
@@ -536,11 +550,17 @@ class Session:
         with. With exact pulls the rows of batch t are as after push t - 1 - depth, and a push waits for the pulls made
         before it: 0 is plain training, 1 hides the time of the pull and trains on rows that are one step old.
         """
-        if depth < 0:
-            raise ValueError(f"depth is {depth}, expected at least 0")
+        if not hasattr(depth, "__index__") or depth < 0:
+            raise ConfigurationError(f"depth is {depth!r}, expected a whole number, at least 0")
         parts = parts or tuple(self.parts)
+        for part in parts:
+            if not callable(getattr(part, "plan", None)) or getattr(part, "_session", self) is not self:
+                raise ConfigurationError(
+                    f"prefetch: {part!r:.100} is no collection and no replicated module of this session; without any, "
+                    "all of them are pulled"
+                )
         source = iter(batches)
-        queue: deque[tuple[BatchT, Any, Asked]] = deque()
+        queue: deque[tuple[BatchT, Any, Asked, tuple[int, int]]] = deque()
         ended = False
         while True:
             while not ended and len(queue) <= depth:
@@ -550,11 +570,16 @@ class Session:
                     ended = True
                     break
                 seen = features(batch)
-                queue.append((batch, seen, self._ask([part.plan(seen) for part in parts], self.exact)))
+                asked = self._ask([part.plan(seen) for part in parts], self.exact)
+                queue.append((batch, seen, asked, (self._pushes, self._assigns)))
             if not queue:
                 return
-            batch, seen, asked = queue.popleft()
+            batch, seen, asked, (pushes, assigns) = queue.popleft()
             self._await(asked)
+            if self._pushes - pushes > depth or self._assigns != assigns:
+                # Older than was said: somebody has pushed several times for a batch, or written weights.
+                asked = self._ask([part.plan(seen) for part in parts], self.exact)
+                self._await(asked)
             for part, fetch in zip(parts, asked.fetches, strict=True):
                 part.offer(seen, fetch)
             yield batch
@@ -608,15 +633,17 @@ class Session:
         on with the next step. Only PartialPushError says that some shards may have applied their parts.
         """
         self._check_writes("push")
-        if examples < 0:
-            raise ConfigurationError(f"a push of {examples} examples, expected at least 0")
+        examples = _whole(examples)
         self._splits.check(examples)
         parts = self.parts
         for part in parts:
             part.check_gradients()
         barrier = self.world_size if self.sync else 0
         self._wait_to_push(barrier)
-        self._push(self._by_shard([part.take_gradients() for part in parts]), barrier, examples=examples)
+        # A push outside of an iteration is none of its split.
+        counted = examples if self._splits.is_open else 0
+        self._push(self._by_shard([part.take_gradients() for part in parts], True), barrier, examples=counted)
+        self._pushes += 1
         for part in parts:
             part.pushed()
         self.figures.steps += 1
@@ -634,7 +661,8 @@ class Session:
         """Write these weights, and wait until they are durable; what an optimizer keeps beside them stays."""
         self._check_writes("assign")
         self._wait_to_push(0)
-        self._push(self._by_shard([shares]), 0, assign=True)
+        self._push(self._by_shard([shares], False), 0, assign=True)
+        self._assigns += 1
         for part in self.parts:
             part.pushed()
         self._flush("the weights to be durable")
@@ -652,7 +680,7 @@ class Session:
         index = machine.tables[name][0]
         values: dict[int, SectionsAndFrames] = {}
         if self.rank == 0:
-            values = self._by_shard([shares()])
+            values = self._by_shard([shares()], False)
             # Before it says that it will write them: all others would wait for it in vain.
             machine.check_push(values, assign=True)
         self._perform(machine.initialise(index, claim=self.rank == 0))
@@ -693,12 +721,12 @@ class Session:
                 raise RefusedError(f"a run of {barrier} workers: {machine.run_refusal}")
         self.wait(lambda: machine.can_push, "room for a push")
 
-    def _by_shard(self, parts: Sequence[Mapping[int, Share]]) -> dict[int, SectionsAndFrames]:
+    def _by_shard(self, parts: Sequence[Mapping[int, Share]], gradients: bool) -> dict[int, SectionsAndFrames]:
         by_shard: dict[int, tuple[list[Section], list[Any]]] = {}
         for shares in parts:
             for shard, share in shares.items():
                 assert share.values is not None
-                if self.nonfinite == "zero":
+                if gradients and self.nonfinite == "zero":
                     self._zero_nonfinite(share.values)
                 sections, frames = by_shard.setdefault(shard, ([], []))
                 sections.append(share.section)
@@ -742,6 +770,17 @@ class Session:
         if asked.refusal:
             raise RefusedError(asked.refusal)
         self.figures.bytes_pulled += asked.fill()
+
+
+def _whole(examples: Any) -> int:
+    """A number of examples. Raises ConfigurationError for what is none."""
+    try:
+        number = operator.index(examples)
+    except TypeError:
+        number = -1
+    if not 0 <= number < EXAMPLES_MAX:
+        raise ConfigurationError(f"a push of {examples!r} examples, expected a whole number, at least 0")
+    return number
 
 
 def connect(

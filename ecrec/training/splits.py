@@ -51,6 +51,11 @@ class Splits:
             )
         return self._iterate(dataset)
 
+    @property
+    def is_open(self) -> bool:
+        """An iteration goes on."""
+        return self._split is not None
+
     def check(self, examples: int) -> None:
         """Raise ConfigurationError if a push of so many examples does not fit the split."""
         left = self._left()

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ecrec.errors import ConfigurationError
+from ecrec._native import first_nonfinite
+from ecrec.errors import ConfigurationError, GradientError
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import TableSpec
 from ecrec.training.parts import F32, I64, Share
@@ -74,6 +75,14 @@ def write_table(session: Session, spec: TableSpec, weights: F32) -> None:
     """Write the weights of all rows, float32[rows, dim], and wait until they are durable. What an optimizer keeps
     beside them stays. Raises as `read_table` and `Session.assign`."""
     check_size(spec)
+    first = first_nonfinite(weights.reshape(-1))
+    if first >= 0:
+        row, column = divmod(first, spec.dim)
+        raise GradientError(
+            f"the weight of table {spec.name!r}, row {row}, column {column} is {weights[row, column]}; nothing was "
+            "written",
+            (spec.name, row, column),
+        )
     index = session.machine.tables[spec.name][0]
     for rows in chunks(spec.rows, spec.record_bytes):
         shares = {

@@ -344,3 +344,127 @@ def test_a_loop_over_epochs_with_one_name_is_an_error(session: Session) -> None:
         for split in session.lease_splits("data", 10, split_examples=5):
             sparse(ids(*range(split.first, split.last))).sum().backward()
             session.push(5)
+
+
+# ------------------------------------------------------------------ gradients that torch would see
+def test_a_batch_that_is_skipped_by_zero_grad_trains_nothing(session: Session) -> None:
+    sparse = tables(session)
+    model = torch.nn.Sequential(sparse)
+    for skipped, row in ((True, 1), (False, 2), (True, 3), (False, 4)):
+        sparse(ids(row)).sum().backward()
+        if skipped:
+            model.zero_grad()
+            continue
+        session.push()
+    assert rows(sparse, ids(1, 2, 3, 4)) == [0.0, -1.0, 0.0, -1.0]
+
+
+def test_zero_grad_between_backward_and_push_is_an_error(session: Session) -> None:
+    sparse = tables(session)
+    sparse(ids(1)).sum().backward()
+    sparse.zero_grad()
+    with pytest.raises(GradientError, match="gradients of tables items were set to None after the backward pass"):
+        session.push()
+    session.discard()
+    step(session, sparse, ids(2))
+    assert rows(sparse, ids(1, 2)) == [0.0, -1.0]
+
+
+def test_gradients_of_tables_cannot_be_changed_here(session: Session) -> None:
+    sparse = tables(session)
+    sparse(ids(1)).sum().backward()
+    sparse.zero_grad(set_to_none=False)
+    with pytest.raises(GradientError, match="the gradient of table 'items' was changed here"):
+        session.push()
+    session.discard()
+    (100 * sparse(ids(1)).sum()).backward()
+    with pytest.raises((RuntimeError, GradientError)):  # torch's, of tensors without memory, or ours
+        torch.nn.utils.clip_grad_norm_(sparse.parameters(), 1.0)
+        session.push()
+
+
+def test_tables_cannot_be_initialised_or_stepped_here(session: Session) -> None:
+    sparse = tables(session)
+    torch.nn.init.ones_(next(sparse.parameters()))
+    for call in (lambda: sparse(ids(1)), session.push):
+        with pytest.raises(ConfigurationError, match="table 'items' was changed here"):
+            call()
+
+
+def test_tables_cannot_be_converted_and_may_be_left_where_they_are(session: Session) -> None:
+    sparse = tables(session)
+    model = torch.nn.Sequential(sparse)
+    for change in (model.double, model.half, lambda: model.to(torch.bfloat16)):
+        with pytest.raises(ConfigurationError, match=r"table 'items' stays torch.float32 on the servers"):
+            change()
+    step(session, model.float().to("cpu")[0], ids(1))
+    assert rows(sparse, ids(1)) == [-1.0]
+
+
+@pytest.mark.parametrize("examples", [1.0, 1.5, float("nan"), None, "3", -1, 1 << 70, torch.tensor(1.0)])
+def test_a_number_of_examples_that_is_none_is_refused(session: Session, examples: Any) -> None:
+    sparse = tables(session)
+    splits = session.lease_splits("data", 10, split_examples=10)
+    next(splits)
+    sparse(ids(1)).sum().backward()
+    with pytest.raises(ConfigurationError, match=r"a push of .* examples, expected a whole number"):
+        session.push(examples)
+    session.push(torch.tensor(4))  # type: ignore[arg-type]
+    session.push(np.int64(6))
+    assert list(splits) == [] and rows(sparse, ids(1)) == [-1.0]
+
+
+def test_a_push_outside_of_an_iteration_is_none_of_its_split(session: Session) -> None:
+    splits = session.lease_splits("data", 20, split_examples=20)
+    next(splits)
+    session.push(5)
+    splits.close()
+    session.push(10)
+    session.push(30)
+    assert next(session.lease_splits("data", 20, split_examples=20)) == (0, 5, 20)
+    session.push(15)
+
+
+def test_a_part_of_another_session_is_refused(session: Session) -> None:
+    other = InProcessCluster(3).session()
+    for part in (tables(other), torch.nn.Linear(1, 1), None):
+        with pytest.raises(ConfigurationError, match="is no collection and no replicated module of this session"):
+            next(session.prefetch([ids(1)], part))
+    for depth in (-1, 1.5, None, "1"):
+        with pytest.raises(ConfigurationError, match=r"depth is .*, expected a whole number"):
+            next(session.prefetch([ids(1)], depth=depth))  # type: ignore[arg-type]
+
+
+def test_what_was_fetched_ahead_is_not_older_than_was_said(session: Session) -> None:
+    sparse = tables(session)
+    for i, batch in enumerate(session.prefetch([ids(1)] * 4, sparse, depth=1)):
+        seen = rows(sparse, batch)
+        if i == 1:
+            for _ in range(3):
+                step(session, sparse, ids(1))
+        if i == 2:
+            assert seen == [-3.0]
+            sparse.load_state_dict({"embedding_bags.items.weight": torch.full((20, DIM), 9.0)})
+        if i == 3:
+            assert seen == [9.0]
+
+
+def test_a_state_with_a_value_that_is_not_finite_is_written_nowhere() -> None:
+    with InProcessCluster(3).session(nonfinite="zero") as session:
+        sparse = tables(session)
+        state = torch.full((20, DIM), 3.0)
+        state[19, 1] = float("nan")
+        with pytest.raises(GradientError, match="table 'items', row 19, column 1 is nan; nothing was written"):
+            sparse.load_state_dict({"embedding_bags.items.weight": state})
+        assert rows(sparse, ids(0, 19)) == [0.0, 0.0]
+
+
+def test_offsets_that_change_before_the_backward_pass_are_those_of_the_forward_pass(session: Session) -> None:
+    sparse = tables(session)
+    offsets = torch.tensor([0, 1, 3])
+    features = KeyedJaggedTensor.from_offsets_sync(["of items"], torch.tensor([1, 2, 3]), offsets)
+    out = sparse(features)
+    offsets[1] = 2
+    out[0].sum().backward()
+    session.push()
+    assert rows(sparse, ids(1, 2, 3)) == [-1.0, 0.0, 0.0]

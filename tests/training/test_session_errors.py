@@ -91,6 +91,9 @@ class HandMade:
     def discard(self) -> None:
         self.shares = {}
 
+    def finish(self) -> None:
+        pass
+
     def describe(self, table: str, row: int, column: int) -> str:
         return ""
 
