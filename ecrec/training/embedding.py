@@ -231,6 +231,12 @@ class EmbeddingBagCollection(nn.Module):
         now if there are none. Raises ValueError for a feature that is missing, weights of ids, and batch sizes that
         differ by feature; IndexError for an id that its table does not have.
         """
+        if torch.compiler.is_compiling():  # rows come over sockets, and no compiler sees into that
+            compiled: Tensor = torch.compiler.disable(self._pooled)(features)  # type: ignore[no-untyped-call]
+            return compiled
+        return self._pooled(features)
+
+    def _pooled(self, features: KeyedJaggedTensor) -> Tensor:
         offered = self._offered
         if offered is not None and _is_same(offered[0], features) and offered[1].is_of(features):
             batch = offered[1]

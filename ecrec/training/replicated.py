@@ -350,7 +350,11 @@ class _PullBefore:
         self.part = part
 
     def __call__(self, *_: Any) -> None:
-        if self.part is not None:
+        if self.part is None:
+            return
+        if torch.compiler.is_compiling():  # it waits for sockets, and no compiler sees into that
+            torch.compiler.disable(self.part.before_forward)()  # type: ignore[no-untyped-call]
+        else:
             self.part.before_forward()
 
     def __deepcopy__(self, memo: Any) -> _PullBefore:

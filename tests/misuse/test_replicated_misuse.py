@@ -590,3 +590,28 @@ def test_evaluation_may_be_in_inference_mode(session: Session) -> None:
         assert torch.equal(over(sparse(made_here)), expected)
     over(sparse(features)).sum().backward()
     session.push()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of its own compiler
+def test_a_compiled_model_trains_as_one_that_is_not(session: Session) -> None:
+    class Model(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.tables = EmbeddingBagCollection(session, [EmbeddingBagConfig(name, 10, 4, ["f"])], SGD(lr=1.0))
+            self.over = nn.Linear(4, 1)
+            session.replicate(self.over, SGD(lr=0.1), name=f"over {name}")
+
+        def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+            out: torch.Tensor = torch.sigmoid(self.over(self.tables(features)))
+            return out
+
+    features = KeyedJaggedTensor.from_ids(["f"], torch.tensor([[1, 2]]))
+    plain, model = Model("a"), Model("b")
+    plain.tables.load_state_dict({"embedding_bags.a.weight": model.tables.state_dict()["embedding_bags.b.weight"]})
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(3):
+        losses = [each(features).sum() for each in (plain, compiled)]
+        assert losses[0].item() == losses[1].item()
+        sum(losses).backward()
+        session.push()
