@@ -87,6 +87,8 @@ class ReplicatedModule:
                 raise RefusedError(f"table {name!r} has other parameters")
             self.spec = there
         except RefusedError as error:
+            if "other p" not in str(error):
+                raise
             raise RefusedError(
                 f"{error}. What is replicated as {name!r} on this cluster is another module, or has another optimizer "
                 "or code (init_seed stands for the names and shapes of the parameters): give another name="

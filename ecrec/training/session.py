@@ -159,8 +159,10 @@ class Session:
         nonfinite: str = "error",
         wait_timeout_ms: float | None = None,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ConfigurationError(f"rank {rank}: expected 0 to {world_size - 1}, there are {world_size} workers")
+        if not hasattr(rank, "__index__") or not hasattr(world_size, "__index__") or not 0 <= rank < world_size:
+            raise ConfigurationError(
+                f"rank {rank!r} of {world_size!r} workers: expected a whole number, 0 to workers - 1"
+            )
         if sync and exact is False:
             raise ConfigurationError("sync=True needs exact pulls: the sum would otherwise meet different rows")
         if nonfinite not in NONFINITE:
@@ -561,18 +563,22 @@ class Session:
                 )
         source = iter(batches)
         queue: deque[tuple[BatchT, Any, Asked, tuple[int, int]]] = deque()
-        ended = False
+        ended, failure = False, None
         while True:
             while not ended and len(queue) <= depth:
                 try:
                     batch = next(source)
+                    seen = features(batch)
+                    asked = self._ask([part.plan(seen) for part in parts], self.exact)
                 except StopIteration:
                     ended = True
-                    break
-                seen = features(batch)
-                asked = self._ask([part.plan(seen) for part in parts], self.exact)
-                queue.append((batch, seen, asked, (self._pushes, self._assigns)))
+                except Exception as error:  # the good batches before this one come first
+                    ended, failure = True, error
+                else:
+                    queue.append((batch, seen, asked, (self._pushes, self._assigns)))
             if not queue:
+                if failure is not None:
+                    raise failure
                 return
             batch, seen, asked, (pushes, assigns) = queue.popleft()
             self._await(asked)
@@ -606,6 +612,7 @@ class Session:
         self._check_writes("lease_splits")
         if self.sync:
             raise ConfigurationError("lease_splits with sync=True: the workers of a sum must go in step")
+        examples, split_examples, epochs, end = map(_as_int, (examples, split_examples, epochs, end))
         if examples < 1 or split_examples < 1 or epochs < 0 or (end is not None and end < 0):
             raise ConfigurationError(
                 f"lease_splits({name!r}): examples {examples} and split_examples {split_examples} must be at least 1, "
@@ -770,6 +777,11 @@ class Session:
         if asked.refusal:
             raise RefusedError(asked.refusal)
         self.figures.bytes_pulled += asked.fill()
+
+
+def _as_int(number: Any) -> Any:
+    """Python's own, of whole numbers of others, such as numpy's."""
+    return operator.index(number) if hasattr(number, "__index__") else number
 
 
 def _whole(examples: Any) -> int:

@@ -435,6 +435,23 @@ def test_a_part_of_another_session_is_refused(session: Session) -> None:
             next(session.prefetch([ids(1)], depth=depth))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_good_batches_before_a_bad_one_are_given(session: Session, depth: int) -> None:
+    sparse = tables(session)
+    given = 0
+    with pytest.raises(IndexError, match="id 20 is not in the table 'items'"):
+        for batch in session.prefetch([ids(1), ids(1), ids(20), ids(1)], sparse, depth=depth):
+            step(session, sparse, batch)
+            given += 1
+    assert given == 2 and rows(sparse, ids(1)) == [-2.0]
+
+
+def test_numbers_of_numpy_will_do(session: Session) -> None:
+    splits = session.lease_splits("data", np.int64(10), split_examples=np.int32(5))  # type: ignore[arg-type]
+    for split in splits:
+        session.push(split.last - split.first)
+
+
 def test_what_was_fetched_ahead_is_not_older_than_was_said(session: Session) -> None:
     sparse = tables(session)
     for i, batch in enumerate(session.prefetch([ids(1)] * 4, sparse, depth=1)):

@@ -341,6 +341,12 @@ def test_another_module_under_a_name_of_the_cluster_is_refused(cluster: InProces
         again.replicate(nn.Linear(2, 3), SGD(lr=1.0))
 
 
+def test_a_name_that_cannot_be_is_refused_for_that(session: Session) -> None:
+    with pytest.raises(RefusedError) as refused:
+        session.replicate(nn.Linear(2, 1), SGD(lr=1.0), name="")
+    assert "another module" not in str(refused.value)
+
+
 def test_the_name_of_a_module_that_is_gone_is_free(session: Session) -> None:
     session.replicate(nn.Linear(2, 1), SGD(lr=1.0))
     session.replicate(nn.Linear(2, 1), SGD(lr=1.0))

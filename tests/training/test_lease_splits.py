@@ -114,7 +114,7 @@ def test_what_cannot_be_is_refused() -> None:
         next(splits)
         with pytest.raises(ConfigurationError, match="another iteration has a split"):
             next(session.lease_splits("y", 10, split_examples=5))
-        for examples, expected in ((6, "but 5 are left"), (-1, "expected at least 0")):
+        for examples, expected in ((6, "but 5 are left"), (-1, "expected a whole number, at least 0")):
             with pytest.raises(ConfigurationError, match=f"a push of {examples} examples, {expected}"):
                 session.push(examples)
         session.push(3)
