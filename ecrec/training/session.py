@@ -282,6 +282,7 @@ class Session:
             return f"its last {open_pushes} push{'es' * (open_pushes > 1)} may be lost: not durable on all shards"
         return f"it had failed: {machine.failed}" if machine.failed else ""
 
+    @_locked
     def _leave_run(self) -> None:
         """The others of a run hear at once that this worker is gone, if the scheduler does; else they wait longer."""
         machine = self.machine
