@@ -71,12 +71,14 @@ class _Table(nn.Module):
         self.marker: Tensor | None = None
         """What `weight` has as its gradient while gradients of the table wait for a push, and its version then."""
         self.marker_version = 0
-        self.weight = nn.Parameter(torch.empty(config.num_embeddings, config.embedding_dim, device="meta"))
+        shape = config.num_embeddings, config.embedding_dim
+        self.weight = nn.Parameter(torch.empty(shape, dtype=torch.float32, device="meta"))
 
     def mark(self) -> None:
         """A backward pass has reached the table."""
         if self.marker is None:
-            self.marker = torch.empty_like(self.weight)
+            # Not empty_like, which of a tensor without memory takes a second: torch imports its symbolic shapes for it.
+            self.marker = torch.empty(self.weight.shape, dtype=torch.float32, device="meta")
         if self.weight.grad is not self.marker:
             self.weight.grad = self.marker
             self.marker_version = self.marker._version
@@ -204,6 +206,8 @@ class EmbeddingBagCollection(nn.Module):
         # No ModuleDict: a table may have the name of one of its methods, such as items.
         self.embedding_bags = nn.Module()
         self.embedding_bags._modules.update({config.name: _Table(session, config) for config in tables})
+        # A tuple, in which torch does not look for parameters again.
+        self._tables: tuple[_Table, ...] = tuple(self.embedding_bags._modules.values())  # type: ignore[arg-type]
         self._offered: tuple[Any, _BatchRows] | None = None
         self._pending: list[_Gradients] = []
         session.claim([config.name for config in tables], self)
@@ -243,16 +247,13 @@ class EmbeddingBagCollection(nn.Module):
         else:
             batch = self.plan(features)
             self._session.fetch(batch)
-        for table in self._tables():
+        for table in self._tables:
             table.check_same()
-        trained = np.array([table.weight.requires_grad for table in self._tables()])
+        trained = np.array([table.weight.requires_grad for table in self._tables])
         # Autograd runs a function's backward only if an input asks for it, and the rows are no torch tensor.
         anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=bool(trained.any()))
         pooled: Tensor = _Pooling.apply(anchor, self, batch, None if trained.all() else trained)  # type: ignore[no-untyped-call]
         return pooled
-
-    def _tables(self) -> list[_Table]:
-        return [self.embedding_bags._modules[config.name] for config in self._configs]  # type: ignore[misc]
 
     def _zeroed(self) -> bool:
         """The gradients that wait for a push were set to None: they are no more, as torch's would not be. Raises
@@ -260,7 +261,7 @@ class EmbeddingBagCollection(nn.Module):
         waiting = np.zeros(len(self._configs), np.bool_)
         for gradients in self._pending:
             waiting |= True if gradients.trained is None else gradients.trained
-        zeroed = {table.was_zeroed for table, waits in zip(self._tables(), waiting.tolist(), strict=True) if waits}
+        zeroed = {table.was_zeroed for table, waits in zip(self._tables, waiting.tolist(), strict=True) if waits}
         if len(zeroed) == 2:
             raise GradientError(
                 f"the gradients of some of the tables {', '.join(config.name for config in self._configs)} were set to "
@@ -288,7 +289,7 @@ class EmbeddingBagCollection(nn.Module):
 
     def check_gradients(self) -> None:
         """Raise GradientError if those that a backward pass left were taken away, or changed, since."""
-        for table in self._tables():
+        for table in self._tables:
             table.check_same()
         if self._pending and self._zeroed():
             raise GradientError(
@@ -324,7 +325,7 @@ class EmbeddingBagCollection(nn.Module):
         """Nothing is left to do."""
 
     def _unmark(self) -> None:
-        for table in self._tables():
+        for table in self._tables:
             table.weight.grad = None
 
     def describe(self, table: str, row: int, column: int) -> str:
@@ -355,7 +356,7 @@ class EmbeddingBagCollection(nn.Module):
         if self._pending and self._zeroed():
             self._pending.clear()  # of a step that was given up by zero_grad
         self._pending.append(gradients)
-        for t, table in enumerate(self._tables()):
+        for t, table in enumerate(self._tables):
             if gradients.trained is None or gradients.trained[t]:
                 table.mark()
         if len(self._pending) == PASSES_WARNED:
