@@ -122,8 +122,9 @@ class Proxied(Cluster):
         self.proxies: list[Forwarder] = []
 
     def proxied(self, number: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            bind = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        # An address of its own: a port that is free again may be the next one that somebody gets there.
+        with socket.create_server(("127.0.0.2", 0)) as free:
+            bind = f"tcp://127.0.0.2:{free.getsockname()[1]}"
         to_scheduler, to_shard = Forwarder(self.endpoint), Forwarder(bind)
         self.proxies += [to_scheduler, to_shard]
         arguments = ("--scheduler", to_scheduler.endpoint, "--bind", bind, "--shard", str(number))
