@@ -20,6 +20,13 @@ class Share(NamedTuple):
     values: F32 | None = None
 
 
+def places_by_shard(rows: I64, k: int, n: int, groups: int) -> dict[int, I64]:
+    """Shard (numbered over all groups) -> which of these rows of a table lie on it, as indices into ``rows``."""
+    stripe, slot = np.divmod(rows, k)
+    shard = stripe % groups * n + (stripe // groups + slot) % n
+    return {int(s): np.flatnonzero(shard == s) for s in np.unique(shard)}
+
+
 class Fetch(Protocol):
     """One part's rows of one pull."""
 

@@ -19,7 +19,7 @@ from ecrec.errors import ConfigurationError, DivergedError, GradientError, Refus
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.optimizers import Optimizer, check_optimizer
-from ecrec.training.parts import F32, I64, Share
+from ecrec.training.parts import F32, Share, places_by_shard
 
 if TYPE_CHECKING:
     from ecrec.training.session import Session
@@ -93,7 +93,7 @@ class ReplicatedModule:
                 f"{error}. What is replicated as {name!r} on this cluster is another module, or has another optimizer "
                 "or code (init_seed stands for the names and shapes of the parameters): give another name="
             ) from None
-        self._rows = replica_rows(rows, session.machine.n, session.machine.groups)
+        self._rows = places_by_shard(np.arange(rows, dtype=np.int64), 1, session.machine.n, session.machine.groups)
         self._values: F32 = np.zeros((rows, row_floats), np.float32)
         self._gradients: F32 = np.zeros((rows, row_floats), np.float32)
         self._value_views = list(self._views(self._values))
@@ -143,9 +143,7 @@ class ReplicatedModule:
             self._values[:] = self._known
             self._versions = [p._version for p in self._parameters]
         self._check_same()
-        fetch = self.plan(None)
-        self._session.fetch(fetch, exact=True)
-        self.offer(None, fetch)
+        self._pull(exact=True)
 
     def assign(self) -> None:
         """Write the values that the parameters have here to the shards, as after ``load_state_dict``, and wait until
@@ -264,9 +262,12 @@ class ReplicatedModule:
             return  # it has what the shards had last
         shared = session.read_only or session.world_size > 1
         if self._is_stale or (shared and not torch.is_grad_enabled()):
-            fetch = self.plan(None)
-            self._session.fetch(fetch)
-            self.offer(None, fetch)
+            self._pull(exact=None)
+
+    def _pull(self, exact: bool | None) -> None:
+        fetch = self.plan(None)
+        self._session.fetch(fetch, exact=exact)
+        self.offer(None, fetch)
 
     def finish(self) -> None:
         """The session ends: what is here from now on is what the shards had last."""
@@ -389,13 +390,6 @@ class _DenseRows:
 
     def fill(self, answers: Mapping[int, Any]) -> None:
         self.answers = answers
-
-
-def replica_rows(rows: int, n: int, groups: int) -> dict[int, I64]:
-    """Rows of a table with k = 1 by the shard that answers for them (numbered over all groups)."""
-    stripe = np.arange(rows, dtype=np.int64)
-    shard = stripe % groups * n + stripe // groups % n
-    return {int(s): np.flatnonzero(shard == s).astype(np.int64) for s in np.unique(shard)}
 
 
 def _equal(a: F32, b: F32) -> bool:

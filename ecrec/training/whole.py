@@ -9,7 +9,7 @@ from ecrec._native import first_nonfinite
 from ecrec.errors import ConfigurationError, GradientError
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import TableSpec
-from ecrec.training.parts import F32, I64, Share
+from ecrec.training.parts import F32, I64, Share, places_by_shard
 from ecrec.training.session import Session
 
 CHUNK_BYTES = 8 << 20
@@ -21,10 +21,7 @@ WHOLE_BYTES_MAX = 1 << 30
 
 def places_of(session: Session, spec: TableSpec, rows: I64) -> dict[int, I64]:
     """Shard -> which of these rows are on it, as indices into ``rows``."""
-    n, groups = session.machine.n, session.machine.groups
-    stripe, slot = np.divmod(rows, spec.code.k)
-    shard = stripe % groups * n + (stripe // groups + slot) % n
-    return {int(s): np.flatnonzero(shard == s) for s in np.unique(shard)}
+    return places_by_shard(rows, spec.code.k, session.machine.n, session.machine.groups)
 
 
 def chunks(rows: int, row_bytes: int) -> Iterator[I64]:
