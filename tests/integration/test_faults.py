@@ -130,6 +130,15 @@ class Proxied(Cluster):
         arguments = ("--scheduler", to_scheduler.endpoint, "--bind", bind, "--shard", str(number))
         self.proxied_shard(to_shard.endpoint, *arguments)
 
+    def shards_behind_proxies(self, *numbers: int) -> None:
+        """Start all shards, these ones behind proxies, and wait until all are up."""
+        for number in range(SHARDS):
+            if number in numbers:
+                self.proxied(number)
+            else:
+                self.shard("--shard", str(number))
+        self.wait(lambda state: all(shard.state == UP and shard.figures for shard in state.shards))
+
     def close(self) -> None:
         super().close()
         for proxy in self.proxies:
@@ -145,12 +154,7 @@ def proxied(tmp_path: Path) -> Iterator[Proxied]:
 def test_connections_of_two_servers_that_are_reset_at_once_kill_nobody(proxied: Proxied) -> None:
     """All of theirs, until the scheduler suspects both: the code tolerates one, and both processes live."""
     proxied.scheduler()
-    for number in range(SHARDS):
-        if number in (1, 3):
-            proxied.proxied(number)
-        else:
-            proxied.shard("--shard", str(number))
-    proxied.wait(lambda state: all(shard.state == UP and shard.figures for shard in state.shards))
+    proxied.shards_behind_proxies(1, 3)
     proxied.worker = Worker(proxied.endpoint, 1000, 8)
     proxied.worker.start()
     for _ in range(2):
@@ -171,12 +175,7 @@ def test_connections_of_two_servers_that_are_reset_at_once_kill_nobody(proxied: 
 def test_a_server_that_is_heard_and_hears_nothing_of_the_scheduler_is_replaced(proxied: Proxied) -> None:
     """A cut in one direction: what the scheduler sends to it is lost, so that it never confirms a table."""
     proxied.scheduler()
-    for number in range(SHARDS):
-        if number == 1:
-            proxied.proxied(number)
-        else:
-            proxied.shard("--shard", str(number))
-    proxied.wait(lambda state: all(shard.state == UP and shard.figures for shard in state.shards))
+    proxied.shards_behind_proxies(1)
     assert proxied.scheduler_process
     worker = proxied.worker = Worker(proxied.endpoint, 1000, 8)
     worker.start()

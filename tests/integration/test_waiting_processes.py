@@ -28,12 +28,7 @@ def proxied(tmp_path: Path) -> Iterator[Proxied]:
 def test_a_shard_that_one_worker_alone_does_not_reach_is_named_shown_and_not_replaced(proxied: Proxied) -> None:
     training = pytest.importorskip("ecrec.training.session")
     proxied.scheduler()
-    for number in range(SHARDS):
-        if number == 1:
-            proxied.proxied(number)
-        else:
-            proxied.shard("--shard", str(number))
-    proxied.wait(lambda state: all(shard.state == UP and shard.figures for shard in state.shards))
+    proxied.shards_behind_proxies(1)
     session = training.connect(proxied.endpoint, wait_timeout_ms=6000)
     session.create_tables([SPEC])
     me = {connection.laddr.port for connection in psutil.Process().net_connections("tcp")}
