@@ -19,7 +19,7 @@ from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
 from ecrec.training.optimizers import Optimizer, check_optimizer
-from ecrec.training.parts import F32, I64, Share
+from ecrec.training.parts import F32, I64, TAKEN_AWAY, Share
 from ecrec.training.session import Session
 from ecrec.training.whole import read_table, write_table
 
@@ -293,9 +293,7 @@ class EmbeddingBagCollection(nn.Module):
             table.check_same()
         if self._pending and self._zeroed():
             raise GradientError(
-                f"the gradients of tables {', '.join(config.name for config in self._configs)} were set to None after "
-                "the backward pass and before the push (zero_grad?); a push does that itself. To give a step up: "
-                "Session.discard()"
+                f"the gradients of tables {', '.join(config.name for config in self._configs)} were {TAKEN_AWAY}"
             )
 
     def take_gradients(self) -> dict[int, Share]:

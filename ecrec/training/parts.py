@@ -11,6 +11,12 @@ from ecrec.protocol.messages import Section
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
+TAKEN_AWAY = (
+    "set to None after the backward pass and before the push (zero_grad?); a push does that itself. To give a step up: "
+    "Session.discard()"
+)
+"""What became of gradients that are not there any more, for people."""
+
 
 class Share(NamedTuple):
     """Rows of one shard: of some tables, in the order of the section, and, in a push, their values."""

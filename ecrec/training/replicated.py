@@ -19,7 +19,7 @@ from ecrec.errors import ConfigurationError, DivergedError, GradientError, Refus
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.optimizers import Optimizer, check_optimizer
-from ecrec.training.parts import F32, Share, places_by_shard
+from ecrec.training.parts import F32, TAKEN_AWAY, Share, places_by_shard
 
 if TYPE_CHECKING:
     from ecrec.training.session import Session
@@ -195,9 +195,7 @@ class ReplicatedModule:
         having = {i for i, p in enumerate(self._parameters) if p.grad is not None}
         if taken := sorted(self._reached - having):
             raise GradientError(
-                f"replicated module {self.name!r}: the gradient of {self._named(taken)} was set to None after the "
-                "backward pass and before the push (zero_grad?); a push does that itself. To give a step up: "
-                "Session.discard()"
+                f"replicated module {self.name!r}: the gradient of {self._named(taken)} was {TAKEN_AWAY}"
             )
         for i in having:
             parameter = self._parameters[i]
