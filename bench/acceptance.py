@@ -102,7 +102,7 @@ def run(words: Sequence[str]) -> dict[str, Any]:
     """The report of ``ecrec train`` with these options. Raises RunFailedError."""
     with tempfile.TemporaryDirectory(prefix="ecrec-acceptance-") as directory:
         report = Path(directory) / "report.json"
-        command = [sys.executable, "-m", "ecrec.launch.cli", "train", "--quiet", "--report", str(report), *words]
+        command = [sys.executable, "-m", "ecrec.cli", "train", "--quiet", "--report", str(report), *words]
         try:
             # Elsewhere, so that Python finds the ecrec that is installed and not a checkout around us.
             done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, cwd=directory)

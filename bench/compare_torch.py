@@ -31,14 +31,14 @@ from bench.baselines.torch_dlrm import InitialValues, TorchOptions, TorchResult,
 from bench.running import Recorded, add_training_options, describe, training_options, write_json
 from bench.running import train as train_ecrec
 from ecrec import _native
-from ecrec.data import DENSE_FEATURES, SPARSE_FEATURES
-from ecrec.launch.options import TrainOptions
-from ecrec.launch.train import resolved_config
+from ecrec.data.criteo_format import DENSE_FEATURES, SPARSE_FEATURES
 from ecrec.protocol.placement import CodeSpec
+from ecrec.train.options import TrainOptions
+from ecrec.train.run import resolved_config
+from ecrec.train.steps import TrainConfig, open_data
+from ecrec.training.configs import EmbeddingBagConfig, table_spec
 from ecrec.training.dlrm import DLRM
-from ecrec.training.embedding import EmbeddingBagConfig, _table_spec
 from ecrec.training.optimizers import SGD, optimizer
-from ecrec.training.train import TrainConfig, open_data
 
 FIRST_LOSS_TOLERANCE = 1e-5
 """The loss of the first batch comes from the initial values alone; float32 rounding is below this."""
@@ -105,8 +105,8 @@ def initial_values(config: TrainConfig) -> InitialValues:
     """What a run of this configuration starts from: records of the native generator, and the seeded dense part."""
     tables = []
     for name, rows in zip(SPARSE_FEATURES, open_data(config).rows_per_table, strict=True):
-        spec = _table_spec(
-            EmbeddingBagConfig(name, rows, config.dim, [name], init_scale=config.init_scale),
+        spec = table_spec(
+            EmbeddingBagConfig(rows, config.dim, name, feature_names=[name], init_scale=config.init_scale),
             CodeSpec(1, 0),
             SGD(1.0),
             config.seed,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ecrec.launch.bench import local_shards, set_up_process
+from ecrec.launch.tools.bench import local_shards, set_up_process
 
 set_up_process()  # before anything loads torch
 

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from ecrec.launch.bench import local_shards, set_up_process
+from ecrec.launch.tools.bench import local_shards, set_up_process
 from ecrec.protocol.placement import CodeSpec
 
 STEPS = 100

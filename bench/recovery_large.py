@@ -9,24 +9,27 @@ random touched rows goes on all the time; without, the cluster is idle. *GB/s* c
 rows and parity rows of the server, from the kill until all of the group is whole. Resident bytes are of the server
 processes, beside those that rows have and those that the servers say.
 
-The floor is what the same bytes take at least. A lost data row is decoded of k rows: k - 1 go to the server that has
-the parity row, and one from there to the replacement. Of a lost parity row k go to the replacement. So k times the lost
-bytes pass through sockets of this machine, which keeps two cores busy, and all lost bytes are coded once. Afterwards
-some lost rows are compared, bit by bit (idle), and a scrub compares parity with data (unless --no-verify).
+The floor is the processor time that the same bytes take at least, divided by the processors: one process does with a
+small table, and with nothing else, what all servers do with the lost rows. A lost data row is decoded of k rows: k - 1
+go to the server that has the parity row, and one from there to the replacement. Of a lost parity row k go to the
+replacement. So k times the lost bytes pass through a socket of the file system, with a checksum at either end.
+Afterwards some lost rows are compared, bit by bit (idle), and a scrub compares parity with data (unless --no-verify).
+
+This file is long because it is one program, with its help, its reasons and its report.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import signal
 import socket
-import statistics
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,17 +41,19 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from bench.running import write_json
 from ecrec import _native
+from ecrec._native import Capture, RowBuffer, Store, Window
 from ecrec.bench.harness import machine
 from ecrec.bench.report import describe_machine
 from ecrec.errors import ClusterError
-from ecrec.launch.cluster import ClusterSettings, LocalCluster
 from ecrec.launch.connect import Keeper
-from ecrec.launch.scratch import Scratch
-from ecrec.launch.verify import scrub
+from ecrec.launch.local.cluster import ClusterSettings, LocalCluster
+from ecrec.launch.local.scratch import Scratch
+from ecrec.launch.tools.verify import scrub
 from ecrec.protocol.messages import DOWN, UP, ClusterQuery, ClusterState, Section
-from ecrec.protocol.placement import CodeSpec, TableSpec
+from ecrec.protocol.placement import CodeSpec, Placement, Stripe, TableSpec
+from ecrec.protocol.table_memory import add_table
 from ecrec.training.optimizers import RowWiseAdagrad
-from ecrec.training.parts import Share
+from ecrec.training.parts import Share, WaitingGradients
 from ecrec.training.session import Session, connect
 from ecrec.transport.client_node import query
 
@@ -59,9 +64,13 @@ COMPARED = 20_000
 """Lost rows that are compared with what they were before."""
 LOOK_S = 0.05
 BEFORE_S = 5.0
-"""Seconds of training before the kill."""
 SETTLE_S = 2.0
-FLOOR_BYTES = 256 << 20
+IDLE_S = 1.5
+"""Longer than `foreground_ms`: without training, nobody has asked for anything lately."""
+FLOOR_ROWS = 8192
+"""In each class of the floor: about as many as in a repair."""
+FLOOR_ROUNDS, FLOOR_SHARD = 5, 0
+ALL_CLASSES = 2**64 - 1
 SEED = 7
 
 
@@ -97,6 +106,9 @@ class Gradients:
 
     def check_gradients(self) -> None:
         pass
+
+    def waiting_gradients(self) -> list[WaitingGradients]:
+        return []
 
     def take_gradients(self) -> dict[int, Share]:
         taken, self.next = self.next, {}
@@ -177,7 +189,7 @@ def server_processes() -> dict[int, list[str]]:
             words = process.cmdline()
         except psutil.Error:
             continue
-        if "ecrec.launch.ps" in words:
+        if "ecrec.launch.servers.ps" in words:
             found[process.pid] = words
     return found
 
@@ -212,39 +224,119 @@ def kill(shard: int) -> None:
 
 
 # ------------------------------------------------------------------ the floor
-def floor_gb_s(code: CodeSpec) -> dict[str, float]:
-    """GB/s of a copy, a decode out of k rows, and bytes through a socket of the file system."""
-    size = FLOOR_BYTES // code.k // 4096 * 4096
-    sources = [np.ones(size, np.uint8) for _ in range(code.k)]
-    coder = _native.Code(code.k, code.r, code.generator)
-    copied, parity = np.ones_like(sources[0]), [np.ones_like(sources[0]) for _ in range(code.r)]
-    seconds: dict[str, list[float]] = {"copy": [], "decode": [], "sockets": []}
-    for _ in range(5):
-        start = time.perf_counter()
-        np.copyto(copied, sources[0])
-        seconds["copy"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        coder.encode(sources, parity)
-        seconds["decode"].append(time.perf_counter() - start)
-    for _ in range(3):
-        seconds["sockets"].append(_socket_s(sources[0]))
-    return {name: size / statistics.median(each) / 1e9 for name, each in seconds.items()}
+class Floor(NamedTuple):
+    """Processor seconds of a lost byte, of data and of parity, and what they consist of."""
+
+    data: float
+    parity: float
+    pieces: dict[str, float]
+    """Of a byte that is read and coded, passes a socket, is checksummed, decoded, restored, folded."""
+
+    def seconds(self, data_bytes: float, parity_bytes: float) -> float:
+        """With all processors at work all the time."""
+        return (data_bytes * self.data + parity_bytes * self.parity) / (os.cpu_count() or 1)
 
 
-def _socket_s(block: Any) -> float:
-    out, into = socket.socketpair()
-    with out, into:
-        for end in (out, into):
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
-        start = time.perf_counter()
-        thread = threading.Thread(target=out.sendall, args=(block,))
-        thread.start()
-        left, buffer = block.nbytes, bytearray(1 << 20)
-        while left:
-            left -= into.recv_into(buffer, min(left, len(buffer)))
-        thread.join()
-        return time.perf_counter() - start
+def measure_floor(code: CodeSpec, dim: int) -> Floor:
+    """The best of several rounds, in each of which the first server's rows are recovered, each class in one piece."""
+    shards = code.k + code.r
+    rows = FLOOR_ROWS * code.k * shards
+    spec = TableSpec("rows", rows, dim, code, RowWiseAdagrad(0.02).spec, "uniform", init_seed=SEED, init_scale=0.1)
+    placement = Placement(shards)
+    placement.add(code)
+    stores = [_store(shard, shards, spec, recovered=True) for shard in range(shards)]
+    gradients = Rows(0, rows, code, dim, np.arange(rows)).gradients
+    for source, store in enumerate(stores):
+        window = Window(store)
+        for peer in range(shards):
+            for stripe in placement.classes:
+                window.set_limit(peer, stripe.class_id, Window.UNLIMITED)
+        section, ids, values = gradients[source]
+        assert values is not None
+        store.apply(np.array(section.tables, np.int32), np.array(section.counts), ids, values, window)
+        for peer in range(shards):
+            stores[peer].fold(source, ALL_CLASSES, *window.buffer(peer).take())
+    rounds = []
+    for _ in range(FLOOR_ROUNDS):
+        spent: dict[str, list[float]] = {}
+        replacement = _store(FLOOR_SHARD, shards, spec, recovered=False)
+        for stripe in placement.classes:
+            recover = _repair if FLOOR_SHARD in stripe.data else _seed
+            recover(stores, stripe, replacement, spent)
+        rounds.append({name: used / nbytes for name, (used, nbytes) in spent.items()})
+    best = {name: min(each[name] for each in rounds) for name in rounds[0]}
+    moved = best["checksum"] * 2 + best["socket"]
+    k = code.k
+    data = (k - 1) * best["code"] + k * moved + best["decode"] + best["restore"]
+    return Floor(data, k * (best["code"] + moved + best["fold"]), best)
+
+
+def _store(shard: int, shards: int, spec: TableSpec, recovered: bool) -> Store:
+    store = Store(shard, shards)
+    add_table(store, spec, recovered)
+    return store
+
+
+def _repair(stores: list[Store], stripe: Stripe, replacement: Store, spent: dict[str, list[float]]) -> None:
+    """All of a class, as in `ecrec.protocol.repair`: the first parity row is the sum of the data rows."""
+    class_id, holder = stripe.class_id, stores[stripe.parity[0]]
+    rows = [_coded(stores[member], class_id, spent) for member in stripe.data if member != FLOOR_SHARD]
+    with _timed(spent, "decode", rows[0][1].nbytes):
+        lost = RowBuffer(holder)
+        lost.fold(1, *Capture(holder, class_id, 0, holder.class_size(class_id)).take())
+        for keys, records in rows:
+            lost.fold(1, keys, records)
+        keys, records = lost.take_nonzero()
+    with _timed(spent, "restore", records.nbytes):
+        replacement.restore(keys, records)
+        replacement.mark_recovered(class_id, 0, replacement.class_size(class_id))
+    with _timed(spent, "checksum", records.nbytes):
+        _native.crc32c(records)
+    ends = socket.socketpair()
+    with ends[0], ends[1], _timed(spent, "socket", records.nbytes):
+        _pass(records, *ends)
+
+
+def _seed(stores: list[Store], stripe: Stripe, replacement: Store, spent: dict[str, list[float]]) -> None:
+    """The parity rows of a class, as in `ecrec.protocol.seeding`."""
+    for member in stripe.data:
+        keys, records = _coded(stores[member], stripe.class_id, spent)
+        with _timed(spent, "fold", records.nbytes):
+            replacement.fold(member, ALL_CLASSES, keys, records)
+
+
+def _coded(store: Store, class_id: int, spent: dict[str, list[float]]) -> tuple[Any, Any]:
+    start = time.process_time()
+    keys, records = store.coded_rows(class_id, 0, store.class_size(class_id))
+    _add(spent, "code", time.process_time() - start, records.nbytes)
+    return keys, records
+
+
+@contextlib.contextmanager
+def _timed(spent: dict[str, list[float]], name: str, nbytes: int) -> Iterator[None]:
+    """Processor time, of all threads: what others do on this machine counts less than in time by the clock."""
+    start = time.process_time()
+    yield
+    _add(spent, name, time.process_time() - start, nbytes)
+
+
+def _add(spent: dict[str, list[float]], name: str, used: float, nbytes: int) -> None:
+    so_far = spent.setdefault(name, [0.0, 0.0])
+    so_far[0] += used
+    so_far[1] += nbytes
+
+
+def _pass(block: Any, out: socket.socket, into: socket.socket) -> None:
+    """All of it through a connection, by two threads."""
+    for end in (out, into):
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+    thread = threading.Thread(target=out.sendall, args=(block,))
+    thread.start()
+    left, buffer = block.nbytes, bytearray(1 << 20)
+    while left:
+        left -= into.recv_into(buffer, min(left, len(buffer)))
+    thread.join()
 
 
 # ------------------------------------------------------------------ the run
@@ -254,8 +346,9 @@ def main(arguments: list[str] | None = None) -> int:
     code = CodeSpec.parse(args.code)
     shards = code.k + code.r
     print(describe_machine(machine()), flush=True)
-    floor = floor_gb_s(code)
-    print("floor, GB/s: " + ", ".join(f"{name} {value:.1f}" for name, value in floor.items()), flush=True)
+    floor = measure_floor(code, args.dim)
+    pieces = ", ".join(f"{name} {1e-9 / each:.1f}" for name, each in floor.pieces.items())
+    print(f"of one processor, GB/s: {pieces}", flush=True)
     with Scratch("ecrec-") as directory, LocalCluster(ClusterSettings(shards, directory)) as cluster:
         endpoint = cluster.start()
         cluster.wait_ready()
@@ -266,8 +359,8 @@ def main(arguments: list[str] | None = None) -> int:
                 report["stripes_compared"], report["parity_ok"] = outcome.stripes, outcome.ok
                 print(f"scrub: {outcome.stripes:,} stripes compared, parity fits: {outcome.ok}")
     lost = report["lost_gb"]
-    floor_s = lost * (code.k / floor["sockets"] + 1 / floor["decode"] / (os.cpu_count() or 1))
-    report["floor"], report["floor_s"] = floor, floor_s
+    floor_s = floor.seconds(report["lost_data_gb"] * 1e9, report["lost_parity_gb"] * 1e9)
+    report["floor"], report["floor_s"] = floor._asdict(), floor_s
     print(f"floor of this recovery: {floor_s:.2f} s, {lost / floor_s:.2f} GB/s", end="; ")
     print(f"it took {report['whole_s'] / floor_s:.1f} times as long")
     write_json(args.report, report)
@@ -317,15 +410,19 @@ def _measure(
             session.push()
             steps.append(time.monotonic())
 
-    deadline = time.monotonic() + (BEFORE_S if args.training else 1.0)
+    deadline = time.monotonic() + (args.before if args.training else 1.0)
     train(lambda: time.monotonic() > deadline)
     session.flush()
     session.fetch(sample)
     before_rows = dict(sample.answers)
+    if not args.training:
+        rested = time.monotonic() + IDLE_S
+        train(lambda: time.monotonic() > rested)
     before = watcher.looks[-1]
     figures = {s.shard: s.figures for s in before.state.shards}
     epoch = next(s.epoch for s in before.state.shards if s.shard == shard)
-    lost = figures[shard].get("data_bytes_touched", 0.0) + figures[shard].get("parity_bytes_touched", 0.0)
+    lost_data, lost_parity = (figures[shard].get(f"{kind}_bytes_touched", 0.0) for kind in ("data", "parity"))
+    lost = lost_data + lost_parity
     kept = _memory(before)
     mark = len(steps)
     used = processor_s()
@@ -341,6 +438,8 @@ def _measure(
     train(lambda: time.monotonic() > killed + whole_s + 2.0)
     report: dict[str, Any] = {
         "lost_gb": lost / 1e9,
+        "lost_data_gb": lost_data / 1e9,
+        "lost_parity_gb": lost_parity / 1e9,
         "whole_s": whole_s,
         "gb_s": lost / 1e9 / whole_s,
         "replaced_s": replaced_s,
@@ -353,12 +452,14 @@ def _measure(
     print(f"{replaced_s:.2f} s of it until another process was there, then {rate:.3f} GB/s")
     print(f"the servers used {cpu_s:.2f} s of processor time meanwhile")
     if args.training:
-        quiet = mark / BEFORE_S
+        quiet = mark / args.before
         busy = len(during) / whole_s
         gaps = np.diff([killed, *during, killed + whole_s])
-        report.update(steps_before=quiet, steps_during=busy, steps_ratio=busy / quiet)
+        served = sum(at > killed + replaced_s for at in during) / (whole_s - replaced_s)
+        report.update(steps_before=quiet, steps_during=busy, steps_ratio=busy / quiet, served_ratio=served / quiet)
         report["longest_pause_s"] = float(gaps.max())
         print(f"steps/s: before {quiet:.1f}, until whole {busy:.1f} ({busy / quiet:.2f})", end="; ")
+        print(f"since another process was there {served:.1f} ({served / quiet:.2f})", end="; ")
         print(f"longest pause {gaps.max():.2f} s")
     else:
         session.fetch(sample)
@@ -388,13 +489,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gb", type=float, default=0.1, help="of touched rows, all servers together")
-    parser.add_argument("--sparse", action="store_true", help=f"a random {SPARSE:.0%} of the rows is touched")
+    parser.add_argument("--sparse", action="store_true", help=f"a random {SPARSE:.0%}% of the rows is touched")
     parser.add_argument("--training", action="store_true", help="pulls and pushes go on meanwhile")
     parser.add_argument("--code", default="4+1")
     parser.add_argument("--dim", type=int, default=64, help="float32 weights of a row; row-wise Adagrad")
     parser.add_argument("--step-rows", type=int, default=1000, help="rows of a step of training")
     parser.add_argument("--shard", type=int, default=2, help="the server that is killed")
     parser.add_argument("--settle", type=float, default=SETTLE_S, help="seconds between touching and training")
+    parser.add_argument("--before", type=float, default=BEFORE_S, help="seconds of training before the kill")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds after which a recovery is given up")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="no scrub at the end")
     parser.add_argument("--report", help="write the results to this JSON file")

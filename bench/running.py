@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ecrec.launch.options import (
+from ecrec.train.options import (
     DENSE_LEARNING_RATES,
     LEARNING_RATES,
     TRANSPORTS,
@@ -19,8 +19,8 @@ from ecrec.launch.options import (
     check_options,
     parse_sizes,
 )
-from ecrec.launch.progress import QuietProgress
-from ecrec.launch.train import run_training
+from ecrec.train.progress import QuietProgress
+from ecrec.train.run import run_training
 
 _TRAINING_OPTIONS: dict[str, dict[str, Any]] = {
     "data": {"nargs": "+", "help": "Criteo files, plain or gzip; without, generated rows"},

@@ -48,7 +48,11 @@ SETTLING_S = 3.0
 """For so many seconds after a change of processes, what a recovery allocates and frees does not count as growth."""
 
 SERVER = "server"
-ROLES = {"ecrec.launch.scheduler": "scheduler", "ecrec.launch.ps": SERVER, "ecrec.launch.worker": "worker"}
+ROLES = {
+    "ecrec.launch.servers.scheduler": "scheduler",
+    "ecrec.launch.servers.ps": SERVER,
+    "ecrec.launch.worker": "worker",
+}
 LAUNCHER = "launcher"
 ROWS = 5_000
 """Buckets a table where --rows is not given: few enough that all are touched within the warm-up."""

@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <tuple>
 
 #include "batch/plan.hpp"
@@ -49,19 +50,23 @@ struct BagViews {
     View<const I64> bag_offsets;
     View<const I32> dims;
     View<const bool> mean;
+    std::optional<View<const float>> weights;
     I64 batch;
 
     BagViews(py::handle value_offsets, py::handle inverse, py::handle bag_offsets, py::handle dims, I64 batch,
-             py::handle mean)
+             py::handle mean, py::handle weights_object)
         : value_offsets(readable<I64>(value_offsets, "value_offsets")),
           inverse(readable<I32>(inverse, "inverse")),
           bag_offsets(readable<I64>(bag_offsets, "bag_offsets")),
           dims(readable<I32>(dims, "dims")),
           mean(readable<bool>(mean, "mean")),
-          batch(batch) {}
+          batch(batch) {
+        if (!weights_object.is_none()) weights.emplace(readable<float>(weights_object, "weights"));
+    }
 
     batch::Bags bags() const {
-        return {value_offsets.span(), inverse.span(), bag_offsets.span(), dims.span(), batch, mean.span()};
+        return {value_offsets.span(), inverse.span(), bag_offsets.span(), dims.span(), batch, mean.span(),
+                weights ? weights->span() : std::span<const float>()};
     }
     void require_disjoint_from(const View<float>& out, const char* name) const {
         require_disjoint(value_offsets, "value_offsets", out, name);
@@ -69,14 +74,15 @@ struct BagViews {
         require_disjoint(bag_offsets, "bag_offsets", out, name);
         require_disjoint(dims, "dims", out, name);
         require_disjoint(mean, "mean", out, name);
+        if (weights) require_disjoint(*weights, "weights", out, name);
     }
 };
 
 void pool_forward(py::handle values_object, py::handle value_offsets, py::handle inverse,
                   py::handle bag_offsets, py::handle dims, I64 batch, py::handle mean,
-                  py::handle out_object) {
+                  py::handle out_object, py::handle weights) {
     const auto values = readable<float>(values_object, "values");
-    const BagViews views(value_offsets, inverse, bag_offsets, dims, batch, mean);
+    const BagViews views(value_offsets, inverse, bag_offsets, dims, batch, mean, weights);
     const auto out = writable<float>(out_object, "out");
     require_disjoint(values, "values", out, "out");
     views.require_disjoint_from(out, "out");
@@ -86,14 +92,28 @@ void pool_forward(py::handle values_object, py::handle value_offsets, py::handle
 
 void pool_backward(py::handle grad_out_object, py::handle value_offsets, py::handle inverse,
                    py::handle bag_offsets, py::handle dims, I64 batch, py::handle mean,
-                   py::handle gradients_object) {
+                   py::handle gradients_object, py::handle weights) {
     const auto grad_out = readable<float>(grad_out_object, "grad_out");
-    const BagViews views(value_offsets, inverse, bag_offsets, dims, batch, mean);
+    const BagViews views(value_offsets, inverse, bag_offsets, dims, batch, mean, weights);
     const auto gradients = writable<float>(gradients_object, "gradients");
     require_disjoint(grad_out, "grad_out", gradients, "gradients");
     views.require_disjoint_from(gradients, "gradients");
     const py::gil_scoped_release release;
     batch::pool_backward(grad_out.span(), views.bags(), gradients.span());
+}
+
+void pool_backward_weights(py::handle grad_out_object, py::handle values_object, py::handle value_offsets,
+                           py::handle inverse, py::handle bag_offsets, py::handle dims, I64 batch, py::handle mean,
+                           py::handle gradients_object) {
+    const auto grad_out = readable<float>(grad_out_object, "grad_out");
+    const auto values = readable<float>(values_object, "values");
+    const BagViews views(value_offsets, inverse, bag_offsets, dims, batch, mean, py::none());
+    const auto gradients = writable<float>(gradients_object, "gradients");
+    require_disjoint(grad_out, "grad_out", gradients, "gradients");
+    require_disjoint(values, "values", gradients, "gradients");
+    views.require_disjoint_from(gradients, "gradients");
+    const py::gil_scoped_release release;
+    batch::pool_backward_weights(grad_out.span(), values.span(), views.bags(), gradients.span());
 }
 
 std::tuple<py::array_t<I32>, py::array_t<I64>, py::array_t<I64>, py::array_t<float>> sum_sections(
@@ -173,9 +193,11 @@ void register_batch(py::module_& module) {
     module.def("plan_batch", &plan_batch, "ids"_a, "starts"_a, "tables"_a, "table_rows"_a, "table_k"_a,
                "shards"_a, "groups"_a = 1);
     module.def("pool_forward", &pool_forward, "values"_a, "value_offsets"_a, "inverse"_a, "bag_offsets"_a,
-               "dims"_a, "batch"_a, "mean"_a, "out"_a);
+               "dims"_a, "batch"_a, "mean"_a, "out"_a, "weights"_a = py::none());
     module.def("pool_backward", &pool_backward, "grad_out"_a, "value_offsets"_a, "inverse"_a, "bag_offsets"_a,
-               "dims"_a, "batch"_a, "mean"_a, "gradients"_a);
+               "dims"_a, "batch"_a, "mean"_a, "gradients"_a, "weights"_a = py::none());
+    module.def("pool_backward_weights", &pool_backward_weights, "grad_out"_a, "values"_a, "value_offsets"_a,
+               "inverse"_a, "bag_offsets"_a, "dims"_a, "batch"_a, "mean"_a, "gradients"_a);
     module.def("sum_sections", &sum_sections, "sections"_a, "dims"_a, "store"_a = nullptr);
     module.def("segment_sum", &segment_sum, "values"_a, "inverse"_a, "segments"_a);
     module.def("unique_inverse", &unique_inverse, "ids"_a);

@@ -1,3 +1,6 @@
+// What Python sees of a store, and of what is made of it.
+//
+// This file is long because all of these classes share the rules by which a call uses a store alone.
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
@@ -41,6 +44,8 @@ public:
     explicit Using(const Store& store) : store_(store.in_use(), "Store"), listening_(&store.listener()) {}
     explicit Using(const RowBuffer& buffer) : Using(buffer.store()) { own_.emplace(buffer.in_use(), "RowBuffer"); }
     explicit Using(const Window& window) : Using(*window.store()) { own_.emplace(window.in_use(), "Window"); }
+    explicit Using(const Snapshot& snapshot) : Using(snapshot.store()) {}
+    explicit Using(const Copying& copying) : Using(copying.store()) {}
     explicit Using(const Capture& capture) : Using(capture.store()) { own_.emplace(capture.in_use(), "Capture"); }
     Using(const Store& store, const Window* window) : Using(store) {
         if (window != nullptr) own_.emplace(window->in_use(), "Window");
@@ -76,6 +81,11 @@ auto alone_held(Result (Object::*method)(Arguments...) const) {
     };
 }
 
+// Which rows changed between two marks, for Python to hold.
+struct Noted {
+    std::shared_ptr<const ChangeSet> set;
+};
+
 struct SectionViews {
     View<const std::int32_t> tables;
     View<const std::int64_t> counts;
@@ -93,7 +103,8 @@ View<const U64> keys_view(py::handle keys) { return readable<U64>(keys, "keys");
 
 int add_table(Store& store, std::int64_t rows, std::int64_t dim, int k, int r, std::string generator,
               std::string optimizer, std::vector<double> hyper, std::string init, U64 init_seed,
-              double init_scale, double init_state, bool recovered) {
+              double init_scale, double init_state, bool recovered, double weight_decay, bool decoupled,
+              double max_gradient) {
     TableOptions options{rows,
                          dim,
                          k,
@@ -105,7 +116,10 @@ int add_table(Store& store, std::int64_t rows, std::int64_t dim, int k, int r, s
                          init_seed,
                          init_scale,
                          init_state,
-                         recovered};
+                         recovered,
+                         weight_decay,
+                         decoupled,
+                         max_gradient};
     const Using use(store);
     return released([&] { return store.add_table(options); });
 }
@@ -233,6 +247,51 @@ void register_capture(py::module_& module) {
         });
 }
 
+void register_snapshot(py::module_& module) {
+    using namespace py::literals;
+    py::class_<Snapshot>(module, "Snapshot")
+        .def(py::init([](const StorePointer& store, std::vector<std::vector<std::size_t>> columns,
+                         const std::optional<std::pair<U64, U64>>& changed) {
+                 const Using use(*store);
+                 std::optional<Snapshot::Marks> marks;
+                 if (changed) marks = {changed->first, changed->second};
+                 return released([&] { return std::make_unique<Snapshot>(store, std::move(columns), marks); });
+             }),
+             py::arg("store").none(false), "columns"_a, "changed"_a = std::nullopt)
+        .def_property_readonly("rows", alone_held(&Snapshot::rows))
+        .def_property_readonly("taken", alone_held(&Snapshot::taken))
+        .def_property_readonly("kept_bytes", alone_held(&Snapshot::kept_bytes))
+        .def(
+            "take",
+            [](Snapshot& snapshot, std::size_t bytes_max) {
+                const Using use(snapshot);
+                Snapshot::Chunk chunk = released([&] { return snapshot.take(bytes_max); });
+                return std::make_tuple(chunk.table, chunk.rows, to_array(std::move(chunk.bytes)));
+            },
+            "bytes_max"_a)
+        .def("close", alone(&Snapshot::close));
+}
+
+void register_copying(py::module_& module) {
+    using namespace py::literals;
+    py::class_<Copying>(module, "Copying")
+        .def(py::init([](const StorePointer& store) {
+                 const Using use(*store);
+                 return std::make_unique<Copying>(store);
+             }),
+             py::arg("store").none(false))
+        .def_property_readonly("rows", alone_held(&Copying::rows))
+        .def_property_readonly("nbytes", alone_held(&Copying::bytes))
+        .def(
+            "take",
+            [](Copying& copying, std::size_t bytes_max) {
+                const Using use(copying);
+                return to_arrays(released([&] { return copying.take(bytes_max); }));
+            },
+            "bytes_max"_a)
+        .def("close", alone(&Copying::close));
+}
+
 void def_rows(py::class_<Store, StorePointer>& store) {
     using namespace py::literals;
     store
@@ -279,13 +338,13 @@ void def_rows(py::class_<Store, StorePointer>& store) {
         .def(
             "apply",
             [](Store& store, py::handle tables, py::handle counts, py::handle rows,
-               py::handle gradients_object, Window* window) {
+               py::handle gradients_object, Window* window, const std::vector<double>& rates) {
                 const SectionViews views(tables, counts, rows);
                 const auto gradients = readable<float>(gradients_object, "gradients");
                 const Using use(store, window);
-                released([&] { store.apply(views.sections(), gradients.span(), window); });
+                released([&] { store.apply(views.sections(), gradients.span(), window, rates); });
             },
-            "tables"_a, "counts"_a, "rows"_a, "gradients"_a, "window"_a.none(true))
+            "tables"_a, "counts"_a, "rows"_a, "gradients"_a, "window"_a.none(true), "rates"_a = std::vector<double>{})
         .def(
             "assign",
             [](Store& store, py::handle tables, py::handle counts, py::handle rows, py::handle values_object,
@@ -296,6 +355,16 @@ void def_rows(py::class_<Store, StorePointer>& store) {
                 released([&] { store.assign(views.sections(), values.span(), window); });
             },
             "tables"_a, "counts"_a, "rows"_a, "values"_a, "window"_a.none(true))
+        .def(
+            "assign_records",
+            [](Store& store, py::handle tables, py::handle counts, py::handle rows, py::handle records_object,
+               Window* window) {
+                const SectionViews views(tables, counts, rows);
+                const auto records = readable<float>(records_object, "records");
+                const Using use(store, window);
+                released([&] { store.assign_records(views.sections(), records.span(), window); });
+            },
+            "tables"_a, "counts"_a, "rows"_a, "records"_a, "window"_a.none(true))
         .def(
             "keys",
             [](const Store& store, py::handle tables, py::handle counts, py::handle rows) {
@@ -362,6 +431,15 @@ void def_parity_and_recovery(py::class_<Store, StorePointer>& store) {
                 released([&] { store.restore(keys.span(), coded.span()); });
             },
             "keys"_a, "coded"_a)
+        .def(
+            "put",
+            [](Store& store, py::handle keys_object, py::handle records_object) {
+                const auto keys = keys_view(keys_object);
+                const auto records = readable<U8>(records_object, "records");
+                const Using use(store);
+                released([&] { store.put(keys.span(), records.span()); });
+            },
+            "keys"_a, "records"_a)
         .def("mark_recovered", alone(&Store::mark_recovered), "class_id"_a, "first"_a, "last"_a)
         .def(
             "mark_recovered_keys",
@@ -416,12 +494,16 @@ void register_store(py::module_& module) {
     });
 
     py::class_<Store, StorePointer> store(module, "Store");
+    const py::class_<Noted> changes(module, "Changes");
     register_row_buffer(module);
     register_window(module);
     register_capture(module);
+    register_snapshot(module);
+    register_copying(module);
     store.def(py::init<int, int, int, int>(), "shard"_a, "shards"_a, "group"_a = 0, "groups"_a = 1)
         .def("add_table", &add_table, "rows"_a, "dim"_a, "k"_a, "r"_a, "generator"_a, "optimizer"_a,
-             "hyper"_a, "init"_a, "init_seed"_a, "init_scale"_a, "init_state"_a, "recovered"_a = true)
+             "hyper"_a, "init"_a, "init_seed"_a, "init_scale"_a, "init_state"_a, "recovered"_a = true,
+             "weight_decay"_a = 0.0, "decoupled"_a = false, "max_gradient"_a = 0.0)
         .def(
             "on_pause",
             [](Store& store, std::function<void(std::size_t)> pause) {
@@ -439,6 +521,57 @@ void register_store(py::module_& module) {
             "table"_a)
         .def("class_size", alone_held(&Store::class_size), "class_id"_a)
         .def_property_readonly("codes", &codes)
+        .def(
+            "touched_rows",
+            [](const Store& store) {
+                const Using use(store);
+                Growing<std::int64_t> rows;
+                for (std::size_t i = 0; i < store.tables(); ++i) {
+                    rows.push_back(static_cast<std::int64_t>(store.table(static_cast<int>(i)).data_rows_touched()));
+                }
+                return to_array(std::move(rows));
+            })
+        .def(
+            "changes_between",
+            [](const Store& store, U64 since, U64 until) {
+                const Using use(store);
+                return Noted{released([&] { return store.changes().between(since, until); })};
+            },
+            "since"_a, "until"_a)
+        .def(
+            "next_rows",
+            [](const Store& store, const Noted* noted, std::size_t table, std::uint32_t slot, U64 quotient,
+               std::size_t bytes_max) {
+                const Using use(store);
+                ChangedRows found = released([&] {
+                    return next_rows(store, noted == nullptr ? nullptr : noted->set.get(), table, slot, quotient,
+                                     bytes_max);
+                });
+                const bool is_last = found.next_table >= store.tables();
+                const auto next = std::make_tuple(found.next_table, found.next_slot, found.next_quotient);
+                return std::make_tuple(found.table, to_array(std::move(found.rows)), next, is_last);
+            },
+            "changes"_a.none(true), "table"_a, "slot"_a, "quotient"_a, "bytes_max"_a)
+        .def(
+            "mark_changes",
+            [](Store& store) {
+                const Using use(store);
+                return store.changes().mark();
+            })
+        .def(
+            "has_mark",
+            [](const Store& store, U64 mark) {
+                const Using use(store);
+                return store.changes().has(mark);
+            },
+            "mark"_a)
+        .def(
+            "drop_mark",
+            [](Store& store, U64 mark) {
+                const Using use(store);
+                released([&] { store.changes().drop(mark); });
+            },
+            "mark"_a)
         .def("use_huge_pages", alone(&Store::use_huge_pages), "extents"_a)
         .def("memory", &memory)
         .def(

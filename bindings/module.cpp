@@ -7,4 +7,5 @@ PYBIND11_MODULE(_native, module) {
     ecrec::bindings::register_store(module);
     ecrec::bindings::register_batch(module);
     ecrec::bindings::register_frames(module);
+    ecrec::bindings::register_files(module);
 }

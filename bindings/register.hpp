@@ -9,5 +9,6 @@ void register_codec(pybind11::module_& module);
 void register_store(pybind11::module_& module);
 void register_batch(pybind11::module_& module);
 void register_frames(pybind11::module_& module);
+void register_files(pybind11::module_& module);
 
 }  // namespace ecrec::bindings

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ecrec.launch.connect import connect, local_cluster
+    from ecrec.training.distribute import distribute
 
 if find_spec("ecrec._native") is None:
     raise ImportError(
         f"{__path__[0]} is ecrec's source without its native module, found first because Python was started beside it "
-        "with -m or -c: start it elsewhere, use the installed commands (ecrec, ecrec-simulator), or pip install -e ."
+        "with -m or -c: start it elsewhere, use the installed command (ecrec), or pip install -e ."
     )
 
 try:
@@ -18,7 +19,7 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0.0.0+uninstalled"
 
-__all__ = ["__version__", "connect", "local_cluster"]
+__all__ = ["__version__", "connect", "distribute", "local_cluster"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from ecrec.launch import connect as entry
 
         return getattr(entry, name)
+    if name == "distribute":
+        from ecrec.training.distribute import distribute as entry_point
+
+        return entry_point
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

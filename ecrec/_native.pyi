@@ -86,6 +86,26 @@ def kernel_functions() -> dict[str, int]:
 def prepare_coefficients(values: U8) -> U8:
     """uint8[values.size, size of a prepared coefficient]: what the functions of `kernel_functions` take."""
 
+# ------------------------------------------------------------------ files
+def write_file(path: str, partial: str, buffers: Sequence[Any]) -> tuple[int, int]:
+    """Write a file as a whole or not at all: buffers one after the other to ``partial``, which is renamed to ``path``.
+
+    Missing folders are made; a file at ``path`` is replaced; all is durable on return. ``partial`` is in the folder of
+    ``path``. Large files go past the page cache where the file system can. Returns bytes and CRC-32C. Raises OSError.
+    """
+
+class FileWriter:
+    """Threads that do what `write_file` does; one of the lowest priority, one of ordinary priority for urgent files."""
+    def submit(self, path: str, partial: str, absent: str, buffers: Sequence[Any], urgent: bool = False) -> int:
+        """Have a file written behind others of its urgency; its number. Nothing is written if ``absent`` is there.
+
+        Buffers are read until `take` has given the number. Raises RuntimeError if no thread can be started.
+        """
+    def take(self) -> list[tuple[int, int, int, int, str]]:
+        """(number, bytes, CRC-32C, errno or 0, what it is of) of files that are done; EEXIST: ``absent`` is there."""
+    def close(self) -> None:
+        """Begin nothing more. What is being written is not waited for."""
+
 # ------------------------------------------------------------------ codec
 def gf_multiply(a: int, b: int) -> int: ...
 def gf_inverse(a: int) -> int: ...
@@ -189,6 +209,58 @@ class Capture:
     def take(self) -> tuple[U64, U8]:
         """(keys, records) of what is stored, moved out."""
 
+class Snapshot:
+    """The touched data rows of a store as they are when this is made, copied out bit by bit while pushes change them.
+
+    A push that changes a row which was not copied out keeps its old record aside first. `take` hands out what is kept
+    before it reads on. Tables that are added later are not in it. ``columns``: of each table, the bytes of a record
+    that belong to each column, in order, without padding. ``changed``: only rows that changed between these two marks
+    (`Store.mark_changes`), of which the second is of now. ValueError for columns that do not fit, and for marks that
+    the store does not have; RuntimeError while rows of the store are missing, and while it has another snapshot;
+    `Store.restore` is refused meanwhile.
+    """
+    def __init__(
+        self, store: Store, columns: Sequence[Sequence[int]], changed: tuple[int, int] | None = None
+    ) -> None: ...
+    @property
+    def rows(self) -> int:
+        """Rows that it has in all."""
+    @property
+    def taken(self) -> int:
+        """Rows that were handed out."""
+    @property
+    def kept_bytes(self) -> int:
+        """Of old records that wait to be handed out."""
+    def take(self, bytes_max: int) -> tuple[int, int, U8]:
+        """(table, number of rows, bytes) of the next rows of one table: their ids as int64, then each column of all of
+        them. At most ``bytes_max`` bytes, but one row at least; no rows: all were handed out. Each row comes once."""
+    def close(self) -> None:
+        """The store goes on without it; it has no more rows."""
+
+class Changes:
+    """Which rows of a store changed between two marks (`Store.changes_between`)."""
+
+class Copying:
+    """The rows of a store, data and parity, that another one does not have as they are: all that are touched at first,
+    then those that have changed since they were handed out.
+
+    When nothing is left, and the store changes no more, a store into which all was put (`Store.put`), in order, has the
+    same rows. Tables that are added later are in it too. RuntimeError while rows of the store are missing, and while
+    there is another one of it; `Store.restore`, `Store.wipe_parity` and `Store.put` are refused meanwhile.
+    """
+    def __init__(self, store: Store) -> None: ...
+    @property
+    def rows(self) -> int:
+        """Rows that are left to be handed out,"""
+    @property
+    def nbytes(self) -> int:
+        """and bytes of their records."""
+    def take(self, bytes_max: int) -> tuple[U64, U8]:
+        """Keys and whole records of the next rows: at most ``bytes_max`` bytes, but one row at least; none: nothing is
+        left. A stripe has at most one row on a shard, so that its key names a data row or a parity row."""
+    def close(self) -> None:
+        """The store goes on without it; nothing is left."""
+
 class Store:
     """All tables of one shard: data rows, parity rows, and the bitmaps *touched* and *recovered*.
 
@@ -213,6 +285,9 @@ class Store:
         init_scale: float,
         init_state: float,
         recovered: bool = True,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        max_gradient: float = 0.0,
     ) -> int:
         """Add a table, return its index (0, 1, ...).
 
@@ -222,7 +297,9 @@ class Store:
         1 - beta2^t in float64, where t counts the steps of this row; ``"ftrl"`` [lr, beta, l1, l2]: n[dim], z[dim].
         Each is rounded to float32 (of Adam 1 - beta is), and only has to be finite.
         init: ``"zeros"`` or ``"uniform"`` in [-init_scale, init_scale). init_state: where Adagrad's sums and FTRL's n
-        start; all other state starts at zero.
+        start; all other state starts at zero. Before each step of a row its gradient is cut off to [-max_gradient,
+        max_gradient] (0: it is not); then gradient += weight_decay * weights, or, if decoupled, weights *= 1 - lr *
+        weight_decay.
         recovered=False: every data row of it counts as lost until restored (a replacement's store).
         """
     def on_pause(self, pause: Callable[[int], None] | None) -> None:
@@ -247,6 +324,24 @@ class Store:
         """``data_rows_touched``, ``parity_rows_touched``, ``data_bytes_reserved``, ``parity_bytes_reserved``,
         ``data_bytes_touched``, ``parity_bytes_touched``.
         """
+
+    def touched_rows(self) -> I64:
+        """By table, how many data rows were ever touched."""
+    def changes_between(self, since: int, until: int) -> Changes:
+        """Which rows changed between two marks. Raises ValueError for marks that are not there."""
+    def next_rows(
+        self, changes: Changes | None, table: int, slot: int, quotient: int, bytes_max: int
+    ) -> tuple[int, I64, tuple[int, int, int], bool]:
+        """(table, rows, next place, whether these are the last ones): some of the rows of changes, or of all touched
+        rows (None), from a place on, all of one table; at most ``bytes_max`` bytes with weights, one row at least."""
+    def mark_changes(self) -> int:
+        """A new mark: the store notes which rows change from now on, until the mark is dropped. Marks rise.
+
+        A row that changes costs one bit. Where there is no memory for that, all marks are dropped (`has_mark`).
+        """
+    def has_mark(self, mark: int) -> bool: ...
+    def drop_mark(self, mark: int) -> None:
+        """Nobody needs a mark any more; what changed since stays noted for those who have earlier ones."""
 
     def use_huge_pages(self, extents: int) -> bool:
         """Look at the next ``extents`` of 2 MiB of all tables, in turn, and move those of which at least three quarters
@@ -274,14 +369,30 @@ class Store:
         """Distinct keys of those rows that are not yet recovered (empty when nothing is lost)."""
     def check(self, tables: I32, counts: I64, rows: I64, values: F32) -> None:
         """Raise what `apply` or `assign` would raise for these arguments; change nothing."""
-    def apply(self, tables: I32, counts: I64, rows: I64, gradients: F32, window: Window | None) -> None:
+    def apply(
+        self,
+        tables: I32,
+        counts: I64,
+        rows: I64,
+        gradients: F32,
+        window: Window | None,
+        rates: Sequence[float] = ...,
+    ) -> None:
         """One optimizer step on each row, in order, writing deltas into ``window`` in the same pass.
 
-        ``gradients``: float32[sum(counts[i] * dim(tables[i]))], section after section.
-        ValueError for a gradient that is not finite (says table and row). Nothing is applied unless all is valid.
+        ``gradients``: float32[sum(counts[i] * dim(tables[i]))], section after section. ``rates``: a learning rate for
+        each of ``tables``, which replaces the table's own in this step; or none.
+        ValueError for a gradient that is not finite (says table and row), and for a rate at which no step can be taken:
+        not finite, below 0, 0 for FTRL, or with a decoupled weight decay at least 1 / weight_decay. Nothing is applied
+        unless all is valid.
         """
     def assign(self, tables: I32, counts: I64, rows: I64, values: F32, window: Window | None) -> None:
         """Set weights (state is kept); otherwise like `apply`."""
+    def assign_records(self, tables: I32, counts: I64, rows: I64, records: F32, window: Window | None) -> None:
+        """Set weights and state: ``records`` are whole records without padding, in the order of `add_table`, as float32
+        (the last two numbers of Adam's state are float64 in the place of four). Otherwise like `apply`; only weights
+        have to be finite.
+        """
 
     # -- parity
     def fold(self, source: int, class_mask: int, keys: U64, records: U8) -> None:
@@ -309,6 +420,8 @@ class Store:
         recovered
         rows that stop it (up to rows_max of them; the limit then stands before the first).
         """
+    def put(self, keys: U64, records: U8) -> None:
+        """Rows that `Copying.take` handed out, of a store of the same shard: these are their records from now on."""
     def restore(self, keys: U64, coded: U8) -> None:
         """Set data rows to initial record XOR coded value and mark them recovered; a row already recovered is left
         alone.
@@ -358,12 +471,14 @@ def pool_forward(
     batch: int,
     mean: NDArray[np.bool_],
     out: F32,
+    weights: F32 | None = None,
 ) -> None:
     """out float32[batch, sum(dims)]: for feature f and sample b the sum (or mean) of the rows of its bag.
 
     Bag (f, b) = inverse[bag_offsets[f * batch + b] : bag_offsets[f * batch + b + 1]]; row u is
-    values[value_offsets[u] : value_offsets[u] + dims[f]]. An empty bag gives zeros. ValueError for offsets that are
-    out of range, fall, or make rows overlap.
+    values[value_offsets[u] : value_offsets[u] + dims[f]]. An empty bag gives zeros. ``weights``: of each id; its row is
+    multiplied by it, and a mean still divides by the number of ids. ValueError for offsets that are out of range,
+    fall, or make rows overlap.
     """
 
 def pool_backward(
@@ -375,9 +490,25 @@ def pool_backward(
     batch: int,
     mean: NDArray[np.bool_],
     gradients: F32,
+    weights: F32 | None = None,
 ) -> None:
     """gradients (same shape as ``values`` above) = sum over each row's occurrences, added in the order of the ids.
-    Overwrites.
+    Overwrites. ``weights`` are those of the forward pass.
+    """
+
+def pool_backward_weights(
+    grad_out: F32,
+    values: F32,
+    value_offsets: I64,
+    inverse: I32,
+    bag_offsets: I64,
+    dims: I32,
+    batch: int,
+    mean: NDArray[np.bool_],
+    gradients: F32,
+) -> None:
+    """gradients (one for each id) = those of the ids' weights: the dot product of the id's row and its bag's gradient,
+    for a mean divided by the number of ids. Overwrites.
     """
 
 def sum_sections(

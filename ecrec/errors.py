@@ -51,3 +51,15 @@ class FencedError(ClusterError):
 
 class DataLostError(ClusterError):
     """More shards are gone than the code can stand; says which."""
+
+
+class CheckpointError(EcrecError):
+    """A checkpoint that cannot be written, or read: damaged, of another version, or not complete; says which file."""
+
+
+class FileMissingError(CheckpointError):
+    """A file or folder of a checkpoint that is not there; says which."""
+
+
+class CheckpointVersionError(CheckpointError):
+    """A file of a checkpoint in a version of the format that this ecrec does not read; says which."""

@@ -23,7 +23,7 @@ def read(first, last):
 
 
 with ecrec.connect() as session:  # ECREC_SCHEDULER, RANK and WORLD_SIZE say where, and who this is
-    tables = [EmbeddingBagConfig(f"{name}s", 100_000, 16, [name]) for name in ("user", "item")]
+    tables = [EmbeddingBagConfig(100_000, 16, f"{name}s", feature_names=[name]) for name in ("user", "item")]
     sparse = EmbeddingBagCollection(session, tables, RowWiseAdagrad(lr=0.05))
     model = torch.nn.Linear(32, 1)
     session.replicate(model, Adagrad(lr=0.01))
@@ -31,7 +31,7 @@ with ecrec.connect() as session:  # ECREC_SCHEDULER, RANK and WORLD_SIZE say whe
     for split in session.lease_splits("clicks", examples=EXAMPLES, split_examples=20 * BATCH):
         batches = read(split.first, split.last)
         for features, labels in session.prefetch(batches, features=lambda batch: batch[0], depth=1):
-            logits = model(sparse(features)).squeeze(1)
+            logits = model(sparse(features).values()).squeeze(1)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
             loss.backward()
             session.push(len(labels))

@@ -163,6 +163,9 @@ class _Node:
             self.cluster.step(self.name)
             return self.cluster.results.pop(self.name, [])
 
+    def scheduler_trouble(self) -> str:
+        return "it is stopped"
+
     def close(self) -> None:
         with self.cluster.lock:
             self.cluster.machines.pop(self.name, None)

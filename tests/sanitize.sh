@@ -61,7 +61,7 @@ export ASAN_OPTIONS="$ASAN_OPTIONS:detect_leaks=0:allocator_may_return_null=1"
 export ASAN_OPTIONS="$ASAN_OPTIONS:log_path=$scratch/report" UBSAN_OPTIONS="$UBSAN_OPTIONS:log_path=$scratch/report"
 export PYTHONMALLOC=malloc ECREC_SANITIZED="$PWD/$package" PYTHONDONTWRITEBYTECODE=1
 read -ra tests <<<"${SANITIZE_TESTS:-tests/unit/store tests/unit/batch tests/unit/codec tests/unit/protocol \
-    tests/unit/transport/test_frames.py tests/property}"
+    tests/unit/checkpoint/test_file_writer.py tests/unit/transport/test_frames.py tests/property}"
 log="$scratch/pytest.log"
 status=0
 # shellcheck disable=SC2086  # words of SANITIZE_PYTEST

@@ -62,7 +62,8 @@ def keys_of(*pairs: tuple[int, int]) -> U64:
 def add_table(store: Store, table: Table, recovered: bool = True) -> int:
     return store.add_table(
         table.rows, table.dim, table.k, table.r, table.generator, table.optimizer, table.hyper,
-        table.init, table.init_seed, table.init_scale, table.init_state, recovered=recovered,
+        table.init, table.init_seed, table.init_scale, table.init_state, recovered,
+        table.weight_decay, table.decoupled, table.max_gradient,
     )  # fmt: skip
 
 
@@ -115,15 +116,24 @@ class Group:
         floats = sum(len(rows) * self.reference.tables[table].dim for table, rows in parts)
         return sections(*parts), rng.standard_normal(floats).astype(np.float32)
 
-    def apply(self, shard: int, listed: Sections, gradients: F32, to_store: bool = True) -> None:
+    def random_rates(self, rng: np.random.Generator, listed: Sections) -> list[float]:
+        """For each table of the sections a learning rate, its own among them; mostly none at all."""
+        if rng.random() < 0.6:
+            return []
+        own = [self.reference.tables[table].hyper[0] for table in listed[0].tolist()]
+        return [rate * float(rng.choice((1.0, 0.5, 1e-3, 1.25))) for rate in own]
+
+    def apply(
+        self, shard: int, listed: Sections, gradients: F32, to_store: bool = True, rates: Sequence[float] = ()
+    ) -> None:
         """Apply to the store and to the plain store."""
         if to_store:
-            self.stores[shard].apply(*listed, gradients, self.windows[shard])
+            self.stores[shard].apply(*listed, gradients, self.windows[shard], rates)
         at = row_at = 0
-        for table, count in zip(listed[0].tolist(), listed[1].tolist(), strict=True):
+        for i, (table, count) in enumerate(zip(listed[0].tolist(), listed[1].tolist(), strict=True)):
             dim = self.reference.tables[table].dim
             for row in listed[2][row_at : row_at + count].tolist():
-                self.reference.apply(table, row, gradients[at : at + dim])
+                self.reference.apply(table, row, gradients[at : at + dim], rates[i] if rates else None)
                 at += dim
             row_at += count
 
@@ -194,6 +204,9 @@ def random_tables(rng: np.random.Generator, n: int, groups: int, count: int, row
                 init_seed=int(rng.integers(1 << 62)),
                 init_scale=0.05,
                 init_state=float(rng.choice([0.0, 0.1])),
+                weight_decay=float(rng.choice([0.0, 0.0, 0.3])),
+                decoupled=bool(rng.integers(2)),
+                max_gradient=float(rng.choice([0.0, 0.0, 0.5])),
                 shards=n,
                 groups=groups,
             )

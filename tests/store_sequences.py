@@ -6,6 +6,8 @@ folded, as coded values of the plain store, so that it says what must lie in eve
 
 `run` reads a sequence from bytes; every string of bytes is one. Used by tests/property/test_store_sequences.py
 (hypothesis shrinks it), tests/fuzz (target ``store``) and tests/sanitize.sh.
+
+This file is long because the model, and each call on it and on the stores, stand side by side.
 """
 
 import contextlib
@@ -14,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from simulation import tuning
 from store_group import ALL_CLASSES, KEY_STRIPE_BITS, U8, U64, Group, random_tables, sections
 
 from ecrec import _native
 from ecrec.codec import Code
 from ecrec.codec.reference import PRODUCTS
-from ecrec.simulator import tuning
 from ecrec.store import Capture, RowBuffer, Store, Window
 
 STEPS_MAX = 60

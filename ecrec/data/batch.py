@@ -11,22 +11,21 @@ from numpy.typing import NDArray
 
 from ecrec.errors import DataError
 
-DENSE_FEATURES = tuple(f"I{i}" for i in range(1, 14))
-SPARSE_FEATURES = tuple(f"C{i}" for i in range(1, 27))
-
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows.
+    """B rows of D dense and F sparse features; how many there are, and their names, the source says.
 
-    labels: float32[B], 0 or 1. dense: float32[B, 13], already transformed. ids: int64[26, B], feature-major,
+    labels: float32[B], 0 or 1. dense: float32[B, D], already transformed. ids: int64[F, B], feature-major,
     so that `ids[f]` is the column of feature f and `ids.reshape(-1)` is the `values()` of a
-    KeyedJaggedTensor whose lengths are all 1.
+    KeyedJaggedTensor whose lengths are all 1. skipped: rows of the range that the batch was asked for which are not
+    among the B, because they cannot be read.
     """
 
     labels: NDArray[np.float32]
     dense: NDArray[np.float32]
     ids: NDArray[np.int64]
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,8 +50,18 @@ class BatchSource(Protocol):
     """What training needs of its data: the Criteo reader and the synthetic generator both are one."""
 
     @property
+    def dense_features(self) -> tuple[str, ...]:
+        """Names of the D columns of `Batch.dense`."""
+        ...
+
+    @property
+    def sparse_features(self) -> tuple[str, ...]:
+        """Names of the F rows of `Batch.ids`."""
+        ...
+
+    @property
     def rows_per_table(self) -> tuple[int, ...]:
-        """Rows of each of the 26 embedding tables; every id of feature f is in [0, rows_per_table[f])."""
+        """Rows of the embedding table of each sparse feature; every id of feature f is in [0, rows_per_table[f])."""
         ...
 
     @property

@@ -17,14 +17,15 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecrec.data.batch import Batch, batch_ranges, range_batches
-from ecrec.data.criteo_format import RawRows, parse_block
+from ecrec.data.criteo_format import DENSE_FEATURES, SPARSE_FEATURES, RawRows, parse_block, parse_good_lines
 from ecrec.data.ids import HashedIds, IdMapping, VocabularyIds, VocabularyTables
 from ecrec.errors import DataError
 
@@ -36,6 +37,13 @@ LINE_BYTES_MAX = 1 << 16
 
 CACHE_ROWS_MAX = 1_000_000
 """Rows kept in memory by default, at 264 bytes each."""
+
+STOP, SKIP = "stop", "skip"
+BAD_ROWS = (STOP, SKIP)
+"""What becomes of a line that is no row: an error, or it is left out and counted."""
+
+BAD_ROWS_MAX = 100_000
+"""So many bad rows are left out; more are an error: it is another kind of file."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -108,9 +116,53 @@ def check_file(path: str | os.PathLike[str]) -> None:
     parse_block(block[: block.index(b"\n") + 1], name, line_number)
 
 
-def count_rows(files: Files) -> int:
-    """Lines of all files together, without parsing them; raises DataError as `line_blocks` does."""
-    return sum(block.count(b"\n") for path in files for block, _ in line_blocks(path))
+def count_rows(path: str | os.PathLike[str], is_over: Callable[[], bool] = lambda: False) -> int:
+    """Lines of a file, without parsing them; raises DataError as `line_blocks` does. It ends early when ``is_over``
+    says that nobody wants to know any more."""
+    rows = 0
+    for block, _ in line_blocks(path):
+        if is_over():
+            break
+        rows += block.count(b"\n")
+    return rows
+
+
+class BadRows:
+    """What becomes of lines that are no rows, and which there were so far.
+
+    ``policy``: one of `BAD_ROWS`.
+    """
+
+    def __init__(self, policy: str = STOP) -> None:
+        if policy not in BAD_ROWS:
+            raise ValueError(f"bad rows: {policy!r}, expected one of {', '.join(BAD_ROWS)}")
+        self.policy = policy
+        self.found: dict[int, str] = {}
+        """Number of the row, over all files, counted with the bad ones -> file, line, and what is wrong."""
+
+    def parse(self, block: bytes, path: str, first_line: int, first_row: int) -> tuple[RawRows, NDArray[np.int64]]:
+        """The rows of a block, and their numbers over all files. Raises DataError for a line that is none, or, where
+        they are skipped, for more than `BAD_ROWS_MAX`."""
+        if self.policy == STOP:
+            rows = parse_block(block, path, first_line)
+            return rows, np.arange(first_row, first_row + len(rows))
+        rows, numbers, wrong = parse_good_lines(block, path, first_line)
+        self.found.update((first_row + number, why) for number, why in wrong.items())
+        if len(self.found) > BAD_ROWS_MAX:
+            raise DataError(
+                f"more than {BAD_ROWS_MAX} bad rows were skipped, is this another kind of file? The last one is "
+                f"{next(reversed(self.found.values()))}"
+            )
+        return rows, numbers + first_row
+
+
+class Piece(NamedTuple):
+    """Parsed rows among [first, stop) of all files: those that are not bad, with their numbers, int64[n]."""
+
+    rows: RawRows
+    numbers: NDArray[np.int64]
+    first: int
+    stop: int
 
 
 def read_raw(files: Files, first_row: int = 0, stop_row: int | None = None) -> Iterator[RawRows]:
@@ -119,8 +171,25 @@ def read_raw(files: Files, first_row: int = 0, stop_row: int | None = None) -> I
     Lines before `first_row` are skipped without being parsed. Raises DataError for a malformed line or a file
     that cannot be read.
     """
+    return (piece.rows for piece in read_pieces(files, first_row, stop_row))
+
+
+def read_pieces(
+    files: Files,
+    first_row: int = 0,
+    stop_row: int | None = None,
+    bad: BadRows | None = None,
+    rows_of_files: Sequence[int] | None = None,
+) -> Iterator[Piece]:
+    """As `read_raw`, with the numbers of the rows. ``bad``: what becomes of malformed lines; None: an error.
+    ``rows_of_files``: as they were counted; files before `first_row` are then not opened."""
+    bad = BadRows() if bad is None else bad
     row = 0
-    for path in files:
+    for number, path in enumerate(files):
+        if rows_of_files is not None and row + rows_of_files[number] <= first_row:
+            row += rows_of_files[number]
+            continue
+        begin = row
         for block, line_number in line_blocks(path):
             rows = block.count(b"\n")
             skip = max(0, first_row - row)
@@ -132,7 +201,16 @@ def read_raw(files: Files, first_row: int = 0, stop_row: int | None = None) -> I
                 continue
             start = _line_offset(block, skip)
             stop = len(block) if keep == rows else _line_offset(block, keep)
-            yield parse_block(block[start:stop], os.fspath(path), line_number + skip)
+            first = row - rows + skip
+            good, numbers = bad.parse(block[start:stop], os.fspath(path), line_number + skip, first)
+            yield Piece(good, numbers, first, row - rows + keep)
+        counted = row - begin if rows_of_files is None else rows_of_files[number]
+        if row - begin < counted or (row - begin > counted and number + 1 < len(files)):
+            fewer = "fewer" if row - begin < counted else "more"
+            raise DataError(
+                f"{os.fspath(path)}: found {row - begin} rows, {fewer} rows than when they were counted ({counted}), "
+                "expected unchanged files"
+            )
 
 
 def _line_offset(block: bytes, line: int) -> int:
@@ -153,11 +231,14 @@ class CriteoDataset:
     files: one or more paths, read in this order as if they were one. ids: how tokens become ids; a
     `VocabularyIds` is built here, from the training part. train_fraction: in [0, 1]; the training part is
     the first floor(fraction * rows) rows. cache_rows_max: up to so many rows are parsed once and kept, more
-    are read from the files again for each epoch.
+    are read from the files again for each epoch. rows_of_files: rows of each file, where somebody has counted them
+    (`count_rows`); otherwise opening reads all files once to count them. bad_rows: ``"stop"``: a malformed line is an
+    error; ``"skip"``: it is left out of its batch (`Batch.skipped`) and kept in `bad`. It counts as a row in
+    all numbers of rows.
 
-    Opening reads all files once to count their rows, and the training part once more for a vocabulary. Raises
-    DataError for files that cannot be read, that have no rows, or, as soon as it is met, a malformed line;
-    ValueError for a fraction out of range.
+    For a vocabulary the training part is read once more. Raises DataError for files that cannot be read, that have no
+    rows or others than were counted, or, as soon as it is met, a malformed line; ValueError for a fraction out of range
+    or another ``bad_rows``.
     """
 
     def __init__(
@@ -167,11 +248,20 @@ class CriteoDataset:
         *,
         train_fraction: float = 0.8,
         cache_rows_max: int = CACHE_ROWS_MAX,
+        rows_of_files: Sequence[int] | None = None,
+        bad_rows: str = STOP,
     ) -> None:
         if not 0.0 <= train_fraction <= 1.0:
             raise ValueError(f"train_fraction is {train_fraction}, expected a value from 0 to 1")
         self._files = [Path(path) for path in files]
-        rows = count_rows(self._files)
+        self.bad = BadRows(bad_rows)
+        """Lines that were left out so far."""
+        if rows_of_files is None:
+            rows_of_files = [count_rows(path) for path in self._files]
+        elif len(rows_of_files) != len(self._files):
+            raise ValueError(f"rows_of_files has {len(rows_of_files)} numbers for {len(self._files)} files")
+        self._rows_of_files = list(rows_of_files)
+        rows = sum(self._rows_of_files)
         if rows == 0:
             names = ", ".join(map(str, self._files)) or "no file"
             raise DataError(f"{names}: found no rows, expected at least one")
@@ -179,19 +269,29 @@ class CriteoDataset:
         self._train_rows = int(rows * train_fraction + 1e-9)
         self._test_rows = rows - self._train_rows
         self._mapping: IdMapping = (
-            VocabularyTables.build(ids, (raw.tokens for raw in read_raw(self._files, 0, self._train_rows)))
+            VocabularyTables.build(ids, (piece.rows.tokens for piece in self._pieces(0, self._train_rows)))
             if isinstance(ids, VocabularyIds)
             else ids
         )
-        self._cache: Batch | None = None
+        self._cache: _Rows | None = None
         self._reader: _Reader | None = None
         """Of `train_range`: splits mostly come in order, and a zipped file cannot be entered in the middle."""
         if rows <= cache_rows_max:
-            self._cache = _concatenate([self._to_batch(raw) for raw in read_raw(self._files)])
+            self._cache = _Rows.of([self._to_rows(piece) for piece in self._pieces(0, rows)])
+
+    @property
+    def dense_features(self) -> tuple[str, ...]:
+        """Names of the integers."""
+        return DENSE_FEATURES
+
+    @property
+    def sparse_features(self) -> tuple[str, ...]:
+        """Names of the tokens."""
+        return SPARSE_FEATURES
 
     @property
     def rows_per_table(self) -> tuple[int, ...]:
-        """Rows of each of the 26 embedding tables."""
+        """Rows of the embedding table of each token."""
         return self._mapping.rows_per_table
 
     @property
@@ -224,10 +324,10 @@ class CriteoDataset:
         """
         for start, stop in range_batches(first, last, self._train_rows, batch_size):
             if self._cache is not None:
-                yield self._cache.rows(start, stop)
+                yield self._cache.cut(start, stop)
                 continue
             if self._reader is None or not self._reader.reaches(start):
-                self._reader = _Reader(self._files, self._to_batch, start, self._train_rows)
+                self._reader = self._read_from(start, self._train_rows)
             yield self._reader.rows(start, stop)
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
@@ -239,64 +339,86 @@ class CriteoDataset:
     def _read(self, ranges: Iterator[tuple[int, int]], stop_row: int) -> Iterator[Batch]:
         if self._cache is not None:
             for start, stop in ranges:
-                yield self._cache.rows(start, stop)
+                yield self._cache.cut(start, stop)
             return
         reader: _Reader | None = None
         for start, stop in ranges:
             # Ranges run on without a gap inside an epoch; a new epoch opens the files again.
             if reader is None or not reader.reaches(start):
-                reader = _Reader(self._files, self._to_batch, start, stop_row)
+                reader = self._read_from(start, stop_row)
             yield reader.rows(start, stop)
 
-    def _to_batch(self, raw: RawRows) -> Batch:
-        return Batch(raw.labels, transform_integers(raw.integers), self._mapping(raw.tokens))
+    def _read_from(self, start: int, stop: int) -> _Reader:
+        return _Reader((self._to_rows(piece) for piece in self._pieces(start, stop)), start)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Raises DataError for files that have become shorter or longer since they were counted."""
+        yield from read_pieces(self._files, start, stop, self.bad, self._rows_of_files)
+
+    def _to_rows(self, piece: Piece) -> _Rows:
+        raw = piece.rows
+        batch = Batch(raw.labels, transform_integers(raw.integers), self._mapping(raw.tokens))
+        return _Rows(batch, piece.numbers, piece.first, piece.stop)
+
+
+class _Rows(NamedTuple):
+    """Rows [first, stop) of the files, without the bad ones. ``numbers``: of those of the batch, int64[B],
+    ascending."""
+
+    batch: Batch
+    numbers: NDArray[np.int64]
+    first: int
+    stop: int
+
+    @classmethod
+    def of(cls, pieces: Sequence[_Rows]) -> _Rows:
+        """One behind the other."""
+        if len(pieces) == 1:
+            return pieces[0]
+        batch = Batch(
+            np.concatenate([piece.batch.labels for piece in pieces]),
+            np.concatenate([piece.batch.dense for piece in pieces]),
+            np.concatenate([piece.batch.ids for piece in pieces], axis=1),
+        )
+        return cls(batch, np.concatenate([piece.numbers for piece in pieces]), pieces[0].first, pieces[-1].stop)
+
+    def cut(self, start: int, stop: int) -> Batch:
+        """Those of rows [start, stop), which lie in first..stop."""
+        low, high = np.searchsorted(self.numbers, (start, stop)).tolist()
+        return replace(self.batch.rows(low, high), skipped=stop - start - (high - low))
+
+    def part(self, start: int) -> _Rows:
+        """Those from row ``start`` on."""
+        low = int(np.searchsorted(self.numbers, start))
+        return _Rows(self.batch.rows(low, len(self.batch)), self.numbers[low:], max(start, self.first), self.stop)
 
 
 class _Reader:
-    """Reads rows [start, stop) of the files once, forwards."""
+    """Reads rows of the files once, forwards. ``pieces``: from row ``start`` on, without a gap."""
 
-    def __init__(self, files: Sequence[Path], convert: Callable[[RawRows], Batch], start: int, stop: int) -> None:
-        self._files = files
-        self._convert = convert
-        self._stream = read_raw(files, start, stop)
-        self._held: Batch | None = None
-        self._held_start = start
+    def __init__(self, pieces: Iterator[_Rows], start: int) -> None:
+        self._pieces = pieces
+        self._held: _Rows | None = None
+        self._start = start
 
     def reaches(self, start: int) -> bool:
         """Rows from ``start`` on are not behind."""
-        return start >= self._held_start
+        return start >= self._start
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows [start, stop)."""
-        held_stop = self._held_start + (0 if self._held is None else len(self._held))
-        if self._held is None or held_stop < stop:
-            pieces = []
-            if self._held is not None and start < held_stop:
-                pieces.append(self._held.rows(start - self._held_start, len(self._held)))
-            while held_stop < stop:
-                raw = self._next_piece()
-                if held_stop + len(raw) > start:
-                    piece = self._convert(raw)
-                    pieces.append(piece.rows(max(0, start - held_stop), len(piece)))
-                held_stop += len(raw)
-            self._held, self._held_start = _concatenate(pieces), start
-        return self._held.rows(start - self._held_start, stop - self._held_start)
-
-    def _next_piece(self) -> RawRows:
-        for piece in self._stream:
-            return piece
-        names = ", ".join(map(str, self._files))
-        raise DataError(f"{names}: found fewer rows than when they were counted, expected unchanged files")
-
-
-def _concatenate(batches: list[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
-    return Batch(
-        np.concatenate([batch.labels for batch in batches]),
-        np.concatenate([batch.dense for batch in batches]),
-        np.concatenate([batch.ids for batch in batches], axis=1),
-    )
+        held = self._held
+        if held is None or held.stop < stop:
+            pieces = [] if held is None or held.stop <= start else [held.part(start)]
+            end = self._start if held is None else held.stop
+            while end < stop:
+                piece = next(self._pieces)
+                end = piece.stop
+                if end > start:
+                    pieces.append(piece.part(start) if piece.first < start else piece)
+            self._held = held = _Rows.of(pieces)
+            self._start = start
+        return held.cut(start, stop)
 
 
 def write_rows(stream: io.BufferedIOBase | BinaryIO, raw: RawRows) -> None:

@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 
 from ecrec.errors import DataError
 
-FIELDS = 40
 INTEGERS = 13
 TOKENS = 26
+FIELDS = 1 + INTEGERS + TOKENS
+
+DENSE_FEATURES = tuple(f"I{i}" for i in range(1, INTEGERS + 1))
+SPARSE_FEATURES = tuple(f"C{i}" for i in range(1, TOKENS + 1))
+"""Names of the integers and of the tokens, in the order of the fields."""
 
 MISSING_TOKEN = -1
 """Stands for an empty token in arrays of tokens; real tokens are in [0, 2**32)."""
@@ -32,7 +36,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _U64 = np.dtype("<u8")
 _TAB, _NEWLINE, _MINUS, _ZERO = 9, 10, 45, 48
 _PAD = 16
-_FIELD_NAMES = ["label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27))]
+_FIELD_NAMES = ["label", *DENSE_FEATURES, *SPARSE_FEATURES]
 _INTEGER_PATTERN = re.compile(rb"-?[0-9]{1,%d}" % INTEGER_DIGITS_MAX)
 _TOKEN_PATTERN = re.compile(rb"[0-9a-fA-F]{8}")
 
@@ -134,6 +138,29 @@ def parse_block(block: bytes | memoryview, path: str, first_line: int) -> RawRow
     if not (good.all() and good_integers and good_tokens):
         _raise_first_error(raw, path, first_line)
     return RawRows(label_digits.astype(np.float32), integers, integers_missing, tokens)
+
+
+def parse_good_lines(
+    block: bytes | memoryview, path: str, first_line: int
+) -> tuple[RawRows, NDArray[np.int64], dict[int, str]]:
+    """The rows of a block without the lines that are wrong: (rows, their numbers in the block, why others are left
+    out, by their number). The block is as in `parse_block`. Raises nothing."""
+    try:
+        rows = parse_block(block, path, first_line)
+    except DataError:
+        pass
+    else:
+        return rows, np.arange(len(rows)), {}
+    good, numbers, wrong = [], [], {}
+    for number, line in enumerate(bytes(block).replace(b"\r\n", b"\n").split(b"\n")[:-1]):
+        try:
+            parse_line(line, path, first_line + number)
+        except DataError as error:
+            wrong[number] = str(error)
+        else:
+            good.append(line + b"\n")
+            numbers.append(number)
+    return parse_block(b"".join(good), path, first_line), np.array(numbers, np.int64), wrong
 
 
 def _parse_integers(

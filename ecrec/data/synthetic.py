@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 
 from ecrec.data.batch import Batch, batch_ranges, range_batches
 from ecrec.data.criteo import transform_integers, write_rows
-from ecrec.data.criteo_format import INTEGERS, MISSING_TOKEN, TOKENS, RawRows
+from ecrec.data.criteo_format import (
+    DENSE_FEATURES,
+    INTEGERS,
+    MISSING_TOKEN,
+    SPARSE_FEATURES,
+    TOKENS,
+    RawRows,
+)
 from ecrec.data.ids import HashedIds, mix64
 
 CARDINALITIES = (
@@ -89,8 +96,18 @@ class SyntheticDataset:
         self._key = mix64(np.array([options.seed], np.uint64) + np.uint64(0x9E3779B97F4A7C15))
 
     @property
+    def dense_features(self) -> tuple[str, ...]:
+        """Names of the integers."""
+        return DENSE_FEATURES
+
+    @property
+    def sparse_features(self) -> tuple[str, ...]:
+        """Names of the tokens."""
+        return SPARSE_FEATURES
+
+    @property
     def rows_per_table(self) -> tuple[int, ...]:
-        """Rows of each of the 26 embedding tables."""
+        """Rows of the embedding table of each token."""
         return self._ids.rows_per_table
 
     @property

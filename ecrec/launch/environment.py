@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ecrec.errors import ConfigurationError
 from ecrec.transport.curve import CurveKeys
@@ -65,6 +66,21 @@ def curve_keys(directory: str | None = None) -> CurveKeys | None:
     """
     directory = directory or os.environ.get(CURVE_DIR)
     return CurveKeys.load(directory) if directory else None
+
+
+@contextmanager
+def curve_dir_for_all(directory: str | None) -> Iterator[None]:
+    """Have `curve_keys` find this directory wherever none is given; None changes nothing."""
+    before = os.environ.get(CURVE_DIR)
+    if directory is not None:
+        os.environ[CURVE_DIR] = directory
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(CURVE_DIR, None)
+        else:
+            os.environ[CURVE_DIR] = before
 
 
 def configure_native() -> None:

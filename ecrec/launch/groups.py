@@ -11,6 +11,14 @@ from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX, CodeSpec, Placement
 
 DEFAULT_CODE = "4+1"
 
+ON_DATA_LOSS = STOP, REINITIALISE = ("stop", "reinitialise")
+"""What happens when more servers die than the code tolerates: training stops with an error, or goes on with the lost
+rows at their initial records."""
+
+RESTORE = "restore"
+"""The same of a cluster whose launcher owns all processes: it begins anew with the newest checkpoint."""
+ON_DATA_LOSS_OF_RUNS = (*ON_DATA_LOSS, RESTORE)
+
 POSSIBLE_SHOWN = 2
 """Numbers of shards that an error names, on each side of the one that is impossible."""
 

@@ -6,7 +6,8 @@ policy.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 SERVER_THREADS = 1
 SERVERS_PER_CORE = 4
@@ -18,10 +19,65 @@ SERVER_CORES_FRACTION = 4
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: those of its affinity, and no more than its control groups give it time for."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(mine, cores_of_quota(Path("/proc/self")) or mine)
+
+
+def cores_of_quota(process: Path) -> int | None:
+    """Whole cores of the smallest quota of CPU time, at least 1; None: no quota. Of cgroups v2 and v1, with ancestors.
+
+    With 1.5 cores, two busy threads would be stopped for a quarter of the time, in the middle of what they do.
+    ``process``: its directory in /proc. What cannot be read there is no quota.
+    """
+    try:
+        mounts = (process / "mountinfo").read_text().splitlines()
+        groups = (process / "cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {}
+    for line in groups:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            paths["cgroup2"] = path
+        elif "cpu" in controllers.split(","):
+            paths["cgroup"] = path
+    quotas: list[float] = []
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
+            continue
+        root, mounted = before.split(" ")[3:5]
+        quotas += _quotas(kind, Path(mounted), _below(paths[kind], root))
+    return max(1, int(min(quotas))) if quotas else None
+
+
+def _below(path: str, root: str) -> str:
+    """Of a group below the one that is mounted; without a name space of its own a container is told the host's path."""
+    if ".." in path:
+        return ""
+    if root != "/":
+        path = path.removeprefix(root) if path == root or path.startswith(root + "/") else ""
+    return path.strip("/")
+
+
+def _quotas(kind: str, mounted: Path, below: str) -> Iterator[float]:
+    """Cores, of the group and of each above it that has a quota."""
+    group = mounted / below
+    while True:
+        try:
+            if kind == "cgroup2":
+                quota, period = (group / "cpu.max").read_text().split()
+            else:
+                quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):
+            pass
+        if group == mounted:
+            return
+        group = group.parent
 
 
 def crowding(servers: int, cores: int) -> float:

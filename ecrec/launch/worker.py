@@ -8,14 +8,17 @@ import os
 import runpy
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ecrec.errors import ConfigurationError
-from ecrec.launch.connect import LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE, whole_number
+from ecrec.errors import ConfigurationError, EcrecError
+from ecrec.exit_codes import ExitCode, exit_code, exit_codes_help
+from ecrec.launch import variables, worker_pages
+from ecrec.launch.connect import LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE
 from ecrec.launch.environment import (
     CURVE_DIR,
     CURVE_DIR_HELP,
@@ -24,10 +27,10 @@ from ecrec.launch.environment import (
     curve_keys,
     keep_freed_memory,
 )
-from ecrec.launch.threads import cores, thread_environment, worker_threads
+from ecrec.launch.threads import cores, cores_of_quota, thread_environment, worker_threads
+from ecrec.launch.watched import HTTP_HELP
 from ecrec.tether import module_command
 
-EXIT_OPTIONS = 2
 _POLL_S = 0.05
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -35,9 +38,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    help="Run a training script as one or several workers. Options that are not given are taken from the "
-    "environment (ECREC_SCHEDULER, ECREC_CURVE_DIR, ECREC_WAIT_TIMEOUT_MS, RANK, WORLD_SIZE), where the script finds "
-    "them.",
+    help="Run a training script as one or several workers. The script finds RANK, LOCAL_RANK, WORLD_SIZE and "
+    "ECREC_SCHEDULER in its environment. The exit code is the script's; an error of ecrec that the script does not "
+    "catch has its own. "
+    + exit_codes_help(
+        ExitCode.DONE,
+        ExitCode.FAILED,
+        ExitCode.OPTIONS,
+        ExitCode.DATA_LOST,
+        ExitCode.REPLACED,
+        ExitCode.CLEANUP,
+        ExitCode.INTERRUPTED,
+    ),
 )
 def worker(
     script: Annotated[str, typer.Argument(help="A Python file, or with -m a module.")],
@@ -49,6 +61,7 @@ def worker(
     world_size: Annotated[int | None, typer.Option(min=1, help="Workers on all machines.")] = None,
     curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
     wait_timeout_ms: Annotated[int | None, typer.Option(min=1, help=WAIT_TIMEOUT_HELP)] = None,
+    http: Annotated[str | None, typer.Option(help=f"{HTTP_HELP} Of several workers each has the next port.")] = None,
 ) -> None:
     try:
         given = _settle(scheduler, nproc_per_node, rank, world_size)
@@ -61,46 +74,62 @@ def worker(
             raise ConfigurationError(f"there is no script {script}; give -m before the name of a module")
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_OPTIONS) from error
+        raise typer.Exit(ExitCode.OPTIONS) from error
     if nproc_per_node > 1:
-        raise typer.Exit(_run_many(given, nproc_per_node, module, script, arguments or []))
+        raise typer.Exit(_run_many(given, nproc_per_node, module, script, arguments or [], http))
+    if (allowed := cores_of_quota(Path("/proc/self"))) is not None:  # torch sees all cores of the machine
+        given = {**thread_environment(min(allowed, cores())), **os.environ, **given}
     os.environ.update(given)
+    if http:
+        try:
+            shown = worker_pages.serve("--http", http, int(given[LOCAL_RANK]))
+        except ConfigurationError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(ExitCode.OPTIONS) from error
+        print(f"worker {given[RANK]} is shown at {shown.url}", file=sys.stderr)
     _run(module, script, arguments or [])
 
 
 def _settle(scheduler: str | None, count: int, rank: int | None, world_size: int | None) -> dict[str, str]:
     """The environment of the first worker. Raises ConfigurationError for numbers that do not fit."""
-    endpoint = scheduler or os.environ.get(SCHEDULER)
-    if not endpoint:
+    if not scheduler:
         raise ConfigurationError(f"no scheduler: give --scheduler, or set {SCHEDULER}")
-    first = whole_number(RANK, 0) if rank is None else rank
-    world = whole_number(WORLD_SIZE, first + count) if world_size is None else world_size
+    first = rank or 0
+    world = first + count if world_size is None else world_size
     if first + count > world:
         raise ConfigurationError(f"ranks {first} to {first + count - 1} do not fit into a world of {world} workers")
     local = os.environ.get(LOCAL_RANK, "0")
-    return {SCHEDULER: endpoint, RANK: str(first), WORLD_SIZE: str(world), LOCAL_RANK: local}
+    return {SCHEDULER: scheduler, RANK: str(first), WORLD_SIZE: str(world), LOCAL_RANK: local}
 
 
 def _run(module: bool, script: str, arguments: Sequence[str]) -> None:
     keep_freed_memory()
     sys.argv[:] = [script, *arguments]
-    if module:
-        sys.path.insert(0, os.getcwd())
-        runpy.run_module(script, run_name="__main__", alter_sys=True)
-        return
-    sys.path.insert(0, str(Path(script).resolve().parent))
-    runpy.run_path(script, run_name="__main__")
+    sys.path.insert(0, os.getcwd() if module else str(Path(script).resolve().parent))
+    try:
+        if module:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(script, run_name="__main__")
+    except EcrecError as error:
+        traceback.print_exc()
+        sys.last_value = error  # as of one that nobody catches, for handlers at the exit
+        raise typer.Exit(exit_code(error)) from error
 
 
-def _run_many(given: dict[str, str], count: int, module: bool, script: str, arguments: Sequence[str]) -> int:
+def _run_many(
+    given: dict[str, str], count: int, module: bool, script: str, arguments: Sequence[str], http: str | None
+) -> int:
     """Start the workers, wait for all; the first that fails ends the others. Returns its exit code."""
     threads = thread_environment(worker_threads(cores(), count))
-    command = module_command("ecrec.launch.worker", *(["-m"] if module else []), script, *arguments)
+    options = [*(["--http", http] if http else []), *(["-m"] if module else [])]
+    command = module_command("ecrec.launch.worker", *options, script, *arguments)
     first = int(given[RANK])
+    environment = variables.environment_of_children()  # with --nproc-per-node out of it they would start others
     workers = [
         subprocess.Popen(
             command,
-            env={**threads, **os.environ, **given, RANK: str(first + i), LOCAL_RANK: str(i)},
+            env={**threads, **environment, **given, RANK: str(first + i), LOCAL_RANK: str(i)},
         )
         for i in range(count)
     ]
@@ -125,7 +154,7 @@ def _run_many(given: dict[str, str], count: int, module: bool, script: str, argu
 
 
 def main() -> None:
-    app()
+    variables.run(app, variables.WORKER)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,11 @@ CANDIDATES_MAX = 4096
 """Processes that wait for a place; bounds what invented ones can cost until they are forgotten."""
 
 
+def host_of(endpoint: str) -> str:
+    """The host in an endpoint, as it is written there."""
+    return endpoint.rpartition("://")[2].rpartition(":")[0]
+
+
 @dataclass(slots=True)
 class Candidate:
     """A shard's process without a place."""
@@ -141,12 +146,15 @@ class Admission:
         )
         return not running and all(self.candidates[other].endpoint != endpoint for other in chosen)
 
-    def choose(self, shard: int, spares: int) -> str | None:
+    def choose(self, shard: int, spares: int, not_on: str = "", but: Collection[str] = ()) -> str | None:
         """A process for this shard (over all groups): one that wants just it, else a spare, if any is left for it.
 
-        Of spares, rather one that was started as such than one whose place is another's.
+        Of spares, rather one that was started as such than one whose place is another's. None ``not_on`` a host, and
+        none of those of ``but``.
         """
-        free = [process for process in self.candidates if self._is_free(process)]
+        free = [process for process in self.candidates if process not in but and self._is_free(process)]
+        if not_on:
+            free = [process for process in free if host_of(self.candidates[process].endpoint) != not_on]
         for process in free:
             if self.candidates[process].wanted == shard:
                 return process
@@ -201,8 +209,8 @@ class Admission:
     def waiting(self) -> list[m.Waiting]:
         """For people."""
         return [
-            m.Waiting(each.endpoint, each.wanted, self._is_spare(each), each.is_reached)
-            for each in self.candidates.values()
+            m.Waiting(each.endpoint, each.wanted, self._is_spare(each), each.is_reached, process)
+            for process, each in self.candidates.items()
         ]
 
     def on_tick(self) -> None:

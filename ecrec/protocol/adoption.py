@@ -17,10 +17,11 @@ from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, SHARD, UP, Addr
 from ecrec.protocol.placement import Placement
 from ecrec.protocol.state import Fence, Group, Place, Settlement, State, encode_state, leave_initial, read_state
 from ecrec.protocol.tables import check_table
+from ecrec.protocol.transitions import BECAME_WHOLE, DIED, LOST_PARITY, REPLACED, SUCCEEDED
 
 ASKED_MAX = 4096
 """Members that are asked; more are invented ones."""
-ABOUT_A_SHARD = (m.ShardDown, m.Settle, m.ShardUp, m.ShardWhole)
+ABOUT_A_SHARD = (m.ShardDown, m.Settle, m.ShardUp, m.ShardWhole, m.Succession, m.Succeeded)
 
 
 @dataclass(slots=True)
@@ -157,9 +158,9 @@ class Adoption:
                 continue
             newest = max(members, key=lambda some: some.view)
             running = {
-                view.shard: (view.epoch, isinstance(view, m.ShardUp))
+                view.shard: (view.epoch, not isinstance(view, m.ShardDown))
                 for view in newest.census.views
-                if isinstance(view, m.ShardUp | m.ShardDown)
+                if isinstance(view, m.ShardUp | m.ShardDown | m.Succeeded)
             }
             for member in newest.census.start.members:
                 epoch, runs = running.get(member.shard, (member.epoch, member.state != DOWN))
@@ -248,10 +249,11 @@ class Adoption:
         self._know_processes(state, told)
         _complete_fences(state)
         later = range(0 if base is None else known, len(state.tables))
-        modules = {index for index in later if state.tables[index].code.k == 1}
-        state.initial.unsure = sorted({*state.initial.unsure, *state.initial.fresh, *modules})
+        state.initial.unsure = sorted({*state.initial.unsure, *state.initial.fresh, *later})
         state.initial.fresh, state.initial.claims = [], {}
         state.new_tables.queue = []  # they are asked for again
+        for group in state.groups:
+            group.succeeding = None  # view `Adopted` says so to those who follow it
         state.cluster = cluster
         state.generation = max([state.generation, *(origin.generation for origin in origins)]) + 1
         state.serial = max([state.serial, *(origin.serial for origin in origins)]) + 1
@@ -263,12 +265,16 @@ class Adoption:
         views: dict[int, m.AnyView] = {view.number: view for view in state.groups[number].views}
         for told in members:
             start = told.census.start
-            if start.recovering:  # it may be the only one that has heard of it
-                views.setdefault(start.number, m.ShardUp(
+            if start.recovering or start.succeeds:  # it may be the only one that has heard of it
+                kind = m.Succeeded if start.succeeds else m.ShardUp
+                views.setdefault(start.number, kind(
                     start.number, start.shard, start.epoch, told.census.endpoint, start.window, start.marks
                 ))  # fmt: skip
             for view in told.census.views:
-                if views.setdefault(view.number, view) != view:
+                known = views.setdefault(view.number, view)
+                # What a cut said of workers is left out once its checkpoint is over.
+                both = isinstance(known, m.CheckpointCut) and isinstance(view, m.CheckpointCut)
+                if known != view and not both:
                     raise HistoriesError(
                         f"view {view.number} of group {number} is {views[view.number]} to one member and {view} to "
                         f"{told.address}: they have followed different schedulers, and one history must be given up by "
@@ -280,10 +286,12 @@ class Adoption:
             youngest = max(members, key=lambda told: told.census.start.number)
             state.groups[number] = _group_of(state, youngest.census.start)
         group = state.groups[number]
-        lacking = [view for view in range(group.view + 1, newest + 1) if view not in views]
-        if lacking:
+        # Not all that are lacking: a number may be any that a member tells.
+        first = next((view for view in range(group.view + 1, newest + 1) if view not in views), None)
+        if first is not None:
+            last = next(view for view in range(newest, group.view, -1) if view not in views)
             raise ConfigurationError(
-                f"views {lacking[0]} to {lacking[-1]} of group {number} are not known to any member that answered"
+                f"views {first} to {last} of group {number} are not known to any member that answered"
             )
         for view_number in range(group.view + 1, newest + 1):
             replay(state, number, views[view_number])
@@ -321,21 +329,32 @@ def replay(state: State, number: int, view: m.AnyView) -> None:
     settlement = group.settlements.get(view.shard) if isinstance(view, ABOUT_A_SHARD) else None
     if isinstance(view, m.ShardDown):
         _fits(view, place.state != DOWN and view.epoch == place.epoch)
-        place.state, place.reseeding = DOWN, []
+        place.step(DIED)
+        place.reseeding = []
         group.settlements[view.shard] = Settlement(view.epoch)
     elif isinstance(view, m.Settle):
         _fits(view, settlement is not None and settlement.view < 0 and view.epoch == place.epoch)
         assert settlement is not None
         settlement.window, settlement.marks, settlement.view = view.window, dict(view.marks), view.number
     elif isinstance(view, m.ShardUp):
-        _fits(view, settlement is not None and settlement.view >= 0 and view.epoch == place.epoch + 1)
+        _fits(view, settlement is not None and settlement.view >= 0 and view.epoch > place.epoch)
         del group.settlements[view.shard]
-        place.epoch, place.state, place.process, place.endpoint = view.epoch, RECOVERING, "", view.endpoint
+        place.step(REPLACED)
+        place.epoch, place.process, place.endpoint = view.epoch, "", view.endpoint
         place.weak_since = place.losses_counted = 0
         place.start = None
+    elif isinstance(view, m.Succession):
+        _fits(view, place.state == UP and view.epoch > place.epoch)
+        place.epochs = max(place.epochs, view.epoch)
+    elif isinstance(view, m.Succeeded):
+        _fits(view, place.state == UP and view.epoch > place.epoch)
+        place.step(SUCCEEDED)
+        place.epoch, place.process, place.endpoint = view.epoch, "", view.endpoint
+        place.start = None
     elif isinstance(view, m.ShardWhole):
-        _fits(view, place.state in m.SEEDED and view.epoch == place.epoch)
-        place.state, place.reseeding = UP, []
+        _fits(view, place.state in m.NOT_WHOLE and view.epoch == place.epoch)
+        place.step(BECAME_WHOLE)
+        place.reseeding = []
     elif isinstance(view, m.TableAdded):
         _replay_table(state, group, placement, view)
     elif isinstance(view, m.WorkerFenced):
@@ -346,6 +365,8 @@ def replay(state: State, number: int, view: m.AnyView) -> None:
         _replay_reinitialise(group, placement, view)
     elif isinstance(view, m.Configured):
         state.config = view.config
+    elif isinstance(view, m.CheckpointAsked | m.CheckpointCut | m.CheckpointOver):
+        state.saving.number = max(state.saving.number, view.checkpoint)
     elif isinstance(view, m.Adopted):
         state.generation, group.adopted = max(state.generation, view.generation), view.number
 
@@ -397,7 +418,7 @@ def _complete_fences(state: State) -> None:
 def _replay_reinitialise(group: Group, placement: Placement, view: m.Reinitialise) -> None:
     lost = set(view.classes)
     _fits(view, lost <= {stripe.class_id for stripe in placement.classes})
-    group.doomed = []
+    group.to_reinitialise = []
     group.damaged = sorted({*group.damaged, *view.damaged})
     for shard, place in enumerate(group.places):
         if place.state == DOWN:
@@ -408,7 +429,7 @@ def _replay_reinitialise(group: Group, placement: Placement, view: m.Reinitialis
         place.weak_since = view.number
         parity = lost.intersection(placement.parity_classes(shard))
         if parity and place.state in (UP, RESEEDING):
-            place.state = RESEEDING
+            place.step(LOST_PARITY)
             place.reseeding = sorted(parity.union(place.reseeding))
 
 
@@ -458,5 +479,5 @@ def _start_of(state: State, number: int, shard: int) -> m.Start:
     assert state.config is not None
     return m.Start(
         first, number, len(state.groups), state.n, shard, place.epoch, place.state == RECOVERING, 0, {}, members,
-        list(state.tables), [], "", state.config,
+        list(state.tables), [], "", state.config, checkpoint=state.saving.number,
     )  # fmt: skip

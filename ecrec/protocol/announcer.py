@@ -7,10 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ecrec.protocol import messages as m
+from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.context import Context, differences
 from ecrec.protocol.members import Members
 from ecrec.protocol.messages import DOWN, Address
 from ecrec.protocol.state import Group, encode_copy, members_of
+from ecrec.protocol.story import describe
+
+
+def forget_ms(config: ProtocolConfig) -> float:
+    """A worker or tool that was silent for longer is not heard again."""
+    return float(max(10 * config.heartbeat_timeout_ms, config.lease_timeout_ms))
 
 
 @dataclass(slots=True)
@@ -48,6 +55,9 @@ class Announcer:
 
     def add(self, group: Group, view: m.AnyView) -> None:
         group.views.append(view)
+        context = self.context
+        number = next(i for i, each in enumerate(context.state.groups) if each is group)
+        context.story.tell(context.now_ms, f"group {number}: view {describe(view)}")
         del group.views[: -self.context.config.views_kept_max]
         self.context.changed()
 
@@ -128,7 +138,7 @@ class Announcer:
         group = state.groups[number]
         return m.Start(
             group.view, number, len(state.groups), state.n, -1, epoch, False, 0, {}, members_of(group), state.tables,
-            [], group.lost, self.context.config, [], group.damaged,
+            [], group.lost, self.context.config, [], group.damaged, checkpoint=state.saving.number,
         )  # fmt: skip
 
     def copied(self, number: int, shard: int) -> int:

@@ -14,7 +14,7 @@ from ecrec.protocol.messages import WORKER
 def cluster_state(
     request: int, context: Context, members: Members, clients: Iterable[Client], admission: Admission, leases: Leases,
     suspected: dict[int, str], leaving: dict[int, str],
-    unheard: dict[int, dict[int, int]],
+    unheard: dict[int, dict[int, int]], saving: m.SavingFigures | None,
 ) -> m.ClusterState:  # fmt: skip
     """All that is known of the cluster now."""
     state = context.state
@@ -40,5 +40,6 @@ def cluster_state(
         request, state.n, len(state.groups), [group.view for group in state.groups], shards, workers, state.tables,
         state.history, admission.spares, lost, state.losses, state.rows_reinitialised, state.updates_damaged,
         leases.figures(), leases.fenced(), suspected,
-        admission.waiting(), leaving, unheard,
+        admission.waiting(), leaving, unheard, saving, state.saving.complete, state.cluster,
+        state.saving.restored, state.saving.bases,
     )  # fmt: skip

@@ -7,7 +7,7 @@ Heads that contradict each other can thus never be applied, on no shard, and it 
 first, nor whether another one ever hears of both.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NoReturn
 
 from ecrec.protocol import messages as m
@@ -84,10 +84,22 @@ def _differences(one: QueuedPush, other: QueuedPush) -> str:
     pairs: Iterable[tuple[str, object, object]] = (
         (f"barrier {a.push.sequence}", _kind(a.push), _kind(b.push)),
         ("barrier size", a.push.barrier, b.push.barrier),
+        *_rates(a.push, b.push),
         ("barrier", f"is number {a.push.sequence}", f"is number {b.push.sequence}"),
     )
     return "; ".join(text(*pair) for pair in pairs if pair[1] != pair[2])
 
 
+def _rates(a: m.Push, b: m.Push) -> Iterator[tuple[str, object, object]]:
+    """The first table that one of two pushes takes at another learning rate than the other."""
+    for table in sorted({*a.rates, *b.rates}):
+        if a.rates.get(table) != b.rates.get(table):
+            own = "its own"
+            yield f"learning rate of table {table}", f"is {a.rates.get(table, own)}", f"is {b.rates.get(table, own)}"
+            return
+
+
 def _kind(push: m.Push) -> str:
+    if push.records:
+        return "sets whole records"
     return "sets weights" if push.assign else "steps with gradients"

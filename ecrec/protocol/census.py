@@ -145,7 +145,7 @@ def _check_group(placement: Placement, group: Group) -> None:
     _require(group.view <= COUNT_MAX and 0 <= group.adopted <= group.view, f"view {group.view}")
     _require(all(0 <= view <= group.view for view in group.table_views), f"tables of views {group.table_views[:8]}")
     _require(down == set(group.settlements), f"{sorted(down)} are down, {sorted(group.settlements)} are settled")
-    _check_classes(placement, group.doomed)
+    _check_classes(placement, group.to_reinitialise)
     for shard, place in enumerate(group.places):
         _check_member(placement, shard, place.epoch, place.state, place.reseeding)
         started = 0 if place.start is None else place.start.number

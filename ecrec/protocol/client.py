@@ -3,18 +3,25 @@
 A worker holds nothing that cannot be lost. What it does hold is every push that is not yet durable and
 every pull that is not yet answered, per shard and in the order in which they were made; whenever a shard
 may not have them (a new incarnation, a silence), they are sent again in that order (docs/protocol.md).
+
+This file is long because it is what a session sees, with what each call raises, and the one order in which pushes,
+pulls, views and deaths act on the channels to the shards. Splits, runs and tables are parts of their own.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from ecrec.errors import RefusedError, WireError
 from ecrec.protocol import arrays, wire
+from ecrec.protocol.channel import RESEND_BACKOFF_MAX, Channel, Kept, WatermarkError
+from ecrec.protocol.client_changes import ClientChanges
+from ecrec.protocol.client_leases import ClientLeases
+from ecrec.protocol.client_runs import ClientRuns
+from ecrec.protocol.client_saves import ClientSaves
+from ecrec.protocol.client_tables import ClientTables
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import (
-    Connect,
-    Disconnect,
     Effect,
     Event,
     Failed,
@@ -26,20 +33,21 @@ from ecrec.protocol.events import (
     Tick,
     half_handled,
 )
-from ecrec.protocol.leases import LEASES_AHEAD_MAX
 from ecrec.protocol.messages import (
-    CURSOR_BITS,
     DOWN,
     SCHEDULER,
     SCHEDULER_ADDRESS,
     SHARD,
-    WAIT,
     WORKER,
     WORKERS_MAX,
-    WRITTEN,
     Address,
     Adopted,
+    AskChanges,
     Census,
+    Changed,
+    CheckpointAsked,
+    CheckpointCut,
+    CheckpointOver,
     Configured,
     CreateTable,
     DataLost,
@@ -47,19 +55,14 @@ from ecrec.protocol.messages import (
     Fenced,
     Flush,
     Frames,
-    HeldLease,
     Hello,
     InitialiseTable,
-    JoinRun,
     Leased,
     LeaseSplit,
-    LeaveRun,
     Message,
     NoSplit,
     Origin,
-    Pull,
     PullRefused,
-    Push,
     PushAck,
     PushRefused,
     Refused,
@@ -67,12 +70,16 @@ from ecrec.protocol.messages import (
     Rows,
     RunJoined,
     RunOver,
-    Section,
+    Save,
+    SaveBegun,
     Settle,
     ShardDown,
     ShardUp,
     ShardWhole,
     Start,
+    Succeeded,
+    Succession,
+    SuccessionOver,
     Suspected,
     TableAdded,
     TableInitial,
@@ -85,79 +92,14 @@ from ecrec.protocol.messages import (
     WorkerStatus,
     is_my_scheduler,
 )
-from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX, TABLES_MAX, TableSpec
+from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX, TableSpec
 from ecrec.protocol.requests import Requests, SectionsAndFrames
-
-RESEND_BACKOFF_MAX = 8
-"""A shard that stays silent is sent things again ever more slowly, down to once in resend_ms times this: everything at
-first, then the oldest request alone, so that copies do not pile up before a shard that hangs."""
 
 ASKS_IN_TIMEOUT = 4
 """How often a shard that says nothing is asked for a sign of life within `heartbeat_timeout_ms`."""
 
 GROUPS_MAX = 1 << 16
 """More coding groups than there are workers for; bounds what a damaged view can cost."""
-
-
-class _Kept(NamedTuple):
-    """A push or pull that its shard has not answered; the message itself is made when it is sent."""
-
-    push: int
-    """Number of the push; 0 for a pull."""
-    request: int
-    """Request (= ticket) of the pull; 0 for a push."""
-    after: int
-    barrier: int
-    flag: bool
-    """``assign`` of a push, ``records`` of a pull."""
-    sections: list[Section]
-    frames: Frames
-    cursor: int = 0
-    run: int = 0
-    sequence: int = 0
-    push_bytes: int = 0
-    """Of the frames of a push; 0 for a pull."""
-
-
-class _Shard:
-    """What the worker knows of one shard, over all its incarnations."""
-
-    def __init__(self) -> None:
-        self.epoch = -1
-        self.endpoint = ""
-        self.connected = False
-        self.welcomed = False
-        """The watermark of this worker's life is known: numbers can be given."""
-        self.greeted = False
-        """The present incarnation may be sent pushes and pulls."""
-        self.base = 0
-        """Pushes of this worker's earlier lives."""
-        self.pushed = 0
-        self.acked = 0
-        self.kept: list[_Kept] = []
-        self.quiet_ms = 0.0
-        """Time without an answer to the oldest request kept."""
-        self.patience = 1
-        self.down_ms: float | None = None
-        """Since when no incarnation runs, as far as is known here."""
-        self.unheard_ms = 0.0
-        """Time without any word of it, while it is asked for one."""
-        self.asked_ms = 0.0
-        """The same since it was last asked."""
-        self.heard = False
-        """It was heard since somebody waits."""
-
-    def ask_anew(self) -> None:
-        """What it said before is no sign of life; it is asked for one at once."""
-        self.unheard_ms, self.asked_ms, self.heard = 0.0, float("inf"), False
-
-
-class SplitLease(NamedTuple):
-    """Examples first <= i < last of a data set, leased to this worker."""
-
-    lease: int
-    first: int
-    last: int
 
 
 class _Ticket:
@@ -181,8 +123,8 @@ class ClientMachine:
     **What a refusal ends.** That of a *request* concerns the request alone: nothing of it was done, all else goes on,
     and it may be made again, also with other properties:
 
-    - a table (`table_refusals`), a split (`split_refusal`), a run (`run_refusal`), first values (`initial_refusals`),
-      refused by the scheduler;
+    - a table (`table_refusals`), a split (`leasing.refusal`), a run (`runs.refusal`), first values
+      (`initial_refusals`), refused by the scheduler;
     - a pull that a shard refuses (`PullFailed`): too many wait, or the answer cannot be sent;
     - whatever is refused here, before anything is sent (RefusedError or GradientError of the call): all that shards
       check of the content of a push or pull.
@@ -208,89 +150,44 @@ class ClientMachine:
         self.epoch = 0
         self.n = 0
         self.groups = 0
-        self.tables: dict[str, tuple[int, TableSpec]] = {}
-        """Name -> (index, spec); a table may be used when `table_ready` says so."""
         self.failed = ""
         """Why the worker cannot go on; empty while it can."""
         self.failed_kind = ""
         """Which kind of failure it is; see above."""
         self._acting = False
         """The event has passed its checks, and the state moves."""
-        self.table_refusals: dict[str, str] = {}
-        """Name -> why the scheduler refused the table that was last asked for under it."""
-        self.split_refusal = ""
-        """Why it refused the split that was last asked for; empty if it did not."""
-        self.run_refusal = ""
-        """The same of a run."""
-        self.initial_refusals: dict[int, str] = {}
-        """Table -> why it would not say whether the table has its first values."""
-        self.damaged: set[str] = set()
-        """Replicated tables of which rows were lost in all copies, and begin anew."""
+        self.leasing = ClientLeases(worker)
+        """Splits that this worker holds; `lease` asks for one."""
+        self.runs = ClientRuns()
+        """The run that it is in; `join_run` asks for one."""
+        self.saves = ClientSaves()
+        """The checkpoint that it asked for last (`save`)."""
+        self.changes = ClientChanges()
+        """What a reader was told of changes (`ask_changes`)."""
+        self._tables = ClientTables()
         self.figures: dict[str, float] = {}
         """Sent to the scheduler with each heartbeat, for people."""
         self.first_rows: dict[tuple[int, int], float] = {}
         """(shard, epoch) -> milliseconds at which that incarnation first answered a pull."""
         self._views: list[int] = [-1]
-        self._tables_seen: list[int] = [0]
         self._started: set[int] = set()
-        self._shards: dict[int, _Shard] = {}
+        self._shards: dict[int, Channel] = {}
         self._kept_bytes = 0
         """Of the pushes that shards have not acknowledged as durable."""
         self._requests = 0
         self._tickets: dict[int, _Ticket] = {}
-        self._creating: dict[str, tuple[int, TableSpec]] = {}
-        self._created: set[str] = set()
-        self._checks: Requests | None = None
-        """Made anew when a table or a limit changes."""
-        self.cursor = 0
-        """How far the leases are done, and durable on all shards."""
-        self.finished: set[Dataset] = set()
-        """Data sets whose examples are all trained on."""
-        self.leases: deque[SplitLease] = deque()
-        """Leases whose examples are not all pushed, in order."""
-        self._newest_lease = 0
-        self._leased_done = 0
-        """Examples of the first of them that are pushed."""
-        self.split_answers = 0
-        """How often the scheduler has answered `lease`, be it with nothing."""
-        self._asking: tuple[int, Dataset] | None = None
-        self._asking_ms = 0.0
-        self._answered = 0
-        """Number of the newest request for a split that was answered."""
-        self._held: deque[HeldLease] = deque()
-        """Leases whose examples are not all durable, in order: what a scheduler that lost its state is told."""
         self.origin = Origin()
         """What is known of the scheduler."""
         self._pushes = 0
-        self._cursors: deque[tuple[int, int]] = deque()
-        """(number of pushes of this life, cursor after them), as long as they are not durable."""
-        self.run = 0
-        """The run in which pushes with a barrier are made; 0: none yet."""
-        self.run_size = 0
-        self.run_missing: list[int] = []
-        """Workers that have not asked for the run that this one waits for: the first few."""
-        self._run_pushes = 0
-        """Pushes made in the run,"""
-        self._run_done = 0
-        """and those of them that are durable on all shards."""
-        self._run_over: tuple[int, str] | None = None
-        """How many of them can be complete at all, and why no more."""
-        self._joining: tuple[int, int] | None = None
-        """Request, size."""
-        self._joining_ms = 0.0
-        self._initial: dict[int, str] = {}
-        """Table -> what the scheduler last said of its first values."""
-        self._initialising: dict[int, InitialiseTable] = {}
-        """Table -> the question that is repeated."""
-        self._initialising_ms = 0.0
-        self._barriers: deque[tuple[int, int]] = deque()
-        """(number of pushes of this life, pushes of the run among them), as long as they are not durable."""
-        self._leaving: LeaveRun | None = None
-        self._left_run = (0, 0)
-        """The run that is left for the one that is asked for."""
+        """Of this life."""
+        self.checkpoint = 0
+        """The newest checkpoint that it has heard of."""
+        self._tells = False
+        """The scheduler is told the last push to each shard before that (`Channel.before`)."""
+        self._run_before = (0, 0)
+        """Run, and sequence of the last push with a barrier before it."""
         self._suspected: tuple[float, dict[int, str]] = (-1e18, {})
         """When the scheduler last said whom it suspects and does not replace, and why."""
-        self._asked_ms = 0.0
         self._waits = False
         self._scheduler_ms: float | None = None
         """When the scheduler was last heard."""
@@ -387,13 +284,37 @@ class ClientMachine:
         said_ms, reasons = self._suspected
         return reasons if (self._now_ms or 0.0) - said_ms <= 10 * self.config.heartbeat_ms else {}
 
+    @property
+    def tables(self) -> dict[str, tuple[int, TableSpec]]:
+        """Name -> (index, spec); a table may be used when `table_ready` says so."""
+        return self._tables.known
+
+    @property
+    def table_refusals(self) -> dict[str, str]:
+        """Name -> why the scheduler refused the table that was last asked for under it."""
+        return self._tables.refusals
+
+    @property
+    def initial_refusals(self) -> dict[int, str]:
+        """Table -> why the scheduler would not say whether the table has its first values."""
+        return self._tables.initial_refusals
+
+    @property
+    def damaged(self) -> set[str]:
+        """Replicated tables of which rows were lost in all copies, and begin anew."""
+        return self._tables.damaged
+
     def table_ready(self, name: str) -> bool:
         """Every running shard has the table."""
-        return name in self._created
+        return self._tables.ready(name)
 
     def creating(self, name: str) -> bool:
         """A table is asked for under this name, and the scheduler has neither made nor refused it."""
-        return name in self._creating
+        return self._tables.creating(name)
+
+    def initial(self, table: int) -> str:
+        """What the scheduler last said of a table's first values: `WRITTEN`, `WRITE` or `WAIT`."""
+        return self._tables.initial(table)
 
     # ------------------------------------------------------------------ requests
     def create_table(self, spec: TableSpec) -> list[Effect]:
@@ -401,58 +322,24 @@ class ClientMachine:
 
         One that is there with an equal spec is taken. Raises RefusedError for a spec that no message can hold.
         """
-        request = CreateTable(self._requests + 1, spec)
-        _check_sendable(request, f"table {spec.name!r}")
-        known = self._creating.get(spec.name)
-        if known is not None and known[1] == spec:
-            return []
-        self._creating.pop(spec.name, None)
-        self.table_refusals.pop(spec.name, None)
-        if spec.name in self._created and self.tables[spec.name][1] == spec:
-            return []
-        self._requests += 1
-        self._creating[spec.name] = (self._requests, spec)
-        return [Send(SCHEDULER_ADDRESS, request)]
+        asked = CreateTable(self._requests + 1, spec)
+        _check_sendable(asked, f"table {spec.name!r}")
+        effects = self._tables.create(asked)
+        self._requests += len(effects)
+        return effects
 
     def lease(self, dataset: Dataset) -> list[Effect]:
-        """Ask for one more split, repeatedly until it is there (`leases`), refused (`split_refusal`), or there is none
-        left (`finished`).
+        """Ask for one more split, repeatedly until it is there (`leasing.leases`), refused (`leasing.refusal`), or
+        there is none left (`leasing.finished`).
 
         Raises RuntimeError while an earlier split is still asked for; RefusedError for a data set that no message can
         hold, and while this worker holds as many splits as the scheduler gives to one.
         """
-        if self._asking is not None:
-            raise RuntimeError(f"worker {self.worker} already waits for a split of {self._asking[1].name!r}")
-        held_max = self.config.pushes_in_flight_max + LEASES_AHEAD_MAX
-        if len(self._held) >= held_max:
-            # trap: refused by the scheduler, a late copy of the request could be granted, and nobody would know
-            raise RefusedError(f"worker {self.worker} holds {held_max} splits: train on them first")
-        _check_sendable(LeaseSplit(self._requests + 1, dataset, self.cursor), f"data set {dataset.name!r}")
+        self.leasing.check_ask(self.config.pushes_in_flight_max)
+        asked = LeaseSplit(self._requests + 1, dataset, self.leasing.cursor)
+        _check_sendable(asked, f"data set {dataset.name!r}")
         self._requests += 1
-        self._asking, self._asking_ms, self.split_refusal = (self._requests, dataset), 0.0, ""
-        return [Send(SCHEDULER_ADDRESS, LeaseSplit(*self._asking, self.cursor))]
-
-    @property
-    def examples_left(self) -> int | None:
-        """Of the first lease that is not pushed to its end; None without one."""
-        if not self.leases:
-            return None
-        return self.leases[0].last - self.leases[0].first - self._leased_done
-
-    @property
-    def asking(self) -> bool:
-        """A split is asked for; the scheduler has neither given nor refused one, nor said that all are trained on."""
-        return self._asking is not None
-
-    @property
-    def asked_dataset(self) -> Dataset | None:
-        """Whose split is asked for; None while none is."""
-        return self._asking[1] if self._asking is not None else None
-
-    @property
-    def leased_dataset(self) -> Dataset | None:
-        """Whose split the first lease is that is not pushed to its end; None without one."""
-        return next((held.dataset for held in self._held if self.leases and held.lease == self.leases[0].lease), None)
+        return self.leasing.ask(asked)
 
     def initialise(self, table: int, claim: bool) -> list[Effect]:
         """Ask whether a table has its first values, repeatedly until it has (`initial`) or it is refused
@@ -462,25 +349,28 @@ class ClientMachine:
         """
         return self._ask_initial(table, claim, done=False)
 
+    def initial_failed(self, table: int, reason: str) -> list[Effect]:
+        """This worker was to make the first values of a table and cannot; said until it was heard (`initial_asked`)."""
+        return self._ask_initial(table, claim=False, done=False, failure=reason)
+
+    @property
+    def initial_asked(self) -> bool:
+        """First values of a table are asked for, or about to be written, or a failure to make some was not heard."""
+        return self._tables.initial_asked
+
     def initialised(self, table: int) -> list[Effect]:
         """This worker has written the first values of a table. Raises RuntimeError unless all pushes are `durable`."""
         if not self.durable:
             raise RuntimeError(f"worker {self.worker}: the first values of table {table} are not durable yet")
         return self._ask_initial(table, claim=True, done=True)
 
-    def initial(self, table: int) -> str:
-        """What the scheduler last said of a table's first values: `WRITTEN`, `WRITE` or `WAIT`."""
-        return self._initial.get(table, WAIT)
-
-    def _ask_initial(self, table: int, claim: bool, done: bool) -> list[Effect]:
+    def _ask_initial(self, table: int, claim: bool, done: bool, failure: str = "") -> list[Effect]:
         self._requests += 1
-        self.initial_refusals.pop(table, None)
-        asked = self._initialising[table] = InitialiseTable(self._requests, table, claim, done)
-        return [Send(SCHEDULER_ADDRESS, asked)]
+        return self._tables.ask_initial(InitialiseTable(self._requests, table, claim, done, failure))
 
     def join_run(self, size: int) -> list[Effect]:
-        """Ask for a run of so many workers, repeatedly until all of them have asked for it (`run`), or it is refused
-        (`run_refusal`).
+        """Ask for a run of so many workers, repeatedly until all of them have asked for it (`runs.run`), or it is
+        refused (`runs.refusal`).
 
         A run that this worker is in is left; best when its pushes there are durable. Raises RuntimeError before
         `ready`, ValueError for a size that this worker is no part of.
@@ -489,33 +379,47 @@ class ClientMachine:
             raise RuntimeError(f"worker {self.worker} cannot join a run: the cluster is not known yet")
         if not max(1, self.worker) < size <= WORKERS_MAX:
             raise ValueError(f"worker {self.worker} in a run of {size} workers; they are numbered from 0")
-        if self._joining is not None and self._joining[1] == size:
+        if self.runs.asks_for(size):
             return []
         self._requests += 1
-        self._joining, self._joining_ms = (self._requests, size), 0.0
-        asked = JoinRun(*self._joining, self.run, self._run_done)
-        self._left_run = (self.run, self._run_done)
-        self.run, self.run_size, self.run_missing, self.run_refusal = 0, size, [], ""
-        self._barriers.clear()
-        return [Send(SCHEDULER_ADDRESS, asked)]
+        return self.runs.join(self._requests, size)
+
+    def say_goodbye(self) -> list[Effect]:
+        """This worker ends. Nothing is to be done with it any more. Raises RuntimeError unless all pushes are
+        `durable`."""
+        if not self.durable:
+            raise RuntimeError(f"worker {self.worker}: its pushes are not durable yet")
+        if self.role != WORKER or not self.epoch:
+            return []
+        status = self._status()
+        return [Send(SCHEDULER_ADDRESS, msgspec.structs.replace(status.message, leaves=True))]
+
+    def save(
+        self, url: str, time_s: float, after: int = 0, state: bytes = b"", incremental: bool = False, base: int = 0,
+        base_crc32c: int = 0,
+    ) -> list[Effect]:  # fmt: skip
+        """Ask for a checkpoint, repeatedly until it has begun (`saves.checkpoint`) or is refused (`saves.refusal`).
+
+        ``time_s``: the time, in seconds since 1970; the others: as in `Save`. Raises RefusedError for a URL that no
+        message can hold.
+        """
+        asked = Save(self._requests + 1, url, time_s, after, state, incremental, base, base_crc32c)
+        _check_sendable(asked, f"a checkpoint to {url[:300]!r}")
+        self._requests += 1
+        return self.saves.ask(asked)
+
+    def ask_changes(
+        self, shard: int, reader: int, epoch: int, since: int, until: int, place: tuple[int, int, int]
+    ) -> list[Effect]:
+        """Ask a shard what changed, as in `AskChanges`; the answer is in ``changes.answers``."""
+        self._requests += 1
+        asked = AskChanges(self._requests, reader, epoch, since, until, place)
+        return self.changes.ask(self._shards[shard], asked, self._now_ms or 0.0)
 
     def leave_run(self) -> list[Effect]:
         """Tell the others that no push of this worker's with a barrier will follow, repeatedly until the scheduler
-        knows (`leaving`). A worker that ends before that is taken for dead later."""
-        if self.run:
-            self._leaving, self.run = LeaveRun(self.run, self._run_done), 0
-            return [Send(SCHEDULER_ADDRESS, self._leaving)]
-        return []
-
-    @property
-    def leaving(self) -> bool:
-        """The scheduler has not answered that this worker has left its run."""
-        return self._leaving is not None
-
-    @property
-    def joining(self) -> bool:
-        """A run is asked for, and others have not asked for it yet."""
-        return self._joining is not None
+        knows (`runs.leaving`). A worker that ends before that is taken for dead later."""
+        return self.runs.leave()
 
     def push(
         self,
@@ -524,10 +428,14 @@ class ClientMachine:
         barrier: int = 0,
         assign: bool = False,
         examples: int = 0,
+        rates: Mapping[int, float] | None = None,
+        records: bool = False,
     ) -> list[Effect]:
         """One numbered push to every shard (an empty one to those not named).
 
-        ``examples``: so many of the first lease are done with it; without a lease they do not count.
+        ``examples``: so many of the first lease are done with it; without a lease they do not count. ``rates``: table
+        -> learning rate of this step, where it is not the table's own. ``records``: with ``assign``, values are whole
+        records, weights and state as float32 without padding, of one table.
 
         Frames of a shard: rows int64 and values float32 of each section. They are kept, by reference, until
         the shard acknowledges the push as durable.
@@ -535,42 +443,64 @@ class ClientMachine:
         (`join_run`); ValueError for more examples than are left of the first lease; what `check_push` raises. Then no
         shard is sent anything.
         """
-        why = self._why_no_push()
-        if not why and barrier > 1 and not (self.run and self.run_size == barrier):
-            why = f"a barrier of {barrier} workers needs a run of so many; it is in run {self.run} of {self.run_size}"
+        why = self._why_no_push() or self.runs.why_no_push(barrier)
         if why:
             raise RuntimeError(f"worker {self.worker} cannot push: {why}")
-        checked = self.check_push(by_shard, barrier=barrier, assign=assign)
-        cursor = self._advance_cursor(examples)
-        run = sequence = 0
-        if barrier > 1:
-            self._run_pushes += 1
-            run, sequence = self.run, self._run_pushes
-            self._barriers.append((self._pushes, sequence))
+        rates = dict(rates or {})
+        if records:
+            self._requests_checks().records(by_shard)
+            checked = dict(by_shard)
+        else:
+            checked = self.check_push(by_shard, barrier=barrier, assign=assign, rates=rates)
+        cursor = self.leasing.advance(examples, self._pushes + 1)
+        self._pushes += 1
+        run, sequence = self.runs.push(self._pushes) if barrier > 1 else (0, 0)
         effects: list[Effect] = []
-        for number, shard in sorted(self._shards.items()):
-            sections, frames = checked.get(number, ([], ()))
+        for _, shard in sorted(self._shards.items()):
+            sections, frames = checked.get(shard.number, ([], ()))
             shard.pushed += 1
             size = arrays.frames_bytes(frames)
-            kept = _Kept(shard.pushed, 0, 0, barrier, assign, sections, frames, cursor, run, sequence, size)
-            effects += self._keep(number, shard, kept)
+            kept = Kept(
+                shard.pushed,
+                0,
+                0,
+                barrier,
+                assign,
+                sections,
+                frames,
+                cursor,
+                run,
+                sequence,
+                size,
+                rates,
+                self.checkpoint,
+                records,
+            )
+            effects += self._keep(shard, kept)
         return effects + self._check_run()
 
     def check_push(
-        self, by_shard: Mapping[int, SectionsAndFrames], *, barrier: int = 0, assign: bool = False
+        self,
+        by_shard: Mapping[int, SectionsAndFrames],
+        *,
+        barrier: int = 0,
+        assign: bool = False,
+        rates: Mapping[int, float] | None = None,
     ) -> dict[int, SectionsAndFrames]:
         """What `push` would send; a section that is too long for a frame becomes several of the same push.
 
         Raises RefusedError for whatever a shard would refuse of it, such as deltas that are too long, an unknown table
         or a row that is not its; GradientError for a value that is infinite or not a number.
         """
-        return self._requests_checks().push(by_shard, barrier, assign)
+        checks = self._requests_checks()
+        checks.rates(rates or {}, assign)
+        return checks.push(by_shard, barrier, assign)
 
     def flush(self) -> list[Effect]:
         """Ask shards to make all pushes durable at once, as one who waits for `durable` wants it. It is only a hint."""
         return [
-            Send(Address(SHARD, number, shard.epoch), Flush(shard.pushed))
-            for number, shard in sorted(self._shards.items())
+            Send(shard.address, Flush(shard.pushed))
+            for _, shard in sorted(self._shards.items())
             if shard.greeted and shard.acked < shard.pushed
         ]
 
@@ -600,7 +530,7 @@ class ClientMachine:
         for number, (sections, frames) in by_shard.items():
             shard = self._shards[number]
             after = shard.pushed if exact else 0
-            effects += self._keep(number, shard, _Kept(0, ticket, after, 0, records, sections, frames))
+            effects += self._keep(shard, Kept(0, ticket, after, 0, records, sections, frames))
         return ticket, effects
 
     # ------------------------------------------------------------------ events
@@ -640,7 +570,7 @@ class ClientMachine:
             if self._waits and shard.connected:
                 shard.unheard_ms += awake_ms
                 shard.asked_ms += awake_ms
-        self._asked_ms += awake_ms
+        self._tables.quiet_ms += awake_ms
         if isinstance(event, Tick):
             self._checked()
             return self._on_tick(now_ms)
@@ -656,30 +586,22 @@ class ClientMachine:
         if self._heartbeat_ms is None or now_ms - self._heartbeat_ms >= self.config.heartbeat_ms:
             self._heartbeat_ms = now_ms
             effects.append(self._status())
-            if self._leaving:
-                effects.append(Send(SCHEDULER_ADDRESS, self._leaving))
-        if self._creating and self._asked_ms >= self.config.resend_ms:
-            self._asked_ms = 0.0
-            effects += [Send(SCHEDULER_ADDRESS, CreateTable(*asked)) for asked in self._creating.values()]
-        if self._initialising and now_ms - self._initialising_ms >= self.config.heartbeat_ms:
-            self._initialising_ms = now_ms
-            effects += [Send(SCHEDULER_ADDRESS, asked) for asked in self._initialising.values()]
-        if self._joining and now_ms - self._joining_ms >= self.config.heartbeat_ms:
-            self._joining_ms = now_ms
-            effects.append(Send(SCHEDULER_ADDRESS, JoinRun(*self._joining, *self._left_run)))
-        if self._asking and now_ms - self._asking_ms >= self.config.heartbeat_ms:
-            self._asking_ms = now_ms
-            effects.append(Send(SCHEDULER_ADDRESS, LeaseSplit(*self._asking, self.cursor)))
-        for number, shard in sorted(self._shards.items()):
+            effects += self.runs.on_heartbeat()
+        effects += self._tables.on_tick(now_ms, self.config)
+        effects += self.runs.on_tick(now_ms, self.config.heartbeat_ms)
+        effects += self.leasing.on_tick(now_ms, self.config.heartbeat_ms)
+        effects += self.saves.on_tick(now_ms, self.config.heartbeat_ms)
+        effects += self.changes.on_tick(self._shards, now_ms, self.config.resend_ms)
+        for _, shard in sorted(self._shards.items()):
             asks = self._waits and self.role == WORKER and shard.greeted
             if asks and shard.asked_ms >= self.config.heartbeat_timeout_ms / ASKS_IN_TIMEOUT:
                 shard.asked_ms = 0.0
-                effects.append(Send(Address(SHARD, number, shard.epoch), Hello(self.epoch)))
+                effects.append(Send(shard.address, Hello(self.epoch)))
             if shard.connected and not shard.greeted:
                 if shard.quiet_ms >= self.config.heartbeat_ms:
-                    effects += self._greet(number, shard)
+                    effects += self._greet(shard)
             elif shard.kept and shard.greeted and shard.quiet_ms >= self.config.resend_ms * shard.patience:
-                effects += self._resend(number, shard, oldest_alone=shard.patience > 1)
+                effects += self._resend(shard, oldest_alone=shard.patience > 1)
                 shard.patience = min(2 * shard.patience, RESEND_BACKOFF_MAX)
         return effects
 
@@ -692,9 +614,9 @@ class ClientMachine:
         if isinstance(message, Views):
             self._check_views(message)
         elif isinstance(message, Leased):
-            self._check_lease(message)
+            self.leasing.check(message)
         elif isinstance(message, TableReady):
-            self._check_table_ready(message)
+            self._tables.check_ready(message)
         self._checked()
         self._scheduler_ms = self._now_ms
         if isinstance(message, Views):
@@ -711,48 +633,33 @@ class ClientMachine:
                 effects.append(self._status())
             return effects
         if isinstance(message, TableReady):
-            return self._on_table_ready(message)
-        if isinstance(message, Leased | NoSplit):
-            return self._on_split(message)
-        if isinstance(message, TableInitial):
-            asked = self._initialising.get(message.table)
-            if asked is not None and asked.request == message.request:
-                self._initial[message.table] = message.state
-                if message.state == WRITTEN:
-                    del self._initialising[message.table]
-            return []
-        if isinstance(message, RunJoined):
-            return self._on_run_joined(message)
-        if isinstance(message, RunOver):
-            if self._leaving is not None and message.run == self._leaving.run:
-                self._leaving = None
-            if message.run == self.run and (self._run_over is None or message.done < self._run_over[0]):
-                self._run_over = message.done, message.reason
+            self._tables.on_ready(message)
+        elif isinstance(message, Leased | NoSplit):
+            self.leasing.on_answer(message)
+        elif isinstance(message, TableInitial):
+            self._tables.on_initial(message)
+        elif isinstance(message, RunJoined):
+            self.runs.on_joined(message)
+        elif isinstance(message, RunOver):
+            self.runs.on_over(message)
             return self._check_run()
-        if isinstance(message, Refused):
+        elif isinstance(message, SaveBegun):
+            self.saves.on_begun(message)
+        elif isinstance(message, Refused):
             self._on_refused(message)
-            return []
-        if isinstance(message, Suspected):
+        elif isinstance(message, Suspected):
             self._suspected = self._now_ms or 0.0, message.reasons
-            return []
-        if isinstance(message, Fenced):
+        elif isinstance(message, Fenced):
             return self._fail("fenced", f"worker {self.worker} was fenced by the scheduler: {message.reason}")
         return []
 
     def _on_refused(self, message: Refused) -> None:
         """The request is over, and it alone."""
         request, reason = message.request, f"the scheduler refused it: {message.reason}"
-        if self._joining and request == self._joining[0]:
-            self._joining, self.run_missing, self.run_refusal = None, [], reason
-        elif self._asking and request == self._asking[0]:
-            self._asking, self.split_refusal = None, reason
-            self.split_answers += 1
-        for table in [table for table, asked in self._initialising.items() if asked.request == request]:
-            del self._initialising[table]
-            self.initial_refusals[table] = reason
-        for name in [name for name, asked in self._creating.items() if asked[0] == request]:
-            del self._creating[name]
-            self.table_refusals[name] = reason
+        self.runs.on_refused(request, reason)
+        self.leasing.on_refused(request, reason)
+        self._tables.on_refused(request, reason)
+        self.saves.on_refused(request, reason)
 
     def _hear_origin(self, message: Views) -> bool:
         """Follow a scheduler whose state was made again from its first full view on; False: this is none."""
@@ -769,13 +676,16 @@ class ClientMachine:
             self.process,
             list(self._views),
             dict(self.figures),
-            self.cursor,
-            self.run,
-            self._run_done,
+            self.leasing.cursor,
+            self.runs.run,
+            self.runs.done,
             self.origin,
-            self.run_size if self.run else 0,
+            self.runs.size if self.runs.run else 0,
             self._waits,
             {number: int(ms) for number, ms in self.unheard(self.config.link_timeout_ms / 2).items()},
+            self.checkpoint,
+            {number: s.before for number, s in sorted(self._shards.items()) if s.welcomed} if self._tells else {},
+            self._run_before,
         )
         return Send(SCHEDULER_ADDRESS, status)
 
@@ -783,7 +693,8 @@ class ClientMachine:
         """A scheduler that lost its state asks for my leases."""
         if self.role != WORKER or not self.epoch:
             return []
-        census = WorkerCensus(self.process, self.origin, self.cursor, self._answered, list(self._held))
+        leasing = self.leasing
+        census = WorkerCensus(self.process, self.origin, leasing.cursor, leasing.answered, list(leasing.held))
         return [Send(SCHEDULER_ADDRESS, census)]
 
     def _check_views(self, message: Views) -> None:
@@ -796,68 +707,16 @@ class ClientMachine:
                 members = sorted(member.shard for member in view.members)
                 if (view.n, view.groups) != (n, groups) or not 1 <= n <= SHARDS_IN_GROUP_MAX or members != [*range(n)]:
                     raise ValueError(f"Start: {len(members)} members in {view.groups} group(s) of {view.n}")
-            elif isinstance(view, ShardDown | ShardUp) and n and not 0 <= view.shard < n:
+            elif isinstance(view, ShardDown | ShardUp | Succeeded) and n and not 0 <= view.shard < n:
                 raise ValueError(f"{type(view).__name__} of shard {view.shard}, in a group of {n}")
         known = self._started or any(isinstance(view, Start) for view in message.views)
         if known and not 0 <= message.group < groups <= GROUPS_MAX:
             raise ValueError(f"views of group {message.group}, there are {groups}")
 
-    def _check_table_ready(self, message: TableReady) -> None:
-        """Raise ValueError for a number that no table has."""
-        names = [name for name, (request, _) in self._creating.items() if request == message.request]
-        if names and message.index >= TABLES_MAX:
-            raise ValueError(f"table {names[0]!r} has number {message.index}, at most {TABLES_MAX - 1} is possible")
-
-    def _check_lease(self, message: Leased) -> None:
-        """Raise ValueError for a lease that cannot be the next one."""
-        asked = self._asking is not None and message.request == self._asking[0]
-        if asked and not (self._newest_lease < message.lease and 0 <= message.first < message.last):
-            raise ValueError(
-                f"lease {message.lease} of examples {message.first} to {message.last}, after lease {self._newest_lease}"
-            )
-
-    def _on_table_ready(self, message: TableReady) -> list[Effect]:
-        for name, (request, spec) in list(self._creating.items()):
-            if request == message.request:
-                del self._creating[name]
-                self.tables[name] = (message.index, spec)
-                self._created.add(name)
-                self._checks = None
-        return []
-
-    def _on_split(self, message: Leased | NoSplit) -> list[Effect]:
-        if self._asking is None or message.request != self._asking[0]:
-            return []
-        self.split_answers += 1
-        if isinstance(message, NoSplit):
-            if message.finished:
-                self.finished.add(self._asking[1])
-                self._asking = None
-            return []
-        self._answered, dataset = self._asking
-        self._asking = None
-        self._newest_lease = message.lease
-        self.leases.append(SplitLease(message.lease, message.first, message.last))
-        self._held.append(HeldLease(dataset, message.lease, message.first, message.last, message.request))
-        return []
-
-    def _on_run_joined(self, message: RunJoined) -> list[Effect]:
-        if self._joining is None or message.request != self._joining[0]:
-            return []
-        self.run_missing = list(message.missing)
-        if message.run:
-            self.run, self._joining, self.run_missing = message.run, None, []
-            self._run_pushes, self._run_done, self._run_over = 0, 0, None
-        return []
-
     def _check_run(self) -> list[Effect]:
         """Fail if a push was made that will never have its partners."""
-        if self._run_over is None or not self.run or self.failed:
-            return []
-        done, reason = self._run_over
-        if self._run_pushes <= max(done, self._run_done):
-            return []
-        return self._fail("run", f"push {self._run_pushes} of run {self.run} is never applied: {reason}")
+        broken = self.runs.broken()
+        return self._fail("run", broken) if broken and not self.failed else []
 
     def _on_view(self, group: int, view: View) -> list[Effect]:
         if isinstance(view, Start):
@@ -869,15 +728,11 @@ class ClientMachine:
             return []
         self._views[group] = view.number
         if isinstance(view, ShardDown):
-            number = group * self.n + view.shard
-            return self._on_shard_down(number, self._shards[number], view.epoch)
-        if isinstance(view, ShardUp):
+            return self._shards[group * self.n + view.shard].gone(view.epoch, self._now_ms)
+        if isinstance(view, ShardUp | Succeeded):
             return self._on_shard_up(group * self.n + view.shard, view)
         if isinstance(view, TableAdded):
-            index = self._tables_seen[group]
-            self._tables_seen[group] += 1
-            self.tables[view.table.name] = (index, view.table)
-            self._checks = None
+            self._tables.added(group, view.table)
             return []
         if isinstance(view, DataLost):
             return self._fail("lost", f"data was lost in group {group}: {view.reason}")
@@ -889,10 +744,26 @@ class ClientMachine:
                 return self._fail("fenced", f"epoch {self.epoch} of worker {self.worker} is over: start it again")
             return []
         if isinstance(view, Configured):
-            self.config, self._checks = view.config, None
+            self.config = view.config
+            self._tables.changed()
             return []
-        assert isinstance(view, Settle | ShardWhole | Adopted), view
+        if isinstance(view, CheckpointAsked):
+            return self._on_checkpoint(view.checkpoint)
+        if isinstance(view, CheckpointCut | CheckpointOver):
+            self._tells = self._tells and view.checkpoint < self.checkpoint
+            return []
+        assert isinstance(view, Settle | ShardWhole | Adopted | Succession | SuccessionOver), view
         return []
+
+    def _on_checkpoint(self, checkpoint: int) -> list[Effect]:
+        """A checkpoint begins: later pushes name it, and those before it are told at once."""
+        if checkpoint <= self.checkpoint or self.role != WORKER:
+            return []
+        self.checkpoint, self._tells = checkpoint, True
+        self._run_before = self.runs.pushed
+        for shard in self._shards.values():
+            shard.before = shard.pushed
+        return [self._status()] if self.epoch else []
 
     def _on_start(self, group: int, view: Start) -> list[Effect]:
         if view.lost:
@@ -900,60 +771,39 @@ class ClientMachine:
         if not self._started:
             self.n, self.groups, self.config = view.n, view.groups, view.config
             self._views = [-1] * view.groups
-            self._tables_seen = [0] * view.groups
+            self._tables.begin(view.groups)
         effects: list[Effect] = []
-        self._checks = None
-        self.damaged.update(view.damaged)
         if view.epoch > self.epoch:
             self.epoch = view.epoch
             for shard in self._shards.values():
-                shard.greeted = False  # the shards know this life by another epoch: Hello again
+                shard.renamed()
+        effects += self._on_checkpoint(view.checkpoint)
         self._started.add(group)
         self._views[group] = view.number
-        self._tables_seen[group] = len(view.tables)
-        for index, table in enumerate(view.tables):
-            self.tables[table.name] = (index, table)
+        self._tables.start(group, view.tables, view.damaged)
         for member in view.members:
             number = group * self.n + member.shard
-            shard = self._shards.setdefault(number, _Shard())
+            shard = self._shards.setdefault(number, Channel(number))
             if member.epoch < shard.epoch:
                 continue
             if member.state == DOWN:
                 shard.endpoint = shard.endpoint or member.endpoint
-                effects += self._on_shard_down(number, shard, member.epoch)
+                effects += shard.gone(member.epoch, self._now_ms)
             elif member.epoch > shard.epoch or not shard.connected:
-                effects += self._on_shard_down(number, shard, member.epoch)
-                effects += self._meet(number, shard, member.epoch, member.endpoint)
+                effects += shard.gone(member.epoch, self._now_ms)
+                effects += shard.meet(member.epoch, member.endpoint)
         for number in range(group * self.n, (group + 1) * self.n):
-            shard = self._shards.setdefault(number, _Shard())
+            shard = self._shards.setdefault(number, Channel(number))
             if shard.connected and not shard.greeted:
-                effects += self._greet(number, shard)
+                effects += self._greet(shard)
         return effects
 
-    def _on_shard_down(self, number: int, shard: _Shard, epoch: int) -> list[Effect]:
-        if shard.down_ms is None:
-            shard.down_ms = self._now_ms
-        if not shard.connected:
-            shard.epoch = max(shard.epoch, epoch)
-            return []
-        shard.connected = shard.greeted = False
-        gone = Address(SHARD, number, shard.epoch)
-        waiting = f"{gone} is down; {len(shard.kept)} requests wait for its replacement"
-        return [Disconnect(gone), Note("warning", waiting)]
-
-    def _on_shard_up(self, number: int, view: ShardUp) -> list[Effect]:
+    def _on_shard_up(self, number: int, view: ShardUp | Succeeded) -> list[Effect]:
         shard = self._shards[number]
-        effects = self._on_shard_down(number, shard, view.epoch)
-        effects += self._meet(number, shard, view.epoch, view.endpoint)
+        effects = shard.gone(view.epoch, self._now_ms) + shard.meet(view.epoch, view.endpoint)
         if not shard.welcomed:
-            return effects + self._greet(number, shard)
-        return effects + self._continue(number, shard, view.marks.get(self.worker, 0))
-
-    def _meet(self, number: int, shard: _Shard, epoch: int, endpoint: str) -> list[Effect]:
-        shard.epoch, shard.endpoint, shard.connected, shard.greeted = epoch, endpoint, True, False
-        shard.down_ms = None
-        shard.ask_anew()
-        return [Connect(Address(SHARD, number, epoch), endpoint)]
+            return effects + self._greet(shard)
+        return effects + self._continue(shard, view.marks.get(self.worker, 0))
 
     # ------------------------------------------------------------------ from the shards
     def _on_shard(self, event: Received, now_ms: float) -> list[Effect]:
@@ -964,51 +814,51 @@ class ClientMachine:
         shard.unheard_ms, shard.asked_ms, shard.heard = 0.0, 0.0, True
         oldest = shard.kept[0] if shard.kept else None
         effects = self._on_answer(event, shard, now_ms)
-        # Only an answer to the oldest request counts: a shard that acknowledges pushes may still never have
-        # seen a pull that was lost with a connection.
-        if not shard.kept or shard.kept[0] is not oldest:
+        if shard.answered(oldest):
             if shard.patience > 2 and shard.greeted:
                 # What it answered may have been a lone copy.
-                effects += self._resend(event.source.id, shard)
+                effects += self._resend(shard)
             shard.quiet_ms, shard.patience = 0.0, 1
         return effects
 
-    def _on_answer(self, event: Received, shard: _Shard, now_ms: float) -> list[Effect]:
+    def _on_answer(self, event: Received, shard: Channel, now_ms: float) -> list[Effect]:
         message = event.message
         if isinstance(message, Rows):
-            return self._on_rows(event.source.id, shard, message, event.frames, now_ms)
+            return self._on_rows(shard, message, event.frames, now_ms)
         if isinstance(message, PushAck):
-            self._forget(shard, min(message.durable, shard.pushed))
+            self._freed(shard.forget(min(message.durable, shard.pushed)))
             return []
         if isinstance(message, Welcome):
-            return self._on_welcome(event.source.id, shard, message)
+            return self._on_welcome(shard, message)
         if isinstance(message, PushRefused):
             return self._on_push_refused(event.source, shard, message)
         if isinstance(message, PullRefused):
             return self._on_pull_refused(event.source, message)
+        if isinstance(message, Changed):
+            self.changes.on_answer(shard, message, event.frames)
+            return []
         if isinstance(message, Fenced):
             return self._fail("fenced", f"worker {self.worker} was fenced by {event.source}: {message.reason}")
         return []
 
-    def _on_welcome(self, number: int, shard: _Shard, message: Welcome) -> list[Effect]:
+    def _on_welcome(self, shard: Channel, message: Welcome) -> list[Effect]:
         if shard.greeted:
             return []
         if shard.welcomed:
-            return self._continue(number, shard, message.mark, message.durable)
+            return self._continue(shard, message.mark, message.durable)
         # Pushes of an earlier life of this worker that are not durable can still be undone, and numbers that
         # went on from them would then skip: wait for them (Hello is repeated until then).
         if message.durable < message.mark:
             return []
-        shard.base = shard.pushed = shard.acked = message.mark
-        shard.welcomed = shard.greeted = True
-        return self._resend(number, shard)
+        shard.welcome(message.mark)
+        return self._resend(shard)
 
-    def _on_rows(self, number: int, shard: _Shard, message: Rows, frames: Frames, now_ms: float) -> list[Effect]:
-        ticket = self._tickets.get(message.request)
+    def _on_rows(self, shard: Channel, message: Rows, frames: Frames, now_ms: float) -> list[Effect]:
+        ticket, number = self._tickets.get(message.request), shard.number
         if ticket is None or number in ticket.answers or number not in ticket.shards:
             return []
         self.first_rows.setdefault((number, shard.epoch), now_ms)
-        shard.kept = [kept for kept in shard.kept if kept.request != message.request]
+        shard.drop_pull(message.request)
         ticket.answers[number] = frames
         if len(ticket.answers) < len(ticket.shards):
             return []
@@ -1021,10 +871,10 @@ class ClientMachine:
             return []
         del self._tickets[message.request]
         for shard in self._shards.values():
-            shard.kept = [kept for kept in shard.kept if kept.request != message.request]
+            shard.drop_pull(message.request)
         return [PullFailed(message.request, f"{source} refused a pull of rows of {ticket.of}: {message.reason}")]
 
-    def _on_push_refused(self, source: Address, refusing: _Shard, message: PushRefused) -> list[Effect]:
+    def _on_push_refused(self, source: Address, refusing: Channel, message: PushRefused) -> list[Effect]:
         """Numbers of pushes only rise by one: without this one there can be no later one on that shard."""
         text = f"{source} refused push {message.number}: {message.reason}"
         if message.nowhere:
@@ -1034,10 +884,7 @@ class ClientMachine:
             number
             for number, shard in sorted(self._shards.items())
             if shard is not refusing
-            and (
-                shard.acked - shard.base >= made
-                or any(kept.push - shard.base == made and kept.sections for kept in shard.kept)
-            )
+            and (shard.durable >= made or any(kept.push - shard.base == made and kept.sections for kept in shard.kept))
         ]
         names = ", ".join(map(str, others))
         parts = f"shard{'s' * (len(others) > 1)} {names} may have applied their parts of it" if others else (
@@ -1050,11 +897,7 @@ class ClientMachine:
 
     # ------------------------------------------------------------------ helpers
     def _requests_checks(self) -> Requests:
-        if self._checks is None:
-            ready = {index: spec for name, (index, spec) in self.tables.items() if name in self._created}
-            pending = {index: name for name, (index, _) in self.tables.items() if name not in self._created}
-            self._checks = Requests(self.n, self.groups, self.config, ready, pending)
-        return self._checks
+        return self._tables.checks(self.n, self.groups, self.config)
 
     def _why_no_push(self) -> str:
         if self.failed:
@@ -1073,93 +916,37 @@ class ClientMachine:
             return f"{self._kept_bytes} bytes of pushes are not durable yet"
         return ""
 
-    def _keep(self, number: int, shard: _Shard, kept: _Kept) -> list[Effect]:
-        if not shard.kept:
-            shard.quiet_ms, shard.patience = 0.0, 1
-        shard.kept.append(kept)
+    def _keep(self, shard: Channel, kept: Kept) -> list[Effect]:
+        shard.keep(kept)
         self._kept_bytes += kept.push_bytes
-        return [self._send(number, shard, kept)] if shard.greeted else []
+        return [shard.message(kept, self.epoch, len(self.tables))] if shard.greeted else []
 
-    def _send(self, number: int, shard: _Shard, kept: _Kept) -> Send:
-        message: Message
-        if kept.push:
-            message = Push(
-                self.epoch, kept.push, kept.barrier, kept.flag, kept.sections, kept.cursor, kept.run, kept.sequence,
-                len(self.tables),
-            )  # fmt: skip
-        else:
-            message = Pull(kept.request, kept.after, kept.flag, kept.sections)
-        return Send(Address(SHARD, number, shard.epoch), message, kept.frames)
-
-    def _resend(self, number: int, shard: _Shard, oldest_alone: bool = False) -> list[Effect]:
+    def _resend(self, shard: Channel, oldest_alone: bool = False) -> list[Effect]:
         shard.quiet_ms = 0.0
-        return [self._send(number, shard, kept) for kept in (shard.kept[:1] if oldest_alone else shard.kept)]
+        tables = len(self.tables)
+        return [shard.message(kept, self.epoch, tables) for kept in (shard.kept[:1] if oldest_alone else shard.kept)]
 
-    def _greet(self, number: int, shard: _Shard) -> list[Effect]:
-        if self.role != WORKER:
-            shard.welcomed = shard.greeted = True
-            return self._resend(number, shard)
-        shard.quiet_ms = 0.0
-        return [Send(Address(SHARD, number, shard.epoch), Hello(self.epoch))]
+    def _greet(self, shard: Channel) -> list[Effect]:
+        if self.role == WORKER:
+            return shard.hello(self.epoch)
+        shard.greet()
+        return self._resend(shard)
 
-    def _continue(self, number: int, shard: _Shard, mark: int, durable: int | None = None) -> list[Effect]:
+    def _continue(self, shard: Channel, mark: int, durable: int | None = None) -> list[Effect]:
         """Go on with an incarnation that has this watermark: forget what is covered, send the rest again."""
-        who = Address(SHARD, number, shard.epoch)
-        if mark < shard.acked:
-            return self._fail(
-                "watermark",
-                f"{who} goes on from push {mark} of worker {self.worker}, but push {shard.acked} was "
-                "acknowledged as durable: updates were lost",
-            )
-        if mark > shard.pushed:
-            return self._fail(
-                "watermark",
-                f"{who} goes on from push {mark} of worker {self.worker}, which made only {shard.pushed}: "
-                "another process pushes in its name",
-            )
-        self._forget(shard, mark if durable is None else min(mark, durable))
-        shard.greeted, shard.patience = True, 1
-        return self._resend(number, shard)
+        try:
+            self._freed(shard.go_on(self.worker, mark, durable))
+        except WatermarkError as error:
+            return self._fail("watermark", str(error))
+        return self._resend(shard)
 
-    def _forget(self, shard: _Shard, durable: int) -> None:
-        if durable > shard.acked:
-            shard.acked = durable
-            self._kept_bytes -= sum(kept.push_bytes for kept in shard.kept if kept.push <= durable)
-            shard.kept = [kept for kept in shard.kept if not 0 < kept.push <= durable]
-            if self._cursors or self._barriers:
-                everywhere = min(shard.acked - shard.base for shard in self._shards.values())
-                while self._cursors and self._cursors[0][0] <= everywhere:
-                    self.cursor = self._cursors.popleft()[1]
-                self._forget_leases()
-                while self._barriers and self._barriers[0][0] <= everywhere:
-                    self._run_done = self._barriers.popleft()[1]
-
-    def _forget_leases(self) -> None:
-        """Those behind the durable cursor are done."""
-        number, done = self.cursor >> CURSOR_BITS, self.cursor % (1 << CURSOR_BITS)
-        while self._held and (self._held[0].lease, self._held[0].last - self._held[0].first) <= (number, done):
-            self._held.popleft()
-
-    def _advance_cursor(self, examples: int) -> int:
-        """Take examples off the first lease; returns the cursor after them, 0 where they are of no lease."""
-        if examples and self.leases:
-            lease = self.leases[0]
-            size, left = lease.last - lease.first, self.examples_left or 0
-            if not 0 < examples <= left:
-                raise ValueError(
-                    f"a push of {examples} examples, but {left} are left of the split {lease.first} to {lease.last}: a "
-                    "batch must not reach into the next split"
-                )
-            self._leased_done = done = self._leased_done + examples
-            if done == size:
-                self.leases.popleft()
-                self._leased_done = 0
-            cursor = (lease.lease << CURSOR_BITS) + done
-            self._cursors.append((self._pushes + 1, cursor))
-        else:
-            cursor = 0
-        self._pushes += 1
-        return cursor
+    def _freed(self, size: int) -> None:
+        """Pushes of so many bytes became durable on a shard."""
+        self._kept_bytes -= size
+        if self.leasing.waits or self.runs.waits:
+            everywhere = min(shard.durable for shard in self._shards.values())
+            self.leasing.durable(everywhere)
+            self.runs.durable(everywhere)
 
     def _fail(self, kind: str, reason: str) -> list[Effect]:
         self.failed, self.failed_kind = reason, kind

@@ -108,13 +108,15 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     repair_rows_max: Count = 16384
     """Touched stripes in one repair of the background sweep, at least one row: 4 MB a member at 64 floats a row. Each
-    repair has some thirty messages, whose price is paid for all of its rows."""
+    repair has some sixteen messages, whose price is paid for all of its rows; of a sparse table a member has few of the
+    rows of touched stripes, and so has the one that lost them."""
 
     repair_bytes_max: Count = 4 << 20
     """Of the records in one repair, of each member; at least one row. Rows may be 800 kB wide."""
 
-    repairs_in_flight_max: Count = 4
-    """Background repairs at a time,"""
+    repairs_in_flight_max: Count = 8
+    """Background repairs at a time, of all classes together: each waits for several processes in turn, which have
+    something to do meanwhile only if there are others,"""
 
     foreground_repairs_max: Count = 2
     """and while workers ask for rows."""
@@ -129,8 +131,9 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     recovery_pause_max_ms: Milliseconds = 200.0
     """The longest pause that makes: a cluster that is too busy for any recovery could lose no further server."""
 
-    foreground_ms: Milliseconds = 200.0
-    """A shard that no worker asked for anything for longer than this has no worker waiting for it."""
+    foreground_ms: Milliseconds = 1000.0
+    """A shard that no worker asked anything for longer than this has no worker waiting for it. Longer than a process
+    mostly takes to start: while a place is empty workers wait for it, and ask the others for nothing."""
 
     seed_rows_max: Count = 16384
     """Rows a shard adds to its open window for one recovering peer at a time."""
@@ -190,3 +193,55 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     huge_pages_pause_ms: WholeMilliseconds = 2000
     """So long it does not look after a look at all tables that moved nothing."""
+
+    hand_over: Annotated[int, msgspec.Meta(ge=0, le=1)] = 1
+    """A server that leaves is copied to a spare first. 0: it is let go as without one, and the spare recovers: for
+    comparisons."""
+
+    succession_bytes: Count = 4 << 20
+    """Of the records in one message to a successor, at least one row: copying them takes a millisecond or two."""
+
+    succession_copies_in_flight_max: Count = 2
+    """Of these messages: one is put into the successor's store while the next one is copied."""
+
+    succession_left_bytes_max: Count = 8 << 20
+    """A shard whose copy lacks no more than this asks to halt its group: in 10 ms the rest is copied."""
+
+    succession_passes_max: Count = 4
+    """It asks, too, when it has copied so many times what it had at first: rows change as fast as they are copied."""
+
+    succession_halt_timeout_ms: WholeMilliseconds = 2000
+    """A succession that takes longer than this after its group was halted is given up: some member does not answer,
+    and training waits."""
+
+    succession_again_ms: WholeMilliseconds = 5000
+    """The next one waits for this time after one that was given up."""
+
+    changes_chunk_bytes: Count = 1 << 20
+    """Of row ids and weights that a reader of changes gets at a time; copied in a fraction of a millisecond."""
+
+    changes_readers_max: Count = 16
+    """Readers of changes whose marks a shard keeps. One that was not heard for longest gets all rows again."""
+
+    checkpoint_told_timeout_ms: WholeMilliseconds = 1000
+    """A checkpoint is given up when a worker has not told for so long which pushes it has made: the next pushes of
+    those who have told wait meanwhile. A worker that ends just then is noticed by nothing else so soon."""
+
+    checkpoint_cut_timeout_ms: WholeMilliseconds = 10_000
+    """The same when a shard has not reached the cut: it lacks pushes that a worker has made."""
+
+    checkpoint_stall_timeout_ms: WholeMilliseconds = 60_000
+    """A checkpoint of which nothing was written for so long is given up: the storage hangs."""
+
+    checkpoint_part_bytes: Count = 8 << 20
+    """Of a part, at least one row: copying it out takes milliseconds, in which no push is applied; each is a file."""
+
+    checkpoint_parts_in_flight_max: Count = 2
+    """Parts of a shard that are being written: one is written while the next is copied out."""
+
+    checkpoint_bytes_per_s: Count = 32 << 20
+    """Copied out by each shard while workers ask for something; without workers there is no limit."""
+
+    checkpoint_kept_bytes_max: Count = 256 << 20
+    """Of old records of rows that were pushed before they were copied out. Beyond it that limit does not hold; beyond
+    twice as much the storage is too slow for the training, and the checkpoint is given up."""

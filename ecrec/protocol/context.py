@@ -9,9 +9,10 @@ from typing import Any
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Effect, Note, Send
-from ecrec.protocol.messages import SCHEDULER, SHARD, Address
+from ecrec.protocol.messages import SCHEDULER, SHARD, WORKER, Address
 from ecrec.protocol.placement import Placement
 from ecrec.protocol.state import Place, State
+from ecrec.protocol.story import Story
 
 HISTORY_MAX = 1_000
 REASON_CHARACTERS_MAX = 300
@@ -24,6 +25,7 @@ class Context:
         self.config = config
         self.now_ms = 0.0
         self.effects: list[Effect] = []
+        self.story = Story()
         self.is_changed = False
         """The state must be persisted before anything else is said."""
         self.is_acting = False
@@ -55,10 +57,27 @@ class Context:
 
     def note(self, level: str, text: str) -> None:
         self.effects.append(Note(level, text))
+        self.story.tell(self.now_ms, text)
 
     def fence_off(self, to: Address, reason: str) -> None:
         """Tell a process that it is not, or no longer, a member, and has to end."""
         self.send(to, m.Fenced(reason, self.origin))
+
+    def is_of_worker(self, source: Address, may: str) -> bool:
+        """Whether a request counts: it is of a worker's present life. One that is over is told so (``may``: what it
+        wanted to do).
+
+        trap: once the state was made again, a life that is newer than all that are known need not be over: nobody may
+        have known it. Until its heartbeat comes it asks again.
+        """
+        known, _ = self.state.workers.get(source.id, (0, ""))
+        if source.role == WORKER and not self.state.leases.is_fenced(source.id, source.epoch):
+            if source.epoch > known and self.state.generation:
+                return False
+            if 0 < source.epoch == known:
+                return True
+        self.fence_off(source, f"{source} is not, or no longer, a worker that may {may}")
+        return False
 
     def remember(self, event: str, group: int, shard: int, epoch: int, reason: str = "") -> None:
         """Put it into the history, for people."""

@@ -12,26 +12,31 @@ from ecrec.protocol.config import NEVER_MS
 from ecrec.protocol.context import Context
 from ecrec.protocol.departures import GRANTED, Departures
 from ecrec.protocol.events import Connection, Disconnect
+from ecrec.protocol.evidence import Decision, Sign, Word
 from ecrec.protocol.loss import undecodable
 from ecrec.protocol.losses import Losses
 from ecrec.protocol.members import Members
 from ecrec.protocol.messages import DOWN, RECOVERING, UP, Address
 from ecrec.protocol.placement import shards_of
 from ecrec.protocol.state import Group, Settlement, members_of
-from ecrec.protocol.suspicion import Decision, Sign, Suspicions, Word
+from ecrec.protocol.successions import Successions
+from ecrec.protocol.suspicion import Suspicions
+from ecrec.protocol.transitions import DIED
 
 
 class Deaths:
     """The part of a `SchedulerMachine` that declares members down."""
 
     def __init__(
-        self, context: Context, members: Members, announcer: Announcer, losses: Losses, admission: Admission
-    ) -> None:
+        self, context: Context, members: Members, announcer: Announcer, losses: Losses, admission: Admission,
+        successions: Successions,
+    ) -> None:  # fmt: skip
         self.context = context
         self.members = members
         self.announcer = announcer
         self.losses = losses
         self.admission = admission
+        self.successions = successions
         self.suspicions = [Suspicions(context.config, i * context.state.n) for i in range(len(context.state.groups))]
         self.departures = Departures(context, members)
         self._unheard: dict[int, set[int]] = {}
@@ -115,7 +120,10 @@ class Deaths:
         self._let_go(number, group, suspicions.doubted(self.context.now_ms, signs))
 
     def _let_go(self, number: int, group: Group, doubted: dict[int, str]) -> None:
-        """Members that were told to end, and without whom nothing is lost, are down at once."""
+        """Members that were told to end are succeeded; without a spare, those are down at once without whom nothing is
+        lost."""
+        if self.successions.leads(number, group, self.departures, doubted):
+            return
         while True:
             doubted = {shard: why for shard, why in doubted.items() if group.places[shard].state != DOWN}
             shard = self.departures.grant(number, group, doubted, lambda some: self._tolerates(group, some, True))
@@ -245,7 +253,9 @@ class Deaths:
         place = group.places[shard]
         self.context.note("warning", f"{self.context.address_of(number, shard)} is down: {reason}")
         self.context.effects.append(Disconnect(self.context.address_of(number, shard)))
-        place.state, place.reseeding = DOWN, []
+        place.step(DIED)
+        place.reseeding = []
+        group.succeeding = None  # view `ShardDown` says so
         self.suspicions[number].forget(shard)
         self.members.forget(number, shard)
         self.announcer.add(group, m.ShardDown(self.announcer.next_view(group), shard, place.epoch))

@@ -24,6 +24,8 @@ class Departure:
         self._answered_ms = 0.0
         self._said_ms = -NEVER_MS
         self._reason = ""
+        self.off_host = False
+        """The successor is to be on another host."""
 
     @property
     def is_asked(self) -> bool:
@@ -36,8 +38,22 @@ class Departure:
         if self._since_ms is not None:
             return []
         self._since_ms = self._asked_ms = self._answered_ms = now_ms
+        self._reason, self._said_ms = "", -NEVER_MS
         text = f"told to end: {who} asks the scheduler whether data would be lost, and serves until it is let go"
-        return [Note("info", text), Send(SCHEDULER_ADDRESS, m.Leave(self._process))]
+        return [Note("info", text), self._ask()]
+
+    def _ask(self) -> Send:
+        return Send(SCHEDULER_ADDRESS, m.Leave(self._process, off_host=self.off_host))
+
+    def stay(self) -> list[Effect]:
+        """The process was told that it need not end after all."""
+        if self._since_ms is None:
+            return []
+        self._since_ms = None
+        return [
+            Note("info", "told that it need not end: it stays"),
+            Send(SCHEDULER_ADDRESS, m.Leave(self._process, stays=True)),
+        ]
 
     def answered(self, answer: m.LeaveWaits, now_ms: float) -> None:
         """The scheduler lets it wait."""
@@ -58,7 +74,7 @@ class Departure:
         effects: list[Effect] = []
         if now_ms - self._asked_ms >= config.heartbeat_ms:
             self._asked_ms = now_ms
-            effects.append(Send(SCHEDULER_ADDRESS, m.Leave(self._process)))
+            effects.append(self._ask())
         if why and now_ms - self._said_ms >= SAID_MS:
             self._said_ms = now_ms
             text = f"told to end {waited_ms / 1e3:.0f} s ago, serves on: {why} (a second signal ends it at once)"

@@ -29,6 +29,8 @@ class Request:
     """Since when nothing speaks against it without a break."""
     reason: str = ""
     """What does; empty before that is known."""
+    off_host: bool = False
+    """Its successor is to be on another host."""
 
 
 class Departures:
@@ -53,11 +55,15 @@ class Departures:
         # Only the member may say that it leaves; an answer to anybody else would reach it.
         if source.epoch != place.epoch or message.process != place.process:
             return
+        if message.stays:
+            if self._requests.pop((number, shard), None) is not None:
+                context.note("info", f"{source} stays after all")
+            return
         request = self._requests.get((number, shard))
         if request is None or request.epoch != source.epoch:
             request = self._requests[number, shard] = Request(source.epoch, context.now_ms, context.now_ms)
             context.note("info", f"{source} was told to end, and asks to leave")
-        request.heard_ms = context.now_ms
+        request.heard_ms, request.off_host = context.now_ms, message.off_host
         if request.reason:
             context.send(source, m.LeaveWaits(request.reason))
 
@@ -68,13 +74,9 @@ class Departures:
 
         ``doubted``: members that may be dead -> why. ``tolerates(shards)``: nothing of these is lost if all are down.
         """
-        mine = [(key, request) for key, request in self._requests.items() if key[0] == number]
-        for key, request in sorted(mine, key=lambda item: item[1].since_ms):
-            shard, place = key[1], group.places[key[1]]
-            over = place.state == DOWN or place.epoch != request.epoch
-            if over or self.context.now_ms - request.heard_ms > self.context.config.heartbeat_timeout_ms:
-                del self._requests[key]
-                continue
+        for shard in self.asking(number, group):
+            key = number, shard
+            request = self._requests[key]
             if group.lost:  # nothing that it holds can be gone on with
                 del self._requests[key]
                 return shard
@@ -92,6 +94,30 @@ class Departures:
                 del self._requests[key]
                 return shard
         return None
+
+    def asking(self, number: int, group: Group) -> list[int]:
+        """Members of a group that ask to leave, the first one first; those that ask no more are forgotten."""
+        mine = [(shard, request) for (of, shard), request in self._requests.items() if of == number]
+        asking = []
+        for shard, request in sorted(mine, key=lambda item: item[1].since_ms):
+            place = group.places[shard]
+            over = place.state == DOWN or place.epoch != request.epoch
+            if over or self.context.now_ms - request.heard_ms > self.context.config.heartbeat_timeout_ms:
+                del self._requests[number, shard]
+            else:
+                asking.append(shard)
+        return asking
+
+    def is_off_host(self, number: int, shard: int) -> bool:
+        """Whether the successor of one that asks is to be on another host."""
+        request = self._requests.get((number, shard))
+        return request is not None and request.off_host
+
+    def wait(self, number: int, shard: int, reason: str) -> None:
+        """Tell one that asks why it waits, with its next word."""
+        request = self._requests.get((number, shard))
+        if request is not None:
+            request.reason, request.clear_ms = reason, None
 
     def stood_still(self) -> None:
         """It was the scheduler that stood still: who was heard before says nothing of now."""

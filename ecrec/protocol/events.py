@@ -16,6 +16,9 @@ class HalfHandledError(Exception):
     again with the state that it persisted last.
     """
 
+    story = ""
+    """What the machine went through last, one event a line."""
+
 
 class Received(NamedTuple):
     """A message arrived. From a shard it arrives in order, without gaps, once."""
@@ -46,13 +49,27 @@ class ToldToEnd(NamedTuple):
     """This process is to end, without loss (shard only): not before the scheduler lets it go."""
 
 
-Event: TypeAlias = Received | Tick | Disconnected | Connection | ToldToEnd
+class FileWritten(NamedTuple):
+    """A `WriteFile` is done: the file is on stable storage, or there is none."""
+
+    checkpoint: int
+    name: str
+    nbytes: int
+    crc32c: int
+    error: str
+    """Why it could not be written; empty if it was."""
 
 
-def half_handled(who: Address, event: Event, error: Exception) -> HalfHandledError:
+Event: TypeAlias = Received | Tick | Disconnected | Connection | ToldToEnd | FileWritten
+
+
+def half_handled(who: Address, event: Event, error: Exception, story: str = "") -> HalfHandledError:
     """What a machine raises for an error in the middle of an event."""
     what = type(event.message).__name__ if isinstance(event, Received) else type(event).__name__
-    return HalfHandledError(f"{who} stopped in the middle of a {what}: {type(error).__name__}: {error}")
+    text = f"{who} stopped in the middle of a {what}: {type(error).__name__}: {error}"
+    broken = error if isinstance(error, HalfHandledError) else HalfHandledError(text)
+    broken.story = story
+    return broken
 
 
 class Send(NamedTuple):
@@ -71,9 +88,13 @@ class Connect(NamedTuple):
 
 
 class Disconnect(NamedTuple):
-    """Nothing more will be sent to, nor taken from, this incarnation."""
+    """Nothing more will be sent to, nor taken from, this incarnation.
+
+    Not ``for_good``: for now, by a process that was to succeed it, and may yet become its peer.
+    """
 
     address: Address
+    for_good: bool = True
 
 
 class Persist(NamedTuple):
@@ -82,9 +103,23 @@ class Persist(NamedTuple):
     state: bytes
 
 
-FENCED, OUTDATED, LEFT, LEFT_EARLY = "fenced", "outdated", "left", "left early"
+class WriteFile(NamedTuple):
+    """Write a file of a checkpoint, as a whole or not at all, meanwhile; `FileWritten` follows."""
+
+    checkpoint: int
+    url: str
+    name: str
+    """Relative to the URL, with slashes."""
+    buffers: Frames
+    """Its bytes; they are not changed any more."""
+    urgent: bool = False
+    """Something waits for it. What is not urgent takes only what the host has to spare, and may be overtaken."""
+
+
+FENCED, OUTDATED, LEFT, LEFT_EARLY, NO_SCHEDULER = "fenced", "outdated", "left", "left early", "no scheduler"
 """Why a process ends: the cluster wants it to; it is a scheduler whose state is older than its cluster, or another
-cluster's; it was told to end, and nothing is lost with it; it was told to end, and data may be lost with it."""
+cluster's; it was told to end, and nothing is lost with it; it was told to end, and data may be lost with it; no
+scheduler has answered it."""
 
 
 class Stop(NamedTuple):
@@ -124,4 +159,4 @@ class Failed(NamedTuple):
 Result: TypeAlias = PullDone | PullFailed | Failed
 """For the session."""
 
-Effect: TypeAlias = Send | Connect | Disconnect | Persist | Stop | Note | Result
+Effect: TypeAlias = Send | Connect | Disconnect | Persist | WriteFile | Stop | Note | Result

@@ -5,6 +5,8 @@ where neither a worker that is started again nor a second script can mistake it.
 written, so that a state that was rebuilt from less than everything never has trained weights overwritten.
 """
 
+from typing import NamedTuple
+
 from ecrec.protocol import messages as m
 from ecrec.protocol.announcer import Announcer
 from ecrec.protocol.context import Context
@@ -12,6 +14,19 @@ from ecrec.protocol.leases import Leases
 from ecrec.protocol.members import Members
 from ecrec.protocol.messages import Address
 from ecrec.protocol.state import Claim, InitialState
+
+
+class Failure(NamedTuple):
+    """A worker could not make the first values of a table. Those that wait for them are told for
+    ``lease_timeout_ms``, or until it has been started again or another one writes them."""
+
+    worker: int
+    reason: str
+    at_ms: float
+
+
+FAILURE_MAX = 1000
+"""Characters of a worker's reason that are remembered and handed on."""
 
 
 class InitialValues:
@@ -23,6 +38,8 @@ class InitialValues:
         self.leases = leases
         self._heard_ms: dict[int, float] = {}
         """When a worker that writes was last heard of."""
+        self._failures: dict[int, Failure] = {}
+        """Table -> why nobody writes it. Not in the state: after a restart of the scheduler those that wait wait on."""
 
     @property
     def state(self) -> InitialState:
@@ -30,8 +47,7 @@ class InitialValues:
 
     def on_initialise(self, source: Address, message: m.InitialiseTable) -> None:
         context, state, table = self.context, self.state, message.table
-        if not context.state.is_life(source):
-            self.context.fence_off(source, f"{source} is not, or no longer, a worker that may initialise tables")
+        if not context.is_of_worker(source, "initialise tables"):
             return
         if table >= len(context.state.tables):
             reason = f"there is no table {table}: they are 0 to {len(context.state.tables) - 1}"
@@ -42,10 +58,20 @@ class InitialValues:
             name = context.state.tables[table].name
             self.context.send(source, m.Refused(message.request, (
                 f"table {name!r} was to get its first values when the scheduler's state was lost, and nobody knows "
-                "whether it has them: make the module under another name"
+                "whether it has them: make it under another name"
             )))  # fmt: skip
             return
         claim = state.claims.get(table)
+        if message.failure and table in state.fresh:
+            self._failures[table] = Failure(source.id, message.failure[:FAILURE_MAX], context.now_ms)
+        elif message.claim:
+            self._failures.pop(table, None)
+        elif claim is None and (failure := self._failures.get(table)) is not None:
+            # trap: a worker that cannot make them never asks to write them, and the others would wait for ever
+            self.context.send(source, m.Refused(message.request, (
+                f"worker {failure.worker} could not make them: {failure.reason}"
+            )))  # fmt: skip
+            return
         if claim is not None and (claim.worker, claim.epoch) == (source.id, source.epoch):
             self._heard_ms[source.id] = context.now_ms
             if message.done and not claim.views:
@@ -74,6 +100,8 @@ class InitialValues:
 
     def ended(self, worker: int, epoch: int) -> None:
         """A life of a worker is over."""
+        for table in [table for table, failure in self._failures.items() if failure.worker == worker]:
+            del self._failures[table]
         for claim in self.state.claims.values():
             if claim.worker == worker and claim.epoch <= epoch:
                 self._end(claim, "has been started again")
@@ -87,6 +115,9 @@ class InitialValues:
             self._heard_ms[claim.worker] = heard_ms
             if context.now_ms - heard_ms > timeout_ms:
                 self._end(claim, f"was silent for {context.now_ms - heard_ms:.0f} ms, {timeout_ms} are allowed")
+        for table, failure in list(self._failures.items()):
+            if context.now_ms - failure.at_ms > timeout_ms:
+                del self._failures[table]
         for worker in self._heard_ms.keys() - {claim.worker for claim in claims.values()}:
             del self._heard_ms[worker]
 

@@ -15,7 +15,9 @@ from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, UP
 from ecrec.protocol.peer import Peer
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.shard_context import ShardContext
 from ecrec.protocol.state import Group, State, encode_state
+from ecrec.protocol.transitions import JOINED, JOINED_BLIND, NO_STREAM, SETTLED, UNSETTLED
 
 
 def check(machine: ShardMachine | SchedulerMachine | ClientMachine) -> None:
@@ -31,9 +33,9 @@ def check(machine: ShardMachine | SchedulerMachine | ClientMachine) -> None:
 # ---------------------------------------------------------------------- a shard
 def check_shard(machine: ShardMachine) -> None:
     """The invariants of a shard's machine; of one without a place, that it has nothing yet."""
-    assert not machine.effects, "effects of an event that were not handed out"
+    assert not machine.context.effects, "effects of an event that were not handed out"
     if not machine.state:
-        assert not machine.peers and machine.epoch == 0, "a process without a place knows peers"
+        assert not machine.peers and machine.context.epoch == 0, "a process without a place knows peers"
         assert machine.early_bytes == sum(frames_bytes(event.frames) for event in machine.early)
         return
     assert not machine.early and not machine.early_bytes, "it has a place, and messages wait for one"
@@ -49,54 +51,54 @@ def check_shard(machine: ShardMachine) -> None:
 def check_pushes(machine: ShardMachine) -> None:
     """The part of `check_shard` that costs little: windows, watermarks, queues."""
     if machine.state:
-        _check_windows(machine)
-        _check_workers(machine)
+        _check_windows(machine.context)
+        _check_workers(machine.context)
 
 
-def _check_windows(machine: ShardMachine) -> None:
-    open_windows = list(range(machine.stable + 1, machine.window_number))
-    assert list(machine.unstable) == open_windows, (list(machine.unstable), open_windows)
-    running = {peer.shard for peer in machine.others() if peer.joined} if machine.unstable else set()
+def _check_windows(context: ShardContext) -> None:
+    open_windows = list(range(context.stable + 1, context.window_number))
+    assert list(context.unstable) == open_windows, (list(context.unstable), open_windows)
+    running = {peer.shard for peer in context.others() if peer.joined} if context.unstable else set()
     known: dict[int, int] = {}
-    for number, unstable in machine.unstable.items():
+    for number, unstable in context.unstable.items():
         assert unstable.waiting <= running, f"window {number} waits for {unstable.waiting}, of {running} that run"
         for worker, mark in unstable.marks.items():
             assert known.get(worker, 0) <= mark, f"the mark of worker {worker} falls in window {number}"
             known[worker] = mark
-    if machine.unstable:
-        first = next(iter(machine.unstable.values()))
+    if context.unstable:
+        first = next(iter(context.unstable.values()))
         assert first.waiting, "the oldest window waits for nobody, and is not stable"
-    for worker, mark in machine.open_marks.items():
-        assert known.get(worker, 0) <= mark == machine.marks[worker], (worker, mark, machine.marks[worker])
+    for worker, mark in context.open_marks.items():
+        assert known.get(worker, 0) <= mark == context.marks[worker], (worker, mark, context.marks[worker])
         known[worker] = mark
     for worker, mark in known.items():
-        assert mark == machine.marks[worker], f"worker {worker}: {machine.marks[worker]} applied, windows say {mark}"
+        assert mark == context.marks[worker], f"worker {worker}: {context.marks[worker]} applied, windows say {mark}"
 
 
-def _check_workers(machine: ShardMachine) -> None:
-    for worker, durable in machine.durable.items():
-        assert durable <= machine.marks.get(worker, 0), f"worker {worker}: {durable} durable, not all applied"
-    for worker, state in machine.workers.items():
+def _check_workers(context: ShardContext) -> None:
+    for worker, durable in context.durable.items():
+        assert durable <= context.marks.get(worker, 0), f"worker {worker}: {durable} durable, not all applied"
+    for worker, state in context.workers.items():
         numbers = [queued.number for queued in state.queue]
-        first = machine.marks.get(worker, 0) + 1
-        assert numbers == list(range(first, first + len(numbers))), (worker, machine.marks.get(worker, 0), numbers)
-        fenced = machine.fenced.get(worker, 0)
+        first = context.marks.get(worker, 0) + 1
+        assert numbers == list(range(first, first + len(numbers))), (worker, context.marks.get(worker, 0), numbers)
+        fenced = context.fenced.get(worker, 0)
         assert not numbers or state.address.epoch > fenced, f"pushes of a fenced life of worker {worker} wait"
-    assert set(machine.open_pushes) <= set(machine.open_marks)
+    assert set(context.open_pushes) <= set(context.open_marks)
 
 
 def _check_peer(machine: ShardMachine, peer: Peer) -> None:
     state, down = peer.state, peer.state == DOWN
-    assert state in (UP, RECOVERING, RESEEDING, DOWN), _who(peer)
-    assert peer.settling == down, f"{_who(peer)}: settling {peer.settling}"
+    own = peer.shard == machine.shard
+    fitting = (UNSETTLED, SETTLED) if down else (NO_STREAM,) if own else (JOINED, JOINED_BLIND)
+    assert peer.stream in fitting, f"{_who(peer)}: its stream is {peer.stream}"
     if peer.unsettled:
-        assert down, f"{_who(peer)} is unsettled and runs"
         assert peer.shard in machine.membership.reports, f"{_who(peer)}: nothing is reported of it"
     assert not peer.reseeding or state == RESEEDING, f"{_who(peer)} reseeds {sorted(peer.reseeding)}"
     if down:
-        has_stream = peer.joined or peer.awaits_joined or peer.begins or peer.ends
+        has_stream = peer.begins or peer.ends
         assert not has_stream, f"{_who(peer)}: has a stream"
-        assert not len(machine.buffers.buffer(peer.shard)), f"{_who(peer)}: deltas wait for it"
+        assert not len(machine.context.buffers.buffer(peer.shard)), f"{_who(peer)}: deltas wait for it"
         tasks = [key for key in machine.seeding.tasks if key[0] == peer.shard]
         assert not tasks, f"{_who(peer)}: seeds wait for it: {tasks}"
     if peer.undo:
@@ -126,7 +128,7 @@ def _check_recovery(machine: ShardMachine) -> None:
     elif machine.state == RESEEDING:
         assert repairs.complete(), f"it only reseeds, and lacks rows of classes {sorted(repairs.incomplete)}"
     assert machine.state == RECOVERING or not repairs.asked, "repairs are asked by a shard that has its rows"
-    for assembly in repairs.assemblies.values():
+    for assembly in machine.captures.assemblies.values():
         class_id = assembly.stripes.class_id
         assert machine.shard in placement.classes[class_id].parity, f"a capture of class {class_id}"
 
@@ -145,9 +147,9 @@ def check_client(machine: ClientMachine) -> None:
     assert machine._kept_bytes == kept_bytes, (machine._kept_bytes, kept_bytes)
     for ticket in machine._tickets.values():
         assert len(ticket.answers) < len(ticket.shards)
-    numbers = [lease.lease for lease in machine.leases]
+    numbers = [lease.lease for lease in machine.leasing.leases]
     assert numbers == sorted(set(numbers)), numbers
-    cursors = [machine.cursor, *(cursor for _, cursor in machine._cursors)]
+    cursors = [machine.leasing.cursor, *(cursor for _, cursor in machine.leasing._cursors)]
     assert cursors == sorted(set(cursors)), cursors
 
 

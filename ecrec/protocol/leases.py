@@ -7,6 +7,7 @@ more: only then does what is left of its splits go to others.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
@@ -14,6 +15,7 @@ from ecrec.protocol.announcer import Announcer
 from ecrec.protocol.context import Context
 from ecrec.protocol.members import Members
 from ecrec.protocol.messages import DOWN, Address
+from ecrec.protocol.saved import SavedLease
 from ecrec.protocol.state import DatasetState, Fence, Lease, LeaseState
 
 DATASETS_MAX = 1024
@@ -60,8 +62,7 @@ class Leases:
     def on_lease_split(self, source: Address, message: m.LeaseSplit) -> None:
         state = self.state
         epoch = source.epoch
-        if not self.context.state.is_life(source):
-            self.context.fence_off(source, f"{source} is not, or no longer, a worker that may lease splits")
+        if not self.context.is_of_worker(source, "lease splits"):
             return
         if not self.heard(source, epoch, message.cursor):
             return
@@ -107,11 +108,22 @@ class Leases:
         known = self.state.datasets
         for index, other in enumerate(known):
             if other.dataset.name == dataset.name:
+                if other.restored and dataset.examples == other.dataset.examples and dataset.end >= other.next:
+                    self._check(dataset)
+                    other.dataset, other.restored = dataset, False
+                    self.context.changed()
                 if other.dataset != dataset:
                     raise ConfigurationError(f"data set {dataset.name!r} exists as {other.dataset}, not as {dataset}")
                 return index
         if len(known) >= DATASETS_MAX:
             raise ConfigurationError(f"data set {dataset.name!r}: there are {DATASETS_MAX} data sets already")
+        self._check(dataset)
+        known.append(DatasetState(dataset))
+        self.context.changed()
+        return len(known) - 1
+
+    def _check(self, dataset: m.Dataset) -> None:
+        """Raise ConfigurationError for a data set that cannot be."""
         if not 1 <= len(dataset.name) <= NAME_MAX:
             raise ConfigurationError(f"data set name {dataset.name[:300]!r}: expected 1 to {NAME_MAX} characters")
         if not (1 <= dataset.examples <= EXAMPLES_MAX and 0 <= dataset.end <= EXAMPLES_MAX):
@@ -131,9 +143,6 @@ class Leases:
                 f"data set {dataset.name!r}: {splits} splits are too many: make them larger than "
                 f"{dataset.split_examples} examples"
             )
-        known.append(DatasetState(dataset))
-        self.context.changed()
-        return len(known) - 1
 
     def _take(self, state: DatasetState) -> tuple[int, int, bool] | None:
         """The next split (first, last) of a data set, and whether a worker had it before."""
@@ -194,6 +203,15 @@ class Leases:
         self.context.note("warning", f"worker {worker} (epoch {epoch}) is fenced: {reason}")
         self.context.changed()
 
+    def end(self, worker: int, epoch: int) -> None:
+        """A life of a worker is over, and all shards are told: nothing that comes late of it is taken."""
+        if self.held(worker, epoch):
+            self.fence(worker, epoch, "it is not heard any more")
+        else:
+            self.state.fenced[worker] = epoch
+            self.announcer.fence_worker(worker, epoch)
+            self.context.changed()
+
     def over(self, worker: int, epoch: int) -> None:
         """A life of a worker is over, whether it has a lease or not."""
         self.state.fenced[worker] = max(epoch, self.state.fenced.get(worker, 0))
@@ -249,9 +267,9 @@ class Leases:
         self._count_unknown(fence, held, somewhere)
         for lease in held:
             state = self.state.datasets[lease.dataset]
-            trained = max(_done(lease, everywhere), lease.done)
+            trained = max(trained_of(lease, everywhere), lease.done)
             state.trained += trained
-            state.repeated += max(0, _done(lease, somewhere) - trained)
+            state.repeated += max(0, trained_of(lease, somewhere) - trained)
             if lease.first + trained < lease.last:
                 state.returned.append((lease.first + trained, lease.last))
             self._remove(lease)
@@ -347,6 +365,44 @@ class Leases:
                 self.state.number = newest
                 self.context.changed()
 
+    # ------------------------------------------------------------------ checkpoints
+    def restore_refusal(self, datasets: Sequence[m.RestoredDataset]) -> str:
+        """Why the cluster cannot go on with these data sets; empty if it can."""
+        if self._as_restored() == list(datasets):
+            return ""  # asked again
+        if self.state.datasets:
+            known = ", ".join(repr(d.dataset.name) for d in self.state.datasets[:8])
+            return f"this cluster has data sets of its own ({known}): restore into one that was just started"
+        names = [d.dataset.name for d in datasets]
+        if len(set(names)) < len(names):
+            return "two of the data sets have one name"
+        for d in datasets:
+            try:
+                self._check(d.dataset)
+            except ConfigurationError as error:
+                return str(error)
+            pieces = sorted(d.returned)
+            ends = [last for _, last in pieces]
+            apart = all(first >= before for (first, _), before in zip(pieces[1:], ends, strict=False))
+            fits = all(first < last <= d.next for first, last in pieces) and d.next <= d.dataset.end
+            if not (apart and fits):
+                return f"data set {d.dataset.name[:300]!r}: what is left of it does not fit {d.dataset.end} examples"
+        return ""
+
+    def restore(self, datasets: Sequence[m.RestoredDataset]) -> None:
+        """Go on with these data sets."""
+        if self._as_restored() == list(datasets):
+            return
+        self.state.datasets = [
+            DatasetState(d.dataset, d.next, list(d.returned), d.trained, d.repeated, restored=True) for d in datasets
+        ]
+        self.context.changed()
+
+    def _as_restored(self) -> list[m.RestoredDataset]:
+        return [
+            m.RestoredDataset(d.dataset, d.next, list(d.returned), d.trained, d.repeated) for d in self.state.datasets
+        ]
+
     # ------------------------------------------------------------------ for people
     def figures(self) -> list[m.DatasetFigures]:
         figures = []
@@ -365,7 +421,7 @@ def _cut_off(state: DatasetState) -> tuple[int, int]:
     return first, state.next
 
 
-def _done(lease: Lease, cursor: int) -> int:
+def trained_of(lease: Lease | SavedLease, cursor: int) -> int:
     """Examples of a lease that lie at or below a cursor."""
     number, done = cursor >> m.CURSOR_BITS, cursor % (1 << m.CURSOR_BITS)
     size = lease.last - lease.first

@@ -13,6 +13,7 @@ from ecrec.protocol.members import Members
 from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, UP
 from ecrec.protocol.placement import shards_of
 from ecrec.protocol.state import Group, Place, Settlement, members_of
+from ecrec.protocol.transitions import LOST_PARITY
 
 LOSSES_MAX = 16
 """Losses that are kept with their rows; all are counted."""
@@ -31,7 +32,7 @@ class Losses:
         lost = {c for c in self.undecodable(group) if shard in shards_of(self.context.placement, c)}
         if not lost or group.lost:
             return
-        group.doomed = sorted(lost.union(group.doomed))
+        group.to_reinitialise = sorted(lost.union(group.to_reinitialise))
         self.context.changed()
         if not self.context.config.reinitialise_lost:
             self.lose(number, group, "")
@@ -45,10 +46,10 @@ class Losses:
 
     def lose(self, number: int, group: Group, why: str) -> None:
         """Say what is lost, and replace nobody."""
-        lost, updates = self._lost(number, group, group.doomed)
+        lost, updates = self._lost(number, group, group.to_reinitialise)
         gone = [s for s, place in enumerate(group.places) if place.state != UP]
         names = ", ".join(f"{number * self.context.state.n + s} ({group.places[s].state})" for s in gone)
-        weakest = min((self.context.placement.code_of(c) for c in group.doomed), key=lambda code: code.r)
+        weakest = min((self.context.placement.code_of(c) for c in group.to_reinitialise), key=lambda code: code.r)
         rows, tables = sum(some.rows for some in lost), len({some.table for some in lost})
         most = "up to " if any(group.places[s].state == RECOVERING for s in gone) else ""
         group.lost = (
@@ -114,8 +115,8 @@ class Losses:
         if group.lost or not all(self.members.confirm_settled(number, group, shard) for shard in group.settlements):
             return
         # Who was recovering may have become whole since.
-        lost = sorted(self.undecodable(group).intersection(group.doomed))
-        group.doomed = []
+        lost = sorted(self.undecodable(group).intersection(group.to_reinitialise))
+        group.to_reinitialise = []
         self.context.changed()
         if not lost:
             return
@@ -135,7 +136,7 @@ class Losses:
             place.weak_since = view
             parity = set(self.context.placement.parity_classes(shard)).intersection(lost)
             if parity and place.state in (UP, RESEEDING):
-                place.state = RESEEDING
+                place.step(LOST_PARITY)
                 place.reseeding = sorted(parity.union(place.reseeding))
         if rows:
             self._add_loss(number, view, rows, updates, reinitialised=True)

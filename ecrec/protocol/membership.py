@@ -8,27 +8,48 @@ from ecrec._native import Store
 from ecrec._native import Window as WindowBuffers
 from ecrec.protocol import messages as m
 from ecrec.protocol.departure import Departure
-from ecrec.protocol.events import BAD_CONTENT, Connect, Disconnect, Send, Stop
-from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, SCHEDULER_ADDRESS, SEEDED, SHARD, UP, Address
+from ecrec.protocol.events import BAD_CONTENT, LEFT, Connect, Disconnect, Send, Stop
+from ecrec.protocol.handover import Handover
+from ecrec.protocol.messages import DOWN, NOT_WHOLE, RECOVERING, RESEEDING, SCHEDULER_ADDRESS, SHARD, UP, Address
 from ecrec.protocol.peer import Peer
 from ecrec.protocol.peer_windows import PeerWindows
-from ecrec.protocol.placement import CLASSES_MAX, SHARDS_IN_GROUP_MAX, Placement, TableSpec
+from ecrec.protocol.placement import CLASSES_MAX, SHARDS_IN_GROUP_MAX, Placement
 from ecrec.protocol.repair import Repairs
+from ecrec.protocol.saver import Saver
 from ecrec.protocol.scrub import Scrubs
 from ecrec.protocol.seeding import Seeding
 from ecrec.protocol.shard_context import ShardContext
+from ecrec.protocol.story import describe
+from ecrec.protocol.successor import Successor
+from ecrec.protocol.table_memory import add_table
+from ecrec.protocol.transitions import (
+    BECAME_WHOLE,
+    CUT,
+    DIED,
+    GIVEN_COPIED,
+    GIVEN_DEAD,
+    GIVEN_NEW,
+    JOIN,
+    JOIN_BLIND,
+    LOST_PARITY,
+    LOST_PARITY_EARLY,
+    NO_STREAM,
+    PLACE,
+    REPLACED,
+    SETTLED,
+    STREAM_ENDS,
+    SUCCEEDED,
+    UNSETTLED,
+)
 from ecrec.protocol.windows import Windows
 
 UNLIMITED = 2**64 - 1
-
-
-def add_table(store: Store, table: TableSpec, recovered: bool) -> None:
-    """Raises one of BAD_CONTENT for a table that cannot be, RuntimeError for one that does not fit into memory."""
-    optimizer = table.optimizer
-    store.add_table(
-        table.rows, table.dim, table.code.k, table.code.r, table.code.generator, optimizer.name,
-        list(optimizer.hyper), table.init, table.init_seed, table.init_scale, table.init_state, recovered,
-    )  # fmt: skip
+CONCERN_NO_CLASS = (
+    m.WorkerFenced, m.Configured, m.Adopted, m.CheckpointAsked, m.CheckpointCut, m.CheckpointOver, m.Succession,
+    m.SuccessionOver,
+)  # fmt: skip
+"""Views with which no member changes, and no stripe."""
+END_A_SUCCESSION = (m.ShardDown, m.Reinitialise, m.DataLost, m.Adopted)
 
 
 class Membership:
@@ -43,6 +64,9 @@ class Membership:
         scrubs: Scrubs,
         seeding: Seeding,
         departure: Departure,
+        saver: Saver,
+        handover: Handover,
+        successor: Successor,
     ) -> None:
         self.context = context
         self.windows = windows
@@ -51,6 +75,9 @@ class Membership:
         self.scrubs = scrubs
         self.seeding = seeding
         self.departure = departure
+        self.saver = saver
+        self.handover = handover
+        self.successor = successor
         self.reports: dict[int, m.Report] = {}
         self._first = 0
         """Number of my first view."""
@@ -71,12 +98,18 @@ class Membership:
             m.Settle: self._on_settle,
             m.ShardUp: self._on_up,
             m.ShardWhole: self._on_whole,
+            m.Succession: self.handover.on_succession,
+            m.SuccessionOver: self.handover.on_over,
+            m.Succeeded: self._on_succeeded,
             m.TableAdded: self._on_table,
             m.WorkerFenced: self._on_worker_fenced,
             m.DataLost: self._on_lost,
             m.Reinitialise: self._on_reinitialise,
             m.Configured: self._on_configured,
             m.Adopted: self._on_adopted,
+            m.CheckpointAsked: self.saver.on_asked,
+            m.CheckpointCut: self.saver.on_cut,
+            m.CheckpointOver: self.saver.on_over,
         }
 
     def on_views(self, message: m.Views, release_held: Callable[[], None]) -> None:
@@ -106,6 +139,7 @@ class Membership:
             context.checked()
             context.view = view.number
             self.recent.append(view)
+            context.story.tell(context.now_ms, f"view {describe(view)}")
             context.hear_origin(message.origin)
             context.status_due = context.pulls_due = True
             # trap: a repair does not outlive a view that concerns its class
@@ -113,6 +147,8 @@ class Membership:
             self._concerned.update(dict.fromkeys(classes, view.number))
             self.repairs.forget(classes)
             self.scrubs.forget(classes)
+            if isinstance(view, END_A_SUCCESSION):
+                self.handover.over()
             self._apply[type(view)](view)
             release_held()
             if any(isinstance(effect, Stop) for effect in context.effects):
@@ -121,11 +157,11 @@ class Membership:
     def _classes_of(self, view: m.AnyView) -> set[int]:
         """Classes whose repairs and scrubs the view can concern: whose members change, or whose stripes become more."""
         classes, placement = self.context.placement.classes, self.context.placement
-        if isinstance(view, m.WorkerFenced | m.Configured | m.Adopted):
+        if isinstance(view, CONCERN_NO_CLASS):
             return set()
         if isinstance(view, m.TableAdded):
             return {s.class_id for s in classes if placement.code_of(s.class_id) == view.table.code}
-        if isinstance(view, m.ShardDown | m.Settle | m.ShardUp | m.ShardWhole):
+        if isinstance(view, m.ShardDown | m.Settle | m.ShardUp | m.ShardWhole | m.Succeeded):
             return {s.class_id for s in classes if view.shard in s.data or view.shard in s.parity}
         return {s.class_id for s in classes}
 
@@ -147,9 +183,15 @@ class Membership:
                 n = view.n
                 shards = [view.shard, *(member.shard for member in view.unsettled)]
                 listed = sorted(member.shard for member in view.members)
+                for member in view.members:
+                    PLACE.check(member.state)
                 if not 1 <= n <= SHARDS_IN_GROUP_MAX or listed != list(range(n)) or view.window < 0:
                     raise ValueError(f"Start: {len(view.members)} members, window {view.window}, in a group of {n}")
-            elif isinstance(view, m.TableAdded | m.WorkerFenced | m.DataLost | m.Configured | m.Adopted):
+            elif isinstance(view, m.CheckpointCut):
+                if placement:
+                    self.saver.check(view)
+                continue
+            elif isinstance(view, (m.TableAdded, m.DataLost, *CONCERN_NO_CLASS)):
                 continue
             elif isinstance(view, m.Reinitialise):
                 classes = placement.classes if placement else []
@@ -166,17 +208,26 @@ class Membership:
     def _place(self, start: m.Start, origin: m.Origin) -> bool:
         """Become an incarnation: a fresh one, or the replacement of a dead one. False: it cannot be."""
         context = self.context
-        placement = Placement(start.n)
-        store = Store(start.shard, start.n, start.group, start.groups)
+        placement, end = Placement(start.n), self.successor.end
+        if start.succeeds and self.successor.is_for(start) and self.successor.store is not None:
+            store, copied = self.successor.store, len(self.successor.tables)
+        elif start.succeeds:  # the scheduler gives it to nobody else
+            reason = f"was to succeed shard {start.group * start.n + start.shard}, and has not copied it"
+            context.effects += [Send(SCHEDULER_ADDRESS, m.Unfit(context.process, reason)), Stop(reason)]
+            return False
+        else:
+            store, copied = Store(start.shard, start.n, start.group, start.groups), 0
         try:
-            for table in start.tables:
+            for number, table in enumerate(start.tables):
                 placement.add(table.code)
-                add_table(store, table, recovered=not start.recovering)
+                if number >= copied:
+                    add_table(store, table, recovered=not start.recovering)
         except (RuntimeError, MemoryError) as error:
             reason = f"cannot hold the tables of shard {start.group * start.n + start.shard}: {error}"
             context.effects += [Send(SCHEDULER_ADDRESS, m.Unfit(context.process, reason)), Stop(reason)]
             return False
         context.checked()
+        self.successor.drop(start.succeeds)
         self.start, context.origin = start, origin
         context.config = start.config
         context.group, context.shard, context.epoch, context.view = start.group, start.shard, start.epoch, start.number
@@ -188,24 +239,24 @@ class Membership:
         context.tables, context.groups = list(start.tables), start.groups
         self._first = start.number
         context.buffers = WindowBuffers(context.store)
-        context.state = RECOVERING if start.recovering else UP
+        context.step(GIVEN_DEAD if start.recovering else GIVEN_COPIED if start.succeeds else GIVEN_NEW)
         context.marks, context.durable = dict(start.marks), dict(start.marks)
         context.fenced = dict(start.fenced)
+        self.saver.over = start.checkpoint
         context.window_number, context.stable = start.window + 1, start.window
         for member in start.members:
-            peer = Peer(member.shard, member.epoch, member.state, member.endpoint, reseeding=set(member.reseeding))
+            stream = SETTLED if member.state == DOWN else NO_STREAM
+            peer = Peer(
+                member.shard, member.epoch, member.state, member.endpoint, stream, reseeding=set(member.reseeding)
+            )
             peer.heard_awake_ms = context.awake_ms
             context.peers[member.shard] = peer
             if peer.shard != start.shard and peer.running:
                 context.effects.append(Connect(self._address(peer), peer.endpoint))
         for member in start.unsettled:
             # it died before I was: I have nothing of its stream
-            peer = context.peers[member.shard]
-            peer.settling = peer.unsettled = True
+            context.peers[member.shard].stream = UNSETTLED
             self.reports[member.shard] = m.Report(member.shard, member.epoch, -1, {})
-        for member in start.members:
-            if member.state == DOWN:
-                context.peers[member.shard].settling = True
         if start.recovering:
             self.repairs.begin(set(start.reinitialised))
             self.seeding.begin()
@@ -214,7 +265,11 @@ class Membership:
             self.seeding.ask_all()
         else:
             for peer in context.others():
-                peer.joined, peer.received = True, 0
+                peer.step_stream(JOIN)
+                peer.received = 0
+                if start.succeeds and end is not None:
+                    # trap: should it die before I hear from it, the cut is no later than what I was given
+                    peer.received, peer.marks = end.received[peer.shard], dict(end.marks[peer.shard])
                 self._limit(peer, UNLIMITED)
         context.status_due = True
         return True
@@ -231,9 +286,8 @@ class Membership:
         """Begin my stream to a peer. ``restarted``: it is I who am new."""
         context = self.context
         self.windows.close()  # nothing older than the Join reaches it
-        peer.joined = True
         # trap: until a recovering peer says what it wants seeded, my deltas to it would be wrong
-        peer.awaits_joined = restarted and peer.state in SEEDED
+        peer.step_stream(JOIN_BLIND if restarted and peer.state in NOT_WHOLE else JOIN)
         peer.begins, peer.ends = {}, []
         context.send(peer, m.Join(context.window_number - 1, dict(context.marks), restarted))
         self._limit(peer, UNLIMITED)
@@ -258,9 +312,8 @@ class Membership:
             context.effects.append(self.departure.ended(reason))
             return
         context.effects.append(Disconnect(self._address(peer)))
-        peer.state = DOWN
-        peer.settling = peer.unsettled = True
-        peer.joined = peer.awaits_joined = False
+        peer.step(DIED)
+        peer.step_stream(STREAM_ENDS)
         peer.begins, peer.ends = {}, []
         peer.reseeding.clear()
         self.seeding.forget(peer.shard)
@@ -277,7 +330,7 @@ class Membership:
         """Undo what I folded beyond the cut; what is at or below it is final."""
         context = self.context
         peer = context.peers[view.shard]
-        peer.unsettled = False
+        peer.step_stream(CUT)
         self.reports.pop(view.shard, None)
         if peer.received is not None:
             while peer.undo and peer.undo[-1].number > view.window:
@@ -294,8 +347,9 @@ class Membership:
             reason = f"another process is shard {context.base + context.shard}, epoch {view.epoch}"
             context.effects.append(self.departure.ended(reason))
             return
-        peer = Peer(view.shard, view.epoch, RECOVERING, view.endpoint)
-        peer.held, peer.held_bytes = context.peers[view.shard].held, context.peers[view.shard].held_bytes
+        dead = context.peers[view.shard]
+        peer = Peer(view.shard, view.epoch, PLACE.after(dead.state, REPLACED), view.endpoint)
+        peer.held, peer.held_bytes = dead.held, dead.held_bytes
         peer.heard_awake_ms = context.awake_ms
         context.peers[view.shard] = peer
         # trap: should it die before I hear from it, the cut is the one it started from
@@ -303,10 +357,30 @@ class Membership:
         context.effects.append(Connect(self._address(peer), view.endpoint))
         self.join(peer, restarted=False)
 
+    def _on_succeeded(self, view: m.Succeeded) -> None:
+        """Another process has what the incarnation before had, and all go on from where they halted."""
+        context = self.context
+        if view.shard == context.shard:
+            reason = (
+                f"another process is shard {context.base + context.shard} now, epoch {view.epoch}, and has all rows"
+            )
+            context.effects.append(Stop(reason, LEFT))
+            return
+        left = context.peers[view.shard]
+        context.effects.append(Disconnect(self._address(left)))
+        peer = Peer(view.shard, view.epoch, PLACE.after(left.state, SUCCEEDED), view.endpoint)
+        peer.held, peer.held_bytes = left.held, left.held_bytes
+        peer.heard_awake_ms = context.awake_ms
+        context.peers[view.shard] = peer
+        peer.step_stream(JOIN)
+        peer.received, peer.marks = view.window, dict(view.marks)
+        context.effects.append(Connect(self._address(peer), view.endpoint))
+        self.handover.over()
+
     def _on_whole(self, view: m.ShardWhole) -> None:
         context = self.context
         peer = context.peers[view.shard]
-        peer.state = UP
+        peer.step(BECAME_WHOLE)
         peer.reseeding.clear()
         self.seeding.whole(peer.shard)
 
@@ -383,12 +457,13 @@ class Membership:
         for peer in context.peers.values():
             parity = {c for c in lost if peer.shard in context.placement.classes[c].parity}
             if parity and peer.has_data:
-                peer.state = RESEEDING
+                peer.step(LOST_PARITY)
                 peer.reseeding |= parity
         if context.state == RECOVERING:
             self.repairs.reinitialise(lost)
         elif lost.intersection(context.placement.parity_classes(context.shard)):
             # trap: what I reported before, that I am whole, is no longer so
-            context.state = context.peers[context.shard].state
+            known_whole = context.peers[context.shard].state == RESEEDING
+            context.step(LOST_PARITY if known_whole else LOST_PARITY_EARLY)
         self.seeding.reinitialise(lost)
         context.note("warning", view.reason)

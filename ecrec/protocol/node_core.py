@@ -35,6 +35,7 @@ from ecrec.protocol.events import (
     Send,
     Stop,
     Tick,
+    WriteFile,
 )
 from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, WORKER, Address, PullRefused, Rows
 from ecrec.protocol.offenders import IGNORE_MS, OFFENCES_MAX, Offenders
@@ -112,6 +113,9 @@ class Port(Protocol):
     def persist(self, state: bytes) -> None:
         """On stable storage on return. Raises if not: nothing that follows may be done then."""
 
+    def write_file(self, effect: WriteFile) -> None:
+        """Begin to write a file, behind those that are being written. Later `NodeCore.handle` gets a `FileWritten`."""
+
     def note(self, level: str, text: str) -> None: ...
 
     def complain(self, kind: str, text: str, now_ms: float) -> None:
@@ -153,6 +157,7 @@ class NodeCore:
         self._term = term
         self._heard_term = 0
         """Of the newest scheduler that was heard."""
+        self.has_heard_scheduler = False
         self.address = self._own_address()
         self._next_acks_ms = 0.0
         self._offenders = Offenders()
@@ -165,6 +170,7 @@ class NodeCore:
             Connect: self._connect,
             Disconnect: self._disconnect,
             Persist: self._persist,
+            WriteFile: self._write_file,
             Stop: self._stop,
             Note: self._note,
             PullDone: self._result,
@@ -183,7 +189,8 @@ class NodeCore:
         It may call `while_busy`, and nothing else: an event that is handled for long is one step for all others.
         """
         if hasattr(self.machine, "while_busy"):
-            self._pause = self.machine.on_pause = pause  # type: ignore[attr-defined]
+            self._pause = pause
+            self.machine.listen(pause)  # type: ignore[attr-defined]
 
     def while_busy(self, now_ms: float) -> None:
         """Say that this process lives, if that is due. Raises HalfHandledError for all that goes wrong with it."""
@@ -256,6 +263,7 @@ class NodeCore:
                 )
                 return
             self._heard_term = envelope.source.epoch
+            self.has_heard_scheduler = True
             # Terms are the transport's: to a machine there is one scheduler.
             envelope = envelope._replace(source=envelope.source._replace(epoch=0))
         if self._is_mine(envelope, frames, now_ms):
@@ -451,11 +459,14 @@ class NodeCore:
         address = effect.address
         self.port.disconnect(address)
         self.closed_ms.pop(address, None)
-        if address.role == SHARD and self.address.role == SHARD:
+        if effect.for_good and address.role == SHARD and self.address.role == SHARD:
             self.streams.fenced(address)
 
     def _persist(self, effect: Persist, now_ms: float) -> None:
         self.port.persist(effect.state)
+
+    def _write_file(self, effect: WriteFile, now_ms: float) -> None:
+        self.port.write_file(effect)
 
     def _stop(self, effect: Stop, now_ms: float) -> None:
         self.stopped = effect.reason or "no reason given"

@@ -7,6 +7,18 @@ from typing import Any
 from ecrec.protocol import arrays
 from ecrec.protocol.events import Received
 from ecrec.protocol.messages import DOWN, RESEEDING, UP
+from ecrec.protocol.transitions import (
+    JOINED,
+    JOINED_BLIND,
+    LINK,
+    LINKED,
+    NEVER_LINKED,
+    NO_STREAM,
+    PLACE,
+    SEVERED,
+    STREAM,
+    UNSETTLED,
+)
 
 
 @dataclass(slots=True)
@@ -31,15 +43,8 @@ class Peer:
     state: str
     endpoint: str
 
-    joined: bool = False
-    """My windows go to it."""
-    awaits_joined: bool = False
-    """It was recovering when I was restarted, and has yet to say which classes it wants seeded."""
-    settling: bool = False
-    """Down, and its replacement has not started: nothing is accepted from it."""
-    unsettled: bool = False
-    """Down, and the cut is not announced: parities may differ by its windows."""
-
+    stream: str = NO_STREAM
+    """How far our streams are (`transitions.STREAM`)."""
     received: int | None = None
     """Number of its last window that I have; None while its stream has not begun."""
     ack_due: bool = False
@@ -67,10 +72,8 @@ class Peer:
     """When it was last heard; None: never."""
     heard_awake_ms: float = 0.0
     """The same in the time that I was awake; if it was never heard, when I first knew of this incarnation."""
-    linked: bool = False
-    """The connection to it is established."""
-    severed: bool = False
-    """It was established, and is closed."""
+    link: str = NEVER_LINKED
+    """The connection to it (`transitions.LINK`)."""
     pings: int = 0
     """How often it was asked for a sign of life since it was heard,"""
     pinged_ms: float = -1e18
@@ -78,6 +81,15 @@ class Peer:
 
     reseeding: set[int] = field(default_factory=set)
     """Classes whose parity rows on it are seeded anew, after rows of theirs were re-initialised."""
+
+    def step(self, happening: str) -> None:
+        self.state = PLACE.after(self.state, happening)
+
+    def step_stream(self, happening: str) -> None:
+        self.stream = STREAM.after(self.stream, happening)
+
+    def step_link(self, happening: str) -> None:
+        self.link = LINK.after(self.link, happening)
 
     def hold(self, event: Received) -> None:
         """Keep a message until a view comes."""
@@ -87,6 +99,31 @@ class Peer:
     @property
     def running(self) -> bool:
         return self.state != DOWN
+
+    @property
+    def joined(self) -> bool:
+        """My windows go to it."""
+        return self.stream in (JOINED, JOINED_BLIND)
+
+    @property
+    def is_joined_blind(self) -> bool:
+        """It was recovering when I came back, and has yet to say which classes it wants seeded."""
+        return self.stream == JOINED_BLIND
+
+    @property
+    def unsettled(self) -> bool:
+        """Down, and the cut is not announced: parities may differ by its windows."""
+        return self.stream == UNSETTLED
+
+    @property
+    def linked(self) -> bool:
+        """The connection to it is established."""
+        return self.link == LINKED
+
+    @property
+    def severed(self) -> bool:
+        """It was established, and is closed."""
+        return self.link == SEVERED
 
     @property
     def has_data(self) -> bool:

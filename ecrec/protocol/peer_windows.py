@@ -2,9 +2,9 @@
 
 from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
+from ecrec.protocol.captures import Captures
 from ecrec.protocol.peer import Peer, Undo
 from ecrec.protocol.placement import CLASSES_MAX
-from ecrec.protocol.repair import Repairs
 from ecrec.protocol.seeding import Seeding
 from ecrec.protocol.shard_context import ShardContext
 from ecrec.protocol.windows import Windows
@@ -13,10 +13,10 @@ from ecrec.protocol.windows import Windows
 class PeerWindows:
     """The part of a `ShardMachine` that takes the windows of its peers."""
 
-    def __init__(self, context: ShardContext, windows: Windows, repairs: Repairs, seeding: Seeding) -> None:
+    def __init__(self, context: ShardContext, windows: Windows, captures: Captures, seeding: Seeding) -> None:
         self.context = context
         self.windows = windows
-        self.repairs = repairs
+        self.captures = captures
         self.seeding = seeding
 
     def on_window(self, peer: Peer, window: m.Window, frames: m.Frames) -> None:
@@ -31,7 +31,7 @@ class PeerWindows:
             self.context.store.fold(peer.shard, mask, keys, records)  # all or nothing: it checks before it folds
         self.context.checked()
         if keys.size:
-            self.repairs.fold_captures(peer, mask, keys, records)
+            self.captures.fold_captures(peer, mask, keys, records)
         peer.received, peer.rounds = window.number, rounds
         ends = self.seeding.accepted_ends(peer, window.ends)
         peer.undo.append(Undo(window.number, mask, keys, records, window.marks, ends))

@@ -1,5 +1,7 @@
 """Where rows, parities and replicas live: arithmetic only, no directory (docs/protocol.md)."""
 
+import math
+import struct
 from typing import Final, NamedTuple
 
 import msgspec
@@ -16,6 +18,9 @@ RECORD_ALIGNMENT = 16
 """Bytes to a multiple of which the native store pads a record."""
 
 
+_FLOAT = struct.Struct("f")
+
+
 class CodeSpec(msgspec.Struct, frozen=True, array_like=True):
     """A (k, r) code: k data and r parity rows a stripe; k = 1 is replication; r = 0 is no fault tolerance."""
 
@@ -26,10 +31,17 @@ class CodeSpec(msgspec.Struct, frozen=True, array_like=True):
     @classmethod
     def parse(cls, text: str) -> "CodeSpec":
         """``"4+1"`` -> CodeSpec(4, 1). Raises ConfigurationError for anything that is not ``k+r``, k >= 1, r >= 0."""
+        if not isinstance(text, str):
+            raise ConfigurationError(f"code {text!r:.100}: expected a text, K+R, for example '4+1'")
         k, plus, r = text.partition("+")
         if not plus or not k.isascii() or not k.isdigit() or not r.isascii() or not r.isdigit() or int(k) < 1:
             raise ConfigurationError(f"code {text!r}: expected K+R with K >= 1 and R >= 0, for example 4+1")
         return cls(int(k), int(r))
+
+    @classmethod
+    def of(cls, given: "CodeSpec | str") -> "CodeSpec":
+        """One of these, or its text. Raises ConfigurationError for anything else."""
+        return given if isinstance(given, CodeSpec) else cls.parse(given)
 
     def __str__(self) -> str:
         return f"{self.k}+{self.r}"
@@ -60,6 +72,11 @@ class OptimizerSpec(msgspec.Struct, frozen=True, array_like=True):
 
     name: str
     hyper: tuple[float, ...]
+    weight_decay: float = 0.0
+    """Before a step: g += weight_decay * w; ``decoupled``: w *= 1 - lr * weight_decay."""
+    decoupled: bool = False
+    max_gradient: float = 0.0
+    """Before that: each number of a gradient is cut off to [-max_gradient, max_gradient]; 0: it is not."""
 
     def check(self) -> None:
         """Raise ConfigurationError for an unknown name or another number of hyper-parameters; not for their values."""
@@ -70,6 +87,19 @@ class OptimizerSpec(msgspec.Struct, frozen=True, array_like=True):
             raise ConfigurationError(
                 f"optimizer {self.name!r} with {len(self.hyper)} hyper-parameters; expected {', '.join(kind.hyper)}"
             )
+
+    def rate_error(self, rate: float) -> str:
+        """Why no step can be taken at this learning rate; empty if one can. As the native store decides."""
+        divides = self.name == "ftrl"
+        try:
+            (rounded,) = _FLOAT.unpack(_FLOAT.pack(rate))
+        except OverflowError:
+            rounded = math.inf
+        if not math.isfinite(rounded) or rounded < 0 or (divides and rounded == 0):
+            return f"learning rate {rate}: expected a finite number {'above' if divides else 'of at least'} 0"
+        if self.decoupled and rate * self.weight_decay >= 1:
+            return f"learning rate {rate} times the decoupled weight decay {self.weight_decay}: expected less than 1"
+        return ""
 
     def state_floats(self, dim: int) -> int:
         """Floats of state in the record of a row of ``dim`` weights."""
@@ -90,6 +120,13 @@ class TableSpec(msgspec.Struct, frozen=True, array_like=True):
     init_seed: int = 0
     init_scale: float = 0.0
     init_state: float = 0.0
+    is_module: bool = False
+    """Its rows are the parameters of a replicated module: never coded with k > 1, whatever other tables are."""
+    pooling: str = ""
+    """This field, ``features`` and ``first_values`` say what workers make of the table. The cluster only compares them:
+    workers that disagree about one of them would train different models."""
+    features: str = ""
+    first_values: str = ""
 
     @property
     def record_bytes(self) -> int:

@@ -13,7 +13,7 @@ from ecrec.protocol.wanted import Wanted
 
 
 @dataclass(slots=True)
-class Rows:
+class SectionArrays:
     """A section of a push or pull as arrays: int32[m], int64[m], int64[N] and float32 values (a push)."""
 
     tables: Any
@@ -41,7 +41,7 @@ class QueuedPush:
 class QueuedPull:
     source: Address
     pull: m.Pull
-    sections: list[Rows]
+    sections: list[SectionArrays]
     wanted: Wanted | None = None
     """Its rows that were lost when it was first looked at."""
 
@@ -61,7 +61,7 @@ class WorkerState:
     """It waits for its pushes up to this one."""
 
 
-def sections_of(sections: list[m.Section], frames: m.Frames, values: bool) -> list[Rows]:
+def sections_of(sections: list[m.Section], frames: m.Frames, values: bool) -> list[SectionArrays]:
     """Arrays of a message's sections. ValueError if the frames do not fit them."""
     each = 2 if values else 1
     if len(frames) != each * len(sections):
@@ -76,5 +76,5 @@ def sections_of(sections: list[m.Section], frames: m.Frames, values: bool) -> li
                 f"section {i}: {len(tables)} tables, {len(counts)} counts with sum {total}, {len(rows)} row ids"
             )
         data = arrays.array(frames[each * i + 1], np.float32, f"values of section {i}") if values else None
-        out.append(Rows(tables, counts, rows, data))
+        out.append(SectionArrays(tables, counts, rows, data))
     return out

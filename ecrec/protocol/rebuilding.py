@@ -13,9 +13,9 @@ from ecrec.protocol.events import OUTDATED, Event, Received, Stop
 from ecrec.protocol.messages import Address
 from ecrec.protocol.state import State
 
-HEARD_IN_ADOPTION = (m.ShardStatus, m.ShardCensus, m.Register)
+HEARD_IN_ADOPTION = (m.ShardStatus, m.ShardCensus, m.Register, m.StoryQuery)
 """All that a scheduler takes while it makes its state again; everything else is said again."""
-HEARD_UNVERIFIED = (m.ShardStatus, m.Register, m.ClusterQuery)
+HEARD_UNVERIFIED = (m.ShardStatus, m.Register, m.ClusterQuery, m.StoryQuery)
 """All that it takes while its state may turn out to be an older one."""
 
 

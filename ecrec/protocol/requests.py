@@ -5,6 +5,7 @@ shard would refuse for its content must never leave: everything is known here th
 clients that do not.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -45,10 +46,11 @@ class Requests:
         self._n, self._groups, self._config = n, groups, config
         self._tables, self._pending = tables, pending
         size = max(tables, default=-1) + 1
-        self._rows, self._k, self._dims, self._records = (np.zeros(size, np.int64) for _ in range(4))
+        self._rows, self._k, self._dims, self._records, self._floats = (np.zeros(size, np.int64) for _ in range(5))
         for index, spec in tables.items():
             self._rows[index], self._k[index], self._dims[index] = spec.rows, spec.code.k, spec.dim
             self._records[index] = spec.record_bytes
+            self._floats[index] = spec.dim + spec.optimizer.state_floats(spec.dim)
 
     # ------------------------------------------------------------------ requests
     def push(
@@ -59,6 +61,25 @@ class Requests:
         ``barrier``: it is applied together with those of so many workers, which are taken to be about as large.
         """
         return {shard: self._push(shard, *part, max(1, barrier), assign) for shard, part in by_shard.items()}
+
+    def records(self, by_shard: Mapping[int, SectionsAndFrames]) -> None:
+        """A push of whole records, of one table on each shard: their floats are weights and state."""
+        whole = copy.copy(self)
+        whole._dims = self._floats
+        for shard, (sections, frames) in by_shard.items():
+            parts = whole._parts(shard, "push", sections, frames, values=True)
+            if len(parts) != 1 or len(parts[0].tables) != 1:
+                self._refuse(
+                    shard, "push", f"whole records of {self.table_names(sections)}; expected one section of one"
+                )
+            dim, floats = int(self._dims[parts[0].tables[0]]), int(self._floats[parts[0].tables[0]])
+            weights = np.ascontiguousarray(parts[0].values.reshape(-1, floats)[:, :dim]).reshape(-1)
+            self._check_values(parts[0]._replace(values=weights), 1, assign=True)
+            self._check_deltas(shard, sections, parts, 1)
+            longest = max(parts[0].rows.nbytes, parts[0].values.nbytes)
+            if longest > wire.REQUEST_BYTES_MAX:
+                what = f"a frame of it has {longest:,} bytes, and {wire.REQUEST_BYTES_MAX:,} can be sent"
+                self._too_long(shard, "push", sections, what)
 
     def pull(self, by_shard: Mapping[int, SectionsAndFrames], records: bool) -> None:
         """``records``: it asks for whole records."""
@@ -73,6 +94,17 @@ class Requests:
             if longest > wire.REQUEST_BYTES_MAX:
                 what = f"a frame of its row ids has {longest:,} bytes, and {wire.REQUEST_BYTES_MAX:,} can be sent"
                 self._too_long(shard, "pull", sections, what)
+
+    def rates(self, rates: Mapping[int, float], assign: bool) -> None:
+        """Raise RefusedError for learning rates of a push that no shard takes."""
+        if rates and assign:
+            raise RefusedError("a push that sets weights takes no learning rates")
+        for index, rate in rates.items():
+            if index not in self._tables:
+                raise RefusedError(f"a push has a learning rate of table {index}, which is not on all shards")
+            spec = self._tables[index]
+            if error := spec.optimizer.rate_error(rate):
+                raise RefusedError(f"table {spec.name!r}: {error}")
 
     def table_names(self, sections: list[Section]) -> str:
         """For people."""
@@ -200,7 +232,7 @@ class Requests:
             )
 
     def _check_deltas(self, shard: int, sections: list[Section], parts: list[_Part], workers: int) -> None:
-        """What a peer of the shard gets of the push fits a frame (`ShardMachine._make_room`)."""
+        """What a peer of the shard gets of the push fits a frame (`Pushes._make_room`)."""
         size = 0
         for part in parts:
             rows = part.counts

@@ -56,8 +56,7 @@ class Runs:
     # ------------------------------------------------------------------ workers ask
     def on_join(self, source: Address, message: m.JoinRun) -> None:
         worker, now_ms = source.id, self.context.now_ms
-        if not self.context.state.is_life(source):
-            self.context.fence_off(source, f"{source} is not, or no longer, a worker that may join a run")
+        if not self.context.is_of_worker(source, "join a run"):
             return
         if not 2 <= message.size <= m.WORKERS_MAX or worker >= message.size:
             reason = f"worker {worker} in a run of {message.size}: expected a number below it, and 2 to {m.WORKERS_MAX}"

@@ -16,14 +16,17 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.admission import Admission
 from ecrec.protocol.announcer import Announcer
 from ecrec.protocol.answers import cluster_state
+from ecrec.protocol.checkpoints import Checkpoints
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.context import Context
 from ecrec.protocol.deaths import Deaths
+from ecrec.protocol.drains import Drains
 from ecrec.protocol.events import (
     Connection,
     Disconnected,
     Effect,
     Event,
+    FileWritten,
     HalfHandledError,
     Persist,
     Received,
@@ -35,13 +38,15 @@ from ecrec.protocol.initial import InitialValues
 from ecrec.protocol.leases import Leases
 from ecrec.protocol.losses import Losses
 from ecrec.protocol.members import Members
-from ecrec.protocol.messages import DOWN, SEEDED, SHARD, TOOL, UP, WORKER, Address
+from ecrec.protocol.messages import DOWN, NOT_WHOLE, SHARD, TOOL, WORKER, Address
 from ecrec.protocol.placement import Placement
 from ecrec.protocol.rebuilding import Rebuilding, Rebuilt
 from ecrec.protocol.runs import Runs
 from ecrec.protocol.settlement import Settlements
 from ecrec.protocol.state import Group, Place, State, encode_state, read_state
+from ecrec.protocol.successions import Successions
 from ecrec.protocol.tables import Tables
+from ecrec.protocol.transitions import BECAME_WHOLE
 from ecrec.protocol.workers import Workers
 
 CLIENTS = (WORKER, TOOL)
@@ -51,10 +56,18 @@ SPEAKERS = {
     m.ShardCensus: (SHARD,),
     m.Unfit: (SHARD,),
     m.Leave: (SHARD,),
+    m.Handover: (SHARD,),
     m.WorkerCensus: (WORKER,),
     m.ClusterQuery: (WORKER, TOOL, SHARD),
+    m.StoryQuery: (WORKER, TOOL),
 }
 """Message -> roles that may send it; all others are the clients'."""
+NOT_IN_A_RESTORE = (m.CreateTable, m.LeaseSplit, m.InitialiseTable, m.JoinRun, m.Save)
+"""What nobody is given before a restore is done."""
+RESTORING = (
+    "a checkpoint is being brought into this cluster: wait until that is done; if it was interrupted, start a new "
+    "cluster"
+)
 
 
 class SchedulerMachine:
@@ -80,6 +93,7 @@ class SchedulerMachine:
         """Shards that are sent a copy of the state as soon as what is decided now is persisted."""
         self.members = Members(self.context)
         self.admission = Admission(self.context, self.members)
+        self.drains = Drains(self.context, self.admission)
         self._make_parts()
         self._handlers: dict[type, Callable[[Address, Any, m.Frames], None]] = {
             m.Register: self._on_register,
@@ -88,11 +102,16 @@ class SchedulerMachine:
             m.CreateTable: self._on_create_table,
             m.Unfit: self._on_unfit,
             m.Leave: self._on_leave,
+            m.Handover: self._on_handover,
+            m.Drain: self._on_drain,
             m.LeaseSplit: self._on_lease_split,
             m.InitialiseTable: self._on_initialise,
             m.JoinRun: self._on_join_run,
             m.LeaveRun: self._on_leave_run,
+            m.Save: self._on_save,
+            m.Restore: self._on_restore,
             m.ClusterQuery: self._on_query,
+            m.StoryQuery: self._on_story_query,
             m.ShardCensus: self._on_shard_census,
             m.WorkerCensus: self._on_worker_census,
         }
@@ -102,13 +121,15 @@ class SchedulerMachine:
         context, members = self.context, self.members
         self.announcer = Announcer(context, members)
         self.losses = Losses(context, members, self.announcer)
-        self.deaths = Deaths(context, members, self.announcer, self.losses, self.admission)
         self.settlements = Settlements(context, members, self.announcer, self.admission, self.losses)
+        self.successions = Successions(context, members, self.announcer, self.admission, self.settlements)
+        self.deaths = Deaths(context, members, self.announcer, self.losses, self.admission, self.successions)
         self.tables = Tables(context, members, self.announcer)
         self.leases = Leases(context, self.announcer)
         self.runs = Runs(context)
         self.initial = InitialValues(context, self.announcer, self.leases)
-        self.workers = Workers(context, self.leases, self.runs, self.initial)
+        self.checkpoints = Checkpoints(context, members, self.announcer, self.leases, self.initial)
+        self.workers = Workers(context, self.leases, self.runs, self.initial, self.checkpoints)
 
     @property
     def address(self) -> Address:
@@ -135,13 +156,13 @@ class SchedulerMachine:
             owed = len(context.effects)
             context.is_acting = False
             self._take(event)
-        except (HalfHandledError, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:
-            if not context.is_acting:
+            if not context.is_acting and not isinstance(error, HalfHandledError):
                 self._owed, context.effects = context.effects[:owed], []
                 raise
-            raise half_handled(self.address, event, error) from error
+            raise half_handled(self.address, event, error, context.story.last(now_ms)) from error
         effects, context.effects = context.effects, []
         return effects
 
@@ -165,6 +186,9 @@ class SchedulerMachine:
         elif isinstance(event, Connection):
             context.checked()
             self.deaths.on_connection(event)
+        elif isinstance(event, FileWritten):
+            context.checked()
+            self.checkpoints.on_written(event)
         context.checked()
         if self.rebuilding.is_over and not any(isinstance(effect, Stop) for effect in context.effects):
             self._advance()
@@ -189,6 +213,7 @@ class SchedulerMachine:
                 self.tables.answer()
         self.leases.advance(self.members)
         self.initial.advance(self.members)
+        self.checkpoints.advance(self.workers.clients.values())
         self.announcer.send(self.workers.clients.values())
 
     def _listens(self) -> bool:
@@ -219,6 +244,7 @@ class SchedulerMachine:
         self.leases.on_tick(stood_still_ms)
         self.runs.on_tick(stood_still_ms)
         self.initial.on_tick(stood_still_ms)
+        self.checkpoints.on_tick(stood_still_ms)
         self.deaths.on_tick(stood_still_ms, self.tables.preparing.waits_for, self.workers.unheard())
         for shard, reason in self.deaths.blocking().items():
             self.tables.refuse_all(f"shard {shard} is in the way: {reason}")
@@ -260,6 +286,7 @@ class SchedulerMachine:
             for shard in list(group.settlements):
                 self.losses.check(number, group, shard)
         self.announcer.configure()
+        self.checkpoints.adopted()
         names = ", ".join(str(told.address) for told in rebuilt.told.values())
         context.note("warning", f"adopted cluster {state.cluster!r} as {names} told it")
 
@@ -267,6 +294,12 @@ class SchedulerMachine:
     def _on_received(self, event: Received) -> None:
         kind = type(event.message)
         handler = self._handlers.get(kind)
+        restorer = self.state.saving.restorer
+        if kind in NOT_IN_A_RESTORE and restorer >= 0 and (event.source.role, event.source.id) != (WORKER, restorer):
+            # trap: who trains on a half of a checkpoint would never know
+            self.context.checked()
+            self.context.send(event.source, m.Refused(event.message.request, RESTORING))  # type: ignore[attr-defined]
+            return
         if handler is not None and event.source.role not in SPEAKERS.get(kind, CLIENTS):
             text = f"{event.source}: dropped a {kind.__name__}, which is not for it to say"
             self.context.note("warning", text)
@@ -278,6 +311,8 @@ class SchedulerMachine:
 
     def _on_register(self, source: Address, message: m.Register, frames: m.Frames) -> None:
         self.admission.on_register(source, message, self.deaths.suspicions)
+        self.successions.on_register(source, message)
+        self.drains.on_register(source, message.process)
 
     def _on_shard_status(self, source: Address, status: m.ShardStatus, frames: m.Frames) -> None:
         context = self.context
@@ -309,11 +344,13 @@ class SchedulerMachine:
             self.announcer.configure()
         self.leases.raise_number(status.marks)
         self.tables.preparing.heard(status.prepared)
+        self.checkpoints.heard_shard(status)
         self.settlements.take(group, reporter, reports)
         for view, rows in sorted(losses.items()):
             self.losses.count(number, shard, place, view, rows, status)
-        if status.whole and place.state in SEEDED and status.view >= place.weak_since:
-            place.state, place.reseeding = UP, []
+        if status.whole and place.state in NOT_WHOLE and status.view >= place.weak_since:
+            place.step(BECAME_WHOLE)
+            place.reseeding = []
             self.announcer.add(group, m.ShardWhole(self.announcer.next_view(group), shard, place.epoch))
             context.remember("whole", number, shard, place.epoch)
         self._copy_to.append(source)
@@ -340,6 +377,21 @@ class SchedulerMachine:
     def _on_leave(self, source: Address, message: m.Leave, frames: m.Frames) -> None:
         self.context.checked()
         self.deaths.departures.on_leave(source, message)
+        found = self.context.place_of(source)
+        if message.stays and found is not None and found[2].process == message.process:
+            self.successions.stayed(found[0], found[1])
+
+    def _on_handover(self, source: Address, message: m.Handover, frames: m.Frames) -> None:
+        self.context.checked()
+        if self.successions.on_handover(source, message, self.leases.fenced):
+            number = source.id // self.state.n
+            self.deaths.suspicions[number].forget(source.id % self.state.n)
+            if self.state.saving.is_active:
+                self.checkpoints.give_up(f"shard {source.id} is another process now")
+
+    def _on_drain(self, source: Address, message: m.Drain, frames: m.Frames) -> None:
+        self.context.checked()
+        self.drains.on_drain(source, message)
 
     def _on_worker_status(self, source: Address, status: m.WorkerStatus, frames: m.Frames) -> None:
         if self.workers.on_status(source, status):
@@ -349,6 +401,36 @@ class SchedulerMachine:
 
     def _on_worker_census(self, source: Address, census: m.WorkerCensus, frames: m.Frames) -> None:
         self.workers.on_census(source, census)
+
+    def _on_save(self, source: Address, message: m.Save, frames: m.Frames) -> None:
+        self.context.checked()
+        self.checkpoints.on_save(source, message, self.workers.clients.values())
+
+    def _on_restore(self, source: Address, message: m.Restore, frames: m.Frames) -> None:
+        refusal = self.leases.restore_refusal(message.datasets)
+        saving = self.context.state.saving
+        is_new = not self.state.tables or message.into_tables or saving.restorer == message.worker
+        if not refusal and message.begins and not is_new:
+            refusal = "this cluster has tables already: restore into one that was just started"
+        self.context.checked()
+        if refusal:
+            self.context.send(source, m.Refused(message.request, refusal))
+            return
+        if message.begins:
+            saving.restorer = message.worker
+            self.context.changed()
+            self.context.send(source, m.Restored(message.request))
+            return
+        saving.restorer = -1
+        if message.url:
+            saving.restored = m.RestoredFrom(message.url[: m.URL_CHARACTERS_MAX], message.checkpoint)
+        self.context.changed()
+        self.leases.restore(message.datasets)
+        known, _ = self.context.state.workers.get(message.worker, (0, ""))
+        if known == message.worker_epoch > 0 and not self.leases.state.is_fenced(message.worker, known):
+            self.leases.end(message.worker, known)
+        self.workers.forget(WORKER, message.worker)
+        self.context.send(source, m.Restored(message.request))
 
     def _on_create_table(self, source: Address, message: m.CreateTable, frames: m.Frames) -> None:
         self.tables.on_create(source, message)
@@ -372,13 +454,20 @@ class SchedulerMachine:
         self.context.checked()
         self.runs.on_leave(source, message)
 
-    def _on_query(self, source: Address, message: m.ClusterQuery, frames: m.Frames) -> None:
-        state = cluster_state(
-            message.request, self.context, self.members, self.workers.clients.values(),
+    def _on_story_query(self, source: Address, message: m.StoryQuery, frames: m.Frames) -> None:
+        context = self.context
+        context.send(source, m.StoryTold(message.request, "scheduler", context.story.events(context.now_ms)))
+
+    def cluster_state(self, request: int = 0) -> m.ClusterState:
+        """What people are told."""
+        return cluster_state(
+            request, self.context, self.members, self.workers.clients.values(),
             self.admission, self.leases, self.deaths.suspected(),
-            self.deaths.departures.waiting(), self.workers.unheard(),
+            self.deaths.departures.waiting(), self.workers.unheard(), self.checkpoints.figures(),
         )  # fmt: skip
-        self.context.send(source, state)
+
+    def _on_query(self, source: Address, message: m.ClusterQuery, frames: m.Frames) -> None:
+        self.context.send(source, self.cluster_state(message.request))
 
 
 def _first_state(n: int, groups: int, stored: bytes | None, cluster: str) -> State:

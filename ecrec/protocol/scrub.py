@@ -15,10 +15,11 @@ from ecrec._native import Code, RowBuffer, gf_inverse, gf_multiply
 from ecrec.protocol import arrays
 from ecrec.protocol import messages as m
 from ecrec.protocol.arrays import NO_KEYS
+from ecrec.protocol.captures import TIMEOUT_FACTOR_MAX, Assembly, Captures, check_stripes
 from ecrec.protocol.events import BAD_CONTENT
 from ecrec.protocol.messages import LOCATED, UNSURE, UP, Address, Stripes
 from ecrec.protocol.peer import Peer
-from ecrec.protocol.repair import KEY_BITS, TIMEOUT_FACTOR_MAX, Assembly, Repairs
+from ecrec.protocol.repair import KEY_BITS
 from ecrec.protocol.shard_context import ShardContext
 
 ALL_CLASSES = 2**64 - 1
@@ -63,9 +64,9 @@ class Running:
 class Scrubs:
     """The part of a `ShardMachine` that leads scrubs, and corrects its own parity when another leads."""
 
-    def __init__(self, context: ShardContext, repairs: Repairs) -> None:
+    def __init__(self, context: ShardContext, captures: Captures) -> None:
         self.context = context
-        self.repairs = repairs
+        self.captures = captures
         self.running: dict[int, Running] = {}
         """Request -> the scrub; one of a class at a time, so that no syndrome is corrected twice."""
         self.corrected = 0
@@ -87,7 +88,7 @@ class Scrubs:
             else:
                 self._busy(tool, message.request, "another scrub of these stripes goes on")
             return
-        if len(self.running) >= SCRUBS_MAX or self.repairs.is_full():
+        if len(self.running) >= SCRUBS_MAX or self.captures.is_full():
             self._busy(tool, message.request, f"{len(self.running)} scrubs are under way here")
             return
         stripe = classes[class_id]
@@ -104,7 +105,7 @@ class Scrubs:
         bytes_max = min(config.scrub_bytes_max, config.frame_bytes_max)
         last = context.store.span(class_id, first, size, rows_max, bytes_max)
         context.checked()
-        request = self.repairs.new_request()
+        request = self.captures.new_request()
         self.running[request] = Running(
             tool, message.request, class_id, first, context.now_ms, message.repair, context.view
         )
@@ -117,7 +118,7 @@ class Scrubs:
         """Capture here and on the other parity holders, and have all data members mark."""
         context = self.context
         stripe = context.placement.classes[stripes.class_id]
-        assembly = self.repairs.open(request, context.view, stripes, NO_KEYS)
+        assembly = self.captures.open(request, context.view, stripes, NO_KEYS)
         assembly.full, assembly.used = list(stripe.data), list(stripe.parity)
         assembly.members = set(stripe.data)
 
@@ -145,9 +146,9 @@ class Scrubs:
         context = self.context
         running = self.running[request]
         stripe = context.placement.classes[running.class_id]
-        code = self.repairs.code(running.class_id)
+        code = self.captures.code(running.class_id)
         read = sum(rows.nbytes for _, rows in (*assembly.rows.values(), *assembly.captures.values()))
-        rests = [self.repairs.remainder(assembly, holder, code) for holder in stripe.parity]
+        rests = [self.captures.remainder(assembly, holder, code) for holder in stripe.parity]
         parity_rows, bad = sum(map(len, rests)), [rest.nonzero() for rest in rests]
         taken = [rest.take() for rest in rests]
         read += taken[0][1].nbytes  # my own capture
@@ -165,7 +166,7 @@ class Scrubs:
         running = self.running[request]
         assert running.findings is not None
         if running.repair and len(running.findings.keys):
-            self._correct(request, running, self.repairs.code(running.class_id), taken)
+            self._correct(request, running, self.captures.code(running.class_id), taken)
         self._answer(request, running)
 
     def _judge(self, some: Syndromes, code: Code) -> Findings:
@@ -224,7 +225,7 @@ class Scrubs:
         """XOR into my parity rows. The store takes data rows, which it multiplies by the coefficient."""
         context = self.context
         stripe = context.placement.classes[class_id]
-        coefficient = self.repairs.code(class_id).coefficients[stripe.parity.index(context.shard), 0]
+        coefficient = self.captures.code(class_id).coefficients[stripe.parity.index(context.shard), 0]
         scaled = RowBuffer(context.store)
         scaled.fold(gf_inverse(int(coefficient)), keys, records)
         context.store.fold(stripe.data[0], ALL_CLASSES, *scaled.take())
@@ -238,7 +239,7 @@ class Scrubs:
     def on_correct_parity(self, peer: Peer, message: m.CorrectParity, frames: m.Frames) -> None:
         context = self.context
         keys = arrays.keys(frames[0])
-        self.repairs.check(Stripes(message.class_id, 0, 0), keys, as_data=False)
+        check_stripes(context, Stripes(message.class_id, 0, 0), keys, as_data=False)
         if context.placement.classes[message.class_id].parity[0] != peer.shard:
             raise ValueError(f"shard {peer.shard} corrects class {message.class_id}, whose scrub it does not lead")
         self._add_to_parity(message.class_id, keys, arrays.records(frames[1]))
@@ -274,7 +275,7 @@ class Scrubs:
         for request, running in list(self.running.items()):
             # trap: one that waits for corrections only ends with its view: a second one could correct them again
             if not running.waiting and context.now_ms - running.at_ms > abandoned_ms:
-                self.repairs.drop(request)
+                self.captures.drop(request)
                 self._give_up(request, "a member did not answer; ask again")
 
 

@@ -6,11 +6,12 @@ who is seeded (rounds and who has finished).
 """
 
 from ecrec.protocol import messages as m
-from ecrec.protocol.messages import SEEDED
+from ecrec.protocol.messages import NOT_WHOLE
 from ecrec.protocol.peer import Peer
 from ecrec.protocol.repair import Repairs
 from ecrec.protocol.shard_context import ShardContext
 from ecrec.protocol.share import Share
+from ecrec.protocol.transitions import TOLD
 from ecrec.protocol.wanted import Wanted
 
 ALL_CLASSES = 2**64 - 1
@@ -58,7 +59,7 @@ class Seeding:
     def table_added(self) -> None:
         """Parity of a new code is zero, and so are its data: nothing to seed."""
         context = self.context
-        if context.state in SEEDED:
+        if context.state in NOT_WHOLE:
             for class_id in context.placement.parity_classes(context.shard):
                 if class_id not in self.done:
                     self.rounds[class_id] = 0
@@ -81,7 +82,7 @@ class Seeding:
 
     def accepted(self, shard: int, rounds: dict[int, int]) -> int:
         """Bits of the classes whose deltas and seeds from a peer count, by the rounds that it announced."""
-        if self.context.state not in SEEDED:
+        if self.context.state not in NOT_WHOLE:
             return ALL_CLASSES
         mask = ALL_CLASSES
         for class_id, done in self.done.items():
@@ -100,7 +101,7 @@ class Seeding:
     def start_over(self) -> None:
         """trap: somebody was settled; classes not fully seeded begin again under a new round."""
         context = self.context
-        if context.state not in SEEDED:
+        if context.state not in NOT_WHOLE:
             return
         for class_id in self.done:
             if self._unfinished(class_id):
@@ -157,7 +158,7 @@ class Seeding:
         for class_id in message.rounds:
             self._check(peer, class_id)
         self.context.checked()
-        peer.awaits_joined = False
+        peer.step_stream(TOLD)
         for shard, class_id in list(self.tasks):
             if shard == peer.shard and class_id not in message.rounds:
                 self._finish(shard, class_id)
@@ -201,14 +202,13 @@ class Seeding:
         if self._window and context.stable >= self._window:
             self.share.ended(context.now_ms - self._since_ms, context.config, context.now_ms)
             self._window = 0
-        if context.shares_time() and (
-            self._window or self.share.waits(context.worked_ms, context.config, context.now_ms)
-        ):
+        shares_time = context.shares_time()
+        if (shares_time and self._window) or self.share.waits(shares_time, context.now_ms):
             return
         served: set[int] = set()
         for (shard, class_id), asked in list(self.tasks.items()):
             peer = context.peers[shard]
-            if not asked or shard in served or not peer.joined or peer.state not in SEEDED:
+            if not asked or shard in served or not peer.joined or peer.state not in NOT_WHOLE:
                 continue
             config = context.config
             room = config.frame_bytes_max - context.buffers.buffer(shard).nbytes

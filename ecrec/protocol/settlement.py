@@ -12,8 +12,9 @@ from ecrec.protocol.context import Context
 from ecrec.protocol.loss import margin
 from ecrec.protocol.losses import Losses
 from ecrec.protocol.members import Members
-from ecrec.protocol.messages import DOWN, RECOVERING, UP
+from ecrec.protocol.messages import DOWN
 from ecrec.protocol.state import Group, members_of
+from ecrec.protocol.transitions import FORMED, REPLACED
 
 Fenced = Callable[[], dict[int, int]]
 """Worker -> newest epoch of it that is over."""
@@ -75,7 +76,7 @@ class Settlements:
             return
         for shard in list(group.settlements):
             self._try_settle(number, group, shard)
-        if group.doomed:
+        if group.to_reinitialise:
             self.losses.try_reinitialise(number, group)
         for shard in list(group.settlements):
             self._try_replace(number, group, shard, fenced)
@@ -91,14 +92,15 @@ class Settlements:
         group.table_views = [0] * len(context.state.tables)
         for place, process in zip(group.places, chosen, strict=True):
             candidate = self.admission.take(process)
-            place.epoch, place.state, place.process, place.endpoint = 1, UP, process, candidate.endpoint
+            place.step(FORMED)
+            place.epoch, place.process, place.endpoint = 1, process, candidate.endpoint
         for shard in range(context.state.n):
-            self._start(number, shard, view, fenced, recovering=False, window=0, marks={})
+            self.start(number, shard, view, fenced, recovering=False, window=0, marks={})
             context.remember("up", number, shard, 1)
 
-    def _start(
+    def start(
         self, number: int, shard: int, view: int, fenced: Fenced, recovering: bool, window: int,
-        marks: dict[int, int], reinitialised: Iterable[int] = (),
+        marks: dict[int, int], reinitialised: Iterable[int] = (), succeeds: bool = False,
     ) -> None:  # fmt: skip
         """Write the Start of a place and begin to talk to its process."""
         state = self.context.state
@@ -109,7 +111,7 @@ class Settlements:
         place.start = m.Start(
             view, number, len(state.groups), state.n, shard, place.epoch, recovering, window, marks, members,
             list(state.tables), unsettled, "", self.context.config, list(reinitialised), list(group.damaged),
-            fenced(), _cuts(group),
+            fenced(), _cuts(group), self.context.state.saving.number, succeeds,
         )  # fmt: skip
         self.members.meet(number, shard)
 
@@ -130,9 +132,9 @@ class Settlements:
         if reports:
             cut = min(reports, key=lambda report: report.window)
             settlement.window, settlement.marks = cut.window, cut.marks
-        elif group.doomed or self.context.state.losses:
+        elif group.to_reinitialise or self.context.state.losses:
             # Those who knew it are dead themselves: what it acknowledged cannot be told any more.
-            group.doomed = group.doomed or self.context.placement.data_classes(shard)
+            group.to_reinitialise = group.to_reinitialise or self.context.placement.data_classes(shard)
             name = number * self.context.state.n + shard
             self.losses.lose(number, group, f"; nobody is left that knows what shard {name} applied")
             return
@@ -146,7 +148,7 @@ class Settlements:
     def _try_replace(self, number: int, group: Group, shard: int, fenced: Fenced) -> None:
         """All have confirmed the settlement: start a process that waits for a place, if there is one."""
         settlement = group.settlements[shard]
-        if group.lost or group.doomed or not self.members.confirm_settled(number, group, shard):
+        if group.lost or group.to_reinitialise or not self.members.confirm_settled(number, group, shard):
             return
         process = self.admission.choose(number * self.context.state.n + shard, self._spares_for(number))
         if process is None:
@@ -154,11 +156,11 @@ class Settlements:
         candidate = self.admission.take(process)
         del group.settlements[shard]
         place = group.places[shard]
-        place.epoch, place.state = place.epoch + 1, RECOVERING
-        place.process, place.endpoint = process, candidate.endpoint
+        place.step(REPLACED)
+        place.epoch, place.process, place.endpoint = place.next_epoch, process, candidate.endpoint
         place.weak_since = place.losses_counted = 0
         view = self.announcer.next_view(group)
-        self._start(number, shard, view, fenced, True, settlement.window, settlement.marks, settlement.reinitialised)
+        self.start(number, shard, view, fenced, True, settlement.window, settlement.marks, settlement.reinitialised)
         up = m.ShardUp(view, shard, place.epoch, place.endpoint, settlement.window, settlement.marks)
         self.announcer.add(group, up)
         self.context.remember("up", number, shard, place.epoch)

@@ -1,7 +1,6 @@
 """What the parts of a `ShardMachine` share: the shard's rows, peers and windows, and what one event makes of it.
 
-The machine is one of these. A part gets it as that, so that it can neither dispatch nor reach a part that it was not
-given.
+A part gets this, and never the machine: it can neither dispatch nor reach a part that it was not given.
 """
 
 import weakref
@@ -22,6 +21,9 @@ from ecrec.protocol.messages import SHARD, WORKER, Address
 from ecrec.protocol.peer import Peer
 from ecrec.protocol.placement import Placement, TableSpec
 from ecrec.protocol.queues import QueuedPull, QueuedPush, WorkerState
+from ecrec.protocol.story import Story
+from ecrec.protocol.transitions import SHARD as STATES
+from ecrec.protocol.transitions import UNPLACED
 
 
 class Observer(Protocol):
@@ -30,6 +32,8 @@ class Observer(Protocol):
     def applied(self, shard: Address, window: int, pushes: list[QueuedPush]) -> None: ...
 
     def reinitialised(self, shard: Address, view: int, keys: Any) -> None: ...
+
+    def snapshot(self, shard: Address, checkpoint: int, marks: dict[int, int]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -44,6 +48,19 @@ class Unstable:
     """Of its frames to all peers."""
 
 
+@dataclass(slots=True)
+class Counts:
+    """What this process did for workers and tools, since it began."""
+
+    pushes: int = 0
+    pushed_bytes: int = 0
+    """Of their frames: row ids and values."""
+    refused_pushes: int = 0
+    pulls: int = 0
+    pulled_bytes: int = 0
+    """Of the answers."""
+
+
 class ShardContext:
     """One process of a shard: what it is, and what it has."""
 
@@ -56,8 +73,8 @@ class ShardContext:
         self.group, self.shard, self.epoch, self.view = -1, -1, 0, -1
         self.base = 0
         self.groups = 1
-        self.state = ""
-        """Empty without a place."""
+        self.state = UNPLACED
+        self.story = Story()
         self.now_ms = 0.0
         self.awake_ms = 0.0
         """Time that passed, less that in which this process stood still."""
@@ -77,6 +94,7 @@ class ShardContext:
         self.workers: dict[int, WorkerState] = {}
         self.fenced: dict[int, int] = {}
         """Worker -> newest epoch of it that is over."""
+        self.counts = Counts()
         self.worked_ms = -1e18
         """When a worker last asked for something."""
         self.pulls: list[QueuedPull] = []
@@ -96,17 +114,23 @@ class ShardContext:
         """There are seeds in the open window."""
         self.announces = False
         """The open window says to some peer that the seeding of a class begins or ends."""
+        self.halted = False
+        """For a succession in my group: no push is applied, and no window closed."""
         self.status_due = True
         self.on_pause: Callable[[], None] | None = None
         """Called in the middle of an event that takes long. It may call `while_busy`, nothing else of the machine."""
         self.effects: list[Effect] = []
-        self._acting = False
+        self.is_acting = False
         """The event has passed its checks, and the state moves."""
         self._record_sizes = np.zeros(0, np.int64)
 
     def checked(self) -> None:
         """The event fits; from here on the state moves, and whatever is raised ends the process."""
-        self._acting = True
+        self.is_acting = True
+
+    def step(self, happening: str) -> None:
+        before, self.state = self.state, STATES.after(self.state, happening)
+        self.story.tell(self.now_ms, f"{before or 'without a place'} -> {self.state}: {happening}")
 
     def hear_origin(self, origin: m.Origin) -> None:
         """The generation rises with the view that announces it."""
@@ -114,11 +138,11 @@ class ShardContext:
             self.origin = m.Origin(self.origin.cluster, self.origin.generation, origin.serial)
 
     def pause_of_store(self) -> Callable[[int], None]:
-        """For `Store.on_pause`. The store keeps it, and must not keep the machine."""
-        machine = weakref.ref(self)
+        """For `Store.on_pause`. The store keeps it, and must not keep the shard."""
+        context = weakref.ref(self)
 
         def pause(work: int) -> None:
-            alive = machine()
+            alive = context()
             if alive is not None and alive.on_pause is not None:
                 alive.on_pause()
 
@@ -127,6 +151,7 @@ class ShardContext:
     # ------------------------------------------------------------------ effects
     def note(self, level: str, text: str) -> None:
         self.effects.append(Note(level, text))
+        self.story.tell(self.now_ms, text)
 
     def send(self, peer: Peer, message: m.Message, frames: m.Frames = ()) -> None:
         """Say something to a peer. Raises HalfHandledError for a frame that no wire takes: left out, it would be a hole
@@ -178,9 +203,15 @@ class ShardContext:
             self.pulls = [q for q in self.pulls if q.source.role != WORKER or q.source.id != worker]
 
     def shares_time(self) -> bool:
-        """Whether a recovery leaves most of the time to workers."""
+        """Whether a recovery leaves most of the time to workers.
+
+        trap: a worker that waits asks for nothing. At the shard that recovers, what it waits for is here.
+        """
         config = self.config
-        return config.recovery_share_percent < 100 and self.now_ms - self.worked_ms < config.foreground_ms
+        if config.recovery_share_percent >= 100:
+            return False
+        asked = self.now_ms - self.worked_ms < config.foreground_ms
+        return asked or bool(self.pulls) or any(worker.queue for worker in self.workers.values())
 
     def rows_at_once(self, rows_max: int) -> int:
         """Of a chunk of a recovery."""

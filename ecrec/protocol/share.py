@@ -13,9 +13,9 @@ class Share:
     def __init__(self) -> None:
         self.resume_ms = -1e18
 
-    def waits(self, worked_ms: float, config: ProtocolConfig, now_ms: float) -> bool:
-        """Whether a chunk must wait. ``worked_ms``: when a worker last asked for something."""
-        return now_ms < self.resume_ms and now_ms - worked_ms < config.foreground_ms
+    def waits(self, shares_time: bool, now_ms: float) -> bool:
+        """Whether a chunk must wait. ``shares_time``: there are workers that ask for something."""
+        return shares_time and now_ms < self.resume_ms
 
     def ended(self, took_ms: float, config: ProtocolConfig, now_ms: float) -> None:
         """A chunk is done."""

@@ -1,12 +1,17 @@
 """What the scheduler must remember: one blob, written by `Persist` before anything that depends on it is said."""
 
+import struct
+
 import msgspec
 
+from ecrec._native import crc32c
 from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.messages import DOWN, WORKER, Address
+from ecrec.protocol.messages import DOWN
 from ecrec.protocol.placement import CodeSpec, Placement, TableSpec
+from ecrec.protocol.saved import StateFile
+from ecrec.protocol.transitions import ASKED, CHECKPOINT, NO_CHECKPOINT, PLACE, WRITING
 
 
 class Settlement(msgspec.Struct):
@@ -38,6 +43,29 @@ class Place(msgspec.Struct):
     """View that took from it what it may have reported before: that it is whole."""
     losses_counted: int = 0
     """View of the last loss that it has reported its part of."""
+    epochs: int = 0
+    """The last epoch that any process was to have, which may have followed the one that has the place in vain."""
+
+    @property
+    def next_epoch(self) -> int:
+        """trap: streams to a successor that was given up are not begun again, so its epoch is never another's."""
+        return max(self.epoch, self.epochs) + 1
+
+    def step(self, happening: str) -> None:
+        self.state = PLACE.after(self.state, happening)
+
+
+class Succeeding(msgspec.Struct):
+    """A process copies a shard that is to leave, and would have this epoch in its place."""
+
+    shard: int
+    epoch: int
+    process: str
+    endpoint: str
+    view: int
+    """That says so."""
+    halts: bool = False
+    """The group may have halted: no checkpoint begins."""
 
 
 class Group(msgspec.Struct):
@@ -50,12 +78,13 @@ class Group(msgspec.Struct):
     table_views: list[int] = []
     """Number of the view that added each table; 0 for those of before the start."""
     lost: str = ""
-    doomed: list[int] = []
+    to_reinitialise: list[int] = msgspec.field(default_factory=list, name="doomed")  # as states on disk have it
     """Classes that deaths have left undecodable; they are re-initialised once all deaths are settled."""
     damaged: list[str] = []
     """Replicated tables that lost rows in all copies."""
     adopted: int = 0
     """View that began the present generation; 0 in the first one."""
+    succeeding: Succeeding | None = None
 
 
 # ---------------------------------------------------------------------- what the parts keep
@@ -97,6 +126,8 @@ class DatasetState(msgspec.Struct):
     splits: int = 0
     handed_on: int = 0
     deaths: int = 0
+    restored: bool = False
+    """It came from a checkpoint, and nobody has asked for it since: who asks first says anew where it ends."""
 
 
 class LeaseState(msgspec.Struct):
@@ -177,7 +208,7 @@ class InitialState(msgspec.Struct):
     """All of it that must survive a restart of the scheduler."""
 
     fresh: list[int] = []
-    """Tables whose first values nobody has written to the end."""
+    """Tables whose first values nobody has written to the end, or ever will: most begin with initial records."""
     claims: dict[int, Claim] = {}
     """Table -> who writes them."""
     unsure: list[int] = []
@@ -206,6 +237,61 @@ class NewTablesState(msgspec.Struct):
     """Number of the last step of that kind."""
 
 
+class Told(msgspec.Struct):
+    """The last pushes of one life of a worker before a checkpoint."""
+
+    epoch: int
+    pushes: dict[int, int]
+    """Shard, numbered over all groups -> number of the push."""
+    run: int = 0
+    sequence: int = 0
+    """Of its last push with a barrier in that run."""
+
+
+class SavingState(msgspec.Struct):
+    """The newest checkpoint: all of it that must survive a restart of the scheduler."""
+
+    number: int = 0
+    """Of the newest checkpoint, or of one that somebody has heard of."""
+    state: str = NO_CHECKPOINT
+    url: str = ""
+    time_s: float = 0.0
+    told: dict[int, Told] = {}
+    """Workers that have told, while it is asked for; then those of the cut."""
+    datasets: list[DatasetState] = []
+    leases: list[Lease] = []
+    fresh: list[int] = []
+    """`InitialState.fresh` at the cut."""
+    tables: int = 0
+    """So many there were at the cut."""
+    error: str = ""
+    """Why it was given up."""
+    complete: m.SavingFigures | None = None
+    """The newest one that is complete."""
+    incremental: bool = False
+    base: int = 0
+    """Of the one that is under way: shards need to write only what changed since this one; 0: all."""
+    base_crc32c: int = 0
+    bases: list[m.CheckpointBase] = []
+    """The newest complete one at each of the last URLs, the last one at the end."""
+    restorer: int = -1
+    """The worker that brings a checkpoint into this cluster; until it is done nobody else may have tables or splits."""
+    restored: m.RestoredFrom | None = None
+    """The checkpoint that this cluster began with."""
+    has_state: bool = False
+    """A user's own state is to be a part of the checkpoint,"""
+    state_file: StateFile | None = None
+    """and is written."""
+
+    def step(self, happening: str) -> None:
+        self.state = CHECKPOINT.after(self.state, happening)
+
+    @property
+    def is_active(self) -> bool:
+        """It is under way."""
+        return self.state in (ASKED, WRITING)
+
+
 # ---------------------------------------------------------------------- all of it
 class State(msgspec.Struct):
     """All that must survive a restart of the scheduler."""
@@ -225,6 +311,7 @@ class State(msgspec.Struct):
     runs: RunState = msgspec.field(default_factory=RunState)
     initial: InitialState = msgspec.field(default_factory=InitialState)
     new_tables: NewTablesState = msgspec.field(default_factory=NewTablesState)
+    saving: SavingState = msgspec.field(default_factory=SavingState)
     claims: dict[int, list[tuple[int, str]]] = {}
     """Worker -> the epochs that its last processes were given. One counts from the first message that names it."""
     cluster: str = ""
@@ -237,20 +324,39 @@ class State(msgspec.Struct):
     config: ProtocolConfig | None = None
     """What the members were told; None in a state of before it was kept."""
 
-    def is_life(self, source: Address) -> bool:
-        """Whether this is a worker, in its present life, which is not over."""
-        epoch, _ = self.workers.get(source.id, (0, ""))
-        return source.role == WORKER and 0 < epoch == source.epoch and not self.leases.is_fenced(source.id, epoch)
 
-
-encode_state = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(State).decode
+_CHECKSUM = struct.Struct("<I")
+
+
+def with_checksum(body: bytes) -> bytes:
+    """Bytes as they are stored: with their CRC-32C behind them."""
+    return body + _CHECKSUM.pack(crc32c(body))
+
+
+def without_checksum(data: bytes | memoryview) -> bytes:
+    """The bytes that were stored. ConfigurationError if what is there is anything else."""
+    body = bytes(data[: -_CHECKSUM.size])
+    if with_checksum(body) != data:
+        raise ConfigurationError(
+            f"scheduler state: damaged, or not written by this version of ecrec: the checksum of its {len(data)} bytes "
+            "is wrong; start with a copy that is newer than all that happened since, or without one and with --adopt, "
+            "which makes the state again from what the members tell"
+        )
+    return body
+
+
+def encode_state(state: State) -> bytes:
+    """The state as it is stored."""
+    return with_checksum(_encode(state))
 
 
 def read_state(data: bytes | memoryview) -> State:
     """A state that was persisted. ConfigurationError for bytes that are none, or that contradict themselves."""
+    body = without_checksum(data)
     try:
-        state = _decode(data)
+        state = _decode(body)
         placement = Placement(state.n)
         for table in state.tables:
             placement.add(table.code)
@@ -267,6 +373,8 @@ def read_state(data: bytes | memoryview) -> State:
     if not state.initial.check(len(state.tables), len(state.groups)):
         raise ConfigurationError(f"scheduler state: first values of tables that are not there: {state.initial.fresh}")
     state.leases.check(len(state.groups))
+    if state.saving.state not in (NO_CHECKPOINT, *CHECKPOINT.steps.values()):
+        raise ConfigurationError(f"scheduler state: a checkpoint is {state.saving.state[:40]!r}, which is no state")
     return state
 
 

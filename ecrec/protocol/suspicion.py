@@ -6,89 +6,15 @@ is to declare data lost. Silence alone is no reason for that: a scheduler that i
 needs more time, nobody who still hears the member, and somebody who is heard and says that it does not.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ecrec.protocol.config import NEVER_MS, ProtocolConfig
+from ecrec.protocol.evidence import Decision, Held, Sign, Verdict, Word
 
 LATE_HEARTBEATS = 3
 """Who was not heard for so many heartbeats may be about to fall silent with the others."""
-
-
-class Sign(NamedTuple):
-    """What the scheduler knows of a running member. Times are milliseconds until now."""
-
-    shard: int
-    silent_ms: float
-    """Since the scheduler heard of it."""
-    view: int
-    """The last view that it confirmed."""
-    outrun: bool = False
-    """The views after that one are no longer kept: it can never catch up."""
-    prepared: int = 0
-    """Number of the last table that it has prepared."""
-    unprepared: bool = False
-    """A table waits for it to prepare."""
-    met: bool = True
-    """It was heard since this scheduler was started."""
-    whole: bool = True
-    complains: bool = False
-    """Its last word says that something is wrong with a link between it and a peer."""
-    lags: bool = False
-    """It has not heard of a state that it was sent a copy of."""
-
-
-class Word(NamedTuple):
-    """What a peer said in its last heartbeat about a member."""
-
-    speaker: int
-    about: int
-    age_ms: float
-    """Since the heartbeat came."""
-    heard_ms: float
-    """Since the peer heard of the member; `NEVER_MS` if it has not."""
-    linked: bool
-    """The connection of the peer to the member is established."""
-    knows: bool = True
-    """The peer knows of this incarnation."""
-    late_ms: float = 0.0
-    """So long the peer has waited for it to acknowledge a window."""
-    unheard: bool = False
-    """The peer has read all that came, and heard nothing of it for `link_timeout_ms`."""
-    broken: bool = False
-    """The peer cannot follow its stream."""
-    severed: bool = False
-    """The connection of the peer to the member was established, and is closed."""
-
-
-class Verdict(NamedTuple):
-    """A member is down."""
-
-    shard: int
-    reason: str
-    must_stop: bool = False
-    """It is heard, and is to be told at once."""
-
-
-class Held(NamedTuple):
-    """A member is suspected, and not declared down: data would be lost with it, or somebody still hears it."""
-
-    shard: int
-    reason: str
-    blocks: bool = True
-    """Views that it does not confirm are waited for."""
-
-
-@dataclass(slots=True)
-class Decision:
-    """What follows from the signs."""
-
-    down: list[Verdict] = field(default_factory=list)
-    held: list[Held] = field(default_factory=list)
-    ask: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    """Member -> members that it is to ask for a sign of life."""
 
 
 @dataclass(slots=True)
@@ -270,7 +196,6 @@ class Suspicions:
         unknown = {shard for shard in suspects if ages.get(shard, NEVER_MS) > half_ms}
         # And the peers have been asked: in an idle group none of them hears of another.
         asked = {shard for shard in suspects if now_ms - self._suspects.get(shard, now_ms) > half_ms}
-        unheard = {shard: reason for shard, reason in silent.items() if shard in unknown & asked}
         # trap: who looks for a scheduler that was just started, and serves meanwhile, may find it last of all
         awaited = {
             s.shard for s in signs
@@ -278,6 +203,7 @@ class Suspicions:
             and not (s.shard in asked and ages.get(s.shard, NEVER_MS) > config.heartbeat_timeout_ms)
         }  # fmt: skip
         overdue = {shard: reason for shard, reason in suspects.items() if shard not in awaited}
+        unheard = {shard: reason for shard, reason in overdue.items() if shard in silent.keys() & unknown & asked}
         # trap: what cut several off ends for one after the other, and their peers may be the first to hear them
         found = self._unknown & suspects.keys() - unknown
         self._unknown = unknown
@@ -402,6 +328,8 @@ class Suspicions:
         unfit: dict[int, str] = {}
         stuck_ms: dict[int, float] = {}
         outrun = {sign.shard for sign in signs if sign.outrun}
+        # trap: while it was silent it could not confirm what it may not have been told; the time counts anew
+        self._behind = {shard: known for shard, known in self._behind.items() if shard not in out}
         self._lags = {sign.shard: self._lags.get(sign.shard, now_ms) for sign in signs if sign.lags}
         # trap: those that are behind for less time than the first may be deaf for the same reason
         behind = {shard for shard, since_ms in self._lags.items() if now_ms - since_ms > config.heartbeat_timeout_ms}

@@ -18,6 +18,8 @@ from ecrec.protocol.state import leave_initial
 TABLE_BYTES_MAX = 1 << 46
 """Of one table, and of all on a shard: half of a process's address space. The native store has the same limit."""
 FLOAT32_MAX = 3.4028234663852886e38
+TEXT_MAX = 4096
+"""Characters of what workers say of a table."""
 CREATING_MAX = 1 << 16
 """Requests for tables that are not everywhere yet; they are repeated by whoever waits."""
 
@@ -83,8 +85,7 @@ class Tables:
         index = len(self.context.state.tables)
         self.context.state.tables.append(spec)
         self.creating.update(dict.fromkeys(asked, index))
-        if spec.code.k == 1:  # workers write the first values of replicated modules alone
-            self.context.state.initial.fresh.append(index)
+        self.context.state.initial.fresh.append(index)
         new_code = spec.code not in self.context.placement.codes
         self.context.placement.add(spec.code)
         for group in self.context.state.groups:
@@ -125,6 +126,11 @@ def check_table(spec: TableSpec, others: Sequence[TableSpec], groups: int, place
         raise ConfigurationError(f"table {spec.name!r}: there are {TABLES_MAX} tables already")
     if not spec.name or len(spec.name) > 256:
         raise ConfigurationError(f"table name {spec.name[:300]!r}: expected 1 to 256 characters")
+    if (longest := max(map(len, (spec.pooling, spec.features, spec.first_values)))) > TEXT_MAX:
+        raise ConfigurationError(
+            f"table {spec.name!r}: a description of {longest} characters (pooling, features, first_values), at most "
+            f"{TEXT_MAX} are possible"
+        )
     if not 1 <= spec.rows < 2**47:
         raise ConfigurationError(f"table {spec.name!r}: {spec.rows} rows; expected 1 to 2**47")
     if not 1 <= spec.dim <= 65_536:
@@ -140,7 +146,8 @@ def check_table(spec: TableSpec, others: Sequence[TableSpec], groups: int, place
             f"table {spec.name!r}: with it a shard could need {largest:.3g} bytes of address space, "
             f"{TABLE_BYTES_MAX} are possible"
         )
-    numbers = [*spec.optimizer.hyper, spec.init_scale, spec.init_state]
+    optimizer = spec.optimizer
+    numbers = [*optimizer.hyper, optimizer.weight_decay, optimizer.max_gradient, spec.init_scale, spec.init_state]
     if any(not abs(number) <= FLOAT32_MAX for number in numbers) or not 0 <= spec.init_seed < 2**64:
         raise ConfigurationError(
             f"table {spec.name!r}: hyper-parameters, scale and state {numbers}, seed {spec.init_seed}; expected "

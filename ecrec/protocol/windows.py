@@ -2,7 +2,7 @@
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import NEVER_MS
-from ecrec.protocol.messages import SEEDED
+from ecrec.protocol.messages import NOT_WHOLE
 from ecrec.protocol.peer import Peer
 from ecrec.protocol.shard_context import ShardContext, Unstable
 
@@ -29,7 +29,7 @@ class Windows:
         """Close the window when it is its time, or note when that will be."""
         context = self.context
         self._due_ms = NEVER_MS
-        if not context.has_open():
+        if context.halted or not context.has_open():
             return
         config = context.config
         full = context.buffers.nbytes() >= config.window_bytes_max
@@ -93,7 +93,7 @@ class Windows:
         self._make_durable(durable)
         for peer in context.others():
             # it counts a class as seeded only when it knows that the seed is stable; no later window may come
-            if peer.joined and peer.state in SEEDED:
+            if peer.joined and peer.state in NOT_WHOLE:
                 context.send(peer, m.Stable(stable))
 
     def _make_durable(self, marks: dict[int, int]) -> None:
@@ -145,7 +145,8 @@ class Windows:
 
     def must_acknowledge(self, peer: Peer) -> None:
         """A window of the peer is here: the next one of mine tells it so, or a message of its own a little later."""
-        if peer.ack_due:
+        if peer.ack_due or self.context.halted:
+            peer.ack_due = True
             self._acknowledge(peer)
         else:
             peer.ack_due = True

@@ -38,22 +38,11 @@ from ecrec.protocol.messages import (
     SHARD,
     Address,
     AnyMessage,
-    Captured,
-    CaptureParity,
-    CorrectParity,
     Frames,
-    Mark,
     Message,
     Pull,
     Push,
-    Repair,
-    Repaired,
     Rows,
-    ScrubResult,
-    ShardCensus,
-    Snap,
-    StateCopy,
-    Window,
 )
 
 WIRE_VERSION = 2
@@ -78,21 +67,6 @@ _CHECKSUM = struct.Struct("<I")
 _HEAD_BYTES = _PREAMBLE.size + _CHECKSUM.size
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
-
-_FRAME_COUNTS: dict[type[Message], int] = {
-    Window: 2,
-    Repair: 1,
-    CaptureParity: 1,
-    Snap: 1,
-    Mark: 3,
-    Captured: 2,
-    Repaired: 3,
-    CorrectParity: 2,
-    ScrubResult: 3,
-    StateCopy: 1,
-    ShardCensus: 1,
-}
-"""Payload frames by type; types that are not named have none, or as many as their sections ask for."""
 
 
 class RefusedByPeerError(WireError):
@@ -298,7 +272,7 @@ def _check_frame_count(message: Message, count: int) -> None:
     elif isinstance(message, Pull):
         expected = len(message.sections)
     else:
-        expected = _FRAME_COUNTS.get(type(message), 0)
+        expected = message.FRAMES
     if count != expected:
         raise WireError(f"{type(message).__name__} has {expected} frames, not {count}")
 

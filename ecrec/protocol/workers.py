@@ -4,7 +4,8 @@ A part of the `SchedulerMachine`.
 """
 
 from ecrec.protocol import messages as m
-from ecrec.protocol.announcer import Client
+from ecrec.protocol.announcer import Client, forget_ms
+from ecrec.protocol.checkpoints import Checkpoints
 from ecrec.protocol.context import Context
 from ecrec.protocol.initial import InitialValues
 from ecrec.protocol.leases import Leases
@@ -20,8 +21,11 @@ CLIENTS_MAX = 1 << 17
 class Workers:
     """The part of a `SchedulerMachine` that knows the workers and tools."""
 
-    def __init__(self, context: Context, leases: Leases, runs: Runs, initial: InitialValues) -> None:
+    def __init__(
+        self, context: Context, leases: Leases, runs: Runs, initial: InitialValues, checkpoints: Checkpoints
+    ) -> None:
         self.context = context
+        self.checkpoints = checkpoints
         self.leases = leases
         self.runs = runs
         self.initial = initial
@@ -62,6 +66,13 @@ class Workers:
                 self.leases.heard(source, epoch, status.cursor)
                 self.runs.heard(source, epoch, status)
                 self.initial.heard(source)
+                self.checkpoints.heard_worker(source, status)
+                if status.leaves:
+                    self.checkpoints.left(source)
+                    # Nothing of it is on its way: what it holds is given to others at once.
+                    self.leases.fence(source.id, epoch, "it has left")
+                    self.forget(source.role, source.id)
+                    return False
         elif source.role != TOOL:
             return False
         groups = len(self.context.state.groups)
@@ -77,6 +88,10 @@ class Workers:
         shards = range(groups * self.context.state.n)
         client.unheard = {shard: ms for shard, ms in status.unheard.items() if shard in shards}
         return True
+
+    def forget(self, role: int, number: int) -> None:
+        """A worker or tool has ended: nothing is sent to it any more."""
+        self.clients.pop((role, number), None)
 
     def unheard(self) -> dict[int, dict[int, int]]:
         """Shard, numbered over all groups -> worker that does not hear it -> for how many milliseconds."""
@@ -122,7 +137,7 @@ class Workers:
     def on_tick(self) -> None:
         """Forget those that are silent."""
         for key, client in list(self.clients.items()):
-            if self.context.now_ms - client.heard_ms > 10 * self.context.config.heartbeat_timeout_ms:
+            if self.context.now_ms - client.heard_ms > forget_ms(self.context.config):
                 del self.clients[key]
 
     # ------------------------------------------------------------------ a state that was made again

@@ -6,7 +6,7 @@ multiple of 16.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -79,6 +79,9 @@ class Table:
     init_seed: int = 0
     init_scale: float = 0.01
     init_state: float = 0.0
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    max_gradient: float = 0.0
     shards: int = 1
     groups: int = 1
 
@@ -135,6 +138,12 @@ class Table:
         weights = new[: self.dim]
         state = new[self.dim : self.dim + self.state_floats]
         lr = np.float32(self.hyper[0])
+        if self.max_gradient:
+            gradient = np.clip(gradient, -np.float32(self.max_gradient), np.float32(self.max_gradient))
+        if self.decoupled:
+            weights *= np.float32(1.0 - self.hyper[0] * self.weight_decay)
+        elif self.weight_decay:
+            gradient = gradient + np.float32(self.weight_decay) * weights
         if self.optimizer == "sgd":
             weights -= lr * gradient
         elif self.optimizer in ("momentum", "nesterov"):
@@ -197,10 +206,14 @@ class ReferenceStore:
     def weights(self, table: int, row: int) -> F32:
         return self.record(table, row).view(np.float32)[: self.tables[table].dim]
 
-    def apply(self, table: int, row: int, gradient: F32) -> U8:
-        """One optimizer step; returns the delta, old record XOR new."""
+    def apply(self, table: int, row: int, gradient: F32, rate: float | None = None) -> U8:
+        """One optimizer step, at another learning rate than the table's if one is given; returns the delta, old record
+        XOR new."""
         old = self.record(table, row)
-        self._records[table, row] = new = self.tables[table].stepped(old, gradient)
+        shape = self.tables[table]
+        if rate is not None:
+            shape = replace(shape, hyper=(rate, *shape.hyper[1:]))
+        self._records[table, row] = new = shape.stepped(old, gradient)
         delta: U8 = old ^ new
         return delta
 

@@ -6,11 +6,12 @@ SILENT_TIMEOUTS = 3
 """A scheduler that was silent for so many time-outs is named in the advice."""
 
 
-def advice(machine: ClientMachine, sync_workers: int) -> str:
-    """Why a worker waits, and what to do about it. ``sync_workers``: how many workers' pushes are summed."""
+def advice(machine: ClientMachine, sync_workers: int, trouble: str) -> str:
+    """Why a worker waits, and what to do about it. ``sync_workers``: how many workers' pushes are summed; ``trouble``:
+    what is wrong with the connection to a scheduler that does not answer."""
     silent_ms = machine.scheduler_silent_ms
     if silent_ms is None:
-        return "the scheduler has not answered; is it running, and at the address given?"
+        return f"the scheduler has not answered ({trouble}); is it running, and at the address given?"
     missing = _missing(machine)
     if machine.waits and silent_ms > SILENT_TIMEOUTS * machine.config.heartbeat_timeout_ms:
         missing.append(f"the scheduler has not answered for {silent_ms / 1e3:.1f} s; is it running?")
@@ -18,9 +19,16 @@ def advice(machine: ClientMachine, sync_workers: int) -> str:
         return "; ".join(missing)
     if not machine.groups or len(machine.acked) < machine.shards:
         return "the cluster has not all its servers yet; `ecrec status` names those that are there"
-    if machine.joining:
-        names = ", ".join(map(str, machine.run_missing)) or "others"
-        return f"no shard is missing; worker {names} of {machine.run_size} has not come: start all with one world_size"
+    if machine.initial_asked:
+        if machine.worker == 0:
+            return "no shard is missing; an earlier life of this worker, which wrote them, has to be over first"
+        return (
+            "no shard is missing; has worker 0 been started, does it make the same tables in the same order, and what "
+            "does its log say?"
+        )
+    if machine.runs.joining:
+        names = ", ".join(map(str, machine.runs.missing)) or "others"
+        return f"no shard is missing; worker {names} of {machine.runs.size} has not come: start all with one world_size"
     if sync_workers > 1:
         return f"no shard is missing; do all {sync_workers} workers make the same number of steps?"
     if asked := machine.unanswered():

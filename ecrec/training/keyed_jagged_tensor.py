@@ -5,7 +5,8 @@ The names and meanings are TorchRec's (`torchrec.sparse.jagged_tensor`), without
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -107,12 +108,12 @@ class KeyedJaggedTensor:
         lengths: Tensor | None = None,
         offsets: Tensor | None = None,
     ) -> None:
-        values = _integers(values, "values")
+        values = integers(values, "values")
         if lengths is not None:
             _check_keys(keys, len(lengths), "lengths")
         elif offsets is not None:
             _check_keys(keys, len(offsets) - 1, "offsets, less the last one,")
-        self._lengths, self._offsets = _both(lengths, offsets, len(values))
+        self._lengths, self._offsets = _both(lengths, offsets, len(values), keys)
         _check_weights(weights, len(values))
         self._keys, self._values, self._weights = list(keys), values, weights
 
@@ -136,7 +137,7 @@ class KeyedJaggedTensor:
         """One id for each key and example: integers [F, B], feature-major, as `ecrec.data.Batch.ids`."""
         if ids.dim() != 2 or ids.shape[0] != len(keys):
             raise ValueError(f"ids is {tuple(ids.shape)}, expected [{len(keys)}, B]")
-        values = _integers(ids.reshape(-1), "ids")
+        values = integers(ids.reshape(-1), "ids")
         return KeyedJaggedTensor(keys, values, lengths=torch.ones_like(values))
 
     @staticmethod
@@ -300,10 +301,21 @@ def _column(key: str, column: Any) -> JaggedTensor:
             raise ValueError(f"column {key!r} is {tuple(column.shape)}, expected [B] or [B, n]")
         each = 1 if column.dim() == 1 else column.shape[1]
         lengths = torch.full((len(column),), each, dtype=torch.int64, device=column.device)
-        return JaggedTensor(_integers(column.reshape(-1), f"column {key!r}"), lengths=lengths)
-    lists: Iterable[Sequence[int]] = column
-    lists = [list(each) for each in lists]
-    values = torch.tensor([i for each in lists for i in each], dtype=torch.int64)
+        return JaggedTensor(integers(column.reshape(-1), f"column {key!r}"), lengths=lengths)
+    try:
+        lists = [list(each) for each in column]
+        ids = [operator.index(i) for each in lists for i in each if not isinstance(i, bool)]
+        if len(ids) != sum(map(len, lists)):
+            raise TypeError("it has bool")
+    except TypeError as error:
+        raise TypeError(
+            f"column {key!r} ({type(column).__name__}): {error}; expected a tensor of integers, or for each example a "
+            "sequence of integers"
+        ) from None
+    try:
+        values = torch.tensor(ids, dtype=torch.int64)
+    except (RuntimeError, ValueError, OverflowError):
+        raise ValueError(f"column {key!r} has {max(ids, key=abs)}, expected less than 2**63") from None
     return JaggedTensor(values, lengths=torch.tensor([len(each) for each in lists], dtype=torch.int64))
 
 
@@ -311,12 +323,26 @@ def _moved(tensor: Tensor | None, device: torch.device | str, non_blocking: bool
     return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
 
-def _both(lengths: Tensor | None, offsets: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-    """Lengths and offsets, checked, of which one at least is given."""
+def _negative(what: str, lengths: Tensor, keys: Sequence[str]) -> str:
+    """For people: the first list whose length is below 0; empty if there is none."""
+    if not len(lengths) or int(lengths.min()) >= 0:
+        return ""
+    first = int((lengths < 0).nonzero()[0])
+    where = f"list {first}"
+    if keys:
+        feature, example = divmod(first, len(lengths) // len(keys))
+        where = f"feature {keys[feature]!r}, example {example}"
+    return f"{what}: the list of {where} has length {int(lengths[first])}, expected at least 0"
+
+
+def _both(
+    lengths: Tensor | None, offsets: Tensor | None, count: int, keys: Sequence[str] = ()
+) -> tuple[Tensor, Tensor]:
+    """Lengths and offsets, checked, of which one at least is given. ``keys``: whose lists they are, key by key."""
     if lengths is None and offsets is None:
         raise ValueError("neither lengths nor offsets, expected one of them")
     if offsets is not None:
-        offsets = _integers(offsets, "offsets")
+        offsets = integers(offsets, "offsets")
         if not len(offsets):
             raise ValueError("offsets is empty, expected at least [0]")
         if int(offsets[0]) != 0 or int(offsets[-1]) != count:
@@ -325,14 +351,14 @@ def _both(lengths: Tensor | None, offsets: Tensor | None, count: int) -> tuple[T
                 "values"
             )
         steps = offsets[1:] - offsets[:-1]
-        if len(steps) and int(steps.min()) < 0:
-            raise ValueError("offsets decrease; the lists would have negative lengths")
+        if text := _negative("offsets decrease", steps, keys):
+            raise ValueError(text)
         if lengths is None:
             return steps, offsets
     assert lengths is not None
-    lengths = _integers(lengths, "lengths")
-    if len(lengths) and int(lengths.min()) < 0:
-        raise ValueError(f"lengths has {int(lengths.min())}, expected no negative length")
+    lengths = integers(lengths, "lengths")
+    if text := _negative("lengths", lengths, keys):
+        raise ValueError(text)
     total = int(lengths.sum())
     if total != count:
         raise ValueError(f"lengths add up to {total}, but there are {count} values")
@@ -359,7 +385,9 @@ def _check_keys(keys: Sequence[str], count: int, what: str) -> None:
         raise ValueError(f"{what} are {count}, expected a multiple of the {len(keys)} keys")
 
 
-def _integers(tensor: Tensor, name: str) -> Tensor:
+def integers(tensor: Tensor, name: str) -> Tensor:
+    """The same as int64. Raises ValueError for what is no vector and numbers from 2**63 on, TypeError for others than
+    integers."""
     if tensor.dim() != 1:
         raise ValueError(f"{name} is {tuple(tensor.shape)}, expected a vector")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:

@@ -1,12 +1,14 @@
-"""What a session moves: shares of shards, and the parts of a model that ask for them."""
+"""What a session moves: shares of shards, and the parts of a model that ask for them; what these want of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.messages import Section
+from ecrec.protocol.placement import CodeSpec, TableSpec
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -33,6 +35,14 @@ def places_by_shard(rows: I64, k: int, n: int, groups: int) -> dict[int, I64]:
     return {int(s): np.flatnonzero(shard == s) for s in np.unique(shard)}
 
 
+class WaitingGradients(NamedTuple):
+    """Gradients that wait for a push, and may be changed in place. ``by_row``: float32[rows, dim] of rows of a table,
+    each row once; else those of one parameter, of any shape."""
+
+    values: F32
+    by_row: bool
+
+
 class Fetch(Protocol):
     """One part's rows of one pull."""
 
@@ -44,6 +54,33 @@ class Fetch(Protocol):
     def fill(self, answers: Mapping[int, Any]) -> None:
         """Take the answers of the shards asked, a buffer each."""
         ...
+
+
+class PartSession(Protocol):
+    """What a part wants of its session; `Session` says what each does."""
+
+    machine: ClientMachine
+    world_size: int
+    read_only: bool
+
+    @property
+    def closed(self) -> bool: ...
+
+    def default_code(self) -> CodeSpec: ...
+
+    def check_claim(self, names: Sequence[str]) -> None: ...
+
+    def claim(self, names: Sequence[str], owner: object) -> None: ...
+
+    def register(self, part: "Part", keep: bool = True) -> None: ...
+
+    def create_tables(self, specs: Sequence[TableSpec]) -> list[int]: ...
+
+    def initialise(self, name: str, chunks: Callable[[], Sequence[Mapping[int, Share]]]) -> None: ...
+
+    def fetch(self, *fetches: Fetch, exact: bool | None = None) -> None: ...
+
+    def assign(self, shares: Mapping[int, Share]) -> None: ...
 
 
 class Part(Protocol):
@@ -59,6 +96,10 @@ class Part(Protocol):
 
     def check_gradients(self) -> None:
         """Raise what is wrong with the gradients since the last push. Nothing is taken."""
+        ...
+
+    def waiting_gradients(self) -> list[WaitingGradients]:
+        """The gradients since the last push, to be changed in place; behind `check_gradients`."""
         ...
 
     def take_gradients(self) -> dict[int, Share]:

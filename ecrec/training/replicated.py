@@ -1,12 +1,16 @@
-"""The dense part of a model: its parameters are replicated on r + 1 shards, which apply the optimizer (code k = 1)."""
+"""The dense part of a model: its parameters are replicated on r + 1 shards, which apply the optimizer (code k = 1).
+
+This file is long because a replicated module is one object to torch, to its session and to its users: what each
+of them may do to it, and when, is checked where its values and gradients are.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,10 +23,10 @@ from ecrec.errors import ConfigurationError, DivergedError, GradientError, Refus
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.optimizers import Optimizer, check_optimizer
-from ecrec.training.parts import F32, TAKEN_AWAY, Share, places_by_shard
+from ecrec.training.parts import F32, TAKEN_AWAY, PartSession, Share, WaitingGradients, places_by_shard
 
-if TYPE_CHECKING:
-    from ecrec.training.session import Session
+CONSTANT, LOCAL = "constant", "local"
+"""What becomes of buffers: training does not change them, or each worker has its own."""
 
 ROW_FLOATS = 1024
 """Floats in a row of the table: 4 KiB, so that even a small model is spread over the shards."""
@@ -39,13 +43,18 @@ class ReplicatedModule:
 
     Those of an `EmbeddingBagCollection` in it are on the servers already, and left out.
 
-    The parameters become views of one flat buffer, whose values a pull replaces. They are pulled when the module is
-    called, saved or loaded for the first time after a push, by `Session.prefetch`, and at the end of the session; who
-    reads them otherwise, as an average over steps does, calls `pull` before. A push takes the gradients that the
-    parameters have then, as ``optimizer.step()`` would, and sets them to None; a parameter that has none, or does not
-    require one, is left alone by the optimizer. Buffers (running means and the like) are not replicated. When the
-    constructor returns, the module has the values of the shards on all workers: what was trained under this name
-    before, else those of rank 0. It must be made by all of them.
+    The parameters become views of one flat buffer, whose values a pull replaces. They are pulled when the module, or
+    one in it, is called, saved or loaded for the first time after a push, by `Session.prefetch`, and at the end of the
+    session; who reads them otherwise, as an average over steps does, calls `pull` before. A push takes the gradients
+    that the parameters have then, as ``optimizer.step()`` would, and sets them to None; a parameter that has none, or
+    does not require one, is left alone by the optimizer. When the constructor returns, the module has the values of the
+    shards on all workers: what was trained under this name before, else those of rank 0. It must be made by all of
+    them.
+
+    ``buffers``: servers keep none. ``"constant"``: training must not change them; layers that learn running statistics
+    (BatchNorm) are refused unless they are in evaluation mode, and a push raises ConfigurationError after a buffer was
+    changed, but by ``load_state_dict``. ``"local"``: each worker has its own. One that is started again, and a reader,
+    begins with those of the module it is given, and the log says so.
 
     ``code``: 1+r; default r is that of `Session.default_code`. ``name``: of the table.
     Raises ConfigurationError for a module without parameters, parameters that are not float32 on the CPU, another k
@@ -55,24 +64,26 @@ class ReplicatedModule:
 
     def __init__(
         self,
-        session: Session,
+        session: PartSession,
         module: nn.Module,
         optimizer: Optimizer,
         *,
         code: CodeSpec | str | None = None,
         name: str = "dense",
         row_floats: int = ROW_FLOATS,
+        buffers: str = CONSTANT,
     ) -> None:
-        if code is None:
-            code = CodeSpec(1, session.default_code().r)
-        elif isinstance(code, str):
-            code = CodeSpec.parse(code)
-        _check(module, optimizer, code)
+        code = CodeSpec(1, session.default_code().r) if code is None else CodeSpec.of(code)
+        if not isinstance(module, nn.Module):
+            raise ConfigurationError(f"what is replicated is {module!r:.100}, expected a torch.nn.Module")
+        named = dense_parameters(module)
+        check_replicable(type(module).__name__, named, optimizer)
+        _check_code(code)
+        _check_buffers(name, module, buffers)
         session.check_claim([name])
         self.module = module
         self.name = name
         self._session = session
-        named = dense_parameters(module)
         self._names, self._parameters = list(named), list(named.values())
         counts = [-(-p.numel() // row_floats) for p in self._parameters]
         ends = np.cumsum(counts)
@@ -102,30 +113,78 @@ class ReplicatedModule:
         """Parameters that a backward pass has reached since the last push."""
         self._is_stale = False
         """There was a push since the parameters were pulled."""
+        self._constant = buffers == CONSTANT
+        self._buffers: dict[str, tuple[Tensor, int]] = {}
+        """As they were last known, with their versions, where training must not change them."""
         for parameter, value in zip(self._parameters, self._value_views, strict=True):
             value.copy_(parameter.data)
         # Rank 0 writes its values, unless the table ever had any; then all pull them.
-        session.initialise(name, lambda: self._shares(self._values))
+        session.initialise(name, lambda: [self._shares(self._values)])
         fetch = self.plan(None)
         session.fetch(fetch, exact=True)
         self._known: F32 = self._assembled(fetch)
         """As they were pulled, or written, last."""
+        is_of_others = not _equal(self._values, self._known)
         self._values[:] = self._known
         # Only now is the module touched: what was refused before left it as it was.
         for i, (parameter, value) in enumerate(zip(self._parameters, self._value_views, strict=True)):
             parameter.data = value
             parameter.grad = None
+            trained = parameter.requires_grad
+            parameter.requires_grad_(True)  # torch refuses the hook otherwise; it may be trained later
             parameter.register_post_accumulate_grad_hook(_Reached(self._reached, i))  # type: ignore[no-untyped-call]
+            parameter.requires_grad_(trained)
         self._versions = [p._version for p in self._parameters]
         # First, so that other hooks see the parameters of now.
         hook = _PullBefore(self)
         module.register_forward_pre_hook(hook, prepend=True)
+        of_parts = _PullBefore(self, of_part=True)
         for part in module.modules():
+            if part is not module and dense_parameters(part):
+                part.register_forward_pre_hook(of_parts, prepend=True)
             part.register_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
-            part._register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+            part._register_load_state_dict_pre_hook(_PullBeforeLoad(self))  # type: ignore[no-untyped-call]
+            part.register_load_state_dict_post_hook(_KnowBuffers(self))  # type: ignore[no-untyped-call]
+        self.buffers_are_known()
         _owners.update((id(p), weakref.ref(self)) for p in self._parameters)
         session.claim([name], self)
         session.register(self, keep=False)
+        if is_of_others and (running := _running_statistics(module)):
+            log.warning(
+                "replicated module %r: its parameters are now those of the cluster, and the running statistics of %s "
+                "are not: servers keep no buffers. Load them (load_state_dict of the buffers, strict=False) before the "
+                "module is evaluated",
+                name, ", ".join(running),
+            )  # fmt: skip
+
+    @staticmethod
+    def of(module: nn.Module) -> ReplicatedModule:
+        """The living one that has all parameters of a module, or of a model that was distributed. ConfigurationError if
+        there is none."""
+        parameters = dense_parameters(module)
+        parts = {id(part): part for part in (owner_of(parameter) for parameter in parameters.values())}
+        part = next(iter(parts.values()), None)
+        if len(parts) != 1 or part is None:
+            raise ConfigurationError(
+                f"{type(module).__name__} is not replicated as a whole: {sum(p is not None for p in parts.values())} "
+                "replicated modules have parameters of it"
+            )
+        return part
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are replicated."""
+        return list(self._parameters)
+
+    @property
+    def index(self) -> int:
+        """Of its table, on the cluster."""
+        return self._index
+
+    @property
+    def is_over(self) -> bool:
+        """Its session is closed: the module is plain torch from now on."""
+        return self._session.closed
 
     @property
     def fetch_shares(self) -> dict[int, Share]:
@@ -165,6 +224,38 @@ class ReplicatedModule:
         self._versions = [p._version for p in self._parameters]
         self._is_stale = False
 
+    def remember(self) -> Callable[[], None]:
+        """What brings the values of now back, as if they had never been changed."""
+        values = self._values.copy()
+        were_same = [p._version for p in self._parameters] == self._versions
+
+        def restore() -> None:
+            self._values[:] = values
+            if were_same:
+                self._versions = [p._version for p in self._parameters]
+
+        return restore
+
+    def buffers_are_known(self) -> None:
+        """The buffers that the module has now are those that training must not change."""
+        if self._constant:
+            self._buffers = {name: (buffer, buffer._version) for name, buffer in _buffers(self.module).items()}
+
+    def _check_constant(self) -> None:
+        """Raise ConfigurationError for a buffer that was changed, where none may be."""
+        if not self._constant:
+            return
+        _check_buffers(self.name, self.module, CONSTANT)  # torch's kernels change running means without a trace
+        now = {name: (buffer, buffer._version) for name, buffer in _buffers(self.module).items()}
+        for name, (buffer, version) in now.items():
+            known, known_version = self._buffers.get(name, (None, 0))
+            if known is not buffer or known_version != version:
+                raise ConfigurationError(
+                    f"replicated module {self.name!r}: buffer {name} was changed since the last push, and servers keep "
+                    f"no buffers: the workers would differ in it, and one that is started again would lose it. "
+                    f"{_BUFFERS_ADVICE}"
+                )
+
     # ------------------------------------------------------------------ as a part of a session
     def plan(self, features: Any) -> _DenseRows:
         """All rows, whatever the batch."""
@@ -192,6 +283,7 @@ class ReplicatedModule:
     def check_gradients(self) -> None:
         """Raise what is wrong with them; nothing is taken."""
         self._check_same()
+        self._check_constant()
         having = {i for i, p in enumerate(self._parameters) if p.grad is not None}
         if taken := sorted(self._reached - having):
             raise GradientError(
@@ -209,9 +301,19 @@ class ReplicatedModule:
         if self._is_stale and any(self._parameters[i].requires_grad for i in having):
             raise GradientError(
                 f"replicated module {self.name!r}: these gradients are of parameters that were not pulled since the "
-                "last push. Session.discard() them, and compute them again: call the module itself (its parts alone do "
-                "not pull), give it to Session.prefetch, or pull() it before"
+                "last push. Session.discard() them, and compute them again: call the module, give it to "
+                "Session.prefetch, or pull() it before"
             )
+
+    def waiting_gradients(self) -> list[WaitingGradients]:
+        """Those of all parameters that are trained, in place."""
+        out = []
+        for parameter in self._parameters:
+            if parameter.grad is not None and parameter.requires_grad:
+                if parameter.grad.layout != torch.strided:
+                    parameter.grad = parameter.grad.to_dense()
+                out.append(WaitingGradients(parameter.grad.detach().numpy(), by_row=False))
+        return out
 
     def take_gradients(self) -> dict[int, Share]:
         """Gradients of the parameters since the last call; empty if there are none."""
@@ -258,8 +360,14 @@ class ReplicatedModule:
         session = self._session
         if session.closed:
             return  # it has what the shards had last
+        self._check_kind()
         shared = session.read_only or session.world_size > 1
         if self._is_stale or (shared and not torch.is_grad_enabled()):
+            self._pull(exact=None)
+
+    def before_forward_of_part(self) -> None:
+        """A module in it is called: its parameters must not be older than the last push."""
+        if self._is_stale and not self._session.closed:
             self._pull(exact=None)
 
     def _pull(self, exact: bool | None) -> None:
@@ -312,12 +420,21 @@ class ReplicatedModule:
         ):
             data = parameter.data
             if data.data_ptr() != view.data_ptr() or data.dtype != view.dtype or data.device != view.device:
-                raise ConfigurationError(
-                    f"replicated module {self.name!r}: parameter {name} was moved or converted ({parameter.dtype} on "
-                    f"{parameter.device}); it is trained as torch.float32 on cpu where it was when it was replicated"
-                )
+                self._refuse_moved(name, parameter)
             if values and parameter._version != version:
                 self._refuse_changed(f"parameter {name}")
+
+    def _check_kind(self) -> None:
+        """Raise ConfigurationError for a parameter that was converted: torch would only name the matrices."""
+        for name, parameter in zip(self._names, self._parameters, strict=True):
+            if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+                self._refuse_moved(name, parameter)
+
+    def _refuse_moved(self, name: str, parameter: nn.Parameter) -> NoReturn:
+        raise ConfigurationError(
+            f"replicated module {self.name!r}: parameter {name} was moved or converted ({parameter.dtype} on "
+            f"{parameter.device}); it is trained as torch.float32 on cpu where it was when it was replicated"
+        )
 
     def _refuse_changed(self, what: str) -> NoReturn:
         raise ConfigurationError(
@@ -345,15 +462,22 @@ class ReplicatedModule:
 
 
 class _PullBefore:
-    """A hook of the module. A copy of the module, or one that was loaded from a file, pulls nothing."""
+    """A hook of the module. A copy of the module, or one that was loaded from a file, pulls nothing.
 
-    def __init__(self, part: ReplicatedModule | None) -> None:
-        self.part = part
+    ``of_part``: of a module in it, which pulls only what is older than the last push: in a pass through several of them
+    all are to have the parameters of one moment.
+    """
+
+    def __init__(self, part: ReplicatedModule | None, of_part: bool = False) -> None:
+        self.part, self.of_part = part, of_part
 
     def __call__(self, *_: Any) -> None:
         if self.part is None:
             return
-        if torch.compiler.is_compiling():  # it waits for sockets, and no compiler sees into that
+        if self.of_part:
+            if not torch.compiler.is_compiling():  # the module that is compiled pulls, and each wait ends a graph
+                self.part.before_forward_of_part()
+        elif torch.compiler.is_compiling():  # it waits for sockets, and no compiler sees into that
             torch.compiler.disable(self.part.before_forward)()  # type: ignore[no-untyped-call]
         else:
             self.part.before_forward()
@@ -361,12 +485,41 @@ class _PullBefore:
     def __deepcopy__(self, memo: Any) -> _PullBefore:
         if self.part is not None:
             self.part.check_fresh("a copy")
-        return _PullBefore(None)
+        return _PullBefore(None)  # also of those of a load: one that pulls nothing checks nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.part is not None:
             self.part.check_fresh("a file")
         return _PullBefore, (None,)
+
+
+class _PullBeforeLoad(_PullBefore):
+    """The hook of ``load_state_dict``, which is told whether other tensors are to take the parameters' places."""
+
+    def __call__(self, *given: Any) -> None:
+        if self.part is not None and given[2].get("assign_to_params_buffers") and not self.part.is_over:
+            raise ConfigurationError(
+                f"load_state_dict(assign=True) would put other tensors in the place of the parameters of the "
+                f"replicated module {self.part.name!r}: leave assign out, which copies the values"
+            )
+        super().__call__(*given)
+
+
+class _KnowBuffers:
+    """A hook of the module after ``load_state_dict``: the buffers that were loaded are no work of training's."""
+
+    def __init__(self, part: ReplicatedModule | None) -> None:
+        self.part = part
+
+    def __call__(self, *_: Any) -> None:
+        if self.part is not None:
+            self.part.buffers_are_known()
+
+    def __deepcopy__(self, memo: Any) -> _KnowBuffers:
+        return _KnowBuffers(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _KnowBuffers, (None,)
 
 
 class _Reached:
@@ -390,17 +543,55 @@ class _DenseRows:
         self.answers = answers
 
 
+def owner_of(parameter: nn.Parameter) -> ReplicatedModule | None:
+    """The living replicated module that has it."""
+    owner = _owners.get(id(parameter), lambda: None)()
+    return owner if owner is not None and any(parameter is other for other in owner._parameters) else None
+
+
 def _equal(a: F32, b: F32) -> bool:
     """To the bit."""
     return bool(np.array_equal(a.view(np.uint32), b.view(np.uint32)))
 
 
-def dense_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """A module's parameters by name, but for those of embedding tables that are on the servers already."""
-    tables = {
-        id(weight) for part in module.modules() if getattr(part, "is_on_servers", False) for weight in part.parameters()
-    }
+def dense_parameters(module: nn.Module, left_out: Sequence[nn.Module] = ()) -> dict[str, nn.Parameter]:
+    """A module's parameters by name, but for those of embedding tables that are on the servers already, and of modules
+    in it that are ``left_out``."""
+    others = [*left_out, *(part for part in module.modules() if getattr(part, "is_on_servers", False))]
+    tables = {id(weight) for part in others for weight in part.parameters()}
     return {name: parameter for name, parameter in module.named_parameters() if id(parameter) not in tables}
+
+
+_BUFFERS_ADVICE = (
+    'buffers="local" (replicate, distribute) trains so all the same; layers without running statistics (LayerNorm, '
+    "track_running_stats=False), or in evaluation mode, need none of it"
+)
+
+
+def _check_buffers(name: str, module: nn.Module, buffers: str) -> None:
+    """Raise ConfigurationError for another option, and for layers whose buffers training would change."""
+    if buffers not in (CONSTANT, LOCAL):
+        raise ConfigurationError(f"buffers is {buffers!r:.100}, expected {CONSTANT!r} or {LOCAL!r}")
+    if buffers == CONSTANT and (learning := _running_statistics(module, of_training=True)):
+        raise ConfigurationError(
+            f"replicated module {name!r}: {', '.join(learning)} learns running statistics, which are buffers, and "
+            f"servers keep none: each worker would have its own, and lose them when it is started again. "
+            f"{_BUFFERS_ADVICE}"
+        )
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_buffers())
+
+
+def _running_statistics(module: nn.Module, of_training: bool = False) -> list[str]:
+    """Layers that learn some beside their parameters, as BatchNorm does; ``of_training``: in training mode."""
+    layers = ((name or type(part).__name__, part) for name, part in module.named_modules())
+    return [
+        name
+        for name, part in layers
+        if isinstance(getattr(part, "running_mean", None), Tensor) and (part.training or not of_training)
+    ]
 
 
 def _spec(
@@ -410,18 +601,22 @@ def _spec(
     shapes = "".join(f"{name} {tuple(parameter.shape)};" for name, parameter in parameters.items())
     digest = hashlib.sha256(shapes.encode()).digest()
     seed = int.from_bytes(digest[:7], "little")
-    return TableSpec(name, rows, row_floats, code, optimizer.spec, "zeros", seed, init_state=optimizer.init_state)
+    return TableSpec(
+        name, rows, row_floats, code, optimizer.spec, "zeros", seed, init_state=optimizer.init_state, is_module=True
+    )
 
 
-def _check(module: nn.Module, optimizer: Optimizer, code: CodeSpec) -> None:
-    what = type(module).__name__
-    parameters = dense_parameters(module)
+def check_replicable(what: str, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+    """Raise ConfigurationError for parameters of ``what`` that cannot be replicated, or not with this optimizer."""
     check_optimizer(optimizer)
     for name, parameter in parameters.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ConfigurationError(f"parameter {name} of {what} has no shape yet: run the module once before")
-        owner = _owners.get(id(parameter), lambda: None)()
-        if owner is not None and any(parameter is other for other in owner._parameters):
+        if parameter.is_inference():
+            raise ConfigurationError(
+                f"parameter {name} of {what} was made in torch.inference_mode(), and cannot be trained: make it outside"
+            )
+        if (owner := owner_of(parameter)) is not None:
             raise ConfigurationError(f"parameter {name} of {what} is replicated already, as part of {owner.name!r}")
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ConfigurationError(
@@ -429,10 +624,13 @@ def _check(module: nn.Module, optimizer: Optimizer, code: CodeSpec) -> None:
             )
     if not sum(parameter.numel() for parameter in parameters.values()):
         raise ConfigurationError(f"{what} has no parameters to replicate")
-    if code.k != 1:
-        raise ConfigurationError(f"code {code}: replication is k = 1, for example 1+{max(code.r, 1)}")
     if not optimizer.elementwise:
         raise ConfigurationError(
             f"{type(optimizer).__name__} keeps its state by row, and a row of a replicated module is cut anywhere; "
             "use another optimizer"
         )
+
+
+def _check_code(code: CodeSpec) -> None:
+    if code.k != 1:
+        raise ConfigurationError(f"code {code}: replication is k = 1, for example 1+{max(code.r, 1)}")

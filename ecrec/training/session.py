@@ -1,13 +1,12 @@
 """A session: one worker's way to the shards.
 
-Everything happens while the session waits or is pumped: it hands the machine what arrived, and what the machine
-wants done to the transport. While nobody calls it, a thread pumps it now and then (`Heartbeat`), so that a worker that
-computes for long is not taken for dead. A step pulls the rows of all its *parts* (embedding tables, replicated modules)
-in one request a shard, and pushes all their gradients in one push.
+Everything happens while the session waits or is pumped (`connection.py`). A step pulls the rows of all its *parts*
+(embedding tables, replicated modules) in one request a shard, and pushes all their gradients in one push.
+
+This file is long because it is what a script sees, with what each call raises: life, tables and parts, steps.
 """
 
 import gc
-import logging
 import operator
 import os
 import secrets
@@ -16,56 +15,55 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial, wraps
+from dataclasses import asdict
+from functools import partial
 from types import TracebackType
-from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from torch import nn
 
 from ecrec._native import first_nonfinite
+from ecrec.checkpoint.importing import Imported, import_weights
+from ecrec.checkpoint.reading import open_checkpoint
+from ecrec.checkpoint.restore import restore, restored_from
+from ecrec.checkpoint.saving import SAVE_TIMEOUT_S, Increments, save_checkpoint
+from ecrec.checkpoint.user_state import encode as encode_state
 from ecrec.errors import (
-    ClusterError,
     ConfigurationError,
-    DataLostError,
     EcrecError,
-    FencedError,
     GradientError,
-    PartialPushError,
     RefusedError,
 )
 from ecrec.protocol.arrays import frames_bytes
 from ecrec.protocol.client import ClientMachine
-from ecrec.protocol.events import Effect, Failed, HalfHandledError, PullDone, Result
+from ecrec.protocol.client_changes import ChangedAt
 from ecrec.protocol.messages import TOOL, WAIT, WORKER, WRITE, WRITTEN, Dataset, Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.protocol.requests import SectionsAndFrames
 from ecrec.training import exits
-from ecrec.training.advice import advice
-from ecrec.training.heartbeat import Heartbeat
+from ecrec.training.changes import Changes
+from ecrec.training.clipping import check_norms, clip, zero_nonfinite
+from ecrec.training.configs import NOT_POOLED
+from ecrec.training.connection import PUMP_MS, Connection, Figures, Node, locked
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.parts import F32, Fetch, Part, Share
 from ecrec.training.pulls import Asked, RecordsAsked
-from ecrec.training.replicated import ReplicatedModule
+from ecrec.training.rates import ShardOptimizer
+from ecrec.training.replicated import CONSTANT, ReplicatedModule
 from ecrec.training.splits import Split, Splits
-from ecrec.transport.client_node import ClientNode, check_process
+from ecrec.training.user_state import convert, make
+from ecrec.transport.client_node import ClientNode
 from ecrec.transport.curve import CurveKeys
 
 BatchT = TypeVar("BatchT")
-
-SCHEDULER_TIMEOUT_S = 60.0
-"""Without a limit of its own, a wait ends with ClusterError when the scheduler says nothing for so long: only it knows
-whether a recovery is possible. It is started again within seconds."""
-
-WAITS_S = 1.0
-"""After so long a wait asks all shards for signs of life, and the scheduler for an answer."""
-
-SAID_S = 10.0
-"""How often the log says who is waited for."""
+ResultT = TypeVar("ResultT")
 
 LEAVE_S = 1.0
 """A worker that ends waits so long for the scheduler to know it, at most."""
+
+REASON_MAX = 1000
+"""Characters of an error that other workers are told."""
 
 END_S = 10.0
 """A session that nobody has closed waits so long at the end of the interpreter, at most."""
@@ -75,54 +73,8 @@ STALE_S = 0.1
 
 NONFINITE = ("error", "zero")
 
-_PUMP_MS = 20.0
-
-BEAT_S = 0.25
-"""A session that is not called for so long is pumped by its heartbeat."""
-
 EXAMPLES_MAX = 1 << 48
 """Of a push."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-log = logging.getLogger(__name__)
-
-
-class Node(Protocol):
-    """The transport under a session; `ClientNode` is one."""
-
-    def perform(self, effects: Sequence[Effect]) -> None: ...
-
-    def pump(self, timeout_ms: float) -> list[Result]: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass
-class Figures:
-    """What a session did, for people and reports."""
-
-    steps: int = 0
-    examples: int = 0
-    bytes_pulled: int = 0
-    bytes_pushed: int = 0
-    nonfinite_gradients: int = 0
-    waited_s: float = 0.0
-    longest_pause_s: float = 0.0
-
-
-def _locked(method: "Callable[Concatenate[Session, P], R]") -> "Callable[Concatenate[Session, P], R]":
-    """A method that has the machine and the node to itself. Only in the process that made the session: in a child of
-    `os.fork` the lock may be held by a thread that is not there."""
-
-    @wraps(method)
-    def call(self: "Session", /, *args: P.args, **kwargs: P.kwargs) -> R:
-        check_process(self._pid)
-        with self._lock:
-            return method(self, *args, **kwargs)
-
-    return call
 
 
 class Session:
@@ -171,34 +123,34 @@ class Session:
         self.read_only = machine.role != WORKER
         """It pulls, and changes nothing."""
         self.nonfinite = nonfinite
-        self.code = CodeSpec.parse(code) if isinstance(code, str) else code
+        self.code = None if code is None else CodeSpec.of(code)
         self.rank = rank
         self.world_size = world_size
         self.sync = sync
         self.exact = (sync or world_size == 1) if exact is None else exact
-        self.wait_timeout_ms = wait_timeout_ms
-        self._pid = os.getpid()
+        self.scheduler: tuple[str, CurveKeys | None] = ("", None)
+        """Its endpoint, and the keys to speak to it with."""
         self.figures = Figures()
-        self._node = node
+        self._connection = Connection(
+            machine,
+            node,
+            self.figures,
+            rank=rank,
+            sync_workers=world_size if sync else 1,
+            wait_timeout_ms=wait_timeout_ms,
+        )
+        self.pid, self.lock = self._connection.pid, self._connection.lock
         self._parts: list[Callable[[], Part | None]] = []
         self._owners: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
         """Table -> the part that has it."""
-        self._replicated: set[str] = set()
-        self._asked: dict[int, Asked] = {}
-        self._closed = False
-        self._failure: Callable[[], EcrecError | None] = lambda: None
-        self._lock = threading.RLock()
-        """Of the machine and the node: `_beat` uses them in another thread while this one computes."""
-        self._splits = Splits(machine, self._perform, self.wait, self._lock)
-        self._heartbeat: Heartbeat | None = None
-        self._pumped_s = time.monotonic()
+        self._splits = Splits(machine, self._connection.perform, self.wait, self.lock)
         self._pushes = self._assigns = 0
-        self._late: list[Result] = []
-        """What came while nobody called the session."""
-        self._late_error: Exception | None = None
+        self._tables: dict[int, TableSpec] = {}
+        """Those of its parts: index -> spec."""
+        self._optimizer: ShardOptimizer | None = None
 
     # ------------------------------------------------------------------ life
-    @_locked
+    @locked
     def start(self) -> "Session":
         """Wait until all shards are known and have answered. Raises ClusterError with advice if they do not."""
         self.wait(lambda: self.machine.ready, "the cluster")
@@ -222,22 +174,22 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self.pid:
             return  # a child of `os.fork` leaves a block that its parent is still in
         if kind is None:
             self.close()
             return
-        if kind is GeneratorExit and not self._closed and (text := self._undone()):
+        if kind is GeneratorExit and not self._connection.closed and (text := self._undone()):
             exits.lost(f"a session was dropped without being closed: {text}")  # nobody sees this exception
         try:
             self._leave_run()
         finally:
             self.abandon()
 
-    @_locked
+    @locked
     def close(self) -> None:
         """Wait until every push is durable, then disconnect. May be called twice."""
-        if self._closed:
+        if self._connection.closed:
             return
         try:
             self.flush()
@@ -247,7 +199,7 @@ class Session:
         finally:
             self.abandon()
 
-    @_locked
+    @locked
     def end(self) -> str:
         """Close it when the interpreter ends; returns what was lost, empty if nothing was.
 
@@ -261,8 +213,8 @@ class Session:
             # trap: what servers said before they died still lies in the sockets, and is no sign of life
             end = time.monotonic() + STALE_S
             while time.monotonic() < end:
-                self.pump(_PUMP_MS)
-            self._perform(machine.flush())
+                self.pump(PUMP_MS)
+            self._connection.perform(machine.flush())
             machine.wait(True)
             what = "its pushes to be durable, and for all servers to be heard"
             self.wait(lambda: machine.durable and machine.all_heard, what)  # a death is noticed by those who listen
@@ -270,7 +222,7 @@ class Session:
         except EcrecError as error:
             return f"a session was not closed, and {self._undone() or 'its cluster does not serve'}: {error}"
         finally:
-            if not self._closed:
+            if not self._connection.closed:
                 self.abandon()
         return ""
 
@@ -282,18 +234,11 @@ class Session:
             return f"its last {open_pushes} push{'es' * (open_pushes > 1)} may be lost: not durable on all shards"
         return f"it had failed: {machine.failed}" if machine.failed else ""
 
-    @_locked
+    @locked
     def _leave_run(self) -> None:
-        """The others of a run hear at once that this worker is gone, if the scheduler does; else they wait longer."""
-        machine = self.machine
-        if self._closed or not machine.run:
-            return
-        self._node.perform(machine.leave_run())
-        end = time.monotonic() + LEAVE_S
-        while machine.leaving and not machine.failed and time.monotonic() < end:
-            self._node.pump(_PUMP_MS)
+        self._connection.leave_run(LEAVE_S)
 
-    @_locked
+    @locked
     def flush(self) -> None:
         """Wait until every push is durable: no death of as many shards as the code stands can take it back any more.
 
@@ -302,28 +247,172 @@ class Session:
         self._flush("all pushes to be durable")
 
     def _flush(self, what: str) -> None:
-        self._perform(self.machine.flush())
+        self._connection.perform(self.machine.flush())
         self.wait(lambda: self.machine.durable, what)
+
+    @locked
+    def save(
+        self,
+        url: str,
+        timeout_s: float = SAVE_TIMEOUT_S,
+        *,
+        state: Mapping[str, Any] | None = None,
+        incremental: bool | Increments = False,
+    ) -> int:
+        """Have the cluster write a checkpoint of all pushes made so far, by all workers; return its number.
+
+        ``url``: a path, or a URL of a file system of fsspec; every server writes its own part there. Training of the
+        others goes on; one that is given up, because a server died, is begun again. Gradients that are not pushed are
+        not in it. ``state``: your own, which `restored_state` gives back: a dict of plain values, lists, tuples, dicts,
+        numpy arrays and torch tensors, such as ``state_dict()`` of a learning rate scheduler and of
+        `Session.optimizer`, or ``torch.get_rng_state()``; 64 MiB at most. It is that of this worker alone.
+        ``incremental``: only what changed since the newest one that this cluster wrote to ``url``, or all where there
+        is none, or too much has changed (`Increments`). Raises CheckpointError if none is complete within
+        ``timeout_s`` seconds, ConfigurationError for a state that cannot be written.
+        """
+        self._check_writes("save")
+        endpoint, keys = self.scheduler
+        data = b"" if state is None else encode_state(state, convert)
+        increments = Increments() if incremental is True else incremental or None
+
+        def write() -> int:
+            return save_checkpoint(endpoint, url, timeout_s, keys, state=data, increments=increments).checkpoint
+
+        return self._meanwhile(write, "save")
+
+    @locked
+    def restored_state(self) -> dict[str, Any] | None:
+        """The state that was given to `save` for the checkpoint that this cluster began with. None if it began without
+        a checkpoint, or with one that was saved without a state.
+
+        Read from where the checkpoint is: raises CheckpointError if it is not there any more, or damaged.
+        """
+        endpoint, keys = self.scheduler
+
+        def read() -> dict[str, Any] | None:
+            begun = restored_from(endpoint, keys)
+            return None if begun is None else open_checkpoint(begun.url, begun.checkpoint).state(make)
+
+        return self._meanwhile(read, "restored-state")
+
+    @locked
+    def restore(
+        self, url: str, number: int | None = None, *, names: Mapping[str, str] | None = None, partial: bool = False
+    ) -> list[str]:
+        """Bring a checkpoint into the tables that the cluster has, before anything is trained; see
+        `ecrec.checkpoint.restore.restore` for ``names`` and ``partial``. Data sets go on behind its examples.
+
+        Make the model first. Returns in which ways its tables and those of the checkpoint differ, where what fits was
+        taken. Raises ConfigurationError for tables that do not fit, and nothing is changed then, or with several
+        workers: there, `ecrec restore --into-tables` before they start; RefusedError where data sets were begun,
+        CheckpointError for a checkpoint that is damaged.
+        """
+        self._check_writes("restore")
+        if self.world_size > 1:
+            raise ConfigurationError(
+                "restore with several workers: the others would go on with parameters that they have pulled before. "
+                "Make the model in one process that ends, run `ecrec restore --into-tables`, then start the workers"
+            )
+        self.flush()
+        endpoint, keys = self.scheduler
+        done = self._meanwhile(
+            lambda: restore(endpoint, url, number, keys=keys, into_tables=True, names=names, partial=partial), "restore"
+        )
+        self._assigns += 1
+        for part in self.parts:
+            part.pushed()
+        return list(done.differences)
+
+    @locked
+    def import_weights(
+        self, path: str, *, names: Mapping[str, str] | None = None, pattern: str | None = None, partial: bool = False
+    ) -> Imported:
+        """Set the weights of all embedding tables of the cluster to those of other files, before anything is trained;
+        see `ecrec.checkpoint.importing.import_weights`. With one worker alone, as `restore`."""
+        self._check_writes("import_weights")
+        if self.world_size > 1:
+            raise ConfigurationError(
+                "import_weights with several workers: make the model in one process that ends, run `ecrec import`, "
+                "then start the workers"
+            )
+        self.flush()
+        endpoint, keys = self.scheduler
+        done = self._meanwhile(
+            lambda: import_weights(endpoint, path, names=names, pattern=pattern, partial=partial, keys=keys), "import"
+        )
+        self._assigns += 1
+        for part in self.parts:
+            part.pushed()
+        return done
+
+    def _meanwhile(self, work: Callable[[], ResultT], name: str) -> ResultT:
+        """What ``work`` returns, or raises, in a thread of its own; meanwhile this worker answers."""
+        answer: list[ResultT] = []
+        error: list[Exception] = []
+
+        def run() -> None:
+            try:
+                answer.append(work())
+            except Exception as failed:
+                error.append(failed)
+
+        thread = threading.Thread(target=run, name=f"ecrec-{name}", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self.pump(PUMP_MS)
+        if error:
+            raise error[0]
+        return answer[0]
+
+    def changes(self, since: str | None = None) -> Changes:
+        """Rows that changed since a token of an earlier call, or all that were ever trained: iterate over it to the
+        end, then its ``token`` is where the next call goes on.
+
+        Only of a session that reads (``read_only``): nothing that is read is copied aside or held back, so that no push
+        waits. What comes is durable, in pieces of a bounded size; `Resent` says that all rows of one server follow,
+        because it was replaced, or does not know the token any more. Raises ConfigurationError for what is no token,
+        and for a session of a worker.
+        """
+        if not self.read_only:
+            raise ConfigurationError("changes: connect with read_only=True; a worker pulls the rows that it needs")
+        return Changes(self, since)
+
+    @locked
+    def ask_changes(
+        self, shard: int, reader: int, epoch: int, since: int, until: int, place: tuple[int, int, int]
+    ) -> None:
+        """Of `Changes`: ask one server for the next rows."""
+        self._connection.perform(self.machine.ask_changes(shard, reader, epoch, since, until, place))
+
+    @locked
+    def take_changes(self, wait: bool) -> dict[int, ChangedAt]:
+        """Of `Changes`: what servers have answered; with ``wait``, of at least one."""
+        answers = self.machine.changes.answers
+        if wait:
+            self.wait(lambda: bool(answers), "what changed")
+        else:
+            self.pump(PUMP_MS)
+        found = dict(answers)
+        answers.clear()
+        return found
 
     def abandon(self) -> None:
         """Disconnect at once; pushes that are not durable may be lost."""
-        self._closed = True
         exits.closed(self)
-        if os.getpid() != self._pid:
-            return
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
-        with self._lock:
-            self._node.close()
+        self._connection.abandon()
+
+    def start_heartbeat(self) -> None:
+        """From now on a thread says that this worker lives, also while it is in a long computation."""
+        self._connection.start_heartbeat()
 
     def watch(self, failure: Callable[[], EcrecError | None]) -> None:
         """From now on every call raises what ``failure`` returns, where that is an error of the cluster."""
-        self._failure = failure
+        self._connection.failure = failure
 
     @property
     def closed(self) -> bool:
         """It was closed, or its connection was given up."""
-        return self._closed
+        return self._connection.closed
 
     @property
     def shards(self) -> int:
@@ -343,126 +432,29 @@ class Session:
         return CodeSpec(n - 1, 1) if n > 1 else CodeSpec(1, 0)
 
     # ------------------------------------------------------------------ waiting
-    @_locked
     def pump(self, timeout_ms: float = 0.0) -> None:
         """Handle what arrived; call it now and then in a long computation, so that deaths are noticed in it.
 
         Raises ClusterError, or one of its kinds, when the worker cannot go on: every later call raises the same.
         RefusedError where that is because workers of a run pushed what contradicts each other.
         """
-        self._check_open()
-        try:
-            results = self._pump(timeout_ms)
-        except HalfHandledError as error:
-            raise ClusterError(f"an error inside ecrec, start this worker again: {error}") from error
-        for result in results:
-            if isinstance(result, Failed):
-                self._raise(result.reason)
-            asked = self._asked.pop(result.ticket, None)
-            if asked is None:
-                continue
-            if isinstance(result, PullDone):
-                asked.frames = result.answers
-            else:
-                asked.refusal = result.reason
-        self._check_failed()
+        self._connection.pump(timeout_ms)
 
-    def _pump(self, timeout_ms: float) -> list[Result]:
-        """What came, now or while nobody called."""
-        error, self._late_error = self._late_error, None
-        if error is not None:
-            raise error
-        late, self._late = self._late, []
-        results = late + self._node.pump(0.0 if late else timeout_ms)
-        self._pumped_s = time.monotonic()
-        return results
-
-    def beat(self) -> None:
-        """Called by another thread now and then: what a worker must say to stay one is said while this one computes."""
-        if not self._lock.acquire(blocking=False):
-            return  # it is in a call of the session, which does that itself
-        try:
-            if self._closed or self._late_error or time.monotonic() - self._pumped_s < BEAT_S:
-                return
-            self._late += self._node.pump(0.0)
-        except Exception as error:
-            self._late_error = error  # the next call raises it
-        finally:
-            self._lock.release()
-
-    def start_heartbeat(self) -> None:
-        """From now on a thread says that this worker lives, also while it is in a long computation."""
-        self._heartbeat = Heartbeat(self.beat, BEAT_S)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClusterError("this session is closed: connect again")
-
-    def _perform(self, effects: Sequence[Effect]) -> None:
-        self._check_open()
-        self._node.perform(effects)
-
-    def _check_failed(self) -> None:
-        """Raise what the session has failed of."""
-        if (error := self._failure()) is not None:
-            raise error
-        if self.machine.failed:
-            self._raise(self.machine.failed)
-        if lost := self.machine.damaged.intersection(self._replicated):
-            raise DataLostError(
-                f"rows of the replicated module {', '.join(sorted(lost))} were lost in all their copies, and training "
-                "cannot go on with some parameters zero: start the cluster and all workers again. More copies "
-                '(replicate(..., code="1+2")) stand more deaths'
-            )
-
-    @_locked
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Pump until ``done()``. Raises ClusterError with advice after ``wait_timeout_ms``, and what `pump` raises."""
-        self._check_open()
-        self._check_failed()
-        begin = said = time.monotonic()
-        try:
-            while not done():
-                now = time.monotonic()
-                if self._is_over(now - begin):
-                    raise ClusterError(f"waited {now - begin:.1f} s for {what}: {self._advice()}")
-                if now - begin > WAITS_S:
-                    self.machine.wait(True)
-                if now - said > SAID_S:
-                    said = now
-                    log.warning("worker %d waits for %s for %.0f s: %s", self.rank, what, now - begin, self._advice())
-                self.pump(_PUMP_MS)
-        finally:
-            self.machine.wait(False)
-        waited = time.monotonic() - begin
-        self.figures.waited_s += waited
-        self.figures.longest_pause_s = max(self.figures.longest_pause_s, waited)
+        self._connection.wait(done, what)
 
-    def _advice(self) -> str:
-        return advice(self.machine, self.world_size if self.sync else 1)
+    @property
+    def wait_timeout_ms(self) -> float | None:
+        """The longest wait; None: no limit."""
+        return self._connection.wait_timeout_ms
 
-    def _is_over(self, waited_s: float) -> bool:
-        """A wait has taken too long."""
-        if self.wait_timeout_ms is not None:
-            return waited_s * 1e3 > self.wait_timeout_ms
-        silent_ms = self.machine.scheduler_silent_ms
-        silent_s = waited_s if silent_ms is None else min(waited_s, silent_ms / 1e3)
-        return silent_s > SCHEDULER_TIMEOUT_S
-
-    def _raise(self, reason: str) -> NoReturn:
-        kind = self.machine.failed_kind
-        if kind == "lost":
-            raise DataLostError(reason)
-        if kind == "fenced":
-            raise FencedError(reason)
-        if kind == "refused":
-            raise RefusedError(reason)
-        if kind == "part":
-            raise PartialPushError(reason)
-        raise ClusterError(reason)
+    @wait_timeout_ms.setter
+    def wait_timeout_ms(self, limit_ms: float | None) -> None:
+        self._connection.wait_timeout_ms = limit_ms
 
     # ------------------------------------------------------------------ tables and parts
-    @_locked
+    @locked
     def create_tables(self, specs: Sequence[TableSpec]) -> list[int]:
         """Their indices, once every running shard has them. Tables that are there and equal are taken.
 
@@ -472,16 +464,31 @@ class Session:
         """
         machine = self.machine
         names = [spec.name for spec in specs]
+        if self._optimizer is not None:
+            raise ConfigurationError(
+                f"tables {', '.join(names)}: session.optimizer does not have them; make all parts before it"
+            )
         if self.read_only:
             self._check_tables(specs)
             specs = [machine.tables[name][1] for name in names]
         for spec in specs:
-            self._perform(machine.create_table(spec))
+            self._connection.perform(machine.create_table(spec))
         self.wait(lambda: not any(map(machine.creating, names)), f"tables {', '.join(names)}")
         refused = [machine.table_refusals[name] for name in dict.fromkeys(names) if name in machine.table_refusals]
         if refused:
             raise RefusedError("; ".join(refused))
+        self._tables |= {machine.tables[name][0]: machine.tables[name][1] for name in names}
         return [machine.tables[name][0] for name in names]
+
+    @property
+    def optimizer(self) -> ShardOptimizer:
+        """The optimizers of all tables and replicated modules of this session, for ``torch.optim.lr_scheduler``.
+
+        Made when it is first asked for; no part can be made after that. Its ``step()`` is `push`.
+        """
+        if self._optimizer is None:
+            self._optimizer = ShardOptimizer(self, dict(sorted(self._tables.items())))
+        return self._optimizer
 
     def _check_tables(self, specs: Sequence[TableSpec]) -> None:
         """They are on the cluster, and a row of them is what the caller takes it for."""
@@ -498,17 +505,28 @@ class Session:
                     f"table {spec.name!r} has {there.rows} rows of {there.dim} weights on the cluster, not {spec.rows} "
                     f"of {spec.dim}"
                 )
+            poolings = spec.pooling, there.pooling
+            if poolings[0] != poolings[1] and not {"", NOT_POOLED} & set(poolings):  # rows alone may be looked at
+                raise ConfigurationError(
+                    f"table {spec.name!r} was trained with pooling {there.pooling} on the cluster, not {spec.pooling}"
+                )
 
     def _check_writes(self, what: str) -> None:
         if self.read_only:
             raise ConfigurationError(f"{what}: this session only reads (read_only=True)")
 
     def replicate(
-        self, module: nn.Module, optimizer: Optimizer, *, code: CodeSpec | str | None = None, name: str = "dense"
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        *,
+        code: CodeSpec | str | None = None,
+        name: str = "dense",
+        buffers: str = CONSTANT,
     ) -> ReplicatedModule:
         """Replicate a module's parameters on the shards; see `ReplicatedModule`."""
-        made = ReplicatedModule(self, module, optimizer, code=code, name=name)
-        self._replicated.add(name)
+        made = ReplicatedModule(self, module, optimizer, code=code, name=name, buffers=buffers)
+        self._connection.replicated.add(name)
         return made
 
     def check_claim(self, names: Sequence[str]) -> None:
@@ -527,6 +545,12 @@ class Session:
         """These tables are this part's, as long as it lives."""
         for name in names:
             self._owners[name] = owner
+
+    def release(self, part: Part) -> None:
+        """It is no part any more, though somebody may hold it, as the traceback of an error does."""
+        for name in [name for name, owner in self._owners.items() if owner is part]:
+            del self._owners[name]
+        self._parts = [find for find in self._parts if find() is not part]
 
     def register(self, part: Part, keep: bool = True) -> None:
         """From now on `push` takes this part's gradients too; without ``keep`` as long as somebody else holds it."""
@@ -550,8 +574,10 @@ class Session:
         """The batches, each when its rows are here; meanwhile the rows of the next ``depth`` are on their way.
 
         ``parts``: default all of the session. ``features(batch)`` is what the collections' ``forward`` will be called
-        with. With exact pulls the rows of batch t are as after push t - 1 - depth, and a push waits for the pulls made
-        before it: 0 is plain training, 1 hides the time of the pull and trains on rows that are one step old.
+        with: one KeyedJaggedTensor, ecrec's or TorchRec's, or several in a tuple, of which each collection takes that
+        which has its features. With exact pulls the rows of batch t are as after push t - 1 - depth, and a push waits
+        for the pulls made before it: 0 is plain training, 1 hides the time of the pull and trains on rows that are one
+        step old.
         """
         if not hasattr(depth, "__index__") or depth < 0:
             raise ConfigurationError(f"depth is {depth!r}, expected a whole number, at least 0")
@@ -621,12 +647,12 @@ class Session:
             )
         return self._splits.iterate(Dataset(name, examples, epochs * examples if end is None else end, split_examples))
 
-    @_locked
+    @locked
     def fetch(self, *fetches: Fetch, exact: bool | None = None) -> None:
         """Pull now, and wait for it."""
         self._await(self._ask(fetches, self.exact if exact is None else exact))
 
-    @_locked
+    @locked
     def push(self, examples: int = 0) -> None:
         """Send the gradients that the parts have gathered since the last push, as one push; the end of a step.
 
@@ -646,11 +672,15 @@ class Session:
         parts = self.parts
         for part in parts:
             part.check_gradients()
+        rates = {} if self._optimizer is None else self._optimizer.rates()
         barrier = self.world_size if self.sync else 0
         self._wait_to_push(barrier)
         # A push outside of an iteration is none of its split.
         counted = examples if self._splits.is_open else 0
-        self._push(self._by_shard([part.take_gradients() for part in parts], True), barrier, examples=counted)
+        by_shard = self._by_shard([part.take_gradients() for part in parts], True)
+        self._push(by_shard, barrier, examples=counted, rates=rates)
+        if self._optimizer is not None:
+            self._optimizer.pushed()
         self._pushes += 1
         for part in parts:
             part.pushed()
@@ -658,26 +688,53 @@ class Session:
         self.figures.examples += examples
         self.machine.figures = asdict(self.figures)
 
-    @_locked
+    @locked
+    def clip_gradients(self, max_norm: float | None = None, *, row_norm: float | None = None) -> float:
+        """Clip the gradients since the last push by their norm, between the backward pass and `push`.
+
+        ``row_norm``: of each row of a table. Then ``max_norm``: of all gradients together, of tables and replicated
+        modules, as ``torch.nn.utils.clip_grad_norm_`` clips. Returns the norm of all before that. A gradient that is
+        not finite is left as it is, for `push` to name, or set to zero with ``nonfinite="zero"``.
+
+        Raises ConfigurationError for norms that are not positive, with ``sync`` on several workers, whose sum only the
+        servers know (``max_gradient`` of an optimizer clips that, by value), and what `push` raises of gradients.
+        """
+        self._check_writes("clip_gradients")
+        check_norms(max_norm, row_norm)
+        if self.sync and self.world_size > 1:
+            raise ConfigurationError(
+                "clip_gradients with sync=True: the servers sum the gradients of all workers, and the norm of the sum "
+                "is not known here; max_gradient of an optimizer clips the sum by value"
+            )
+        for part in self.parts:
+            part.check_gradients()
+        waiting = [gradients for part in self.parts for gradients in part.waiting_gradients()]
+        if self.nonfinite == "zero":
+            self.figures.nonfinite_gradients += sum(map(zero_nonfinite, waiting))
+        return clip(waiting, max_norm, row_norm)
+
+    @locked
     def discard(self) -> None:
         """Give a step up: forget all gradients since the last push. Its examples do not count."""
         for part in self.parts:
             part.discard()
 
-    @_locked
+    @locked
     def assign(self, shares: Mapping[int, Share]) -> None:
         """Write these weights, and wait until they are durable; what an optimizer keeps beside them stays."""
         self._check_writes("assign")
         self._wait_to_push(0)
         self._push(self._by_shard([shares], False), 0, assign=True)
         self._assigns += 1
+        written = {table for share in shares.values() for table in share.section.tables}
         for part in self.parts:
-            part.pushed()
+            if not isinstance(part, ReplicatedModule) or part.index in written:
+                part.pushed()
         self._flush("the weights to be durable")
 
-    @_locked
-    def initialise(self, name: str, shares: Callable[[], Mapping[int, Share]]) -> None:
-        """Wait until a table has its first values: rank 0 writes these, unless somebody ever has.
+    @locked
+    def initialise(self, name: str, chunks: Callable[[], Sequence[Mapping[int, Share]]]) -> None:
+        """Wait until a table has its first values: rank 0 writes these, each chunk in a push, unless somebody ever has.
 
         Safe against deaths: a worker that dies before all is durable has written nothing that counts, and when it has
         been started again it writes all of it. Raises ClusterError with advice after the timeout.
@@ -686,31 +743,40 @@ class Session:
         if self.read_only:
             return
         index = machine.tables[name][0]
-        values: dict[int, SectionsAndFrames] = {}
+        pushes: list[dict[int, SectionsAndFrames]] = []
         if self.rank == 0:
-            values = self._by_shard([shares()], False)
-            # Before it says that it will write them: all others would wait for it in vain.
-            machine.check_push(values, assign=True)
-        self._perform(machine.initialise(index, claim=self.rank == 0))
+            try:
+                pushes = [self._by_shard([shares], False) for shares in chunks()]
+                # Before it says that it will write them: all others would wait for it in vain.
+                for values in pushes:
+                    machine.check_push(values, assign=True)
+            except Exception as error:
+                if self.world_size > 1:
+                    told = machine.initial_failed(index, f"{type(error).__name__}: {error}"[:REASON_MAX])
+                    self._connection.tell_initial_failed(told, LEAVE_S)
+                raise
+        self._connection.perform(machine.initialise(index, claim=self.rank == 0))
         what = f"the first values of table {name!r}, which worker 0 writes"
         self.wait(lambda: machine.initial(index) != WAIT or index in machine.initial_refusals, what)
         if index in machine.initial_refusals:
-            raise RefusedError(f"first values of table {name!r}: {machine.initial_refusals[index]}")
+            again = " Start that worker again, and this one" * (self.rank != 0)
+            raise RefusedError(f"first values of table {name!r}: {machine.initial_refusals[index]}.{again}")
         if machine.initial(index) == WRITE:
-            self._wait_to_push(0)
-            self._push(values, 0, assign=True)
+            for values in pushes:
+                self._wait_to_push(0)
+                self._push(values, 0, assign=True)
             self._flush(f"the first values of table {name!r} to be durable")
-            self._perform(machine.initialised(index))
+            self._connection.perform(machine.initialised(index))
             self.wait(lambda: machine.initial(index) == WRITTEN, what)
 
-    @_locked
+    @locked
     def barrier(self) -> None:
         """Wait until all workers are here: an empty push that is applied when all have made it, and is durable."""
         self._check_writes("barrier")
         if self.world_size > 1 and not self.sync:
             # Any of them may have been started again since the last one: those that live now meet.
             self._flush("all pushes to be durable")
-            self._perform(self.machine.join_run(self.world_size))
+            self._connection.perform(self.machine.join_run(self.world_size))
         self._wait_to_push(self.world_size)
         self._push({}, self.world_size)
         self._flush(f"all {self.world_size} workers")
@@ -722,11 +788,11 @@ class Session:
     def _wait_to_push(self, barrier: int) -> None:
         """Until a push can be sent at once. Whoever gathers gradients before may have to throw them away."""
         machine = self.machine
-        if barrier > 1 and not machine.run:
-            self._perform(machine.join_run(barrier))
-            self.wait(lambda: machine.run > 0 or machine.run_refusal != "", f"all {barrier} workers")
-            if machine.run_refusal:
-                raise RefusedError(f"a run of {barrier} workers: {machine.run_refusal}")
+        if barrier > 1 and not machine.runs.run:
+            self._connection.perform(machine.join_run(barrier))
+            self.wait(lambda: machine.runs.run > 0 or machine.runs.refusal != "", f"all {barrier} workers")
+            if machine.runs.refusal:
+                raise RefusedError(f"a run of {barrier} workers: {machine.runs.refusal}")
         self.wait(lambda: machine.can_push, "room for a push")
 
     def _by_shard(self, parts: Sequence[Mapping[int, Share]], gradients: bool) -> dict[int, SectionsAndFrames]:
@@ -742,18 +808,23 @@ class Session:
         return dict(by_shard)
 
     def _push(
-        self, by_shard: Mapping[int, SectionsAndFrames], barrier: int, assign: bool = False, examples: int = 0
+        self,
+        by_shard: Mapping[int, SectionsAndFrames],
+        barrier: int,
+        assign: bool = False,
+        examples: int = 0,
+        rates: Mapping[int, float] | None = None,
     ) -> None:
         """Behind `_wait_to_push`, and nothing between."""
         barrier = barrier if barrier > 1 else 0
         try:
-            effects = self.machine.push(by_shard, barrier=barrier, assign=assign, examples=examples)
+            effects = self.machine.push(by_shard, barrier=barrier, assign=assign, examples=examples, rates=rates)
         except GradientError as error:
             what = next((text for part in self.parts if error.place and (text := part.describe(*error.place))), "")
             where = f": that is {what}" if what else ""
             advice = "" if assign else ' (nonfinite="zero" would take it as zero)'
             raise GradientError(f"{error}{where}{advice}", error.place) from None
-        self._perform(effects)
+        self._connection.perform(effects)
         self.figures.bytes_pushed += sum(frames_bytes(frames) for _, frames in by_shard.values())
 
     def _zero_nonfinite(self, values: F32) -> None:
@@ -762,17 +833,17 @@ class Session:
             self.figures.nonfinite_gradients += int(bad.sum())
             values[bad] = 0.0
 
-    @_locked
+    @locked
     def _ask(self, fetches: Sequence[Fetch], exact: bool, records: bool = False) -> Asked:
         asked = Asked(fetches)
-        self._check_open()
-        self._check_failed()
+        self._connection.check_open()
+        self._connection.check_failed()
         ticket, effects = self.machine.pull(asked.by_shard, exact=exact, records=records)
-        self._asked[ticket] = asked
-        self._perform(effects)
+        self._connection.asked[ticket] = asked
+        self._connection.perform(effects)
         return asked
 
-    @_locked
+    @locked
     def _await(self, asked: Asked) -> None:
         self.wait(lambda: asked.frames is not None or asked.refusal != "", "the answers to a pull")
         if asked.refusal:
@@ -835,6 +906,7 @@ def connect(
             nonfinite=nonfinite,
             wait_timeout_ms=wait_timeout_ms,
         )
+        session.scheduler = scheduler, keys
         session.start()
         session.start_heartbeat()
         exits.opened(session)

@@ -6,7 +6,8 @@ from functools import partial
 from typing import NamedTuple
 
 from ecrec.errors import ConfigurationError, RefusedError
-from ecrec.protocol.client import ClientMachine, SplitLease
+from ecrec.protocol.client import ClientMachine
+from ecrec.protocol.client_leases import SplitLease
 from ecrec.protocol.events import Effect
 from ecrec.protocol.messages import Dataset
 
@@ -82,30 +83,31 @@ class Splits:
 
     def _next(self, dataset: Dataset) -> Split | None:
         """Wait for the next split; None when all are done."""
-        machine = self._machine
+        leasing = self._machine.leasing
         with self._lock:
-            if not machine.leases:
+            if not leasing.leases:
                 self._ask(dataset)
-            while machine.asking and not machine.leases:
+            while leasing.asking and not leasing.leases:
                 # Each answer, be it that others have the rest, is a sign of life: wait on as long as they come.
-                known = machine.split_answers
+                known = leasing.answers
                 self._wait(partial(self._answered, known), "the scheduler to answer about a split")
-            if not machine.leases:
-                if dataset in machine.finished:
+            if not leasing.leases:
+                if dataset in leasing.finished:
                     return None
-                raise RefusedError(f"lease_splits({dataset.name!r}): {machine.split_refusal}")
+                raise RefusedError(f"lease_splits({dataset.name!r}): {leasing.refusal}")
             # So that the next one is there when this one is done, even if the scheduler is away for a while.
-            if len(machine.leases) == 1:
+            if len(leasing.leases) == 1:
                 self._ask(dataset)
-            self._split = split = machine.leases[0]
-            left = machine.examples_left or 0  # fewer than it has where an earlier iteration was broken off in it
+            self._split = split = leasing.leases[0]
+            # fewer than it has where an earlier iteration was broken off in it
+            left = leasing.examples_left or 0
             epoch, first = divmod(split.last - left, dataset.examples)
             return Split(epoch, first, first + left)
 
     def _check_broken_off(self, dataset: Dataset) -> None:
         """Splits are trained on in the order in which they were given, and one that is asked for may be given."""
-        machine = self._machine
-        for other in (machine.leased_dataset, machine.asked_dataset):
+        leasing = self._machine.leasing
+        for other in (leasing.dataset, leasing.asked_dataset):
             if other not in (None, dataset):
                 raise ConfigurationError(
                     f"lease_splits({dataset.name!r}): an iteration over {_describe(other)} was broken off, and this "
@@ -113,16 +115,16 @@ class Splits:
                 )
 
     def _answered(self, known: int) -> bool:
-        return self._machine.split_answers != known
+        return self._machine.leasing.answers != known
 
     def _ask(self, dataset: Dataset) -> None:
-        if not self._machine.asking and dataset not in self._machine.finished:
+        if not self._machine.leasing.asking and dataset not in self._machine.leasing.finished:
             self._perform(self._machine.lease(dataset))
 
     def _left(self) -> int:
         """Examples of the split that was given last."""
-        leases = self._machine.leases
-        return (self._machine.examples_left or 0) if leases and leases[0] == self._split else 0
+        leases = self._machine.leasing.leases
+        return (self._machine.leasing.examples_left or 0) if leases and leases[0] == self._split else 0
 
 
 def _describe(dataset: Dataset | None) -> str:

@@ -72,6 +72,12 @@ def write_table(session: Session, spec: TableSpec, weights: F32) -> None:
     """Write the weights of all rows, float32[rows, dim], and wait until they are durable. What an optimizer keeps
     beside them stays. Raises as `read_table` and `Session.assign`."""
     check_size(spec)
+    for shares in table_shares(session, spec, weights):
+        session.assign(shares)
+
+
+def check_finite(spec: TableSpec, weights: F32) -> None:
+    """Raise GradientError for the first value that is not."""
     first = first_nonfinite(weights.reshape(-1))
     if first >= 0:
         row, column = divmod(first, spec.dim)
@@ -80,10 +86,15 @@ def write_table(session: Session, spec: TableSpec, weights: F32) -> None:
             "written",
             (spec.name, row, column),
         )
+
+
+def table_shares(session: Session, spec: TableSpec, weights: F32) -> Iterator[dict[int, Share]]:
+    """The weights of all rows, float32[rows, dim], by shard, chunk by chunk. Raises GradientError for a value that is
+    not finite before the first one."""
+    check_finite(spec, weights)
     index = session.machine.tables[spec.name][0]
     for rows in chunks(spec.rows, spec.record_bytes):
-        shares = {
+        yield {
             shard: Share(Section([index], [len(places)]), rows[places], weights[rows[places]].reshape(-1))
             for shard, places in places_of(session, spec, rows).items()
         }
-        session.assign(shares)

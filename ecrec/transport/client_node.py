@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from ecrec.errors import ClusterError, ConfigurationError, RefusedError, WireError
 from ecrec.protocol import wire
 from ecrec.protocol.events import Effect, Result
-from ecrec.protocol.messages import SCHEDULER, TOOL, Address, Message, Refused
+from ecrec.protocol.messages import SCHEDULER, SCHEDULER_ADDRESS, TOOL, Address, Message, Refused
 from ecrec.protocol.node_core import Machine
-from ecrec.transport.coordinator import is_coordinator, watch_leader
+from ecrec.transport.coordinator import is_coordinator, nobody_leads, watch_leader
 from ecrec.transport.curve import CurveKeys
 from ecrec.transport.links import Arrived, Links
 from ecrec.transport.node import Node
@@ -36,6 +36,11 @@ def check_process(made_by: int) -> None:
         )
 
 
+def tool_address() -> Address:
+    """For a program that looks at a cluster, or scrubs it: each has one of its own."""
+    return Address(TOOL, secrets.randbelow(1 << 31), 0)
+
+
 class ClientNode:
     """A client machine on real sockets; a context manager. Use it from one thread."""
 
@@ -45,6 +50,8 @@ class ClientNode:
         ``keys``: for a cluster that encrypts.
         """
         self._pid = os.getpid()
+        self.scheduler_endpoint = scheduler_endpoint
+        self.keys = keys
         links = Links(keys=keys)
         try:
             self._node = Node(machine, links, scheduler_endpoint)
@@ -65,6 +72,10 @@ class ClientNode:
         check_process(self._pid)
         return self._node.step(timeout_ms)
 
+    def scheduler_trouble(self) -> str:
+        """Why the scheduler does not answer, as far as that can be seen from here."""
+        return self._node.links.trouble(SCHEDULER_ADDRESS)
+
     def close(self) -> None:
         """In a child of `os.fork` nothing happens."""
         if os.getpid() == self._pid:
@@ -78,48 +89,53 @@ class ClientNode:
 
 
 def query(
-    scheduler_endpoint: str, message: Message, timeout_ms: float = 3000.0, keys: CurveKeys | None = None
+    asked_endpoint: str,
+    message: Message,
+    timeout_ms: float = 3000.0,
+    keys: CurveKeys | None = None,
+    asked: Address = SCHEDULER_ADDRESS,
 ) -> Message:
-    """Ask the scheduler one question (ClusterQuery) and return the answer, which has the same ``request``.
+    """Ask the scheduler, or a shard, one question (ClusterQuery, StoryQuery) and return the answer, which has the same
+    ``request``.
 
     ``keys``: for a cluster that encrypts.
 
-    Raises ClusterError if there is no answer in time or the scheduler speaks another wire version, RefusedError if it
+    Raises ClusterError if there is no answer in time or who is asked speaks another wire version, RefusedError if it
     refuses, ConfigurationError for an endpoint that cannot be one.
     """
-    scheduler = Address(SCHEDULER, 0, 0)
-    source = Address(TOOL, secrets.randbelow(1 << 31), 0)
+    name, program = ("a scheduler", "ecrec-scheduler") if asked.role == SCHEDULER else (str(asked), "ecrec-ps")
+    source = tool_address()
     request = getattr(message, "request", None)
-    watch = watch_leader(scheduler_endpoint) if is_coordinator(scheduler_endpoint) else None
+    watch = watch_leader(asked_endpoint) if is_coordinator(asked_endpoint) else None
     links = Links(keys=keys)
     endpoint = ""
     try:
-        parts = wire.encode(message, (), source, scheduler)
+        parts = wire.encode(message, (), source, asked)
         start_ms = resend_ms = time.monotonic() * 1000.0
         while (now_ms := time.monotonic() * 1000.0) < start_ms + timeout_ms:
-            endpoint = scheduler_endpoint if watch is None else watch.endpoint
-            if (endpoint or watch is None) and (links.connect(scheduler, endpoint) or now_ms >= resend_ms):
-                links.send(scheduler, parts)
+            endpoint = asked_endpoint if watch is None else watch.endpoint
+            if (endpoint or watch is None) and (links.connect(asked, endpoint) or now_ms >= resend_ms):
+                links.send(asked, parts)
                 resend_ms = now_ms + QUERY_RESEND_MS
             wait_ms = max(0.0, min(resend_ms, start_ms + timeout_ms) - now_ms) + 1
             for arrived in links.poll(wait_ms if watch is None else min(wait_ms, _LEADER_POLL_MS)):
                 answer = _answer(arrived.parts) if isinstance(arrived, Arrived) else None
                 if answer is not None and getattr(answer, "request", None) == request:
                     if isinstance(answer, Refused):
-                        raise RefusedError(f"the scheduler at {endpoint} refused: {answer.reason}")
+                        raise RefusedError(f"{name} at {endpoint} refused: {answer.reason}")
                     return answer
+        trouble = links.trouble(asked)
     finally:
         links.close()
         if watch is not None:
             watch.close()
     if watch is not None and not endpoint:
         raise ClusterError(
-            f"no scheduler is known at {scheduler_endpoint} within {timeout_ms:.0f} ms: does ZooKeeper run there, and "
-            "was ecrec-scheduler started with this --coordinator?"
+            f"no scheduler is known at {asked_endpoint} within {timeout_ms:.0f} ms: {nobody_leads(asked_endpoint)}?"
         )
     raise ClusterError(
-        f"no answer from a scheduler at {endpoint} within {timeout_ms:.0f} ms: "
-        f"is ecrec-scheduler running there{_KEYS_HINT[keys is not None]}?"
+        f"no answer from {name} at {endpoint} within {timeout_ms:.0f} ms ({trouble}): "
+        f"is {program} running there{_KEYS_HINT[keys is not None]}?"
     )
 
 
@@ -127,6 +143,6 @@ def _answer(parts: list[object]) -> Message | None:
     try:
         return wire.decode(parts).message
     except wire.RefusedByPeerError as error:
-        raise ClusterError(f"the scheduler refuses our messages: {error}") from error
+        raise ClusterError(f"it refuses our messages: {error}") from error
     except WireError:
         return None

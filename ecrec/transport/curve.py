@@ -68,10 +68,13 @@ class CurveKeys:
         path = Path(directory) / SECRET
         advice = "make a directory of keys by `ecrec keygen DIR`"
         try:
-            mode = path.stat().st_mode
+            status = path.stat()
         except OSError as error:
             raise ConfigurationError(f"curve directory {directory}: {path}: {error.strerror}; {advice}") from error
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        mode = status.st_mode
+        # A secret that Kubernetes mounts for a user who is not root is root's, and that user's group may read it.
+        is_mounted = status.st_uid == 0 != os.getuid() and status.st_gid in (os.getgid(), *os.getgroups())
+        if mode & (stat.S_IRWXO | (stat.S_IWGRP | stat.S_IXGRP if is_mounted else stat.S_IRWXG)):
             raise ConfigurationError(
                 f"{path}: others may read this secret key (mode {stat.S_IMODE(mode):04o}); make a new one if they "
                 f"did, or: chmod 600 {path}"

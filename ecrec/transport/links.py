@@ -16,42 +16,30 @@ buffers, and ZeroMQ reads a large frame straight into the memory that `Arrived.p
 Sockets are pyzmq's; messages pass them in one native call each (`ecrec._native.send_frames`, ``receive_frames``).
 """
 
-import contextlib
-import ctypes
 import errno
 import math
-import socket as sockets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 import zmq
-from zmq.backend.cython import _zmq
-from zmq.utils.monitor import recv_monitor_message
 
-from ecrec._native import receive_frames, release_sent, send_frames, use_zmq
+from ecrec._native import receive_frames, release_sent, send_frames
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.messages import Address
-from ecrec.protocol.wire import FRAME_BYTES_MAX, FRAMES_MAX
 from ecrec.transport import zap
 from ecrec.transport.curve import CurveKeys
-from ecrec.transport.endpoints import is_address, is_ipc, is_loopback, parse, tcp
+from ecrec.transport.endpoints import is_ipc, is_loopback, parse, tcp
+from ecrec.transport.link import NO_DESCRIPTORS, RENEW_MS, TROUBLES, Link, configure, events, widen
 from ecrec.transport.names import Names
 from ecrec.transport.poller import Poller
 from ecrec.transport.visitors import Visitors, connections_max, end
 
-RECONNECT_MS = 20
-"""Constant, so that a connection that broke is back, or known to be gone, within `reconnect_grace_ms`."""
-
 HANDSHAKE_MS = 5000
 """Whoever connects and does not speak ZeroMQ is gone after so long."""
-
-UNACKNOWLEDGED_MS = 15_000
-"""A connection is given up when the other host's kernel acknowledged nothing for so long: it lost its power, or moved.
-By itself TCP would wait for a quarter of an hour."""
 
 DRAIN_MAX = 64
 """Messages taken from one socket before the others, and the clock, have their turn."""
@@ -59,27 +47,8 @@ DRAIN_MAX = 64
 ROUTES_MAX = 4096
 """Remembered connections of those without an inbox; the one not heard of for longest goes first."""
 
-QUEUED_MESSAGES_MAX = 1000
-"""High-water mark of each connection, at either end. What the protocol has in flight to one node is far below it; what
-comes to it is repeated by its sender: heartbeats to a scheduler that is away, copies for a peer that hangs, answers to
-one who asks and does not read."""
-
-COPY_BELOW_BYTES = 1 << 16
-"""Frames below this are copied: ZeroMQ may put them anywhere in its read buffer, and keeps all of that alive."""
-
-FRAMES_TAKEN_MAX = FRAMES_MAX + 2
-"""Of a message that arrives; of one with more the rest is dropped. One too many, so that it is refused."""
-
-IPC_SEND_BUFFER_BYTES = 4 << 20
-"""The kernel sizes buffers of TCP by need, but those of sockets of the file system are 208 KiB: a push of 3 MB would
-be 15 rounds of a writer and a reader that wake each other, in four times the time. Cut to net.core.wmem_max."""
-
-CURVE_OVERHEAD_BYTES = 1024
-"""More than what encryption adds to a frame."""
-
-RENEW_MS = 500.0
 RENEW_MS_MAX = 30_000.0
-"""A name is looked up again after the first while a connection does not stand, then after twice as long each time: its
+"""A name is looked up again after `RENEW_MS` while a connection does not stand, then after twice as long each time: its
 host may have moved."""
 
 FOLLOW_MS = 50.0
@@ -87,9 +56,6 @@ FOLLOW_MS = 50.0
 
 ROTATE_MS = 250.0
 """A host with several addresses is tried at the next one when a connection does not stand after so long."""
-
-
-NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 class Arrived(NamedTuple):
@@ -135,63 +101,6 @@ class Denied(NamedTuple):
 Happening: TypeAlias = Arrived | Linked | Unlinked | Denied
 
 
-class _Link:
-    """One outgoing connection, and what ZeroMQ tells of it where it is watched, or its host has a name."""
-
-    def __init__(
-        self, context: "zmq.Context[Any]", address: Address, endpoint: str, watched: bool, keys: CurveKeys | None
-    ) -> None:
-        server_key = keys.server_key(endpoint) if keys else b""
-        self.address = address
-        self.endpoint = endpoint
-        self.watched = watched
-        self.links = 0
-        self.up = False
-        """It stands, as far as ZeroMQ has told; only of one with a monitor."""
-        where = parse(endpoint)
-        self.port = where.port
-        self.name = "" if where.path or is_address(where.host) else where.host
-        """Of the host, where it has to be looked up."""
-        self.tried: tuple[str, ...] = ()
-        """Addresses of the host in the order in which they are tried."""
-        self.renew_ms, self.renew_at_ms, self.rotate_at_ms = RENEW_MS, math.inf, math.inf
-        self.connected = False
-        """ZeroMQ knows where to connect to."""
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        self.handle = self.socket.underlying
-        self.monitor: zmq.Socket[bytes] | None = None
-        _configure(self.socket, keys)
-        if keys:
-            self.socket.setsockopt(zmq.CURVE_SERVERKEY, server_key)
-        self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED if watched or self.name else 0
-        if where.path:
-            events |= zmq.EVENT_CONNECTED
-        try:
-            if events:
-                self.monitor = self.socket.get_monitor_socket(events)
-            if not self.name:
-                self.connect(endpoint)
-        except zmq.ZMQError as error:
-            self.close()
-            if error.errno in NO_DESCRIPTORS:
-                raise
-            raise ConfigurationError(f"cannot connect to {endpoint!r}: {error}") from error
-
-    def connect(self, endpoint: str) -> None:
-        """Where the host is, as an address."""
-        self.socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-        self.socket.connect(endpoint)
-        self.connected = True
-
-    def close(self) -> None:
-        if self.monitor is not None:
-            self.socket.disable_monitor()
-            self.monitor.close(linger=0)
-            self.monitor = None
-        self.socket.close(linger=0)
-
-
 class Links:
     """All sockets of a node.
 
@@ -209,13 +118,15 @@ class Links:
         self._happened: list[Happening] = []
         self.drained = True
         """The last `poll` returned all that there was."""
-        self._links: dict[Address, _Link] = {}
+        self._links: dict[Address, Link] = {}
         self._visitors = Visitors(connections_max())
-        self._named: dict[Address, _Link] = {}
+        self._named: dict[Address, Link] = {}
         """Those whose hosts have names."""
         self._unmade: dict[Address, tuple[str, bool]] = {}
         """Those for which there was no descriptor: endpoint, watched."""
         self._names = Names()
+        self._unknown: dict[str, str] = {}
+        """Host -> what was wrong when its name was looked up last."""
         self._follow_at_ms = 0.0
         self._poller.register_descriptor(self._names.fileno(), self._hear_of_names)
         self._routes: OrderedDict[Address, bytes] = OrderedDict()
@@ -238,7 +149,7 @@ class Links:
                 "everybody is trusted, give --allow-plain-network"
             )
         inbox = self._inbox = self._context.socket(zmq.ROUTER)
-        _configure(inbox, self._keys)
+        configure(inbox, self._keys)
         inbox.setsockopt(zmq.ROUTER_MANDATORY, 1)
         inbox.setsockopt(zmq.IPV6, int(":" in host))
         if self._keys:
@@ -287,7 +198,7 @@ class Links:
         old = self._links.get(address)
         self.disconnect(address)
         try:
-            link = self._links[address] = _Link(self._context, address, endpoint, watched, self._keys)
+            link = self._links[address] = Link(self._context, address, endpoint, watched, self._keys)
         except zmq.ZMQError as error:
             if error.errno not in NO_DESCRIPTORS:
                 raise
@@ -305,7 +216,7 @@ class Links:
             self._poller.register(link.monitor, partial(self._hear_of, link))
 
     # ------------------------------------------------------------------ names of hosts
-    def _place(self, link: _Link, at: tuple[str, ...]) -> None:
+    def _place(self, link: Link, at: tuple[str, ...]) -> None:
         """Connect where the host is, or wait until that is known: what is sent until then is dropped."""
         now_ms = _now_ms()
         if not at:
@@ -323,7 +234,9 @@ class Links:
 
     def _hear_of_names(self) -> bool:
         for host, wrong in self._names.ended().items():
+            self._unknown.pop(host, None)
             if wrong:
+                self._unknown[host] = wrong
                 self._happened.append(Denied(f"the host name {host!r} is not known: {wrong}; looking it up again"))
                 continue
             found = self._names.addresses(host)
@@ -355,6 +268,19 @@ class Links:
     def is_connected(self, address: Address) -> bool:
         """Whether `connect` was called for the incarnation, and `disconnect` was not since."""
         return address in self._links or address in self._unmade
+
+    def trouble(self, address: Address) -> str:
+        """Why a scheduler at this address does not answer, as far as that can be seen from here."""
+        link = self._links.get(address)
+        if address in self._unmade:
+            return "no descriptor is left for a connection (ulimit -n)"
+        if link is None:
+            return "no endpoint of it is known"
+        if link.name and link.name in self._unknown:
+            return f"the host name {link.name!r} is not known: {self._unknown[link.name]}"
+        if link.name and not link.tried:
+            return f"the host name {link.name!r} is being looked up"
+        return link.trouble
 
     def disconnect(self, address: Address) -> None:
         """Close the connection, dropping what was not sent yet; nothing happens if there is none."""
@@ -433,7 +359,7 @@ class Links:
 
     def _hear_of_inbox(self) -> bool:
         assert self._inbox_monitor is not None
-        for event in islice(_events(self._inbox_monitor), DRAIN_MAX):
+        for event in islice(events(self._inbox_monitor), DRAIN_MAX):
             kind, number = event["event"], event["value"]
             if kind == zmq.EVENT_ACCEPTED:
                 self._admit(number)
@@ -450,7 +376,7 @@ class Links:
         """A connection came; one more than there is room for costs one that never spoke, or is not taken."""
         victim = self._visitors.comes(descriptor, _now_ms())
         if is_ipc(self.endpoint):
-            _widen(descriptor)
+            widen(descriptor)
         if victim is None:
             return
         end(victim, self.endpoint)
@@ -463,11 +389,13 @@ class Links:
             )
         )
 
-    def _hear_of(self, link: _Link) -> bool:
+    def _hear_of(self, link: Link) -> bool:
         assert link.monitor is not None
-        for event in _events(link.monitor):
+        for event in events(link.monitor):
+            link.trouble = TROUBLES.get(event["event"], link.trouble)
             if event["event"] == zmq.EVENT_CONNECTED:
-                _widen(event["value"])
+                widen(event["value"])
+            if event["event"] not in (zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED):
                 continue
             link.up = event["event"] != zmq.EVENT_DISCONNECTED
             again = link.links > 0
@@ -513,41 +441,3 @@ class Links:
 
 def _now_ms() -> float:
     return time.monotonic() * 1e3
-
-
-def _zmq_functions() -> dict[str, int]:
-    """Addresses of functions of the libzmq that pyzmq uses, whether it is its own or the system's."""
-    library = ctypes.CDLL(_zmq.__file__)
-    names = ["msg_init", "msg_init_size", "msg_init_data", "msg_send", "msg_recv", "msg_close", "msg_data", "msg_size"]
-    found = [f"zmq_{name}" for name in (*names, "msg_more", "msg_gets", "errno")]
-    return {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in found}
-
-
-use_zmq(_zmq_functions(), COPY_BELOW_BYTES, FRAMES_TAKEN_MAX)
-
-
-def _events(monitor: Any) -> Iterator[dict[str, Any]]:
-    while monitor.poll(0):
-        yield dict(recv_monitor_message(monitor, zmq.NOBLOCK))
-
-
-def _widen(descriptor: int) -> None:
-    """Give a connection of the file system a larger buffer. It may be closed by now, and the number another's."""
-    with contextlib.suppress(OSError):
-        connection = sockets.socket(fileno=descriptor)
-        try:
-            if connection.family == sockets.AF_UNIX:
-                connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, IPC_SEND_BUFFER_BYTES)
-        finally:
-            connection.detach()
-
-
-def _configure(socket: "zmq.Socket[bytes]", keys: CurveKeys | None) -> None:
-    socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS)
-    socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES_MAX)
-    socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES_MAX)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX + (CURVE_OVERHEAD_BYTES if keys else 0))
-    if keys:
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
-        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)

@@ -4,22 +4,30 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol import wire
-from ecrec.protocol.events import Effect, Result, ToldToEnd
-from ecrec.protocol.messages import SCHEDULER, SHARD, Address, Unfit
+from ecrec.protocol.events import Effect, FileWritten, Result, ToldToEnd, WriteFile
+from ecrec.protocol.messages import SCHEDULER, SCHEDULER_ADDRESS, SHARD, Address, Unfit
 from ecrec.protocol.node_core import Machine, NodeCore
-from ecrec.transport.coordinator import is_coordinator, watch_leader
+from ecrec.transport.coordinator import is_coordinator, nobody_leads, watch_leader
 from ecrec.transport.leadership import LeaderWatch, StateStore
 from ecrec.transport.links import Arrived, Denied, Happening, Linked, Links
 from ecrec.transport.offenders import Complaints
+from ecrec.transport.scheduler_wait import SchedulerWait
 
 log = logging.getLogger(__name__)
 
 TICK_MS = 50.0
 """How often a machine looks at the clock of itself, and a node at its streams; what is due before, a machine names."""
+
+LOOK_MS = 1000.0
+"""How often who watches a node is shown its machine."""
+
+FILES_MS = 5.0
+"""How often a node looks whether files that are being written are done."""
 
 TICK_PATIENCE_MS = 100.0
 """A tick that is due, though it is no deadline of the machine, lets waiting messages pass for so long. A scheduler that
@@ -35,14 +43,47 @@ LEASE_WAIT_MS = 50.0
 _LEVELS = {"info": logging.INFO, "error": logging.ERROR}
 
 
-class _Port:
-    """The way out of a node: its sockets, its state store, the log."""
+class FileStore(Protocol):
+    """Carries out `WriteFile` in the background."""
 
-    def __init__(self, links: Links, state_store: StateStore | None) -> None:
+    pending: int
+    """Files that were given, and not taken back."""
+
+    def write(self, effect: WriteFile) -> None: ...
+
+    def take(self) -> list[FileWritten]:
+        """Those that are done since the last call."""
+
+    def close(self) -> None: ...
+
+
+class _NoFiles:
+    """Of a process that writes no files."""
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self._refused: list[FileWritten] = []
+
+    def write(self, effect: WriteFile) -> None:
+        self.pending += 1
+        self._refused.append(FileWritten(effect.checkpoint, effect.name, 0, 0, "this process writes no files"))
+
+    def take(self) -> list[FileWritten]:
+        taken, self._refused, self.pending = self._refused, [], 0
+        return taken
+
+    def close(self) -> None: ...
+
+
+class _Port:
+    """The way out of a node: its sockets, its state store, its files, the log."""
+
+    def __init__(self, links: Links, state_store: StateStore | None, files: FileStore) -> None:
         # Bound methods: a call costs no more than one of the links.
         self.connect, self.disconnect, self.is_connected = links.connect, links.disconnect, links.is_connected
         self.send, self.answer, self.remember = links.send, links.answer, links.remember
         self._state_store = state_store
+        self.write_file = files.write
         self._complaints = Complaints()
         self.complain = self._complaints.add
 
@@ -60,9 +101,11 @@ class _Port:
 class Node:
     """One machine and its sockets, in one thread.
 
-    ``scheduler_endpoint``: connect to the scheduler there, or to the one that leads there (``zk://``).
+    ``scheduler_endpoint``: connect to the scheduler there, or to the one that leads there (``zk://``, ``file://``).
     ``state_store``: carries out Persist, and says whether a scheduler may act.
+    ``files``: carries out WriteFile.
     ``grace_ms``: tell the machine of shards whose connection stayed closed for so long (a scheduler).
+    ``scheduler_wait``: what is said until a scheduler answers for the first time, and when the process ends for it.
     """
 
     def __init__(
@@ -73,13 +116,21 @@ class Node:
         state_store: StateStore | None = None,
         grace_ms: float | None = None,
         tick_ms: float = TICK_MS,
+        files: FileStore | None = None,
+        scheduler_wait: SchedulerWait | None = None,
     ) -> None:
         self.machine = machine
         self.links = links
         self._state_store = state_store
-        self._port = _Port(links, state_store)
+        self._files = files if files is not None else _NoFiles()
+        self._port = _Port(links, state_store, self._files)
         self.core = NodeCore(machine, self._port, grace_ms, state_store.term if state_store is not None else 0)
         self.core.listen(self._on_pause)
+        self.stepped_s = time.monotonic()
+        """When it last made a step, or said in the middle of one that it lives."""
+        self._look: Callable[[Machine], None] | None = None
+        self._next_look_ms = 0.0
+        self._scheduler_wait = scheduler_wait
         self._tick_ms = tick_ms
         self._next_tick_ms = 0.0
         self._due_since_ms: float | None = None
@@ -104,6 +155,10 @@ class Node:
     def stop_kind(self) -> str:
         """The kind of that `Stop`."""
         return self.core.stop_kind
+
+    def watch(self, look: Callable[[Machine], None]) -> None:
+        """Have ``look(machine)`` called about once a second, between two events. It changes nothing."""
+        self._look = look
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> None:
@@ -137,13 +192,19 @@ class Node:
         self._follow_leader()
         core = self.core
         now_ms = _now_ms()
+        self.stepped_s = now_ms / 1e3
         if self._leaving:
             self._leaving = False
             core.handle(ToldToEnd(), now_ms)
         due_ms = min(self._next_tick_ms, self._deadline_ms())
+        if self._files.pending:
+            due_ms = min(due_ms, now_ms + FILES_MS)
         wait_ms = 0.0 if core.results else max(0.0, min(timeout_ms, due_ms - now_ms))
         happenings = self.links.poll(wait_ms)
         has_all = self.links.drained
+        if self._files.pending and not core.stopped and self._may_act():
+            for written in self._files.take():
+                core.handle(written, _now_ms())
         for happening in happenings:
             if core.stopped or not self._may_act():
                 has_all = False
@@ -177,6 +238,7 @@ class Node:
         if self._leader_watch is not None:
             self._leader_watch.close()
         self.links.close()
+        self._files.close()
         if self._state_store is not None:
             self._state_store.close()
 
@@ -215,10 +277,26 @@ class Node:
         self._due_since_ms = None
         self._next_tick_ms = now_ms + self._tick_ms
         self.core.tick(now_ms)
+        if self._look is not None and now_ms >= self._next_look_ms:
+            self._next_look_ms = now_ms + LOOK_MS
+            self._look(self.machine)
+        if self._scheduler_wait is not None:
+            self._await_scheduler(self._scheduler_wait, now_ms)
+
+    def _await_scheduler(self, wait: SchedulerWait, now_ms: float) -> None:
+        if self.core.has_heard_scheduler:
+            self._scheduler_wait = None
+            return
+        unknown = self._leader_watch is not None and not self._leader
+        stop = wait.look(nobody_leads(wait.endpoint) if unknown else self.links.trouble(SCHEDULER_ADDRESS), now_ms)
+        if stop is not None:
+            self.core.carry_out(stop, now_ms)
 
     def _on_pause(self) -> None:
         """The machine is in the middle of an event. What arrives meanwhile waits in the sockets."""
-        self.core.while_busy(_now_ms())
+        now_ms = _now_ms()
+        self.stepped_s = now_ms / 1e3
+        self.core.while_busy(now_ms)
 
     def _on_happening(self, happening: Happening, now_ms: float) -> None:
         if isinstance(happening, Arrived):

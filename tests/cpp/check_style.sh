@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-build-sanitize}
-mapfile -t all < <(find src/cpp bindings tests/cpp -name '*.cpp' -o -name '*.hpp' | sort)
+mapfile -t all < <(find src/cpp bindings tests/cpp -name '*.cpp' -o -name '*.hpp' -o -name '*.inl' | sort)
 clang-format --dry-run -Werror "${all[@]}"
 mapfile -t compiled < <(printf '%s\n' "${all[@]}" | grep '\.cpp$' | grep -v '/kernels/arm/')
 # -fsanitize and what only gcc knows say nothing about the code.

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(Path(__file__).parent), str(TESTS), str(TESTS / "unit" / "protocol")]
+sys.path[:0] = [str(Path(__file__).parent), str(TESTS), str(TESTS / "unit" / "protocol"), str(TESTS / "simulator")]
 
 from targets import TARGETS  # noqa: E402
 

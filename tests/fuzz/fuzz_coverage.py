@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(Path(__file__).parent), str(TESTS), str(TESTS / "unit" / "protocol")]
+sys.path[:0] = [str(Path(__file__).parent), str(TESTS), str(TESTS / "unit" / "protocol"), str(TESTS / "simulator")]
 
 import atheris  # noqa: E402
 import numpy as np  # noqa: E402

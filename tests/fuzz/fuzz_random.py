@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(Path(__file__).parent), str(TESTS), str(TESTS / "unit" / "protocol")]
+sys.path[:0] = [str(Path(__file__).parent), str(TESTS), str(TESTS / "unit" / "protocol"), str(TESTS / "simulator")]
 
 from seeds import mutated, seeds  # noqa: E402
 from targets import TARGETS  # noqa: E402

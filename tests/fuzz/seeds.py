@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, get_args
 
+import msgspec
 import numpy as np
 from cases import MESSAGES_MAX, Case, Sent, mutate_body, mutate_bytes, mutate_case, read_case, sent_of, write_case
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from scenes import MOMENTS, SOURCES, scenes
 from store_sequences import HEAD_BYTES, STEP_BYTES, STEPS_MAX
-from targets import TO, join_parts, split_parts
+from targets import CHECKPOINT, TO, join_parts, split_parts
 from test_wire import PREAMBLE_BYTES, frames_of, values
 
 from ecrec.data.criteo import write_rows
@@ -19,6 +20,7 @@ from ecrec.data.criteo_format import MISSING_TOKEN, RawRows
 from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.events import Received
+from ecrec.protocol.saved import VERSION, Part, ShardIndex, columns_of, encode, part_header, part_name
 
 MACHINES = ("survivor", "replacement", "scheduler", "client")
 
@@ -66,12 +68,17 @@ def seeds(name: str) -> tuple[bytes, ...]:
 
         states = [scenes()["scheduler"].moments[i]() for i in range(1, MOMENTS + 1)]
         assert all(isinstance(state, SchedulerMachine) for state in states)
-        from ecrec.protocol.state import encode_state
-
-        return tuple(encode_state(state.state) for state in states)
+        return tuple(msgspec.msgpack.encode(state.state) for state in states)
     if name == "store":
         drawn = random.Random(7)
         return tuple(drawn.randbytes(HEAD_BYTES + STEP_BYTES * drawn.randrange(STEPS_MAX)) for _ in range(20))
+    if name == "checkpoint":
+        table = CHECKPOINT.tables[0]
+        manifest = encode(CHECKPOINT)
+        manifest = manifest[: manifest.rindex(b",")] + b"\n}"  # without its checksum
+        parts = [Part(part_name(0), 0, 3, 900, 7)]
+        header = part_header(table.name, 3, columns_of(table.dim, table.optimizer))
+        return (b"m" + manifest, b"i" + encode(ShardIndex(VERSION, 1, 0, {0: 10}, parts)), b"h" + header[8:])
     assert name == "criteo"
     rng = np.random.default_rng(7)
     tokens = rng.integers(0, 2**32, (26, 3))

@@ -19,16 +19,31 @@ from store_sequences import run as run_store_sequence
 from test_wire import resealed
 
 from ecrec._native import Capture
+from ecrec.checkpoint.rules import check_header, check_index, check_manifest, row_bytes
 from ecrec.data.criteo import read_raw
 from ecrec.data.criteo_format import parse_block
-from ecrec.errors import ConfigurationError, DataError, WireError
+from ecrec.errors import CheckpointError, ConfigurationError, DataError, WireError
 from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import BAD_CONTENT, HalfHandledError, Received, Send, Stop, Tick
+from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
+from ecrec.protocol.saved import (
+    VERSION,
+    IndexFile,
+    Manifest,
+    SavedDataset,
+    SavedLease,
+    ShardIndex,
+    decode,
+    encode,
+    index_name,
+    with_checksum,
+)
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.state import with_checksum as state_with_checksum
 from ecrec.transport.links import Arrived, Links
 from ecrec.transport.node import Node
 
@@ -39,6 +54,14 @@ BYTES_FREE = 4 << 20
 """Allocated whatever the input: an open window, a heartbeat, a small table's answer."""
 BYTES_FOR_ONE = 256
 """Allocated for a byte of input: objects of Python are that much larger than msgpack."""
+
+CHECKPOINT = Manifest(
+    VERSION, 1, "c", "0.1.0", 1.8e9, 2.0, 2, 1,
+    [TableSpec("t", 50, 4, CodeSpec(1, 1), OptimizerSpec("adam", (0.1, 0.9, 0.999, 1e-8)), "uniform", 3, 0.5, 0.25)],
+    [IndexFile(shard, index_name(shard), 300, 7, 3, 900) for shard in range(2)],
+    [SavedDataset("clicks", 100, 200, 10, 50, [(10, 20)], [SavedLease(5, 1, 40, 50, 3)], 33, 2)], [0, 3], [0],
+)  # fmt: skip
+"""What an index and a header are compared with."""
 
 _DECODER = msgspec.msgpack.Decoder(m.AnyMessage)
 
@@ -94,11 +117,28 @@ def fuzz_state(data: bytes) -> None:
     """A scheduler's stored state: read, or refused as what it is; what was read can be gone on with."""
     with bounded(len(data)):
         try:
-            machine = SchedulerMachine(5, 1, ProtocolConfig(), data)
+            machine = SchedulerMachine(5, 1, ProtocolConfig(), state_with_checksum(data))
         except (msgspec.MsgspecError, ConfigurationError):
             return
     check_effects(machine.handle(Tick(), NOW_MS))
     check_effects(machine.handle(Received(SOURCES[2], m.ClusterQuery(1)), NOW_MS))
+
+
+def fuzz_checkpoint(data: bytes) -> None:
+    """A manifest, an index or the header of a part, as the first byte says, with checksums that fit."""
+    kind, content = data[:1], data[1:]
+    with bounded(len(data)), contextlib.suppress(CheckpointError):
+        if kind == b"m":
+            manifest = decode(with_checksum(content), Manifest, "f")
+            check_manifest(manifest, "f")
+            assert decode(encode(manifest), Manifest, "f") == manifest
+        elif kind == b"i":
+            index = decode(content, ShardIndex, "f")
+            check_index(index, CHECKPOINT.indexes[0], CHECKPOINT, "f")
+            assert all("/" not in part.name for part in index.parts)
+        else:
+            tensors = check_header(content, CHECKPOINT.tables[0], 3, "f")
+            assert sum(3 * column.nbytes for column, _ in tensors.values()) == 3 * row_bytes(CHECKPOINT.tables[0])
 
 
 def fuzz_criteo(data: bytes) -> None:
@@ -218,12 +258,13 @@ def fingerprint(machine: Any) -> Any:
 
 
 def _shard_fingerprint(machine: ShardMachine) -> Any:
-    placed = (machine.address, machine.state, machine.view, machine.wanted)
+    placed = (machine.address, machine.state, machine.view, machine.heartbeats.wanted)
     if not machine.state:
         return placed, machine.store is None, machine.placement is None
-    numbers = machine.window_number, machine.stable, dict(machine.marks), dict(machine.durable)
-    told = machine.origin, machine.copied, machine.copy, machine.membership.prepared, machine.membership.refusal
-    windows = dict(machine.open_marks), sorted(machine.unstable), machine.buffers.rows()
+    context = machine.context
+    numbers = context.window_number, context.stable, dict(context.marks), dict(context.durable)
+    told = context.origin, context.copied, context.copy, machine.membership.prepared, machine.membership.refusal
+    windows = dict(context.open_marks), sorted(context.unstable), context.buffers.rows()
     peers = {
         n: (p.epoch, p.state, p.joined, p.received, p.marks_received(), [u.number for u in p.undo], dict(p.rounds))
         for n, p in machine.peers.items()
@@ -237,7 +278,7 @@ def _shard_fingerprint(machine: ShardMachine) -> Any:
             rows.append(str(store.next_missing(stripe.class_id, 0)).encode())
         if machine.shard in stripe.parity and size:
             rows += [np.asarray(array).tobytes() for array in Capture(store, stripe.class_id, 0, size).take()]
-    asked = set(machine.repairs.asked), set(machine.repairs.assemblies), dict(machine.seeding.rounds)
+    asked = set(machine.repairs.asked), set(machine.captures.assemblies), dict(machine.seeding.rounds)
     return placed, told, numbers, windows, peers, store.tables, rows, asked, dict(machine.seeding.tasks)
 
 
@@ -245,6 +286,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": fuzz_wire,
     "state": fuzz_state,
     "criteo": fuzz_criteo,
+    "checkpoint": fuzz_checkpoint,
     "survivor": fuzz_survivor,
     "replacement": fuzz_replacement,
     "scheduler": fuzz_scheduler,

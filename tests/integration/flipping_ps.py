@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ecrec._native import Capture
-from ecrec.launch import ps
+from ecrec.launch.servers import ps
 from ecrec.protocol.shard import ShardMachine
 
 machines: list[ShardMachine] = []

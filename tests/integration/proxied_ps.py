@@ -2,7 +2,7 @@
 
 import os
 
-from ecrec.launch import ps
+from ecrec.launch.servers import ps
 
 if __name__ == "__main__":
     ps.advertised = lambda endpoint, host, scheduler: os.environ["PROXY_ENDPOINT"]  # type: ignore[assignment]

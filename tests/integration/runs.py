@@ -50,7 +50,7 @@ class Trainer:
         self._count += 1
         run_dir = run_dir or self._directory / str(self._count)
         report = self._directory / f"{self._count}.json"
-        command = [sys.executable, "-m", "ecrec.launch.cli", "train", *options]
+        command = [sys.executable, "-m", "ecrec.cli", "train", *options]
         process = subprocess.Popen(
             [*command, "--run-dir", str(run_dir), "--report", str(report)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_faults import Cluster
-from test_transport_cluster import DEADLINE_S
+from processes import DEADLINE_S, Cluster
 
 OUTDATED = 7
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_transport_cluster import DEADLINE_S, SHARDS, Processes, Worker
+from processes import DEADLINE_S, SHARDS, Processes, Worker
 
 from ecrec.errors import ClusterError
 from ecrec.protocol.messages import UP, ClusterQuery
@@ -19,7 +19,7 @@ REFUSED_MS = 500.0
 
 
 def ecrec(*arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "ecrec.launch.cli", *arguments]
+    command = [sys.executable, "-m", "ecrec.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=4 * DEADLINE_S, check=False)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -66,6 +66,16 @@ def test_a_cluster_with_keys_serves_recovers_and_is_scrubbed(cluster: Processes)
     given = ("--scheduler", cluster.endpoint, "--curve-dir", str(cluster.directory / "alice"), "--json")
     assert [shard["state"] for shard in json.loads(ecrec("status", *given))["shards"]] == [UP] * SHARDS
     assert json.loads(ecrec("verify", *given))["parity_ok"] is True
+    for name, told in (
+        ("scheduler", ("ShardDown(shard=2 epoch=1", "ShardWhole(shard=2 epoch=2)")),
+        ("ps:2", ("without a place -> recovering: gets the place of a dead shard", "recovering -> up: has all rows")),
+        ("ps:0", ("connection to shard 2 (epoch 1): severed", "ShardWhole(shard=2 epoch=2)")),
+    ):
+        events = [event["text"] for event in json.loads(ecrec("status", *given, "--story", name))["events"]]
+        found = [next((i for i, text in enumerate(events) if each in text), -1) for each in told]
+        assert -1 < found[0] < found[1], (name, events)
+    for name, says in (("ps:9", "the shards are 0 to"), ("worker:0", "expected scheduler, or ps:SHARD")):
+        assert says in ecrec("status", *given, "--story", name, code=2)
 
 
 def test_who_has_no_key_on_the_list_gets_nothing(cluster: Processes) -> None:

@@ -5,14 +5,12 @@ A worker pushes small integers, so that sums are exact in any order, and keeps i
 skipped without it, and say so.
 """
 
-import contextlib
 import os
 import random
 import resource
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,76 +21,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from forwarder import Forwarder
-from test_transport_cluster import DEADLINE_S, SHARDS, Processes, Worker
+from processes import DEADLINE_S, SHARDS, Cluster, Proxied, Worker
 
-from ecrec.launch.verify import scrub
+from ecrec.exit_codes import ExitCode
 from ecrec.protocol.client import ClientMachine
-from ecrec.protocol.messages import DOWN, UP, ClusterState
+from ecrec.protocol.messages import DOWN
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 from ecrec.transport.client_node import ClientNode
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
-
-
-class Cluster(Processes):
-    """Processes with a worker, and the checks that follow a fault."""
-
-    worker: Worker | None = None
-
-    def start(self, *scheduler_options: str, rows: int = 1000, dim: int = 8) -> list[subprocess.Popen[str]]:
-        self.scheduler(*scheduler_options)
-        shards = self.all_shards()
-        self.worker = Worker(self.endpoint, rows, dim)
-        self.worker.start()
-        return shards
-
-    def stop_scheduler(self) -> None:
-        assert self.scheduler_process
-        self.scheduler_process.kill()
-        self.scheduler_process.wait()
-
-    def push(self, count: int) -> None:
-        assert self.worker
-        for _ in range(count):
-            self.worker.push()
-
-    def whole(self, epochs: dict[int, int] | None = None) -> ClusterState:
-        """Wait until all shards are up, those named with the epoch given."""
-        return self.wait(
-            lambda state: (
-                all(s.state == UP for s in state.shards)
-                and all(state.shards[shard].epoch == epoch for shard, epoch in (epochs or {}).items())
-            )
-        )
-
-    def check(self, least_pushes: int) -> None:
-        """Nothing acknowledged is lost, all rows are exact, all parity fits."""
-        worker = self.worker
-        assert worker
-        worker.flush()
-        acked = worker.machine.acked
-        assert min(acked.values()) >= least_pushes
-        assert np.array_equal(worker.pull(), worker.expected), self.logs()
-        state = self.wait(lambda state: all(s.state == UP for s in state.shards))
-        state = self.wait(lambda state: all(s.marks.get(0, 0) >= acked[s.shard] for s in state.shards))
-        lost = sum(max(0, acked[s.shard] - s.marks.get(0, 0)) for s in state.shards)
-        assert lost == 0
-        outcome = scrub(self.endpoint, DEADLINE_S)
-        assert outcome.ok is True, outcome
-        assert outcome.stripes > 0
-
-    def close(self) -> None:
-        if self.worker is not None:
-            self.worker.node.close()
-        super().close()
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path, "tcp")
-    yield made
-    made.close()
 
 
 # ------------------------------------------------------------------ stopped, and awake again
@@ -107,48 +44,13 @@ def test_a_stopped_server_that_wakes_in_the_middle_of_training_changes_nothing(c
     cluster.push(20)
     shards[3].send_signal(signal.SIGCONT)
     cluster.push(20)
-    assert shards[3].wait(DEADLINE_S) == 3
+    assert shards[3].wait(DEADLINE_S) == ExitCode.REPLACED
     cluster.whole({3: 2})
     cluster.check(65)
     assert "fenced by the scheduler: shard 3 (epoch 1) was declared dead" in cluster.logs()
 
 
 # ------------------------------------------------------------------ connections that are reset
-class Proxied(Cluster):
-    """A cluster of which two shards reach the scheduler, and are reached by everybody, through proxies."""
-
-    def __init__(self, directory: Path, transport: str = "tcp") -> None:
-        super().__init__(directory, transport)
-        self.proxies: list[Forwarder] = []
-
-    def proxied(self, number: int) -> None:
-        # An address of its own: a port that is free again may be the next one that somebody gets there.
-        with socket.create_server(("127.0.0.2", 0)) as free:
-            bind = f"tcp://127.0.0.2:{free.getsockname()[1]}"
-        to_scheduler, to_shard = Forwarder(self.endpoint), Forwarder(bind)
-        self.proxies += [to_scheduler, to_shard]
-        arguments = ("--scheduler", to_scheduler.endpoint, "--bind", bind, "--shard", str(number))
-        self.proxied_shard(to_shard.endpoint, *arguments)
-
-    def shards_behind_proxies(self, *numbers: int) -> None:
-        """Start all shards, these ones behind proxies, and wait until all are up."""
-        for number in range(SHARDS):
-            if number in numbers:
-                self.proxied(number)
-            else:
-                self.shard("--shard", str(number))
-        self.wait(lambda state: all(shard.state == UP and shard.figures for shard in state.shards))
-
-    def close(self) -> None:
-        super().close()
-        for proxy in self.proxies:
-            proxy.close()
-
-
-@pytest.fixture
-def proxied(tmp_path: Path) -> Iterator[Proxied]:
-    with contextlib.closing(Proxied(tmp_path)) as made:
-        yield made
 
 
 def test_connections_of_two_servers_that_are_reset_at_once_kill_nobody(proxied: Proxied) -> None:
@@ -285,7 +187,15 @@ class Spread(Cluster):
         options = ["--scheduler", self.endpoint, "--bind", f"tcp://{address}:0", "--allow-plain-network"]
         if number not in self.addresses:
             return self.program("ps", *options, *arguments)
-        command = ["ip", "netns", "exec", self.network.name_of(address), sys.executable, "-m", "ecrec.launch.ps"]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self.network.name_of(address),
+            sys.executable,
+            "-m",
+            "ecrec.launch.servers.ps",
+        ]
         with (self.directory / f"{len(self.running)}.log").open("w") as log:
             process = subprocess.Popen([*command, *options, *arguments], stdout=subprocess.PIPE, stderr=log, text=True)
         self.running.append(process)
@@ -310,7 +220,7 @@ def test_a_cut_network_between_two_servers(spread: Spread) -> None:
     spread.push(30)  # more than may be in flight: only a replacement makes them durable
     state = spread.wait(lambda state: any(state.shards[shard].epoch == 2 for shard in (1, 3)))
     (ended,) = [shard for shard in (1, 3) if state.shards[shard].epoch == 2]
-    assert shards[ended].wait(DEADLINE_S) == 3
+    assert shards[ended].wait(DEADLINE_S) == ExitCode.REPLACED
     spread.push(20)
     spread.whole({ended: 2})
     spread.check(70)
@@ -387,7 +297,7 @@ def _full_disk(cluster: Cluster, disk: Path) -> None:
             assert time.monotonic() < end
     finally:
         other.close()
-    assert scheduler.wait() == 4
+    assert scheduler.wait() == ExitCode.STATE
     assert "cannot be written: database or disk is full; make room" in cluster.logs()
     worker = cluster.worker
     assert worker
@@ -480,8 +390,8 @@ def _without_memory(cluster: Cluster, limit: Callable[[subprocess.Popen[str]], N
 # ------------------------------------------------------------------ a worker that dies
 PUSHING = """
 import sys
-sys.path.insert(0, {here!r})
-from test_transport_cluster import Worker
+sys.path[:0] = {path!r}
+from processes import Worker
 worker = Worker({endpoint!r}, 20000, 128)
 worker.start()
 while True:
@@ -507,13 +417,15 @@ def test_a_worker_killed_in_the_middle_of_a_push(cluster: Cluster, seed: int) ->
     """Each shard has a push whole or not at all; what was acknowledged is there; the next life goes on behind it."""
     cluster.scheduler()
     cluster.all_shards()
-    script = PUSHING.format(here=str(Path(__file__).parent), endpoint=cluster.endpoint)
+    path = [str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[1])]
+    script = PUSHING.format(path=path, endpoint=cluster.endpoint)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     cluster.running.append(process)
     assert process.stdout
     rng = random.Random(seed)
     for _ in range(rng.randrange(12, 30)):
         acked = [int(word) for word in process.stdout.readline().split()]
+        assert len(acked) == SHARDS, "the pushing process ended"
     time.sleep(rng.random() * 0.02)  # the moment is what the test is about
     process.kill()
     process.wait()

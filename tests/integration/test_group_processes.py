@@ -13,8 +13,8 @@ import pytest
 from runs import SMALL, Trainer, check_exact, left_over
 
 import ecrec
-from ecrec.launch.cluster import CLUSTER_FILE
-from ecrec.launch.verify import scrub
+from ecrec.launch.local.cluster import CLUSTER_FILE
+from ecrec.launch.tools.verify import scrub
 
 LONG = os.environ.get("ECREC_LONG_FAULTS") == "1"
 
@@ -122,7 +122,7 @@ def test_a_session_of_two_groups_and_its_tools_know_all_shards(tmp_path):
 
 
 def status(endpoint):
-    command = [sys.executable, "-m", "ecrec.launch.cli", "status", "--scheduler", endpoint, "--json"]
+    command = [sys.executable, "-m", "ecrec.cli", "status", "--scheduler", endpoint, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return json.loads(done.stdout)
 

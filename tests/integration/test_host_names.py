@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_faults import Cluster
-from test_transport_cluster import SHARDS
+from processes import SHARDS, Cluster
 
 from ecrec.transport import links
 from ecrec.transport.names import Names
@@ -36,7 +35,7 @@ class Named(Cluster):
         with (self.directory / f"{len(self.running)}.log").open("w") as log:
             process = subprocess.Popen(
                 ["unshare", "--mount", "bash", "-c", MOUNTED, str(self.directory),
-                 sys.executable, "-m", f"ecrec.launch.{name}", *arguments],
+                 sys.executable, "-m", f"ecrec.launch.servers.{name}", *arguments],
                 stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
         self.running.append(process)

@@ -1,28 +1,18 @@
 """Large windows and large tables on real processes: what recoveries do must not depend on the size of a table."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_faults import Cluster
-from test_transport_cluster import DEADLINE_S, SHARDS, Worker
+from processes import DEADLINE_S, SHARDS, Cluster, Worker
 
-from ecrec.launch.verify import scrub
+from ecrec.launch.tools.verify import scrub
 from ecrec.protocol.messages import UP, Section
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
 ROWS = 60_000
 """More than the first slots of a window's index on each peer, and more than a seed adds at a time."""
 HUGE = 100_000_000_000
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path, "tcp")
-    yield made
-    made.close()
 
 
 def test_large_windows_while_a_replacement_is_seeded(cluster: Cluster) -> None:

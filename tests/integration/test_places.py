@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_transport_cluster import DEADLINE_S, SHARDS, Processes
+from processes import DEADLINE_S, SHARDS, Processes
 
+from ecrec.exit_codes import ExitCode
 from ecrec.protocol.messages import UP
 
 
@@ -40,7 +41,7 @@ def test_a_spare_that_nobody_reaches_gets_no_place_and_stands_in_nobodys_way(pla
     assert [shard.epoch for shard in state.shards] == [1, 2, 1, 1, 1]
     assert state.shards[1].endpoint != told
     assert [(each.endpoint, each.is_reached) for each in state.waiting] == [(told, False)]
-    assert spare.wait(DEADLINE_S) == 3
+    assert spare.wait(DEADLINE_S) == ExitCode.REPLACED
     assert f"the scheduler cannot reach it at {told}" in places.logs()
 
 

@@ -2,9 +2,7 @@
 
 import resource
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,8 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from msgspec import structs  # noqa: E402
-from test_faults import Cluster  # noqa: E402
-from test_transport_cluster import Worker  # noqa: E402
+from processes import Cluster, Worker  # noqa: E402
 
 from ecrec.errors import ClusterError, RefusedError  # noqa: E402
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec  # noqa: E402
@@ -22,13 +19,6 @@ from ecrec.training import SGD, Session, connect  # noqa: E402
 
 ROOM = 128 << 20
 BIG = TableSpec("big", 100_000_000, 8, CodeSpec(4, 1), OptimizerSpec("sgd", (1.0,)), "zeros")
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path, "tcp")
-    yield made
-    made.close()
 
 
 def limit_address_space(process: "subprocess.Popen[str]", more: int | None) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
+from processes import Cluster
 from runs import SMALL, check_exact, cluster, wait_until, words
-from test_faults import Cluster, fill, small_disk
+from test_faults import fill, small_disk
 from test_train_sessions import TRAINING
 
 FORKS = (
@@ -85,7 +86,7 @@ def test_places_without_room_are_said(trainer, tmp_path: Path) -> None:
     file.touch()
     for options, word in ((("--run-dir", str(file / "below")), "--run-dir"), (("--run-dir", str(file)), "--run-dir")):
         done = subprocess.run(
-            [sys.executable, "-m", "ecrec.launch.cli", "train", *SMALL, *options],
+            [sys.executable, "-m", "ecrec.cli", "train", *SMALL, *options],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr
@@ -97,7 +98,7 @@ def test_a_long_path_for_temporary_files_is_no_matter(tmp_path: Path) -> None:
     long.mkdir()
     report = tmp_path / "report.json"
     done = subprocess.run(
-        [sys.executable, "-m", "ecrec.launch.cli", "train", *SMALL, "--steps", "3", "--report", str(report)],
+        [sys.executable, "-m", "ecrec.cli", "train", *SMALL, "--steps", "3", "--report", str(report)],
         capture_output=True, text=True, timeout=120, env={**os.environ, "TMPDIR": str(long)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -111,7 +112,7 @@ class Few(Cluster):
     def program(self, name: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         with (self.directory / f"{len(self.running)}.log").open("w") as log:
             process = subprocess.Popen(
-                ["bash", "-c", 'ulimit -n 256 && exec "$@"', "-", sys.executable, "-m", f"ecrec.launch.{name}",
+                ["bash", "-c", 'ulimit -n 256 && exec "$@"', "-", sys.executable, "-m", f"ecrec.launch.servers.{name}",
                  *arguments],
                 stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip

@@ -1,5 +1,6 @@
 """What happens to the other processes of a run: scheduler, workers, launcher; and the tools beside it."""
 
+import gzip
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ LONG = (*SMALL, "--steps", "100000", "--epochs", "100000")
 
 
 def ecrec(*arguments):
-    command = [sys.executable, "-m", "ecrec.launch.cli", *arguments]
+    command = [sys.executable, "-m", "ecrec.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
@@ -76,7 +77,7 @@ def test_a_worker_that_may_not_die_shows_its_last_words_and_the_log(trainer):
     worker = next(
         child
         for child in psutil.Process(process.pid).children()
-        if "ecrec.launch.train_worker" in child.cmdline() and child.environ()["RANK"] == "0"
+        if "ecrec.train.worker" in child.cmdline() and child.environ()["RANK"] == "0"
     )
     worker.kill()
     finished = trainer.finish(*run)
@@ -91,6 +92,40 @@ def test_a_bad_line_of_data_is_named(trainer, tmp_path):
     good = "\t".join(["1", *["2"] * 13, *["0a1b2c3d"] * 26])
     data.write_text(f"{good}\n{good}\nnot a row\n{good}\n")
     finished = trainer.run("--data", str(data), "--rows", "100", "--batch", "2", timeout_s=60)
-    assert finished.code == 1, finished.story
-    assert "bad.tsv, line 3" in finished.err.replace(":3", ", line 3"), finished.err
-    assert "Traceback" not in finished.err.split("last lines")[0]
+    assert finished.code == 2, finished.story
+    assert "bad.tsv, line 3: found 1 tab-separated fields" in finished.err, finished.err
+    assert finished.err.strip().endswith("Lines that are no rows are left out with --bad-rows skip")
+    assert "Traceback" not in finished.err
+
+
+def test_bad_rows_are_skipped_counted_once_and_reported(trainer, tmp_path):
+    """Two files, one of them zipped, two workers, two passes, and one of the workers is killed."""
+    good = "\t".join(["{}", *["2"] * 13, *["0a1b2c3d"] * 26])
+    lines = [good.format(i % 2) for i in range(1200)]
+    lines[7] = lines[700] = lines[1190] = "not a row"
+    one, two = tmp_path / "one.tsv", tmp_path / "two.tsv.gz"
+    one.write_text("\n".join(lines[:500]) + "\n")
+    two.write_bytes(gzip.compress(("\n".join(lines[500:]) + "\n").encode()))
+    finished = trainer.run(
+        *("--data", str(one), "--data", str(two), "--bad-rows", "skip", "--workers", "2", "--epochs", "2"),
+        *("--rows", "100", "--batch", "32", "--dim", "8", "--kill", "worker:1@10"),
+    )
+    assert finished.code == 0, finished.story
+    report = finished.report
+    assert report["bad_rows"] == 3 and "one.tsv, line 8: found 1 tab-separated" in report["bad_row"]
+    assert report["examples_trained"] == 2 * 960, "bad rows count as done"
+    assert "warning: 3 bad rows of the data were skipped, the first one: " in finished.err
+    assert "two.tsv.gz, line 201" in finished.out
+    assert json.loads((finished.run_dir / "config.json").read_text())["data_rows"] == [500, 700]
+    assert report["lost_updates"] == 0 and report["parity_ok"] is True
+    training = report["training"]
+    assert training["examples"] > 0 and 0 < report["normalized_entropy"] < 2 and 0 < training["logloss"] < 2
+
+
+def test_data_that_cannot_be_counted_ends_the_run(trainer, tmp_path):
+    good = "\t".join(["1", *["2"] * 13, *["0a1b2c3d"] * 26]) + "\n"
+    data = tmp_path / "cut.tsv.gz"
+    data.write_bytes(gzip.compress(good.encode() * 5000)[:-20])
+    finished = trainer.run("--data", str(data), timeout_s=60)
+    assert finished.code == 2, finished.story
+    assert "cut.tsv.gz, after line" in finished.err and "truncated gzip data" in finished.err

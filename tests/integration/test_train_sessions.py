@@ -11,8 +11,8 @@ from runs import left_over
 
 import ecrec
 from ecrec.errors import ConfigurationError
-from ecrec.launch.cluster import ClusterSettings, LocalCluster
-from ecrec.launch.verify import scrub
+from ecrec.launch.local.cluster import ClusterSettings, LocalCluster
+from ecrec.launch.tools.verify import scrub
 
 TRAINING = """
 import torch
@@ -20,7 +20,7 @@ from ecrec.training import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJagg
 from ecrec.training.digest import model_digest
 
 def train(session, steps, at_step=lambda step: None):
-    tables = [EmbeddingBagConfig("C1", 500, 8, ["C1"]), EmbeddingBagConfig("C2", 300, 8, ["C2"])]
+    tables = [EmbeddingBagConfig(500, 8, "C1"), EmbeddingBagConfig(300, 8, "C2")]
     sparse = EmbeddingBagCollection(session, tables, optimizer=RowWiseAdagrad(lr=0.05), seed=3)
     torch.manual_seed(3)
     model = torch.nn.Linear(16, 1)
@@ -37,7 +37,7 @@ def train(session, steps, at_step=lambda step: None):
     for step, batch in enumerate(session.prefetch(batches(), sparse, dense)):
         at_step(step)
         labels = (batch.values()[:64] % 2).float()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(sparse(batch)).squeeze(1), labels)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(sparse(batch).values()).squeeze(1), labels)
         loss.backward()
         session.push(len(labels))
         losses.append(loss.item())

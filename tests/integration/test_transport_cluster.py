@@ -1,124 +1,17 @@
 """The server programs as real processes, and one worker: deaths, spares, a scheduler that is started again."""
 
-import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import DEADLINE_S, SHARDS, Processes, Worker
 
-from ecrec.protocol.client import ClientMachine
-from ecrec.protocol.events import Failed, PullDone
-from ecrec.protocol.messages import DOWN, UP, ClusterQuery, ClusterState, Section
-from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
-from ecrec.transport.client_node import ClientNode, query
-from ecrec.transport.curve import CurveKeys
-
-DEADLINE_S = 30.0
-SHARDS = 5
-
-
-class Processes:
-    """A cluster's processes, each with a log; all are killed at the end."""
-
-    def __init__(self, directory: Path, transport: str) -> None:
-        self.directory = directory
-        self.transport = transport
-        self.running: list[subprocess.Popen[str]] = []
-        self.scheduler_process: subprocess.Popen[str] | None = None
-        self.endpoint = ""
-        self.keys: CurveKeys | None = None
-        """For the questions to the scheduler."""
-
-    def program(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        return self._start("-m", f"ecrec.launch.{name}", *arguments, **environment)
-
-    def proxied_shard(self, told: str, *arguments: str) -> subprocess.Popen[str]:
-        """A server of which everybody is told this endpoint."""
-        return self._start(str(Path(__file__).parent / "proxied_ps.py"), *arguments, PROXY_ENDPOINT=told)
-
-    def _start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        with (self.directory / f"{len(self.running)}.log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, **environment},
-            )
-        self.running.append(process)
-        return process
-
-    def bind(self) -> str:
-        if self.transport == "tcp":
-            return "tcp://127.0.0.1:0"
-        return f"ipc://{self.directory}/{len(self.running)}.sock"
-
-    def scheduler(self, *more: str) -> None:
-        arguments = ("--bind", self.endpoint or self.bind(), "--shards", str(SHARDS))
-        process = self.program("scheduler", *arguments, "--state", str(self.directory / "state"), *more)
-        ready = ready_line(process)
-        assert ready["ready"] == "scheduler"
-        self.scheduler_process, self.endpoint = process, ready["endpoint"]
-
-    def shard(self, *arguments: str) -> subprocess.Popen[str]:
-        return self.program("ps", "--scheduler", self.endpoint, "--bind", self.bind(), *arguments)
-
-    def all_shards(self) -> list[subprocess.Popen[str]]:
-        shards = [self.shard("--shard", str(number)) for number in range(SHARDS)]
-        # Figures come with the first heartbeat: the process knows its place.
-        self.wait(lambda state: all(shard.state == UP and shard.figures for shard in state.shards))
-        return shards
-
-    def wait(self, until: Callable[[ClusterState], bool], deadline_s: float = DEADLINE_S) -> ClusterState:
-        """Ask the scheduler until the condition holds."""
-        end = time.monotonic() + deadline_s
-        while True:
-            state = query(self.endpoint, ClusterQuery(secrets.randbelow(1 << 31)), 1000 * deadline_s, self.keys)
-            assert isinstance(state, ClusterState)
-            if until(state):
-                return state
-            assert time.monotonic() < end, f"not in time: {state}; logs: {self.logs()}"
-
-    def logs(self) -> str:
-        return "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(self.directory.glob("*.log")))
-
-    def close(self) -> None:
-        for process in self.running:
-            process.kill()
-            process.wait()
-            assert process.stdout
-            process.stdout.close()
-
-
-def ready_line(process: subprocess.Popen[str]) -> dict[str, str]:
-    assert process.stdout
-    line: dict[str, str] = json.loads(process.stdout.readline())
-    return line
-
-
-@pytest.fixture(params=["tcp", "ipc"])
-def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
-    # A path of a socket has at most 107 bytes; pytest's tmp_path may be longer.
-    with tempfile.TemporaryDirectory(prefix="ecrec") as directory:
-        made = Processes(Path(directory), request.param)
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def tcp(tmp_path: Path) -> Iterator[Processes]:
-    made = Processes(tmp_path, "tcp")
-    yield made
-    made.close()
+from ecrec.exit_codes import ExitCode
+from ecrec.protocol.messages import DOWN, UP
 
 
 # ------------------------------------------------------------------ membership
@@ -152,7 +45,7 @@ def test_a_shard_that_hangs_is_replaced_and_fenced_when_it_wakes(tcp: Processes)
     tcp.shard("--shard", "3")
     tcp.wait(lambda state: state.shards[3].state == UP)
     shards[3].send_signal(signal.SIGCONT)
-    assert shards[3].wait(DEADLINE_S) == 3
+    assert shards[3].wait(DEADLINE_S) == ExitCode.REPLACED
     assert "fenced by the scheduler: shard 3 (epoch 1) was declared dead" in tcp.logs()
 
 
@@ -189,68 +82,6 @@ def test_sigint_ends_all_programs_at_once_with_0(tcp: Processes) -> None:
 
 
 # ------------------------------------------------------------------ a worker
-class Worker:
-    """A worker that adds to all rows of one table and keeps its own copy."""
-
-    def __init__(self, endpoint: str, rows: int = 1000, dim: int = 8, keys: CurveKeys | None = None) -> None:
-        self.machine = ClientMachine(0, secrets.token_hex(8))
-        self.node = ClientNode(endpoint, self.machine, keys)
-        self.spec = TableSpec("t", rows, dim, CodeSpec(4, 1), OptimizerSpec("sgd", (1.0,)), "zeros")
-        stripes, slots = np.divmod(np.arange(rows), 4)
-        self.places = (stripes + slots) % SHARDS
-        self.expected = np.zeros((rows, dim), np.float32)
-        self.rng = np.random.default_rng(7)
-
-    def until(self, condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
-        end = time.monotonic() + deadline_s
-        while not condition():
-            for effect in self.node.pump(20):
-                assert not isinstance(effect, Failed), effect
-            assert time.monotonic() < end
-
-    def flush(self) -> None:
-        """Until every push is durable."""
-        self.node.perform(self.machine.flush())
-        self.until(lambda: self.machine.durable)
-
-    def start(self) -> None:
-        self.until(lambda: self.machine.ready)
-        self.node.perform(self.machine.create_table(self.spec))
-        self.until(lambda: self.machine.table_ready("t"))
-
-    def draw(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and gradients of the next push: small integers, so that float32 sums are exact."""
-        rows = self.rng.choice(self.spec.rows, size, replace=False)
-        return rows, self.rng.integers(-8, 8, (size, self.spec.dim)).astype(np.float32)
-
-    def push(self, size: int = 200) -> None:
-        self.until(lambda: self.machine.can_push)
-        rows, gradients = self.draw(size)
-        self.expected[rows] -= gradients
-        by_shard = {}
-        for shard in range(SHARDS):
-            mine = self.places[rows] == shard
-            section = Section([0], [int(mine.sum())])
-            by_shard[shard] = ([section], (rows[mine].astype(np.int64), gradients[mine]))
-        self.node.perform(self.machine.push(by_shard))
-
-    def pull(self) -> np.ndarray:
-        """All rows."""
-        asked = {shard: np.flatnonzero(self.places == shard).astype(np.int64) for shard in range(SHARDS)}
-        ticket, effects = self.machine.pull(
-            {shard: ([Section([0], [len(rows)])], (rows,)) for shard, rows in asked.items()}, exact=True
-        )
-        self.node.perform(effects)
-        end = time.monotonic() + DEADLINE_S
-        while True:
-            for effect in self.node.pump(20):
-                assert isinstance(effect, PullDone), effect
-                assert effect.ticket == ticket
-                out = np.empty_like(self.expected)
-                for shard, frames in effect.answers.items():
-                    out[asked[shard]] = np.frombuffer(frames[0], np.float32).reshape(-1, self.spec.dim)
-                return out
-            assert time.monotonic() < end
 
 
 def test_a_worker_loses_nothing_when_shards_and_the_scheduler_are_killed(processes: Processes) -> None:
@@ -359,7 +190,7 @@ def test_a_state_file_of_another_cluster_is_refused(tcp: Processes) -> None:
 def test_a_shard_that_the_cluster_does_not_have_is_told_so(tcp: Processes) -> None:
     tcp.scheduler()
     process = tcp.shard("--shard", "5")
-    assert process.wait(DEADLINE_S) == 3
+    assert process.wait(DEADLINE_S) == ExitCode.REPLACED
     assert "there is no shard 5: the cluster has 0 to 4" in tcp.logs()
 
 
@@ -392,5 +223,5 @@ def test_a_shard_that_hostile_bytes_are_sent_to_serves_on(tcp: Processes) -> Non
 
 @pytest.mark.parametrize("name", ["ps", "scheduler"])
 def test_servers_start_without_torch(name: str) -> None:
-    code = f"import sys, ecrec.launch.{name}; sys.exit('torch' in sys.modules)"
+    code = f"import sys, ecrec.launch.servers.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ecrec.launch.cluster import CLUSTER_FILE, ClusterSettings, LocalCluster
+from ecrec.exit_codes import ExitCode
 from ecrec.launch.connect import Keeper
-from ecrec.launch.verify import cluster_state, scrub
+from ecrec.launch.local.cluster import CLUSTER_FILE, ClusterSettings, LocalCluster
+from ecrec.launch.tools.verify import cluster_state, scrub
 from ecrec.protocol.messages import UP
 
 DEADLINE_S = 60.0
@@ -28,7 +29,10 @@ class Training:
 
         from ecrec.training import EmbeddingBagCollection, EmbeddingBagConfig, RowWiseAdagrad, SGD  # isort: skip
 
-        tables = [EmbeddingBagConfig("C1", 500, 8, ["C1"]), EmbeddingBagConfig("C2", 300, 8, ["C2"])]
+        tables = [
+            EmbeddingBagConfig(500, 8, "C1"),
+            EmbeddingBagConfig(300, 8, "C2"),
+        ]
         self.torch, self.session = torch, session
         self.sparse = EmbeddingBagCollection(session, tables, optimizer=RowWiseAdagrad(lr=0.05), seed=3)
         self.model = torch.nn.Linear(16, 1)
@@ -46,7 +50,7 @@ class Training:
 
         for batch in self.session.prefetch(batches(), self.sparse, self.dense):
             labels = (batch.values()[:64] % 2).float()
-            logits = self.model(self.sparse(batch)).squeeze(1)
+            logits = self.model(self.sparse(batch).values()).squeeze(1)
             torch.nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
             self.session.push(len(labels))
         # Then there is parity to damage.
@@ -80,7 +84,7 @@ class Damaged:
 
     def verify(self, *options):
         return subprocess.run(
-            [sys.executable, "-m", "ecrec.launch.cli", "verify", "--scheduler", self.cluster.endpoint, *options],
+            [sys.executable, "-m", "ecrec.cli", "verify", "--scheduler", self.cluster.endpoint, *options],
             capture_output=True, text=True, timeout=DEADLINE_S, check=False,
         )  # fmt: skip
 
@@ -132,12 +136,12 @@ def test_a_flipped_byte_of_parity_is_found_and_repaired_while_training_goes_on(d
             # ---- at rest: reported, repaired, clean
             flipped = damaged.flip(VICTIM)
             reported = damaged.verify("--no-repair", "--json")
-            assert reported.returncode == 4, reported
+            assert reported.returncode == ExitCode.DAMAGED, reported
             (bad,) = json.loads(reported.stdout)["bad"]
             assert {name: bad[name] for name in flipped} == flipped
             assert (bad["located"], bad["repaired"]) == (True, False)
             repaired = damaged.verify()
-            assert repaired.returncode == 5, repaired
+            assert repaired.returncode == ExitCode.REPAIRED, repaired
             where = f"table {flipped['table']}, stripe {flipped['stripe']}"
             what = f"parity row {flipped['parity']} on shard {VICTIM} is wrong; rewritten from the data rows"
             assert f"{where}: {what}" in repaired.stdout

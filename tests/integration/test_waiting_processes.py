@@ -1,28 +1,19 @@
 """Workers that wait for servers: for how long, and what they say meanwhile."""
 
-import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from test_faults import Proxied
-from test_transport_cluster import DEADLINE_S, SHARDS
+from processes import DEADLINE_S, SHARDS, Proxied
 
 from ecrec.errors import ClusterError
 from ecrec.protocol.messages import DOWN, UP
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 
 SPEC = TableSpec("t", 1000, 8, CodeSpec(4, 1), OptimizerSpec("sgd", (1.0,)), "zeros")
-
-
-@pytest.fixture
-def proxied(tmp_path: Path) -> Iterator[Proxied]:
-    with contextlib.closing(Proxied(tmp_path)) as made:
-        yield made
 
 
 def test_a_shard_that_one_worker_alone_does_not_reach_is_named_shown_and_not_replaced(proxied: Proxied) -> None:
@@ -59,8 +50,8 @@ def test_a_shard_that_one_worker_alone_does_not_reach_is_named_shown_and_not_rep
 
 
 SCRIPT = """
-import ecrec.training.session as sessions
-sessions.SAID_S = 0.5
+import ecrec.training.connection as connection
+connection.SAID_S = 0.5
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 import ecrec, sys
 with ecrec.connect() as session:

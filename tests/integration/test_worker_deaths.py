@@ -10,8 +10,8 @@ import psutil
 import pytest
 from runs import SMALL, cluster, wait_until, words
 
-from ecrec.launch.cluster import ClusterSettings, LocalCluster
-from ecrec.launch.verify import cluster_state, scrub
+from ecrec.launch.local.cluster import ClusterSettings, LocalCluster
+from ecrec.launch.tools.verify import cluster_state, scrub
 
 STEPS, BATCH = 40, 256
 OPTIONS = (*SMALL, "--steps", str(STEPS), "--batch", str(BATCH))
@@ -69,7 +69,7 @@ def test_a_worker_that_stood_still_is_fenced_when_it_comes_back(trainer):
 
 
 def workers(launcher):
-    return [p for p in psutil.Process(launcher.pid).children() if "ecrec.launch.train_worker" in p.cmdline()]
+    return [p for p in psutil.Process(launcher.pid).children() if "ecrec.train.worker" in p.cmdline()]
 
 
 def test_a_worker_that_never_comes_back_does_not_hold_up_the_others(trainer):
@@ -95,7 +95,7 @@ from ecrec.training import SGD, EmbeddingBagCollection, EmbeddingBagConfig, Keye
 EXAMPLES, BATCH = 10_000, 20
 with ecrec.connect() as session:
     # a row for each example: each time that it is trained on, its weights grow by exactly one
-    tables = [EmbeddingBagConfig("times", EXAMPLES, 4, ["example"], init_scale=0.0)]
+    tables = [EmbeddingBagConfig(EXAMPLES, 4, "times", feature_names=["example"], init_scale=0.0)]
     sparse = EmbeddingBagCollection(session, tables, SGD(lr=1.0))
     for split in session.lease_splits("examples", EXAMPLES, split_examples=10 * BATCH):
         batches = (
@@ -103,13 +103,13 @@ with ecrec.connect() as session:
             for at in range(split.first, split.last, BATCH)
         )
         for batch in session.prefetch(batches, sparse):
-            (-sparse(batch)).sum().backward()
+            (-sparse(batch).values()).sum().backward()
             session.push(BATCH)
             print(split.first, flush=True)
     if session.rank == 0:
         with torch.no_grad():
             every = KeyedJaggedTensor.from_ids(["example"], torch.arange(EXAMPLES)[None, :])
-            times = sparse(every)
+            times = sparse(every).values()
         assert (times == times[:, :1]).all()
         print("times", *times[:, 0].int().tolist(), flush=True)
 """
@@ -172,7 +172,7 @@ def test_a_worker_that_computes_for_long_is_not_taken_for_dead(tmp_path, beats):
         with connect(endpoint, code="2+1", wait_timeout_ms=30_000) as session:
             session.replicate(module, SGD(lr=0.1))
             if not beats:
-                session._heartbeat.stop()
+                session._connection._heartbeat.stop()
             splits = session.lease_splits("data", 100, split_examples=50)
             next(splits)
             end = time.monotonic() + 8.0

@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 import pytest
 from kazoo.client import KazooClient
-from test_transport_cluster import DEADLINE_S, SHARDS, Processes, Worker, ready_line
+from processes import DEADLINE_S, SHARDS, Processes, Worker, ready_line
 
 from ecrec.errors import ClusterError
-from ecrec.launch.verify import scrub
+from ecrec.exit_codes import ExitCode
+from ecrec.launch.tools.verify import scrub
 from ecrec.protocol.messages import DOWN, UP, ClusterQuery, Section
 from ecrec.transport.client_node import query
 from ecrec.transport.coordinator import candidate
@@ -127,7 +128,7 @@ class Several(Processes):
         """What whoever watches over the processes would do."""
         for endpoint, process in list(self.schedulers.items()):
             if process.poll() is not None:
-                assert process.returncode == 3, self.logs()
+                assert process.returncode == ExitCode.REPLACED, self.logs()
                 del self.schedulers[endpoint]
                 self.scheduler()
 
@@ -251,7 +252,7 @@ def test_a_leader_that_was_stopped_too_long_does_not_act(several: Several) -> No
     several.wait(lambda state: state.shards[2].state == UP and state.shards[2].epoch == 2)
     # It has the connection of the dead shard closed, and would tell the new one that its place is another's.
     old.send_signal(signal.SIGCONT)
-    assert old.wait(DEADLINE_S) == 3
+    assert old.wait(DEADLINE_S) == ExitCode.REPLACED
     assert re.search(r"this scheduler \(term \d+\) leads no more", several.logs())
     state = several.wait(lambda state: True)
     assert [(shard.epoch, shard.state) for shard in state.shards] == [(1, UP), (1, UP), (2, UP), (1, UP), (1, UP)]

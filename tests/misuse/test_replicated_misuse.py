@@ -35,6 +35,10 @@ def session(cluster: InProcessCluster) -> Iterator[Session]:
         yield session
 
 
+def table(name: str = "t") -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(10, 4, name, feature_names=["f"])
+
+
 class Heads(nn.Module):
     """A trunk with two heads, of which a step may use one."""
 
@@ -212,13 +216,43 @@ def test_gradients_of_parameters_that_nobody_pulled_are_an_error(session: Sessio
     dense = session.replicate(module, SGD(lr=1.0))
     module(X).sum().backward()
     session.push()
-    module.left(torch.tanh(module.trunk(X))).sum().backward()  # not the module itself
-    with pytest.raises(GradientError, match=r"not pulled since the last push\. .* call the module itself"):
+    nn.functional.linear(X, module.trunk.weight).sum().backward()  # no module is called
+    with pytest.raises(GradientError, match=r"not pulled since the last push\. .* call the module"):
         session.push()
     session.discard()
     dense.pull()
-    module.left(torch.tanh(module.trunk(X))).sum().backward()
+    nn.functional.linear(X, module.trunk.weight).sum().backward()
     session.push()
+
+
+def test_a_part_of_the_module_is_pulled_when_it_is_called_after_a_push(session: Session) -> None:
+    """As the tower of a model of two, which is evaluated alone."""
+    module = Heads()
+    expected = copy.deepcopy(module)
+    session.replicate(module, SGD(lr=0.1))
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
+    for step in range(4):
+        for each in (module, expected):
+            each.left(torch.tanh(each.trunk(X))).sum().backward()
+        session.push()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            part, same = (module.left, expected.left) if step % 2 else (module.trunk, expected.trunk)
+            example = torch.ones(2, part.in_features)
+            torch.testing.assert_close(part(example), same(example))
+
+
+def test_a_part_pulls_once_in_a_pass(session: Session) -> None:
+    module = Heads()
+    session.replicate(module, SGD(lr=0.1))
+    module(X).sum().backward()
+    session.push()
+    pulled = session.figures.bytes_pulled
+    module.trunk(X)
+    once = session.figures.bytes_pulled - pulled
+    module.left(module.trunk(X))
+    assert once > 0 and session.figures.bytes_pulled == pulled + once
 
 
 def test_a_backward_pass_through_parameters_that_were_pulled_since_is_an_error(session: Session) -> None:
@@ -373,11 +407,11 @@ def test_embedding_tables_inside_are_left_to_their_collection(session: Session) 
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tables = EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 10, 4, ["f"])], SGD(lr=1.0))
+            self.tables = EmbeddingBagCollection(session, [table()], SGD(lr=1.0))
             self.over = nn.Linear(4, 1)
 
         def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-            out: torch.Tensor = self.over(self.tables(features))
+            out: torch.Tensor = self.over(self.tables(features).values())
             return out
 
     model = Model()
@@ -418,7 +452,7 @@ def test_a_module_that_is_saved_whole_is_plain_torch_when_it_is_loaded(session: 
 
 
 def test_a_session_cannot_be_copied_or_saved(session: Session) -> None:
-    tables = EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 10, 4, ["f"])], SGD(lr=1.0))
+    tables = EmbeddingBagCollection(session, [table()], SGD(lr=1.0))
     for thing in (session, tables, nn.Sequential(tables)):
         with pytest.raises(ConfigurationError, match="its rows are on the servers"):
             copy.deepcopy(thing)
@@ -525,7 +559,7 @@ def test_stale_gradients_are_not_made_fresh_by_a_pull(session: Session) -> None:
     dense = session.replicate(module, SGD(lr=0.1))
     module(X).sum().backward()
     session.push()
-    module.left(torch.tanh(module.trunk(X))).sum().backward()
+    nn.functional.linear(X, module.trunk.weight).sum().backward()  # no module is called
     with pytest.raises(GradientError, match="gradients of parameters that are older than the last push"):
         dense.pull()
     session.discard()
@@ -572,29 +606,29 @@ def test_another_optimizer_is_refused(session: Session, optimizer: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"expected one of ecrec.training's"):
         session.replicate(nn.Linear(2, 1), optimizer)
     with pytest.raises(ConfigurationError, match=r"expected one of ecrec.training's"):
-        EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 10, 4, ["f"])], optimizer)
+        EmbeddingBagCollection(session, [table()], optimizer)
 
 
 def test_a_failure_leaves_the_name_free(session: Session) -> None:
     with pytest.raises(RefusedError) as kept:
-        EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 1 << 46, 4, ["f"])], SGD(lr=1.0))
+        EmbeddingBagCollection(session, [EmbeddingBagConfig(1 << 46, 4, "t", feature_names=["f"])], SGD(lr=1.0))
     assert kept.value.__traceback__ is not None
-    EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 10, 4, ["f"])], SGD(lr=1.0))
+    EmbeddingBagCollection(session, [table()], SGD(lr=1.0))
 
 
 def test_evaluation_may_be_in_inference_mode(session: Session) -> None:
-    sparse = EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 10, 4, ["f"])], SGD(lr=1.0))
+    sparse = EmbeddingBagCollection(session, [table()], SGD(lr=1.0))
     over = nn.Linear(4, 1)
     session.replicate(over, SGD(lr=1.0))
     features = KeyedJaggedTensor.from_ids(["f"], torch.tensor([[1, 2]]))
-    over(sparse(features)).sum().backward()
+    over(sparse(features).values()).sum().backward()
     session.push()
     with torch.no_grad():
-        expected = over(sparse(features))
+        expected = over(sparse(features).values())
     with torch.inference_mode():
         made_here = KeyedJaggedTensor.from_ids(["f"], torch.tensor([[1, 2]]))
-        assert torch.equal(over(sparse(made_here)), expected)
-    over(sparse(features)).sum().backward()
+        assert torch.equal(over(sparse(made_here).values()), expected)
+    over(sparse(features).values()).sum().backward()
     session.push()
 
 
@@ -604,12 +638,12 @@ def test_a_compiled_model_trains_as_one_that_is_not(session: Session) -> None:
         def __init__(self, name: str) -> None:
             super().__init__()
             torch.manual_seed(1)
-            self.tables = EmbeddingBagCollection(session, [EmbeddingBagConfig(name, 10, 4, ["f"])], SGD(lr=1.0))
+            self.tables = EmbeddingBagCollection(session, [table(name)], SGD(lr=1.0))
             self.over = nn.Linear(4, 1)
             session.replicate(self.over, SGD(lr=0.1), name=f"over {name}")
 
         def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-            out: torch.Tensor = torch.sigmoid(self.over(self.tables(features)))
+            out: torch.Tensor = torch.sigmoid(self.over(self.tables(features).values()))
             return out
 
     features = KeyedJaggedTensor.from_ids(["f"], torch.tensor([[1, 2]]))
@@ -621,3 +655,56 @@ def test_a_compiled_model_trains_as_one_that_is_not(session: Session) -> None:
         assert losses[0].item() == losses[1].item()
         sum(losses).backward()
         session.push()
+
+
+@pytest.mark.parametrize("part", ["0", ""])
+def test_a_parameter_that_is_frozen_before_stands_still_until_it_is_unfrozen(session: Session, part: str) -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    module.get_submodule(part).requires_grad_(False)
+    before = module[0].weight.detach().clone()
+    session.replicate(module, SGD(lr=0.1))
+    assert not module[0].weight.requires_grad
+    example = torch.ones(1, 3)
+    for trains in (False, True):
+        module[0].requires_grad_(trains)
+        module[1].requires_grad_(True)
+        module(example).sum().backward()
+        session.push()
+        module(example)
+        assert torch.equal(module[0].weight, before) is not trains
+    module(example).sum().backward()
+    module[0].weight.grad = None
+    with pytest.raises(GradientError, match=r"the gradient of 0\.weight was set to None"):
+        session.push()
+
+
+def test_a_module_of_inference_mode_is_refused(session: Session) -> None:
+    with torch.inference_mode():
+        module = nn.Linear(3, 1)
+    with pytest.raises(ConfigurationError, match=r"parameter weight of Linear was made in torch.inference_mode"):
+        session.replicate(module, SGD(lr=0.1))
+
+
+def test_parameters_of_others_with_running_statistics_that_are_not_are_said(
+    cluster: InProcessCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(1)
+    with cluster.session(code="2+1") as session:
+        module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        session.replicate(module, SGD(lr=0.1), buffers="local")
+        module(X).pow(2).sum().backward()
+        session.push()
+    assert not caplog.messages, "they belong together"
+    reader = cluster.session(read_only=True)
+    evaluated = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    reader.replicate(evaluated, SGD(lr=0.1), buffers="local")
+    assert any("the running statistics of 1 are not" in message for message in caplog.messages)
+    evaluated.load_state_dict(dict(module.named_buffers()), strict=False)
+    with torch.no_grad():
+        assert torch.equal(evaluated.eval()(X), module.eval()(X))
+
+
+def test_what_is_no_module_is_refused(session: Session) -> None:
+    given: Any = [torch.ones(1)]
+    with pytest.raises(ConfigurationError, match=r"what is replicated is \[tensor.*, expected a torch.nn.Module"):
+        session.replicate(given, SGD(lr=0.1))

@@ -1,7 +1,11 @@
-"""Mutants of a source file: each is one line of defence weakened.
+"""Mutants of a source file: each is one small change of it.
 
 Of Python, by its syntax tree: refusals, guards, comparisons, masks, filters, clears, assignments to state. Of C++, by
 patterns of its text. What only people read (docstrings, notes, texts, annotations) is left alone.
+
+Some mutants weaken a *line of defence*: a refusal or a check that is gone; a guard (an `if` that ends in return,
+continue, break or raise) that never holds, lacks a part of its condition, or is off by one at its boundary; a mask, a
+filter or a wipe that is gone; a bound (`min`, `max`) that is the other one.
 """
 
 import ast
@@ -9,7 +13,7 @@ import copy
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,13 +25,18 @@ SWAPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
 }  # fmt: skip
 OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift,
     ast.RShift: ast.LShift, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.BitXor: ast.BitOr,
 }  # fmt: skip
 CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "append": "appendleft", "popleft": "pop"}
 LEAVES = (ast.Return, ast.Continue, ast.Break, ast.Raise)
+DEFENCES = re.compile(
+    r"_*(clear|pop|discard|remove|difference|intersection|wipe|forget|drop|reset|undo|release|check|refuse|fence|end|stop)"
+)
+"""Calls that throw something away or out: their names begin so."""
 
 Build = Callable[[ast.AST], ast.AST]
+Position = tuple[int, int]
 
 
 class Mutant(NamedTuple):
@@ -41,8 +50,14 @@ class Mutant(NamedTuple):
     """What was changed, as text; with `where` and a number among equal ones it names the mutant for good."""
     key: str
     """Of the path, the function's content and the change: the same verdict holds while it is the same."""
-    write: Callable[[], str]
-    """The changed file."""
+    defence: bool
+    """That a line of defence is weakened."""
+    statement: Position
+    """Of Python: line and column of a statement without which the change makes no difference."""
+    likely: Position
+    """Of Python: one that is reached by those who most likely notice: what a guard does."""
+    write: Callable[[], ast.Module]
+    """Of Python: a module with the changed function alone, in its class, at the position that it has in the file."""
 
     @property
     def name(self) -> str:
@@ -111,6 +126,8 @@ def _changes(node: ast.AST) -> Iterator[Build]:
                 yield _compare(i, SWAPPED[type(each)])
                 if isinstance(each, ast.Lt | ast.GtE | ast.Gt | ast.LtE) and isinstance(compared[i], ast.expr):
                     yield _compare(i, None, 1 if isinstance(each, ast.LtE | ast.Gt) else -1)
+        case ast.BinOp(op=ast.BitAnd()):
+            yield lambda n: n.left  # type: ignore[attr-defined]
         case ast.BinOp(op=op) if type(op) in OPERATORS:
             yield lambda n: _with(n, op=OPERATORS[type(n.op)]())  # type: ignore[attr-defined]
         case ast.Constant(value=bool()):
@@ -119,6 +136,77 @@ def _changes(node: ast.AST) -> Iterator[Build]:
             yield lambda n: _with(n, value=n.value + 1)  # type: ignore[attr-defined]
         case ast.Call(func=ast.Name(id=name)) if name in CALLS:
             yield lambda n: _with(n, func=ast.Name(CALLS[n.func.id], ast.Load()))  # type: ignore[attr-defined]
+
+
+def _is_guard(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and any(isinstance(part[-1], LEAVES) for part in (node.body, node.orelse) if part)
+
+
+def _is_alone(statement: ast.AST, parent: ast.AST | None) -> bool:
+    """That a guard has only this to do: a guard that never holds is the same."""
+    return isinstance(parent, ast.If) and parent.body == [statement] and not parent.orelse
+
+
+def _is_empty(value: ast.expr | None) -> bool:
+    match value:
+        case ast.Constant(value=None):
+            return True
+        case ast.List(elts=[]) | ast.Tuple(elts=[]) | ast.Dict(keys=[]):
+            return True
+        case ast.Call(func=ast.Name(id="dict" | "set" | "list" | "deque"), args=[], keywords=[]):
+            return True
+    return False
+
+
+def _is_defence(node: ast.AST, changed: ast.AST, around: Sequence[ast.AST]) -> bool:
+    """Whether this change weakens a line of defence. `around`: the nodes that it is in, outermost first."""
+    parent = around[-1] if around else None
+    match node:
+        case ast.Raise() | ast.Continue() | ast.Break() | ast.Return():
+            return not _is_alone(node, parent)
+        case ast.Delete():
+            return True
+        case ast.Expr(value=ast.Call(func=called)):
+            return bool(DEFENCES.match(called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")))
+        case ast.Assign(value=value):
+            return _is_empty(value) and not (isinstance(around[0], ast.FunctionDef) and around[0].name == "__init__")
+        case ast.AugAssign(op=ast.BitAnd() | ast.Sub()):
+            return True
+        case ast.If():
+            # A guard whose leave is in the `else` holds always.
+            return (
+                _is_guard(node)
+                and getattr(changed, "test", None) is not None
+                and (
+                    isinstance(node.body[-1], LEAVES) or changed.test.value is True  # type: ignore[attr-defined]
+                )
+            )
+        case ast.comprehension():
+            return True
+        case ast.BinOp(op=ast.BitAnd()):
+            return True
+        case ast.Call(func=ast.Name(id="min" | "max")):
+            return True
+        case ast.BoolOp():
+            return _in_condition(node, around) and not (
+                isinstance(changed, ast.BoolOp) and len(changed.values) == len(node.values)
+            )
+        case ast.Compare(ops=operators):
+            orders = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+            assert isinstance(changed, ast.Compare)
+            swapped = [old for old, new in zip(operators, changed.ops, strict=True) if type(old) is not type(new)]
+            return _in_condition(node, around) and all(isinstance(each, orders) for each in swapped)
+    return False
+
+
+def _in_condition(node: ast.AST, around: Sequence[ast.AST]) -> bool:
+    """In the condition of a guard."""
+    inner = node
+    for each in reversed(around):
+        if isinstance(each, ast.stmt):
+            return _is_guard(each) and each.test is inner  # type: ignore[attr-defined]
+        inner = each
+    return False
 
 
 def _with(node: ast.AST, **fields: object) -> ast.AST:
@@ -153,10 +241,13 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, int | None, ast.AST]]:
 Path_ = tuple[tuple[str, int | None], ...]
 
 
-def _nodes(node: ast.AST, path: Path_ = ()) -> Iterator[tuple[Path_, ast.AST]]:
-    yield path, node
+def _nodes(
+    node: ast.AST, path: Path_ = (), around: tuple[ast.AST, ...] = ()
+) -> Iterator[tuple[Path_, ast.AST, tuple[ast.AST, ...]]]:
+    """Each node with its path and the nodes that it is in."""
+    yield path, node, around
     for name, i, child in _fields(node):
-        yield from _nodes(child, (*path, (name, i)))
+        yield from _nodes(child, (*path, (name, i)), (*around, node))
 
 
 def _replaced(root: ast.AST, path: Path_, build: Build) -> ast.AST:
@@ -174,21 +265,22 @@ def _replaced(root: ast.AST, path: Path_, build: Build) -> ast.AST:
     return root
 
 
-def _functions(tree: ast.AST, prefix: str = "", path: Path_ = ()) -> Iterator[tuple[str, Path_, ast.FunctionDef]]:
-    for i, child in enumerate(getattr(tree, "body", [])):
+def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
+    for child in getattr(tree, "body", []):
         if isinstance(child, ast.FunctionDef):
-            yield prefix + child.name, (*path, ("body", i)), child
+            yield prefix + child.name, child
         elif isinstance(child, ast.ClassDef):
-            yield from _functions(child, f"{prefix}{child.name}.", (*path, ("body", i)))
+            yield from _functions(child, f"{prefix}{child.name}.")
 
 
 def python_mutants(path: str, source: str) -> Iterator[Mutant]:
     """Each mutant of each function, in order."""
     tree = ast.parse(source)
-    for where, at, function in _functions(tree):
-        content = hashlib.sha256(ast.dump(function).encode()).hexdigest()
+    for where, function in _functions(tree):
+        content = hashlib.sha256(ast.unparse(function).encode()).hexdigest()
         seen: Counter[str] = Counter()
-        for inner, node in _nodes(function):
+        for inner, node, around in _nodes(function):
+            within = next(each for each in (node, *reversed(around)) if isinstance(each, ast.stmt))
             for build in _changes(node):
                 changed = _replaced(node, (), build)
                 shown = node.test if isinstance(node, ast.If | ast.While) else node
@@ -200,66 +292,200 @@ def python_mutants(path: str, source: str) -> Iterator[Mutant]:
                 if seen[change] > 1:
                     change += f" #{seen[change]}"
                 key = hashlib.sha256(f"{path}\0{content}\0{change}".encode()).hexdigest()[:16]
-                write = partial(_written, tree, (*at, *inner), build)
-                yield Mutant(path, where, getattr(node, "lineno", function.lineno), change, key, write)
+                write = partial(_written, where, function, inner, build)
+                line = getattr(node, "lineno", within.lineno)
+                defence = _is_defence(node, changed, around)
+                yield Mutant(path, where, line, change, key, defence, *_reached_by(node, changed, within), write)
 
 
-def _written(tree: ast.AST, path: Path_, build: Build) -> str:
-    return ast.unparse(ast.fix_missing_locations(_replaced(tree, path, build)))
+def _reached_by(node: ast.AST, changed: ast.AST, within: ast.stmt) -> tuple[Position, Position]:
+    """`Mutant.statement` and `Mutant.likely` of a change in or of a statement."""
+    own = within.lineno, within.col_offset
+    if not isinstance(within, ast.If) or not _is_guard(within):
+        return own, own
+    body = within.body[0].lineno, within.body[0].col_offset
+    never_holds = node is within and isinstance(changed.test, ast.Constant) and changed.test.value is False  # type: ignore[attr-defined]
+    holds_less = node is within.test and isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or)
+    fewer = not isinstance(changed, ast.BoolOp) or isinstance(changed.op, ast.Or)
+    return (body if never_holds or (holds_less and fewer) else own), body
+
+
+def _written(where: str, function: ast.FunctionDef, path: Path_, build: Build) -> ast.Module:
+    changed = _replaced(function, path, build)
+    for name in reversed(where.split(".")[:-1]):
+        changed = ast.ClassDef(name, [], [], [changed], [])
+    return ast.fix_missing_locations(ast.Module([changed], []))
+
+
+def marked(source: str, first: int) -> tuple[ast.Module, dict[Position, int]]:
+    """The file with a mark before each statement of its functions, `__reached__[i] = 1`, and i by statement."""
+    tree = ast.parse(source)
+    numbers: dict[Position, int] = {}
+    for _, function in _functions(tree):
+        for node in list(ast.walk(function)):
+            for field in ("body", "orelse", "finalbody"):
+                statements = getattr(node, field, None)
+                if isinstance(statements, list):
+                    setattr(node, field, list(_marks(statements, numbers, first)))
+    return ast.fix_missing_locations(tree), numbers
+
+
+def _marks(statements: list[ast.stmt], numbers: dict[Position, int], first: int) -> Iterator[ast.stmt]:
+    for each in statements:
+        at = each.lineno, each.col_offset
+        number = numbers.setdefault(at, first + len(numbers))
+        mark = ast.parse(f"__reached__[{number}] = 1").body[0]
+        if not isinstance(each, ast.Nonlocal | ast.Global):
+            for node in ast.walk(mark):
+                ast.copy_location(node, each)
+            yield mark
+        yield each
 
 
 # ------------------------------------------------------------------ C++
+# All mutants of C++ are built into one module, and one at a time is switched on: `switch.hpp` has what the changed text
+# calls. Each pattern is of a text (the whole match, or its group 1) and what stands there instead; {id} is the switch.
 CPP: list[tuple[str, re.Pattern[str], str]] = [
-    ("no refusal", re.compile(r"\brefuse\((?:[^;\"]|\"(?:[^\"\\]|\\.)*\")*\);"), "(void)0;"),
-    ("<= for <", re.compile(r"(?<=[\w)\]] )<(?= [\w(])"), "<="),
-    ("< for <=", re.compile(r"(?<=[\w)\]] )<=(?= [\w(])"), "<"),
-    (">= for >", re.compile(r"(?<=[\w)\]] )>(?= [\w(])"), ">="),
-    ("> for >=", re.compile(r"(?<=[\w)\]] )>=(?= [\w(])"), ">"),
-    ("!= for ==", re.compile(r" == "), " != "),
-    ("== for !=", re.compile(r" != "), " == "),
-    ("|| for &&", re.compile(r" && (?=[\w(!])"), " || "),
-    ("&& for ||", re.compile(r" \|\| "), " && "),
-    ("- 1 for + 1", re.compile(r"\+ 1\b"), "- 1"),
-    ("+ 1 for - 1", re.compile(r"- 1\b"), "+ 1"),
-    ("no mask", re.compile(r" & \(?[\w: ]+\)?(?=[;)\]])"), ""),
-    ("no continue", re.compile(r"\bcontinue;"), ";"),
-    ("no early return", re.compile(r"\breturn;"), ";"),
+    ("no refusal", re.compile(r"\brefuse\((?:[^;\"]|\"(?:[^\"\\]|\\.)*\")*\);"), "{{ if (!ECREC_ON({id})) {text} }}"),
     ("not called", re.compile(
-        r"(?m)^(\s+)(?:[\w.\->]+(?:\.|->))?(?:clear|wipe_\w+|shrink_to|set|set_limit|mark_\w+|decide|assign|memset|"
-        r"std::memset|std::fill|finish|make_room|grow)\([^;{}]*\);"), r"\1(void)0;"),
-    ("true for false", re.compile(r"\bfalse\b"), "true"),
-    ("false for true", re.compile(r"\btrue\b"), "false"),
-    ("no negation", re.compile(r"(?<=[( ])!(?=[\w(])"), ""),
-    ("max for min", re.compile(r"\bstd::min\b"), "std::max"),
-    ("min for max", re.compile(r"\bstd::max\b"), "std::min"),
-    ("set for xor", re.compile(r" \^= "), " = "),
+        r"(?m)^\s+((?:[\w.\->]+(?:\.|->))?(?:clear|pop_back|erase|reset|wipe_\w+|check_\w+|shrink_to|set|set_limit|mark_\w+|"
+        r"decide|assign|memset|std::memset|std::fill|finish|make_room|grow)\([^;{}]*\);)"),
+        "{{ if (!ECREC_ON({id})) {text} }}"),
+    *((f"{into} for {operator}", re.compile(rf"(?<=[\w)\]] ){operator}(?= [\w(])"),
+       f"{operator} ::ecrec_mutation::Boundary<{{id}}>{{{{}}}} {operator}")
+      for operator, into in (("<", "<="), ("<=", "<"), (">", ">="), (">=", ">"))),
+    ("no mask", re.compile(r" & (\(?[\w: ]+\)?)(?=[;)\]])"), "::ecrec_mutation::mask<{id}>({text})"),
+    ("max for min", re.compile(r"\bstd::min\b(?=\()"), "::ecrec_mutation::smaller<{id}>"),
+    ("min for max", re.compile(r"\bstd::max\b(?=\()"), "::ecrec_mutation::larger<{id}>"),
+    ("true for false", re.compile(r"\bfalse\b(?= *[;,)])"), "ECREC_ON({id})"),
+    ("false for true", re.compile(r"\btrue\b(?= *[;,)])"), "(!ECREC_ON({id}))"),
 ]  # fmt: skip
+_CPP_DEFENCES = ("no refusal", "not called", "no mask", "max for min", "min for max")
 _CPP_FUNCTION = re.compile(r"(?m)^(?:    )?(?:template[^\n]*\n)?[\w:<>&*,\s\[\]]*?\b([\w:~]+)\([^;{}]*\)[^;{}]*\{")
-_CPP_COMMENT = re.compile(r"//[^\n]*|\"(?:[^\"\\\n]|\\.)*\"|^#[^\n]*", re.M)
+_CPP_COMMENT = re.compile(r"//[^\n]*|\"(?:[^\"\\\n]|\\.)*\"|^#[^\n]*|\bconstexpr [^;{]*;|\bstatic_assert[^;]*;", re.M)
+_CPP_IF = re.compile(r"\bif \(")
+_CPP_LEAVES = re.compile(
+    r" (?:return|continue|break|throw|refuse)\b|\s*\{[^{}]*\b(?:return\b[^;]*|continue|break);\s*\}"
+)
 
 
-def cpp_mutants(path: str, source: str) -> Iterator[Mutant]:
-    """Each match of each pattern, but for those in comments, texts and directives."""
+class Edit(NamedTuple):
+    """Text of a file that is changed when its switch is on."""
+
+    first: int
+    last: int
+    what: str
+    into: str
+    """With {id} and {text}."""
+    defence: bool
+
+
+def _closing(source: str, at: int, hidden: Sequence[tuple[int, int]]) -> int:
+    """Where the parenthesis that opens at `at` is closed."""
+    depth = 0
+    while True:
+        skipped = next((last for first, last in hidden if first <= at < last), None)
+        if skipped is not None:
+            at = skipped
+            continue
+        depth += {"(": 1, ")": -1}.get(source[at], 0)
+        if depth == 0:
+            return at
+        at += 1
+
+
+def _operands_of(source: str, first: int, last: int) -> tuple[str, list[tuple[int, int]]]:
+    """The operator of a condition, `&&` or `||`, and where its operands are: of the outermost level alone."""
+    for operator in ("||", "&&"):
+        depth, begins, found = 0, first, []
+        for at in range(first, last):
+            depth += {"(": 1, ")": -1, "[": 1, "]": -1, "{": 1, "}": -1}.get(source[at], 0)
+            if depth == 0 and source.startswith(f" {operator} ", at):
+                found.append((begins, at))
+                begins = at + 4
+        if found:
+            return operator, [*found, (begins, last)]
+    return "", []
+
+
+def _cpp_edits(source: str) -> list[Edit]:
     hidden = [match.span() for match in _CPP_COMMENT.finditer(source)]
-    starts = [(match.start(), match[1]) for match in _CPP_FUNCTION.finditer(source)]
-    seen: Counter[tuple[str, str]] = Counter()
+
+    def seen(at: int) -> bool:
+        return not any(first <= at < last for first, last in hidden)
+
+    edits, guards = [], []
+    for match in _CPP_IF.finditer(source):
+        if seen(match.start()):
+            first, last = match.end(), _closing(source, match.end() - 1, hidden)
+            leaves = _CPP_LEAVES.match(source, last + 1)
+            if not leaves or ";" in source[first:last]:
+                continue
+            guards.append((first, last))
+            if "refuse" not in leaves[0]:
+                edits.append(Edit(first, last, "guard never holds", "!ECREC_ON({id}) && ({text})", True))
+            operator, operands = _operands_of(source, first, last)
+            for begin, end in operands:
+                into = "(ECREC_ON({id}) || ({text}))" if operator == "&&" else "(!ECREC_ON({id}) && ({text}))"
+                edits.append(Edit(begin, end, f"condition without `{' '.join(source[begin:end].split())}`", into, True))
     for what, pattern, into in CPP:
         for match in pattern.finditer(source):
-            if any(first <= match.start() < last for first, last in hidden):
-                continue
-            begun = [each for each in starts if each[0] <= match.start()]
-            where = begun[-1][1] if begun else "file"
-            end = next((first for first, _ in starts if first > match.start()), len(source))
-            content = source[begun[-1][0] if begun else 0 : end]
-            line_start = source.rfind("\n", 0, match.start()) + 1
-            line = " ".join(source[line_start : source.find("\n", match.start())].split())[:120]
-            change = f"{what} in `{line}`"
-            seen[where, change] += 1
-            if seen[where, change] > 1:
-                change += f" #{seen[where, change]}"
-            key = hashlib.sha256(f"{path}\0{content}\0{change}".encode()).hexdigest()[:16]
-            text = source[: match.start()] + match.expand(into) + source[match.end() :]
-            yield Mutant(path, where, source.count("\n", 0, match.start()) + 1, change, key, partial(str, text))
+            first, last = match.span(1 if pattern.groups else 0)
+            if seen(first):
+                defence = what in _CPP_DEFENCES or (any(begin <= first < end for begin, end in guards) and "=" in what)
+                edits.append(Edit(first, last, what, into, defence))
+    return edits
+
+
+def cpp_mutants(path: str, source: str) -> list[Mutant]:
+    """Each match of each pattern, but for those in comments, texts, constants and directives."""
+    return [mutant for mutant, _ in _cpp_found(path, source)]
+
+
+def _cpp_found(path: str, source: str) -> Iterator[tuple[Mutant, Edit]]:
+    starts = [(match.start(), match[1]) for match in _CPP_FUNCTION.finditer(source)]
+    seen: Counter[tuple[str, str]] = Counter()
+    for edit in _cpp_edits(source):
+        begun = [each for each in starts if each[0] <= edit.first]
+        where = begun[-1][1] if begun else "file"
+        end = next((first for first, _ in starts if first > edit.first), len(source))
+        content = source[begun[-1][0] if begun else 0 : end]
+        line_start = source.rfind("\n", 0, edit.first) + 1
+        line = " ".join(source[line_start : source.find("\n", edit.first)].split())[:120]
+        change = f"{edit.what} in `{line}`"
+        seen[where, change] += 1
+        if seen[where, change] > 1:
+            change += f" #{seen[where, change]}"
+        key = hashlib.sha256(f"{path}\0{content}\0{change}".encode()).hexdigest()[:16]
+        number = source.count("\n", 0, edit.first) + 1
+        at = number, edit.first - line_start
+        yield Mutant(path, where, number, change, key, edit.defence, at, at, _not_written), edit
+
+
+def _not_written() -> ast.Module:
+    raise TypeError("a mutant of C++ is a switch: cpp_switched")
+
+
+def cpp_switched(path: str, source: str, switches: dict[str, int]) -> str:
+    """The file with all mutants whose keys are named, each off until its switch is on."""
+    pieces: list[tuple[int, int, int, str]] = []
+    """(position, opening?, order, text): what closes stands before what opens, the inner one within the outer one."""
+    replaced: set[tuple[int, int]] = set()
+    for mutant, edit in _cpp_found(path, source):
+        if mutant.key in switches:
+            into = edit.into.replace("{id}", str(switches[mutant.key])).replace("{{", "{").replace("}}", "}")
+            before, keeps, after = into.partition("{text}")
+            if not keeps:
+                replaced.add((edit.first, edit.last))
+            pieces.append((edit.first, 1, edit.first - edit.last, before))
+            pieces.append((edit.last, 0, edit.last - edit.first, after))
+    text, at = [], 0
+    for position, _, _, piece in sorted(pieces):
+        if (at, position) not in replaced:
+            text.append(source[at:position])
+        text.append(piece)
+        at = position
+    return "".join(text) + source[at:]
 
 
 def mutants(path: str, source: str) -> list[Mutant]:

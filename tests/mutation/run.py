@@ -1,97 +1,116 @@
-"""Change the protocol's and the store's lines of defence one at a time, and see whether a test notices.
+"""Weaken the lines of defence of the protocol and the store one at a time, and see whether a test notices.
 
-    python tests/mutation/run.py [--only FILE ...] [--jobs 2] [--minutes 60] [--list] [--report]
+    python tests/mutation/run.py [--only FILE ...] [--jobs 2] [--minutes 60] [--all] [--list] [--report] [--save]
 
-Each mutant goes through stages until one fails: the tests of its file, then all of tests/unit/protocol (of the store:
-its tests), then schedules of the simulator. It is *caught* when a stage fails, ends without a verdict, or needs far
-more processor time than without the change. What passes all stages *survives*, and must be killed by a new test or
-explained in `survivors.toml`.
+Each test of `TESTS`, and each of so many seeds of the simulator, runs once without a change and is noted with what it
+reaches: statements of Python, switches of C++. A mutant is then judged by those alone that reach it: those first that
+caught others of its function or file, then the quick ones, until one fails or `--seconds` are used up. It is *caught*
+when one fails, crashes, or needs far more processor time than without the change. What nothing notices *survives*, and
+what nothing reaches is *not reached*: each must be caught by a new test, or explained in `survivors.toml`.
 
-The tree is copied first, so that it may be changed meanwhile. A mutant of Python is never written: a process that has
-imported what does not change is forked for each, and imports the changed module from memory. A mutant of C++ is written
-into a copy, built, and run by a process of its own. Verdicts are appended to ``build/mutation.jsonl``; a mutant has the
-same key while the function it is in is the same, so a second run does only what is new.
+The tree is copied first, so that it may be changed meanwhile. Nothing is imported or built for each mutant: a
+process that has collected all tests is forked, and puts the changed code into the functions that it has; of C++ all
+mutants are built into one module, and one is switched on.
+
+Verdicts are appended to ``build/mutation.jsonl`` (``--results``), with the test that noticed; ``--save`` writes them
+to `verdicts.txt`. Two runs at a time may share that file: neither judges again what the other has judged meanwhile. A
+mutant has the same key while the function it is in is the same, so that a run does only what is new. What each test
+reaches is kept beside them, in ``build/mutation.reached``, and is noted again when the protocol, the store, the
+simulator or the test's file has changed.
+
+This file is long because it is one program: what is forked, what it puts into itself, and who judges it go together.
 """
 
 import argparse
-import importlib.abc
+import ast
+import ctypes
+import gc
+import hashlib
+import importlib
 import importlib.util
 import json
 import os
+import pickle
 import resource
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
-from types import CodeType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
+
+import pytest
+import tomllib
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutants import Mutant, mutants
+from mutants import Mutant, cpp_switched, marked, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "build" / "mutation.jsonl"
-SURVIVORS = Path(__file__).with_name("survivors.toml")
-FILES = [
-    *(f"ecrec/protocol/{name}.py" for name in (
-        "stream", "loss", "placement", "arrays", "seeding", "wire", "membership", "peer", "repair", "scrub", "leases",
-        "client", "shard", "shard_context", "queues", "windows", "peer_windows", "scheduler", "suspicion", "adoption",
-        "runs", "barriers", "initial", "new_tables", "state",
-        "offenders", "node_core", "wanted",
-    )),
-    *(f"src/cpp/store/{name}" for name in (
-        "key_index.hpp", "row_buffer.cpp", "window.cpp", "capture.cpp", "deltas.cpp", "parity.cpp", "recovery.cpp",
-        "rows.cpp", "table.cpp", "table.hpp", "store.cpp",
-    )),
-    "src/cpp/base/bitmap.hpp", "src/cpp/base/divider.hpp",
-]  # fmt: skip
-UNIT = "tests/unit/protocol"
-RELATED = {
-    "stream": [f"{UNIT}/test_stream.py"],
-    "wire": [f"{UNIT}/test_wire.py"],
-    "scrub": [f"{UNIT}/test_scrub.py"],
-    "leases": [f"{UNIT}/test_lease_scenarios.py"],
-    "client": [f"{UNIT}/test_client.py", f"{UNIT}/test_refused_requests.py"],
-    "arrays": [f"{UNIT}/test_arrays.py"],
-    "placement": [f"{UNIT}/test_placement.py"],
-    "loss": [f"{UNIT}/test_lost_rows.py"],
-    "seeding": [f"{UNIT}/test_seeding.py", f"{UNIT}/test_group.py"],
-    "suspicion": [f"{UNIT}/test_suspicion.py"],
-    "adoption": [f"{UNIT}/test_adoption.py"],
-    "barriers": [f"{UNIT}/test_barrier.py"],
-    "initial": [f"{UNIT}/test_initial_values.py"],
-    "new_tables": [f"{UNIT}/test_new_tables.py"],
-    "wanted": [f"{UNIT}/test_wanted_rows.py"],
-    "node_core": [f"{UNIT}/test_node_core.py"],
+BUILD = ROOT / "build" / "mutants"
+"""Of C++, from which a next run goes on."""
+HERE = Path(__file__).parent
+SURVIVORS, VERDICTS = HERE / "survivors.toml", HERE / "verdicts.txt"
+
+FOLDERS = ("ecrec/protocol", "src/cpp/store", "src/cpp/base")
+EXCLUDED = {
+    "ecrec/protocol/invariants.py": "What tests and the simulator check after each event; nothing shipped runs it.",
 }
-"""Of a module of the protocol, what fails first."""
-ALSO = {"stream": ["tests/unit/transport/test_node.py", "tests/unit/transport/test_backpressure.py"]}
-STORE_STAGES = [["tests/unit/store"], ["tests/property/test_store.py", "tests/property/test_store_sequences.py"]]
-CPU_FACTOR, CPU_S_MIN = 4, 6
-"""Processor time that a stage may take, compared with the same without a change: more is caught, as a hang."""
-WALL_S_MAX = 900
+FIRST = (
+    "windows", "peer_windows", "shard", "pushes", "pulls", "shard_context", "membership", "seeding", "repair",
+    "captures", "scheduler", "deaths", "settlement", "suspicion", "admission", "adoption", "leases", "runs", "barriers",
+    "initial", "new_tables", "client", "stream",
+)  # fmt: skip
+"""Judged before others."""
+PROTOCOL = ["tests/unit/protocol"]
+TESTS = {
+    ".py": [*PROTOCOL, *(f"tests/unit/transport/test_{name}.py" for name in ("node", "node_busy", "backpressure"))],
+    ".cpp": [
+        "tests/unit/store", "tests/property/test_store.py", "tests/property/test_store_sequences.py",
+        "tests/unit/codec/test_bulk_threads.py", *PROTOCOL,
+    ],
+}  # fmt: skip
+"""By language. What a test reaches decides whether it is run."""
+LEFT_OUT = {
+    "tests/unit/protocol/test_census.py::test_whatever_some_members_tell_the_state_can_be_or_is_refused_with_a_reason":
+        "Hundreds of random states: 38 s, and gigabytes.",
+}  # fmt: skip
+NO_PLUGINS = ("terminal", "cacheprovider", "xdist", "benchmark", "faulthandler")
+CPU_FACTOR, CPU_S_MIN = 5, 2
+"""Processor time that a test may take, compared with the same without a change: more is caught, as a hang."""
+WALL_S_MAX = 60
 """Something that waits takes no processor time."""
-SIMULATOR = "simulator"
+MEMORY_BYTES_MAX = 4 << 30
+SEEDS_SHARE = 4
+"""Seeds are run for a fourth of the time of the tests, since they notice less,"""
+SEEDS_EACH = 25
+"""and at most so many of them."""
+CAUGHT, SURVIVED, NOT_REACHED = "caught", "survived", "not reached"
+LETTERS = {CAUGHT: "c", SURVIVED: "s", NOT_REACHED: "n"}
 
 
-def stages_of(path: str, seeds: int, unit: Sequence[str] = ()) -> list[list[str]]:
-    """Arguments of pytest, or `SIMULATOR` and a number of seeds; the quick ones first."""
-    if unit:
-        return [list(unit), *([[SIMULATOR, str(seeds)]] if seeds else [])]
-    if path.startswith("src/"):
-        return [*STORE_STAGES, ["tests/unit/codec/test_bulk_threads.py"]]
-    name = Path(path).stem
-    first = [test for test in RELATED.get(name, []) if (ROOT / test).exists()]
-    return [
-        stage for stage in (first, [UNIT, *ALSO.get(name, [])], [SIMULATOR, str(seeds)]) if stage and stage[-1] != "0"
-    ]
+def files() -> list[str]:
+    """All that is changed, the most critical first."""
+    found = sorted(
+        str(path.relative_to(ROOT))
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".cpp", ".hpp") and str(path.relative_to(ROOT)) not in EXCLUDED
+    )
+    places = {name: place for place, name in enumerate(FIRST)}
+    return sorted(found, key=lambda path: (not path.endswith(".py"), places.get(Path(path).stem, len(places)), path))
+
+
+PYTHON = [path for path in files() if path.endswith(".py")]
 
 
 # ------------------------------------------------------------------ the copy
@@ -114,279 +133,516 @@ class Copy:
         """This process takes ecrec from here. An editable installation would answer for it before sys.path does."""
         hidden = "ScikitBuildRedirectingFinder"
         sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != hidden]
-        sys.path.insert(0, str(self.root))
+        sys.path[:0] = [str(self.root), str(self.root / "tests" / "simulator")]
         os.environ["PYTHONPATH"] = str(self.root)
         for name in [name for name in sys.modules if name.partition(".")[0] == "ecrec"]:
             del sys.modules[name]
 
-
-class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from a changed source."""
-
-    def __init__(self, name: str, origin: Path, source: str) -> None:
-        self.name, self.origin = name, origin
-        self.code: CodeType = compile(source, str(origin), "exec")
-
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:
-        return (
-            importlib.util.spec_from_loader(fullname, self, origin=str(self.origin)) if fullname == self.name else None
-        )
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__file__ = str(self.origin)
-        exec(self.code, module.__dict__)
-
-
-# ------------------------------------------------------------------ stages
-def run_stage(stage: Sequence[str], root: Path) -> int:
-    """0 if nothing failed; in the process that has the changed module."""
-    if stage[0] == SIMULATOR:
-        from ecrec.simulator.run import run_seed
-
-        return next((outcome.code for seed in range(int(stage[1])) if (outcome := run_seed(seed)).code), 0)
-    import pytest
-
-    quiet = ["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark"]
-    quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins, which are imported before the fork
-    return int(pytest.main([*quiet, f"--rootdir={root}", *(str(root / each) for each in stage)]))
-
-
-def in_child(stage: Sequence[str], copy: Copy, mutant: Mutant | None, cpu_s: float | None) -> tuple[str, float, str]:
-    """(verdict, processor seconds, last words) of a stage in a forked child, with a mutant of Python in place."""
-    with tempfile.TemporaryFile() as said:
-        child = os.fork()
-        if child == 0:
-            code = 99
-            try:
-                os.setsid()
-                os.dup2(said.fileno(), 1)
-                os.dup2(said.fileno(), 2)
-                if cpu_s is not None:
-                    resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_s), int(cpu_s) + 1))
-                if mutant is not None:
-                    name = mutant.path.removesuffix(".py").replace("/", ".")
-                    sys.meta_path.insert(0, Changed(name, copy.root / mutant.path, mutant.write()))
-                code = run_stage(stage, copy.root)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-        end = time.monotonic() + WALL_S_MAX
-        while True:
-            pid, status, used = os.wait4(child, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > end:
-                os.killpg(child, signal.SIGKILL)
-            time.sleep(0.05)  # a wait with a deadline for a process, which has no other way to be waited for
-        said.seek(0)
-        words = said.read().decode(errors="replace")
-        seconds = used.ru_utime + used.ru_stime
-        if os.WIFSIGNALED(status):
-            return "hang" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "crash", seconds, words
-        return ("passed" if os.WEXITSTATUS(status) == 0 else "failed"), seconds, words
+    def build(self, all_: Sequence[Mutant], jobs: int) -> None:
+        """The native module with a switch for each of these mutants, numbered in order."""
+        switches = {mutant.key: number for number, mutant in enumerate(all_)}
+        changed = {mutant.path for mutant in all_}
+        own = '#define ECREC_SHOWN __attribute__((visibility("default")))\nextern "C" {\n'
+        own += f"ECREC_SHOWN int ecrec_mutant = -1;\nECREC_SHOWN unsigned char ecrec_reached[{len(all_)}];\n}}\n"
+        wanted = {"src/cpp/base/mutation_switch.cpp": own}
+        for part in ("src", "bindings", "tests/mutation"):
+            for found in (self.root / part).rglob("*.*"):
+                path = str(found.relative_to(self.root))
+                if found.suffix in (".cpp", ".hpp", ".inl"):
+                    text = found.read_text()
+                    wanted[path] = cpp_switched(path, text, switches) if path in changed else text
+        for path in ("CMakeLists.txt", "pyproject.toml"):
+            wanted[path] = (self.root / path).read_text()
+        for found in (BUILD / "src").rglob("*.*"):
+            if str(found.relative_to(BUILD)) not in wanted:
+                found.unlink()
+        for path, text in wanted.items():
+            target = BUILD / path
+            if not target.exists() or target.read_text() != text:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text)
+        flags = f"-O1 -DNDEBUG -w -include {BUILD}/tests/mutation/switch.hpp"
+        arguments = ["-DCMAKE_BUILD_TYPE=Mutants", f"-DCMAKE_CXX_FLAGS={flags}"]
+        arguments += [f"-DPython_EXECUTABLE={sys.executable}"]
+        for command in (
+            ["cmake", "-G", "Ninja", "-S", BUILD, "-B", BUILD / "build", *arguments],
+            ["cmake", "--build", BUILD / "build", f"-j{jobs}"],
+        ):
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"the mutants of C++ do not build:\n{done.stdout[-6000:]}{done.stderr[-3000:]}")
+        shutil.copy(next((BUILD / "build").glob("_native*.so")), self.module)
 
 
-def in_process(stage: Sequence[str], copy: Copy, cpu_s: float | None) -> tuple[str, float, str]:
-    """The same for a native module that was just built: nothing that was imported before can stay."""
-    command = [sys.executable, __file__, "--stage", str(copy.root), *stage]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    limit = (lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_s), int(cpu_s) + 1))) if cpu_s else None
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=WALL_S_MAX, preexec_fn=limit
-        )
-    except subprocess.TimeoutExpired:
-        return "hang", WALL_S_MAX, ""
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    if done.returncode < 0:
-        return "hang" if -done.returncode in (signal.SIGXCPU, signal.SIGKILL) else "crash", seconds, done.stdout
-    return ("passed" if done.returncode == 0 else "failed"), seconds, done.stdout
+# ------------------------------------------------------------------ changed code
+class Python:
+    """Changed code is put into the functions that are there."""
+
+    def __init__(self, copy: Copy) -> None:
+        self._root = copy.root
+        self._numbers: dict[str, dict[tuple[int, int], int]] = {}
+        self._marked: dict[str, ast.Module] = {}
+        self.size = 0
+        for path in PYTHON:
+            self._marked[path], numbers = marked((copy.root / path).read_text(), self.size)
+            self._numbers[path] = numbers
+            self.size += len(numbers)
+        self._functions: dict[tuple[str, str, int], list[FunctionType]] = {}
+
+    def prepare(self) -> None:
+        """When all is imported: note all functions."""
+        wanted = {str(self._root / path) for path in self._marked}
+        for each in gc.get_objects():
+            if isinstance(each, FunctionType) and each.__code__.co_filename in wanted:
+                code = each.__code__
+                found = self._functions.setdefault((code.co_filename, code.co_qualname, code.co_firstlineno), [])
+                found.append(each)
+
+    def numbers(self, mutant: Mutant) -> tuple[int, int]:
+        return self._numbers[mutant.path][mutant.statement], self._numbers[mutant.path][mutant.likely]
+
+    def record(self) -> bytearray:
+        reached = bytearray(self.size)
+        for path, tree in self._marked.items():
+            for function in self._put(path, tree):
+                function.__globals__["__reached__"] = reached
+        return reached
+
+    def apply(self, mutant: Mutant) -> None:
+        if not self._put(mutant.path, mutant.write(), mutant.where):
+            raise LookupError(f"there is no function {mutant.where} of {mutant.path}")
+
+    def _put(self, path: str, tree: ast.Module, name: str | None = None) -> list[FunctionType]:
+        """Into all functions of a file, or those of one name."""
+        changed = []
+        todo = [compile(tree, str(self._root / path), "exec")]
+        while todo:
+            code = todo.pop()
+            todo += [each for each in code.co_consts if isinstance(each, CodeType)]
+            if name is None or code.co_qualname == name:
+                for each in self._functions.get((code.co_filename, code.co_qualname, code.co_firstlineno), []):
+                    each.__code__ = code
+                    changed.append(each)
+        return changed
 
 
-def build(copy: Copy) -> bool:
-    """Build the copy's native module; False if it does not compile, which is no mutant."""
-    folder = copy.root / "build"
-    arguments = ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", f"-DPython_EXECUTABLE={sys.executable}"]
-    if not (folder / "CMakeCache.txt").exists():
-        subprocess.run(
-            ["cmake", "-G", "Ninja", "-S", copy.root, "-B", folder, *arguments], check=True, capture_output=True
-        )
-    done = subprocess.run(["cmake", "--build", folder, "-j1"], check=False, capture_output=True)
-    if done.returncode == 0:
-        shutil.copy(next(folder.glob("_native*.so")), copy.module)
-    return done.returncode == 0
+class Native:
+    """A mutant is switched on."""
+
+    def __init__(self, copy: Copy, all_: Sequence[Mutant]) -> None:
+        self._module = copy.module
+        self._numbers = {mutant.key: number for number, mutant in enumerate(all_)}
+
+    def prepare(self) -> None:
+        self._library = ctypes.CDLL(str(self._module))
+
+    def numbers(self, mutant: Mutant) -> tuple[int, int]:
+        return self._numbers[mutant.key], self._numbers[mutant.key]
+
+    def record(self) -> Any:
+        return (ctypes.c_ubyte * len(self._numbers)).in_dll(self._library, "ecrec_reached")
+
+    def apply(self, mutant: Mutant) -> None:
+        ctypes.c_int.in_dll(self._library, "ecrec_mutant").value = self._numbers[mutant.key]
 
 
 # ------------------------------------------------------------------ a run
-class Runner:
-    """One copy, and what each stage takes in it without a change."""
+class Case(NamedTuple):
+    """A test or a seed of the simulator, and what was found of it without a change."""
 
-    def __init__(self, copy: Copy, seeds: int, unit: Sequence[str]) -> None:
-        self.copy, self.seeds, self.unit = copy, seeds, unit
-        self.takes_s: dict[tuple[str, ...], float] = {}
+    name: str
+    seconds: float
+    passed: bool
+    reached: bytes
 
-    def _run(self, stage: Sequence[str], mutant: Mutant | None, native: bool) -> tuple[str, float, str]:
-        usual = self.takes_s.get(tuple(stage))
-        limit = None if usual is None else max(CPU_S_MIN, CPU_FACTOR * usual)
-        return in_process(stage, self.copy, limit) if native else in_child(stage, self.copy, mutant, limit)
 
-    def judge(self, mutant: Mutant) -> dict[str, Any]:
-        native = not mutant.path.endswith(".py")
-        stages = stages_of(mutant.path, self.seeds, self.unit)
-        for stage in stages:
-            if tuple(stage) not in self.takes_s:
-                if native and not build(self.copy):
-                    raise SystemExit("the store does not build without a change")
-                verdict, seconds, words = self._run(stage, None, native)
-                if verdict != "passed":
-                    raise SystemExit(f"{' '.join(stage)} does not pass without a change: {verdict}\n{words[-3000:]}")
-                self.takes_s[tuple(stage)] = seconds
-        target = self.copy.root / mutant.path
-        before = target.read_text()
-        try:
-            if native:
-                target.write_text(mutant.write())
-                if not build(self.copy):
-                    return self._result(mutant, "no mutant", "it does not compile", "")
-            for stage in stages:
-                verdict, _, words = self._run(stage, mutant, native)
-                if verdict != "passed":
-                    return self._result(mutant, verdict, " ".join(stage), _failure(words))
-        finally:
-            if native:
-                target.write_text(before)
-        return self._result(mutant, "survived", " ".join(stages[-1]), "")
+SEED = "seed"
 
-    def _result(self, mutant: Mutant, verdict: str, stage: str, by: str) -> dict[str, Any]:
+
+def is_seed(name: str) -> bool:
+    return name.startswith(f"{SEED} ")
+
+
+class Run:
+    """A plugin of pytest, which judges mutants instead of running the tests."""
+
+    def __init__(self, root: Path, code: Python | Native, todo: Sequence[Mutant], options: argparse.Namespace) -> None:
+        self.root, self.code, self.todo, self.options = root, code, todo, options
+        self.end = time.monotonic() + 60 * options.minutes
+        self._failed = False
+        self._judged: set[str] = set()
+        """Mutants that other runs have judged since this one began,"""
+        self._read_bytes = options.results.stat().st_size if options.results.exists() else 0
+        """as far as the results were read."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        """A failing example is enough; it need not be the smallest."""
+        from hypothesis import Phase, settings
+
+        settings.register_profile("mutation", settings.default, phases=[Phase.explicit, Phase.generate])
+        settings.load_profile("mutation")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._failed = self._failed or report.failed
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if session.testsfailed:
+            raise session.Failed("tests cannot be collected")
+        from simulation import run
+
+        self._run_seed, self._items = run.run_seed, {item.nodeid: item for item in session.items}
+        for path in PYTHON:
+            importlib.import_module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        self.code.prepare()
+        jobs = self.options.jobs
+        names = [*self._items, *(f"{SEED} {seed}" for seed in range(self.options.seeds))]
+        kept = self._kept()
+        todo = [name for name in names if name not in kept]
+        began = time.monotonic()
+        for part in _forked(self._record, [todo[job::jobs] for job in range(jobs)]):
+            kept |= {case.name: case for case in part}
+        self.cases = [kept[name] for name in names]
+        for case in self.cases:
+            if not case.passed:
+                print(f"fails without a change, and is left out: {case.name}", flush=True)
+        print(f"{len(todo)} of {len(names)} tests and seeds noted in {time.monotonic() - began:.0f} s", flush=True)
+        _forked(self._judge_all, [self.todo[job::jobs] for job in range(jobs)])
+        return True
+
+    def _passes(self, name: str, following: str | None) -> bool:
+        if is_seed(name):
+            return not self._run_seed(int(name.split()[1])).code
+        item = self._items[name]
+        self._failed = False
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=self._items.get(following or ""))
+        return not self._failed
+
+    # ------------------------------------------------------------------ what is reached
+    @cache  # noqa: B019
+    def _key(self, path: Path | None) -> str:
+        """Of all that decides what a test or (without a path) a seed reaches."""
+        folders = [self.root / "ecrec" / "protocol", self.root / "ecrec" / "store", self.root / "tests" / "simulator"]
+        common = [each for folder in folders for each in folder.rglob("*.py")]
+        if isinstance(self.code, Native):
+            common += [each for part in ("src", "bindings") for each in (BUILD / part).rglob("*.*")]
+        if path is not None:
+            text = path.read_text()
+            common += [path, *(each for each in path.parent.glob("*.py") if f"from {each.stem} import" in text)]
+        kind = type(self.code).__name__.encode()
+        return hashlib.sha256(kind + b"".join(each.read_bytes() for each in sorted(common))).hexdigest()
+
+    def _key_of(self, name: str) -> str:
+        return self._key(None if is_seed(name) else self._items[name].path)
+
+    def _kept(self) -> dict[str, Case]:
+        kept: dict[str, Case] = {}
+        reached = self.options.results.with_suffix(".reached")
+        if reached.exists():
+            with reached.open("rb") as file, suppress(EOFError):
+                while True:
+                    key, fields = pickle.load(file)
+                    case = Case(*fields)
+                    if (is_seed(case.name) or case.name in self._items) and key == self._key_of(case.name):
+                        kept[case.name] = case
+        return kept
+
+    def _record(self, mine: Sequence[str]) -> list[Case]:
+        reached = self.code.record()
+        found = []
+        for place, name in enumerate(mine):
+            ctypes.memset((ctypes.c_char * len(reached)).from_buffer(reached), 0, len(reached))
+            before = time.process_time()
+            passed = self._passes(name, mine[place + 1] if place + 1 < len(mine) else None)
+            case = Case(name, time.process_time() - before, passed, bytes(reached))
+            found.append(case)
+            with self.options.results.with_suffix(".reached").open("ab") as file:
+                file.write(pickle.dumps((self._key_of(name), tuple(case))))
+        return found
+
+    # ------------------------------------------------------------------ mutants
+    def _judge_all(self, mine: Sequence[Mutant]) -> None:
+        self._caught: Counter[tuple[str, str]] = Counter()
+        gc.freeze()  # what is there is not written to by collections of each child
+        for mutant in mine:
+            if time.monotonic() > self.end:
+                return
+            if self._is_judged(mutant):
+                continue  # another run, maybe with newer tests: its verdict must not be undone
+            found = self._judge(mutant)
+            if self.options.again and self.options.unit and found["verdict"] != CAUGHT:
+                continue  # those tests alone do not notice: what is known of all tests stays
+            with self.options.results.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+            print(f"{found['verdict']:<12}{found['seconds']:6.1f}  {found['name']}", flush=True)
+
+    def _is_judged(self, mutant: Mutant) -> bool:
+        """Whether there is a verdict that was not there when this run began."""
+        if self.options.results.exists():
+            with self.options.results.open("rb") as file:
+                file.seek(self._read_bytes)
+                lines = file.read().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n")]
+            self._read_bytes += sum(map(len, whole))
+            self._judged |= {json.loads(line)["key"] for line in whole}
+        return mutant.key in self._judged
+
+    def _chosen(self, mutant: Mutant) -> list[Case]:
+        """Those that reach it, in the order in which they run."""
+        (number, likely), stem = self.code.numbers(mutant), Path(mutant.path).stem
+        reaching = sorted(
+            (case for case in self.cases if case.passed and case.reached[number]), key=lambda case: case.seconds
+        )
+
+        again: dict[str, int] = {}
+        """The how manieth of the cases of a test: many of them reach the same."""
+        counted: Counter[str] = Counter()
+        for case in reaching:
+            test = case.name.partition("[")[0]
+            again[case.name], counted[test] = counted[test], counted[test] + 1
+
+        def rank(case: Case) -> tuple[float, ...]:
+            own = self._caught[f"{mutant.path} {mutant.where}", case.name]
+            others = self._caught[mutant.path, case.name]
+            return (
+                not case.reached[likely],
+                -own,
+                -others,
+                again[case.name],
+                f"test_{stem}" not in case.name,
+                case.seconds,
+            )
+
+        chosen: list[Case] = []
+        for seeds in (False, True):
+            left = self.options.seconds / (SEEDS_SHARE if seeds else 1)
+            some = sorted((case for case in reaching if is_seed(case.name) == seeds), key=rank)
+            for case in some[: SEEDS_EACH if seeds else None]:
+                if case.seconds <= left or not chosen:
+                    left -= case.seconds
+                    chosen.append(case)
+        return sorted(chosen, key=lambda case: rank(case)[:3])
+
+    def _judge(self, mutant: Mutant) -> dict[str, Any]:
+        began = time.monotonic()
+        chosen = self._chosen(mutant)
+        verdict, by = NOT_REACHED, ""
+        if chosen:
+            verdict, by, case = self._try(mutant, chosen)
+            if case is not None:
+                self._caught[f"{mutant.path} {mutant.where}", case.name] += 1
+                self._caught[mutant.path, case.name] += 1
         return {
             "key": mutant.key,
             "name": mutant.name,
             "line": mutant.line,
             "verdict": verdict,
-            "stage": stage,
             "by": by,
+            "tried": len(chosen),
+            "seconds": round(time.monotonic() - began, 2),
         }
 
+    def _try(self, mutant: Mutant, chosen: Sequence[Case]) -> tuple[str, str, Case | None]:
+        """(verdict, who noticed and how)."""
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            code = 99
+            try:
+                os.setsid()
+                quiet = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(quiet, 1)
+                os.dup2(quiet, 2)
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                self.code.apply(mutant)
+                code = 0
+                for place, case in enumerate(chosen):
+                    os.write(write, f"{place}\n".encode())
+                    used = resource.getrusage(resource.RUSAGE_SELF)
+                    limit = used.ru_utime + used.ru_stime + max(CPU_S_MIN, CPU_FACTOR * case.seconds) + 1
+                    resource.setrlimit(resource.RLIMIT_CPU, (int(limit), resource.RLIM_INFINITY))
+                    if not self._passes(case.name, chosen[place + 1].name if place + 1 < len(chosen) else None):
+                        code = 1
+                        break
+            except BaseException:
+                code = code or 1
+            finally:
+                os._exit(code)
+        os.close(write)
+        status = _waited(child, WALL_S_MAX + 3 * sum(case.seconds for case in chosen))
+        with os.fdopen(read, "rb") as file:
+            places = file.read().split()
+        if status == 99 << 8 or not places:
+            raise SystemExit(f"{mutant.name}: the changed code cannot be put into place")
+        if status == 0:
+            return SURVIVED, "", None
+        case = chosen[int(places[-1])]
+        how = "fails"
+        if os.WIFSIGNALED(status):
+            how = "hangs" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "crashes"
+        return CAUGHT, f"{case.name} {how}", case
 
-def _failure(words: str) -> str:
-    lines = [line for line in words.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return lines[-1][:200] if lines else ""
+
+def _waited(child: int, wall_s: float) -> int:
+    """The status of a process, which is ended when it takes too long or too much memory."""
+    watched = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(watched, select.POLLIN)
+    end = time.monotonic() + wall_s
+    while not poll.poll(500):
+        pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
+        if time.monotonic() > end or pages * resource.getpagesize() > MEMORY_BYTES_MAX:
+            os.kill(child, signal.SIGKILL)
+    os.close(watched)
+    _, status = os.waitpid(child, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what a test has started
+    return status
 
 
-def verdicts(path: Path) -> dict[str, dict[str, Any]]:
-    """By key; the last one counts."""
-    if not path.exists():
-        return {}
-    return {found["key"]: found for found in map(json.loads, path.read_text().splitlines())}
+def _forked(work: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
+    """Do each part in a process of its own; their answers, in order."""
+    with ExitStack() as files:
+        running = []
+        for part in parts:
+            answer = files.enter_context(tempfile.TemporaryFile())
+            sys.stdout.flush()
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    pickle.dump(work(part), answer)
+                    answer.flush()
+                    code = 0
+                except BaseException as error:
+                    print(f"{type(error).__name__}: {error}", flush=True)
+                finally:
+                    os._exit(code)
+            running.append((child, answer))
+        answers = []
+        for child, answer in running:
+            _, status = os.waitpid(child, 0)
+            if status:
+                raise SystemExit(f"a process of the run ended with {status}")
+            answer.seek(0)
+            answers.append(pickle.load(answer))
+        return answers
 
 
-def warm_up() -> None:
-    """Import what no mutant changes."""
-    for name in ("numpy", "msgspec", "zmq", "pytest", "hypothesis.stateful", "hypothesis.strategies", "ecrec.store"):
-        importlib.import_module(name)
+def chosen(path: str, options: argparse.Namespace) -> list[Mutant]:
+    """The mutants of a file that a run is about."""
+    return [mutant for mutant in mutants(path, (ROOT / path).read_text()) if mutant.defence or options.all]
 
 
-def work(mine: Sequence[Mutant], results: Path, seeds: int, unit: Sequence[str], end: float) -> None:
-    """Judge mutants one after the other, in a process of its own."""
+def work(todo: Sequence[Mutant], options: argparse.Namespace) -> None:
+    """Judge mutants of one language."""
+    suffix = ".py" if todo[0].path.endswith(".py") else ".cpp"
     with tempfile.TemporaryDirectory(prefix="ecrec-mutation-") as folder:
         copy = Copy(Path(folder))
+        if suffix == ".cpp":
+            all_ = [m for path in files() if path not in PYTHON for m in chosen(path, options)]
+            copy.build(all_, options.jobs)
         copy.use()
-        warm_up()
-        runner = Runner(copy, seeds, unit)
-        for mutant in mine:
-            if time.monotonic() > end:
-                return
-            found = runner.judge(mutant)
-            with results.open("a") as file:
-                file.write(json.dumps(found) + "\n")
-            print(f"{found['verdict']:<10}{found['name']}", flush=True)
+        code = Python(copy) if suffix == ".py" else Native(copy, all_)
+        quiet = ["-s", "-o", "addopts=", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        quiet += [each for name in NO_PLUGINS for each in ("-p", f"no:{name}")]
+        quiet += [f"--deselect={each}" for each in LEFT_OUT]
+        tests = [str(copy.root / each) for each in options.unit or TESTS[suffix]]
+        ended = pytest.main([*quiet, f"--rootdir={copy.root}", *tests], plugins=[Run(copy.root, code, todo, options)])
+        if ended != pytest.ExitCode.OK:
+            raise SystemExit(f"pytest ends with {ended!r}")
+
+
+# ------------------------------------------------------------------ what was found
+def verdicts(results: Path) -> dict[str, str]:
+    """By key: those that are kept, then those of runs on this machine; the last one counts."""
+    letters = {letter: verdict for verdict, letter in LETTERS.items()}
+    found = {}
+    if VERDICTS.exists():
+        lines = [line.split() for line in VERDICTS.read_text().splitlines() if not line.startswith("#")]
+        found = {key: letters[letter] for letter, *keys in lines for key in keys}
+    if results.exists():
+        found |= {each["key"]: each["verdict"] for each in map(json.loads, results.read_text().splitlines())}
+    return found
+
+
+def save(all_: Sequence[Mutant], found: dict[str, str]) -> None:
+    """Keep the verdicts of mutants that exist."""
+    lines = ["# Written by run.py --save: keys of mutants that are c(aught), s(urvivors) or n(ot reached)."]
+    for path in sorted({mutant.path for mutant in all_}):
+        lines.append(f"# {path}")
+        keys = sorted(mutant.key for mutant in all_ if mutant.path == path)
+        for verdict, letter in LETTERS.items():
+            some = [key for key in keys if found.get(key) == verdict]
+            lines += [f"{letter} {' '.join(some[i : i + 6])}" for i in range(0, len(some), 6)]
+    VERDICTS.write_text("\n".join(lines) + "\n")
 
 
 def reasons() -> dict[str, str]:
     """Why a survivor does no harm, by name."""
-    import tomllib  # since Python 3.11, which only this needs
+    survivors = tomllib.loads(SURVIVORS.read_text()).get("survivor", [])
+    return {name: each["reason"] for each in survivors for name in each["names"]}
 
-    return {each["name"]: each["reason"] for each in tomllib.loads(SURVIVORS.read_text()).get("survivor", [])}
 
-
-def report(all_: Sequence[Mutant], found: dict[str, dict[str, Any]]) -> int:
-    """Markdown of the survivors; returns how many nobody has explained."""
-    counted = Counter(found[each.key]["verdict"] if each.key in found else "not run" for each in all_)
-    print("# Mutants\n")
-    print(f"{len(all_)} mutants: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(counted.items())))
+def report(all_: Sequence[Mutant], found: dict[str, str]) -> int:
+    """Markdown: what became of the mutants of each file, and the survivors; returns how many are not accounted for."""
     explained = reasons()
-    left = 0
+    left = [m for m in all_ if found.get(m.key) in (SURVIVED, NOT_REACHED) and m.name not in explained]
+    print("# Mutants\n\n| file | mutants | caught | explained | survive | no verdict |\n|---|---|---|---|---|---|")
+    rows = [("all", list(all_))]
+    rows += [(path, [m for m in all_ if m.path == path]) for path in dict.fromkeys(m.path for m in all_)]
+    for path, some in rows:
+        caught = sum(found.get(m.key) == CAUGHT for m in some)
+        known = sum(m.key in found for m in some)
+        open_ = sum(m in left for m in some)
+        print(f"| {path} | {len(some)} | {caught} | {known - caught - open_} | {open_} | {len(some) - known} |")
     print("\n| survivor | line | reason |\n|---|---|---|")
-    for each in all_:
-        if each.key in found and found[each.key]["verdict"] == "survived":
-            reason = explained.get(each.name)
-            left += reason is None
-            print(f"| `{each.name.replace('|', chr(92) + '|')}` | {each.line} | {reason or '**not explained**'} |")
-    return left
-
-
-def split(all_: Sequence[Mutant], jobs: int) -> Iterator[list[Mutant]]:
-    for job in range(jobs):
-        yield list(all_[job::jobs])
+    for m in all_:
+        if found.get(m.key) in (SURVIVED, NOT_REACHED):
+            text = explained.get(m.name) or f"**{found[m.key]}, not explained**"
+            print(f"| `{m.name.replace('|', chr(92) + '|')}` | {m.line} | {text} |")
+    return len(left) + sum(m.key not in found for m in all_)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="FILE", help="these files, or FILE:FUNCTION")
+    parser.add_argument("--all", action="store_true", help="every mutant, not only those of lines of defence")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no mutant after this")
-    parser.add_argument("--seeds", type=int, default=300, help="of the simulator, for what the tests do not catch")
-    parser.add_argument(
-        "--unit", nargs="+", default=[], metavar="TEST", help="these tests instead of those of the file"
-    )
+    parser.add_argument("--seconds", type=float, default=10, help="of processor time of tests for one mutant")
+    parser.add_argument("--seeds", type=int, default=300, help="of the simulator, from which are chosen")
+    parser.add_argument("--unit", nargs="+", default=[], metavar="TEST", help="choose from these tests alone")
     parser.add_argument("--limit", type=int, help="only the first so many that are new")
-    parser.add_argument("--again", choices=["survived"], help="judge these again, for example after a new test")
+    parser.add_argument("--again", action="store_true", help="judge survivors again, for example after a new test")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--list", action="store_true", help="print the mutants and what became of them")
     parser.add_argument(
-        "--report", action="store_true", help="print the survivors; exit code 1 if one is not explained"
+        "--report", action="store_true", help="print the survivors; exit code 1 if one is not explained, or not judged"
     )
-    parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.stage:
-        sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
-        sys.path.insert(0, args.stage[0])
-        return run_stage(args.stage[1:], Path(args.stage[0]))
-    wanted = dict((*each.split(":"), "")[:2] for each in args.only or FILES)
-    all_ = [m for path, name in wanted.items() for m in mutants(path, (ROOT / path).read_text()) if name in m.where]
-    found = verdicts(args.results)
-    if args.list:
+    parser.add_argument("--save", action="store_true", help=f"write the verdicts to {VERDICTS.name}")
+    options = parser.parse_args()
+    wanted = [(*each.split(":"), "")[:2] for each in options.only or files()]
+    all_ = [m for path, name in wanted for m in chosen(path, options) if name in m.where]
+    found = verdicts(options.results)
+    if options.list:
         for each in all_:
-            print(f"{found.get(each.key, {}).get('verdict', 'not run'):<10}{each.key}  {each.line:>4}  {each.name}")
+            print(f"{found.get(each.key, 'no verdict'):<12}{each.key}  {each.line:>4}  {each.name}")
         return 0
-    if args.report:
-        return 1 if report(all_, found) else 0
-    todo = [m for m in all_ if m.key not in found or found[m.key]["verdict"] == args.again][: args.limit]
-    print(f"{len(todo)} of {len(all_)} mutants to judge")
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 60 * args.minutes
-    if args.jobs == 1:
-        work(todo, args.results, args.seeds, args.unit, end)
-        return 0
-    sys.stdout.flush()
-    jobs = [_begin(part, args.results, args.seeds, args.unit, end) for part in split(todo, args.jobs)]
-    return max([os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]) for job in jobs], default=0)
-
-
-def _begin(mine: Sequence[Mutant], results: Path, seeds: int, unit: Sequence[str], end: float) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work(mine, results, seeds, unit, end)
-            code = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    return child
+    if options.report or options.save:
+        if options.save:
+            save(all_, found)
+        return 1 if options.report and report(all_, found) else 0
+    again = (SURVIVED, NOT_REACHED) if options.again else ()
+    todo = [m for m in all_ if m.key not in found or found[m.key] in again][: options.limit]
+    print(f"{len(todo)} of {len(all_)} mutants to judge", flush=True)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    for is_python in (True, False):
+        some = [m for m in todo if m.path.endswith(".py") == is_python]
+        if some:
+            _forked(lambda some: work(some, options), [some])
+    return 0
 
 
 if __name__ == "__main__":

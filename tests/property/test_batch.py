@@ -162,6 +162,38 @@ def test_pool_backward_is_the_plain_loop(kernel: str, case: BagCase) -> None:
     assert gradients.tobytes() == expected.tobytes()
 
 
+@given(bags())
+def test_weighted_pooling_is_the_plain_loop(kernel: str, case: BagCase) -> None:
+    content, dims, mean, rows, batch, seed = case
+    shared, floats, offsets = pool_arguments(case)
+    rng = np.random.default_rng(seed)
+    values, grad_out, weights = (
+        rng.standard_normal(shape).astype(np.float32) for shape in (floats, (batch, sum(dims)), len(shared[1]))
+    )
+    out, of_rows, of_weights = (np.full_like(like, np.nan) for like in (grad_out, values, weights))
+    _native.pool_forward(values, *shared, out, weights)
+    _native.pool_backward(grad_out, *shared, of_rows, weights)
+    _native.pool_backward_weights(grad_out, values, *shared, of_weights)
+    expected_out, expected_rows, expected_weights = map(np.zeros_like, (out, of_rows, of_weights))
+    column = i = 0
+    for f, dim in enumerate(dims):
+        for b, bag in enumerate(content[f]):
+            pooled, given_gradient = expected_out[b, column : column + dim], grad_out[b, column : column + dim]
+            divisor = np.float32(len(bag)) if mean[f] and bag else np.float32(1)
+            for at, row in enumerate(bag):
+                vector = slice(offsets[f * rows + row], offsets[f * rows + row] + dim)
+                pooled[:] = pooled + values[vector] * weights[i] if at else values[vector] * weights[i]
+                expected_rows[vector] += given_gradient * (weights[i] / divisor)
+                expected_weights[i] = (given_gradient.astype(np.float64) @ values[vector].astype(np.float64)) / divisor
+                i += 1
+            pooled /= divisor
+        column += dim
+    assert out.tobytes() == expected_out.tobytes()
+    if floats:
+        np.testing.assert_array_equal(of_rows, expected_rows)
+    np.testing.assert_allclose(of_weights, expected_weights, rtol=1e-4, atol=1e-5)
+
+
 HOSTILE = st.sampled_from([-1, 0, 1, 2, 3, 4, 7, 1 << 31, 1 << 61, 1 << 62, (1 << 62) + 1, (1 << 63) - 1, -(1 << 63)])
 SMALL = st.integers(-1, 9)
 HOSTILE_I32 = st.sampled_from([-1, 0, 1, 2, 4, (1 << 31) - 1, -(1 << 31)])
@@ -203,20 +235,26 @@ def test_pooling_refuses_hostile_arguments_or_writes_every_float(
 ) -> None:
     shared, floats, pooled = case
     guard = 32
-    for backward in (False, True):
-        size = floats if backward else pooled
+    given_pooled, given_values = np.ones(pooled, np.float32), np.ones(floats, np.float32)
+    weights = np.ones(len(shared[1]), np.float32)
+    calls = (
+        (pooled, lambda out: _native.pool_forward(given_values, *shared, out)),
+        (pooled, lambda out: _native.pool_forward(given_values, *shared, out, weights)),
+        (floats, lambda out: _native.pool_backward(given_pooled, *shared, out)),
+        (floats, lambda out: _native.pool_backward(given_pooled, *shared, out, weights)),
+        (len(weights), lambda out: _native.pool_backward_weights(given_pooled, given_values, *shared, out)),
+    )
+    for i, (size, call) in enumerate(calls):
         whole = np.full(size + 2 * guard, np.nan, np.float32)
         written = whole[guard : guard + size]
-        given_floats = np.ones(pooled if backward else floats, np.float32)
-        call = _native.pool_backward if backward else _native.pool_forward
         try:
-            call(given_floats, *shared, written)
+            call(written)
         except (ValueError, IndexError):
             assert np.isnan(whole).all()
             continue
         assert not np.isnan(written).any()
         assert np.isnan(whole[:guard]).all() and np.isnan(whole[guard + size :]).all()
-        if backward:
+        if i == 2:
             ids = np.repeat(np.repeat(shared[3], shared[4]), np.diff(shared[2])) if len(shared[3]) else np.zeros(0)
             assert written.sum() == ids.sum()
 

@@ -213,7 +213,8 @@ def fold_windows(seed: int, n: int, groups: int, pushes: int) -> None:
     group = Group(tables, n, int(rng.integers(groups)), groups)
     for _ in range(pushes):
         shard = int(rng.integers(n))
-        group.apply(shard, *group.random_push(rng, shard, 8))
+        listed, gradients = group.random_push(rng, shard, 8)
+        group.apply(shard, listed, gradients, rates=group.random_rates(rng, listed))
         if rng.random() < 0.4:
             group.exchange()
         if rng.random() < 0.2:  # what parity a class has, it loses and is seeded again

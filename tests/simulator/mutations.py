@@ -1,7 +1,10 @@
-"""Injected bugs: for each trap of docs/protocol.md, machines that fall into it, by patching the shipped ones."""
+"""Injected bugs: for each trap of docs/protocol.md, machines that fall into it, by patching the shipped ones.
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+This file is long because it is a list.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -9,23 +12,32 @@ import msgspec
 
 from ecrec.protocol import messages as m
 from ecrec.protocol import settlement
+from ecrec.protocol.arrays import NO_KEYS, NO_RECORDS
+from ecrec.protocol.captures import Captures
+from ecrec.protocol.checkpoints import Checkpoints
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.deaths import Deaths
 from ecrec.protocol.events import Persist
+from ecrec.protocol.handover import Handover
+from ecrec.protocol.heartbeats import Heartbeats
 from ecrec.protocol.initial import InitialValues
 from ecrec.protocol.losses import Losses
 from ecrec.protocol.membership import Membership
-from ecrec.protocol.messages import DOWN, RECOVERING
+from ecrec.protocol.messages import DOWN, RECOVERING, UP
 from ecrec.protocol.peer import Peer
 from ecrec.protocol.peer_windows import PeerWindows
-from ecrec.protocol.repair import Repairs
+from ecrec.protocol.pushes import Pushes
 from ecrec.protocol.requests import Requests
+from ecrec.protocol.saver import Base, Saver
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.seeding import ALL_CLASSES, Seeding
 from ecrec.protocol.settlement import Settlements
 from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.shard_context import ShardContext
+from ecrec.protocol.shard_workers import ShardWorkers
 from ecrec.protocol.stream import InStream
 from ecrec.protocol.suspicion import Suspicions
+from ecrec.protocol.transitions import ENDING, LEVEL, TOLD
 from ecrec.protocol.windows import Windows
 
 Make = Callable[[], AbstractContextManager[Any]]
@@ -33,24 +45,22 @@ Make = Callable[[], AbstractContextManager[Any]]
 
 class Mutation(NamedTuple):
     trap: str
-    """As docs/protocol.md and `ecrec.simulator.coverage.TRAPS` name it; empty: it has no name, and is not counted."""
+    """As docs/protocol.md and `simulation.coverage.TRAPS` name it; empty: it has no name, and is not counted."""
     make: Make
-    seed: int
+    seed: int | None
     """One that catches it; if none does any more, because the protocol or the drawing changed, others are tried."""
     hangs: bool = False
     """That the cluster never comes to rest is how it shows; else a cluster that only hangs does not count."""
+    scenario: str = ""
+    """Where no seed is known that catches it: a test of tests/unit/protocol/test_rare_schedules.py that does."""
 
 
 MUTATIONS: dict[str, Mutation] = {}
 
 
-UNKNOWN = -1
-"""No schedule is known that catches it since what seeds mean has changed: ECREC_SIMULATOR_SEARCH=1 looks for one."""
-
-
-def mutation(trap: str, seed: int, hangs: bool = False) -> Callable[[Make], Make]:
+def mutation(trap: str, seed: int | None = None, hangs: bool = False, scenario: str = "") -> Callable[[Make], Make]:
     def register(make: Make) -> Make:
-        MUTATIONS[make.__name__] = Mutation(trap, make, seed, hangs)
+        MUTATIONS[make.__name__] = Mutation(trap, make, seed, hangs, scenario)
         return make
 
     return register
@@ -59,28 +69,29 @@ def mutation(trap: str, seed: int, hangs: bool = False) -> Callable[[Make], Make
 # ------------------------------------------------------------------ pushes, pulls, windows
 @mutation("push-again", 1)
 def a_push_that_comes_again_is_applied_again() -> AbstractContextManager[Any]:
-    real = ShardMachine._on_push
+    real = Pushes.on_push
 
-    def on_push(self: ShardMachine, source: Any, push: m.Push, frames: Any) -> None:
-        if 0 < push.number == self.marks.get(source.id, 0):
-            self.marks[source.id] -= 1
+    def on_push(self: Pushes, source: Any, push: m.Push, frames: Any) -> None:
+        marks = self.context.marks
+        if 0 < push.number == marks.get(source.id, 0):
+            marks[source.id] -= 1
         real(self, source, push, frames)
 
-    return mock.patch.object(ShardMachine, "_on_push", on_push)
+    return mock.patch.object(Pushes, "on_push", on_push)
 
 
 @mutation("stable-before-durable", 4)
 def pushes_are_acknowledged_when_applied() -> AbstractContextManager[Any]:
-    real = ShardMachine._apply
+    real = Pushes._apply
 
-    def apply(self: ShardMachine, batch: Any) -> bool:
+    def apply(self: Pushes, batch: Any) -> bool:
         done = real(self, batch)
         if done:
             for push in batch:
-                self.reply(push.source, m.PushAck(push.number))
+                self.context.reply(push.source, m.PushAck(push.number))
         return done
 
-    return mock.patch.object(ShardMachine, "_apply", apply)
+    return mock.patch.object(Pushes, "_apply", apply)
 
 
 @mutation("stable-before-durable", 5)
@@ -115,20 +126,21 @@ def a_busy_shard_says_nothing() -> AbstractContextManager[Any]:
     return mock.patch.object(ShardMachine, "while_busy", lambda self, now_ms: [])
 
 
-@mutation("", UNKNOWN)
+@mutation("", scenario="test_an_earlier_life_of_a_worker_is_not_told_what_a_later_one_made_durable")
 def an_older_life_of_a_worker_is_told_what_a_newer_one_made_durable() -> AbstractContextManager[Any]:
     """By number alone: it takes the newer life's push for its own."""
-    real = ShardMachine._worker
+    real = ShardWorkers.known
 
-    def worker(self: ShardMachine, source: Any) -> Any:
-        known = self.workers.get(source.id) if source.role == m.WORKER else None
-        if known is not None and 0 < source.epoch < known.address.epoch:
-            self.checked()
-            self.reply(source, m.PushAck(self.durable.get(source.id, 0)))
+    def known(self: ShardWorkers, source: Any) -> Any:
+        context = self.context
+        worker = context.workers.get(source.id) if source.role == m.WORKER else None
+        if worker is not None and 0 < source.epoch < worker.address.epoch:
+            context.checked()
+            context.reply(source, m.PushAck(context.durable.get(source.id, 0)))
             return None
         return real(self, source)
 
-    return mock.patch.object(ShardMachine, "_worker", worker)
+    return mock.patch.object(ShardWorkers, "known", known)
 
 
 @mutation("pull-again", 27)
@@ -146,10 +158,10 @@ def a_push_is_sent_unchecked() -> AbstractContextManager[Any]:
     return mock.patch.object(Requests, "push", lambda self, by_shard, barrier, assign: dict(by_shard))
 
 
-@mutation("", UNKNOWN)
+@mutation("", scenario="test_pushes_that_were_acknowledged_before_the_first_coded_table_are_known_after_a_death")
 def a_peer_without_parity_is_not_told_of_watermarks() -> AbstractContextManager[Any]:
     """Without a coded table nothing is sent: what was acknowledged before the first one is forgotten at a death."""
-    return mock.patch.object(ShardMachine, "coded", lambda self: any(code.r for code in self.placement.codes))
+    return mock.patch.object(ShardContext, "coded", lambda self: any(code.r for code in self.placement.codes))
 
 
 @mutation("", 94)
@@ -218,7 +230,7 @@ def a_report_of_a_survivor_that_died_still_counts() -> AbstractContextManager[An
     return mock.patch.object(Settlements, "_try_settle", try_settle)
 
 
-@mutation("nothing-heard", UNKNOWN)
+@mutation("nothing-heard", scenario="test_a_member_that_heard_nothing_of_a_replacement_reports_its_first_cut")
 def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextManager[Any]:
     real = Membership._on_up
 
@@ -240,7 +252,7 @@ def a_shard_younger_than_the_dead_reports_too() -> AbstractContextManager[Any]:
             self.reports[shard] = m.Report(report.shard, report.epoch, 0, {})
         return placed
 
-    return mock.patch.object(Membership, "_place", place)
+    return _without_patience_of_shards(mock.patch.object(Membership, "_place", place))
 
 
 @mutation("settle-confirmed", 4)
@@ -265,13 +277,13 @@ def what_a_dead_incarnation_sent_is_still_taken() -> AbstractContextManager[Any]
     real = ShardMachine._on_shard
 
     def on_shard(self: ShardMachine, event: Any) -> None:
-        peer = self.peers.get(event.source.id - self.base) if self.state else None
-        settling = peer is not None and peer.settling and event.source.epoch == peer.epoch
-        if peer is not None and settling:
-            peer.settling = False
+        peer = self.peers.get(event.source.id - self.context.base) if self.state else None
+        is_dead = peer is not None and not peer.running and event.source.epoch == peer.epoch
+        if peer is not None and is_dead:
+            peer.state = UP
         real(self, event)
-        if peer is not None and settling:
-            peer.settling = True
+        if peer is not None and is_dead:
+            peer.state = DOWN
 
     return mock.patch.object(ShardMachine, "_on_shard", on_shard)
 
@@ -300,25 +312,18 @@ def peers_are_not_asked_about_a_closed_connection() -> AbstractContextManager[An
 # ------------------------------------------------------------------ repair
 @mutation("recovering-marks", 92)
 def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
-    real = Repairs._members
+    real = Captures._members
 
-    def members(self: Repairs, class_id: int) -> list[Peer]:
+    def members(self: Captures, class_id: int) -> list[Peer]:
         return [peer for peer in real(self, class_id) if peer.state != RECOVERING]
 
-    return mock.patch.object(Repairs, "_members", members)
+    return mock.patch.object(Captures, "_members", members)
 
 
 @mutation("repair-in-one-view", 21)
 def a_repair_outlives_its_view() -> AbstractContextManager[Any]:
     """The replacement asks again; what others have of its first request stays."""
-    real = Repairs.forget
-
-    def forget(self: Repairs, classes: set[int]) -> None:
-        kept = self.assemblies
-        real(self, classes)
-        self.assemblies = kept
-
-    return mock.patch.object(Repairs, "forget", forget)
+    return mock.patch.object(Captures, "forget", lambda self, classes: None)
 
 
 @mutation("old-view-dropped", 56, hangs=True)
@@ -327,9 +332,9 @@ def repair_messages_of_an_earlier_view_are_taken() -> AbstractContextManager[Any
     return mock.patch.object(Membership, "is_over", lambda self, view, message: False)
 
 
-@mutation("no-repair-unsettled", 1425)
+@mutation("no-repair-unsettled", scenario="test_no_row_is_repaired_between_a_death_and_its_cut")
 def lost_rows_are_repaired_while_parities_differ() -> AbstractContextManager[Any]:
-    return mock.patch.object(ShardMachine, "settled", True)
+    return mock.patch.object(ShardContext, "settled", True)
 
 
 @mutation("held-behind-view", 253)
@@ -337,7 +342,7 @@ def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManag
     real = ShardMachine._on_shard
 
     def on_shard(self: ShardMachine, event: Any) -> None:
-        peer = self.peers.get(event.source.id - self.base) if self.state else None
+        peer = self.peers.get(event.source.id - self.context.base) if self.state else None
         view = getattr(event.message, "view", -1)
         if peer is None or not peer.held or event.source.epoch != peer.epoch or view > self.view:
             real(self, event)
@@ -350,7 +355,7 @@ def only_the_message_that_came_before_its_view_is_held() -> AbstractContextManag
 
 
 # ------------------------------------------------------------------ seeding
-@mutation("seed-stable", 894)
+@mutation("seed-stable", 64)
 def a_seed_counts_before_it_is_stable() -> AbstractContextManager[Any]:
     real = PeerWindows.on_window
 
@@ -385,7 +390,7 @@ def rows_of_an_old_round_count() -> AbstractContextManager[Any]:
     return mock.patch.object(Seeding, "accepted", lambda self, shard, rounds: ALL_CLASSES)
 
 
-@mutation("round-once", UNKNOWN)
+@mutation("round-once", scenario="test_a_round_of_seeding_that_is_heard_of_twice_is_seeded_once")
 def a_round_that_is_heard_of_twice_is_seeded_twice() -> AbstractContextManager[Any]:
     real = Seeding.on_reseed
 
@@ -402,7 +407,8 @@ def a_restarted_member_does_not_wait_for_joined() -> AbstractContextManager[Any]
 
     def join(self: Membership, peer: Peer, restarted: bool) -> None:
         real(self, peer, restarted)
-        peer.awaits_joined = False
+        if peer.is_joined_blind:
+            peer.step_stream(TOLD)
 
     return mock.patch.object(Membership, "join", join)
 
@@ -428,7 +434,7 @@ def first_values_are_claimed_again_once_they_are_written() -> AbstractContextMan
     return mock.patch.object(InitialValues, "on_initialise", on_initialise)
 
 
-@mutation("persist-first", 3)
+@mutation("persist-first", 44)
 def the_scheduler_sends_before_it_persists() -> AbstractContextManager[Any]:
     real = SchedulerMachine.handle
 
@@ -457,4 +463,163 @@ def of_those_that_fall_silent_together_the_first_is_judged_alone() -> AbstractCo
 
 @mutation("", 278)
 def who_acknowledges_late_counts_as_cut_off() -> AbstractContextManager[Any]:
-    return mock.patch.object(ShardMachine, "unheard", lambda self: [peer.shard for peer in self.others()])
+    return mock.patch.object(Heartbeats, "unheard", lambda self: [peer.shard for peer in self.context.others()])
+
+
+# ------------------------------------------------------------------ checkpoints
+@mutation("", 15)
+def pushes_behind_a_cut_are_applied_before_it() -> AbstractContextManager[Any]:
+    return mock.patch.object(Saver, "holds", lambda self, push: False)
+
+
+@mutation("", 144)
+def a_shard_cuts_when_it_hears_of_the_cut() -> AbstractContextManager[Any]:
+    return mock.patch.object(Saver, "_is_reached", lambda self, cut: True)
+
+
+@mutation("", 108)
+def a_checkpoint_goes_on_in_a_recovery() -> AbstractContextManager[Any]:
+    return mock.patch.object(Checkpoints, "_disturbed", lambda self: "")
+
+
+@mutation("", 0)
+def a_manifest_is_written_when_the_first_shard_is_done() -> AbstractContextManager[Any]:
+    real = Checkpoints._saved
+
+    def saved(self: Checkpoints) -> dict[int, m.Saved]:
+        found = real(self)
+        total = len(self.context.state.groups) * self.context.state.n
+        done = [each for each in found.values() if each.index_bytes]
+        return dict.fromkeys(range(total), done[0]) if done else found
+
+    return mock.patch.object(Checkpoints, "_saved", saved)
+
+
+@mutation("", scenario="test_a_manifest_waits_for_a_users_state_that_is_written_slowly")
+def a_manifest_does_not_wait_for_a_users_state() -> AbstractContextManager[Any]:
+    return mock.patch.object(Checkpoints, "_lacks_state", lambda self: False)
+
+
+@mutation("", 6, hangs=True)
+def a_checkpoint_that_is_given_up_is_not_announced() -> AbstractContextManager[Any]:
+    silent = mock.patch.object(Checkpoints, "_announce_end", lambda self, is_complete=False: self.context.changed())
+    return _without_patience_of_shards(silent)
+
+
+@mutation("", 318)
+def what_changed_before_an_abandoned_checkpoint_is_forgotten() -> AbstractContextManager[Any]:
+    real = Saver.on_over
+
+    def on_over(self: Saver, view: m.CheckpointOver) -> None:
+        cut = self._cut
+        if cut is not None and cut.checkpoint == view.checkpoint and cut.url in self._bases and self._mark:
+            self._bases[cut.url] = self._bases[cut.url]._replace(mark=self._mark)
+            self._mark = 0
+        real(self, view)
+
+    return mock.patch.object(Saver, "on_over", on_over)
+
+
+@mutation("", 750)
+def a_replacement_writes_what_changed_since_it_started() -> AbstractContextManager[Any]:
+    real = Saver._take_snapshot
+
+    def take_snapshot(self: Saver, cut: m.CheckpointCut) -> None:
+        if cut.base and cut.url not in self._bases:
+            self._bases[cut.url] = Base(cut.base, self.context.store.mark_changes())
+        real(self, cut)
+
+    return mock.patch.object(Saver, "_take_snapshot", take_snapshot)
+
+
+@contextmanager
+def _without_patience_of_shards(other: AbstractContextManager[Any]) -> Iterator[None]:
+    """With another mistake, one that it would hide: shards hold pushes for a checkpoint for ever."""
+    with mock.patch.object(Saver, "_is_too_late", lambda self, stamp: False), other:
+        yield
+
+
+# ------------------------------------------------------------------ successions
+@mutation("halted-windows", 22)
+def a_shard_does_not_wait_until_its_group_has_halted() -> AbstractContextManager[Any]:
+    return mock.patch.object(Handover, "_has_halted", lambda self: not self.context.unstable)
+
+
+@mutation("halted-stable", scenario="test_a_member_has_halted_when_all_have_its_windows")
+def a_member_has_halted_before_its_windows_are_stable() -> AbstractContextManager[Any]:
+    def say(self: Handover) -> None:
+        context, peer = self.context, self._halts_for
+        if peer is not None and self.succession is not None:
+            self._halts_for = None
+            context.send(peer, m.Halted(self.succession.number, context.window_number - 1))
+
+    return mock.patch.object(Handover, "_say_halted", say)
+
+
+class _Nothing:
+    """As a `Copying` of which nothing is left."""
+
+    rows = nbytes = 0
+
+    def take(self, bytes_max: int) -> tuple[Any, Any]:
+        return NO_KEYS, NO_RECORDS
+
+    def close(self) -> None: ...
+
+
+@mutation("left-behind", 4)
+def what_is_left_when_the_group_halts_is_not_copied() -> AbstractContextManager[Any]:
+    real = Handover.on_halt_now
+
+    def on_halt_now(self: Handover, message: m.HaltNow) -> None:
+        copying = self._copying
+        real(self, message)
+        if self.context.halted and copying is not None:
+            copying.close()
+            self._copying = _Nothing()  # type: ignore[assignment]
+
+    return mock.patch.object(Handover, "on_halt_now", on_halt_now)
+
+
+@mutation("late-halt", scenario="test_a_halt_that_comes_late_halts_nobody")
+def a_halt_of_a_succession_that_is_over_counts() -> AbstractContextManager[Any]:
+    return mock.patch.object(Handover, "_is_current", lambda self, since, shard: True)
+
+
+@mutation("successor-reports", scenario="test_a_successor_that_heard_nothing_of_a_member_reports_what_it_was_given")
+def a_successor_reports_nothing_of_a_member_that_it_has_not_heard() -> AbstractContextManager[Any]:
+    real = Membership._on_down
+
+    def on_down(self: Membership, view: m.ShardDown) -> None:
+        real(self, view)
+        peer = self.context.peers.get(view.shard)
+        if peer is not None and self.start is not None and self.start.succeeds and peer.heard_ms is None:
+            self.reports[view.shard] = m.Report(view.shard, view.epoch, -1, {})
+
+    return mock.patch.object(Membership, "_on_down", on_down)
+
+
+@mutation("", 3)
+def a_process_takes_a_place_before_it_has_everything() -> AbstractContextManager[Any]:
+    real = Handover._tell
+
+    def tell(self: Handover) -> None:
+        state = self.state
+        if state == ENDING:
+            self.state = LEVEL
+        real(self)
+        self.state = state
+
+    real_end = Handover._end
+
+    def end(self: Handover) -> None:
+        real_end(self)
+        self._tell()
+
+    return _both(mock.patch.object(Handover, "_tell", tell), mock.patch.object(Handover, "_end", end))
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield

@@ -12,13 +12,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from simulation.draw import draw
+from simulation.run import Outcome, Totals, run_seed
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.repair import Repairs
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.seeding import Seeding
-from ecrec.simulator.draw import draw
-from ecrec.simulator.run import Outcome, Totals, run_seed
 
 SCHEDULES = 60
 

@@ -10,14 +10,14 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from simulation.cluster import Cluster
+from simulation.draw import draw
+from simulation.plan import Plan
+from simulation.run import CORRECTNESS, LIVENESS, run_seed
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.membership import Membership
-from ecrec.protocol.shard import ShardMachine
-from ecrec.simulator.cluster import Cluster
-from ecrec.simulator.draw import draw
-from ecrec.simulator.plan import Plan
-from ecrec.simulator.run import CORRECTNESS, LIVENESS, run_seed
+from ecrec.protocol.shard_workers import ShardWorkers
 
 Wanted = Callable[[Plan], bool]
 
@@ -69,13 +69,13 @@ def survivors_wait_for_a_dead_shard_until_it_is_replaced() -> AbstractContextMan
 
 
 def an_older_life_of_a_worker_is_heard() -> AbstractContextManager[Any]:
-    real = ShardMachine._worker
+    real = ShardWorkers.known
 
-    def worker(self: ShardMachine, source: Any) -> Any:
-        state = self.workers.get(source.id)
+    def known(self: ShardWorkers, source: Any) -> Any:
+        state = self.context.workers.get(source.id)
         return state if state is not None and source.epoch < state.address.epoch else real(self, source)
 
-    return mock.patch.object(ShardMachine, "_worker", worker)
+    return mock.patch.object(ShardWorkers, "known", known)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from simulation.draw import draw
+from simulation.flips import FLIPPED
+from simulation.plan import Plan
+from simulation.run import CORRECTNESS, run_plan
 
 from ecrec.protocol import wire
-from ecrec.simulator.draw import draw
-from ecrec.simulator.flips import FLIPPED
-from ecrec.simulator.plan import Plan
-from ecrec.simulator.run import CORRECTNESS, run_plan
 
 SCHEDULES = 6
 

@@ -3,13 +3,14 @@
 import itertools
 from unittest import mock
 
+from simulation.draw import draw
+from simulation.plan import Plan
+from simulation.run import SEEDS_CI, run_seed
+
 from ecrec.protocol import messages as m
 from ecrec.protocol.membership import Membership
 from ecrec.protocol.peer import Undo
 from ecrec.protocol.seeding import Seeding
-from ecrec.simulator.draw import draw
-from ecrec.simulator.plan import Plan
-from ecrec.simulator.run import SEEDS_CI, run_seed
 
 SEEN = (1361, 1777, 2295)
 """Seeds that came into it when this was written; others are looked for where none of them does any more."""

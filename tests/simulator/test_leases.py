@@ -14,16 +14,16 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from simulation.cluster import Cluster
+from simulation.draw import draw
+from simulation.run import run_seed
+from simulation.story import Story
 
 from ecrec.protocol import leases
 from ecrec.protocol.leases import Leases
 from ecrec.protocol.members import Members
-from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.shard_context import ShardContext
 from ecrec.protocol.state import Fence
-from ecrec.simulator.cluster import Cluster
-from ecrec.simulator.draw import draw
-from ecrec.simulator.run import run_seed
-from ecrec.simulator.story import Story
 
 SEEDS = int(os.environ.get("ECREC_LEASE_SEEDS", "96"))
 CHUNK = 24
@@ -45,7 +45,7 @@ def test_every_example_is_trained_on_and_the_repeated_ones_are_counted(first: in
 
 
 def shards_do_not_know_who_is_fenced() -> AbstractContextManager[Any]:
-    return mock.patch.object(ShardMachine, "fence_worker", lambda self, worker, epoch: None)
+    return mock.patch.object(ShardContext, "fence_worker", lambda self, worker, epoch: None)
 
 
 def the_split_goes_on_where_some_shard_is() -> AbstractContextManager[Any]:
@@ -88,12 +88,12 @@ def a_request_that_comes_late_is_granted_again() -> AbstractContextManager[Any]:
 
 
 def what_is_counted_ends_with_the_oldest_lease() -> AbstractContextManager[Any]:
-    real = leases._done
+    real = leases.trained_of
 
     def done(lease: Any, cursor: int) -> int:
         return real(lease, cursor) if cursor >> 32 == lease.number else 0
 
-    return mock.patch.object(leases, "_done", done)
+    return mock.patch.object(leases, "trained_of", done)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from mutations import MUTATIONS
-
-from ecrec.simulator.__main__ import main
-from ecrec.simulator.draw import draw
-from ecrec.simulator.minimise import Kept, ddmin, minimise
-from ecrec.simulator.plan import plan_from_json
-from ecrec.simulator.run import CORRECTNESS, run_plan, run_seed
+from simulate import main
+from simulation.draw import draw
+from simulation.minimise import Kept, ddmin, minimise
+from simulation.plan import plan_from_json
+from simulation.run import CORRECTNESS, run_plan, run_seed
 
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.json"))
 

@@ -1,9 +1,11 @@
 """The simulator finds bugs: each trap of docs/protocol.md, put back into the shipped machines, is caught.
 
-A seed that catches it is known and tried first. With ECREC_SIMULATOR_SEARCH=1 all seeds are tried in turn instead, as
-for a bug that nobody knows; ``python tests/simulator/test_mutations.py NAME...`` says which seed is the first.
+A seed that catches it is known and tried first; of a few there is a scenario instead, because the simulator draws their
+schedules too rarely. With ECREC_SIMULATOR_SEARCH=1 all seeds are tried in turn, as for a bug that nobody knows;
+``python tests/simulator/test_mutations.py NAME...`` says which seed is the first.
 """
 
+import importlib
 import itertools
 import os
 import re
@@ -12,15 +14,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from mutations import MUTATIONS, UNKNOWN
-
-from ecrec.simulator.coverage import TRAPS
-from ecrec.simulator.run import CORRECTNESS, CRASH, LIVENESS, SEEDS_CI, Outcome, run_seed
+from mutations import MUTATIONS
+from simulation.coverage import TRAPS
+from simulation.run import CORRECTNESS, CRASH, LIVENESS, SEEDS_CI, Outcome, run_seed
 
 OTHERS = 30
 """Seeds that are tried when the known one catches its mutation no more, because the protocol or the drawing changed."""
 SEARCH = os.environ.get("ECREC_SIMULATOR_SEARCH") == "1"
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
+SCENARIOS = Path(__file__).parents[1] / "unit" / "protocol"
 
 
 def test_every_trap_of_the_protocol_has_a_mutation_and_is_counted() -> None:
@@ -41,14 +43,25 @@ def first_catching(name: str, seeds: Iterable[int]) -> Outcome | None:
     return None
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+@pytest.mark.parametrize("name", [name for name, each in MUTATIONS.items() if SEARCH or each.seed is not None])
 def test_a_known_trap_is_caught(name: str) -> None:
-    if MUTATIONS[name].seed == UNKNOWN and not SEARCH:
-        pytest.skip("no schedule is known that catches it since what seeds mean has changed; ECREC_SIMULATOR_SEARCH=1")
-    seeds = range(SEEDS_CI) if SEARCH else itertools.chain([MUTATIONS[name].seed], range(OTHERS))
-    outcome = first_catching(name, seeds)
+    known = [seed for seed in [MUTATIONS[name].seed] if seed is not None]
+    outcome = first_catching(name, range(SEEDS_CI) if SEARCH else itertools.chain(known, range(OTHERS)))
     assert outcome is not None, f"not caught; which seed does: python tests/simulator/test_mutations.py {name}"
     assert run_seed(outcome.seed).code == 0, "without the mutation the seed must pass"
+
+
+@pytest.mark.parametrize("name", [name for name, each in MUTATIONS.items() if each.scenario])
+def test_a_trap_that_is_drawn_too_rarely_is_caught_by_its_scenario(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCENARIOS))
+    scenario = getattr(importlib.import_module("test_rare_schedules"), MUTATIONS[name].scenario)
+    with MUTATIONS[name].make(), pytest.raises(AssertionError):
+        scenario()
+    scenario()
+
+
+def test_each_mistake_has_a_seed_or_a_scenario() -> None:
+    assert all((each.seed is None) == bool(each.scenario) for each in MUTATIONS.values())
 
 
 if __name__ == "__main__":

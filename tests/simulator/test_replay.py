@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from simulate import main
+from simulation.draw import draw
+from simulation.run import CORRECTNESS, CRASH, run_many, run_seed
 
 from ecrec.protocol.membership import Membership
-from ecrec.simulator.__main__ import main
-from ecrec.simulator.draw import draw
-from ecrec.simulator.run import CORRECTNESS, CRASH, run_many, run_seed
 
 
 def first_with(deaths: int, lost: bool = False) -> int:
@@ -25,11 +26,11 @@ def test_a_seed_gives_the_same_events_twice() -> None:
 def test_a_seed_gives_the_same_events_in_another_process() -> None:
     """Nothing depends on the hash seed of the interpreter, on memory addresses, or on time."""
     seed = first_with(deaths=3)
-    program = f"from ecrec.simulator.run import run_seed; print(run_seed({seed}).digest)"
+    program = f"from simulation.run import run_seed; print(run_seed({seed}).digest)"
     for hash_seed in ("1", "2"):
         there = subprocess.run(
             [sys.executable, "-c", program],
-            env={"PYTHONHASHSEED": hash_seed},
+            env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(__file__).parent)},
             capture_output=True,
             text=True,
             check=True,
@@ -75,8 +76,8 @@ def first_failing() -> int:
 
 
 def test_exit_code_names_the_gravest_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ecrec.simulator.record import Record
-    from ecrec.simulator.story import ViolationError
+    from simulation.record import Record
+    from simulation.story import ViolationError
 
     def check(self: Record, *arguments: object) -> None:
         raise ViolationError("found")

@@ -1,11 +1,10 @@
 """Whole clusters of the shipped machines under drawn schedules of faults."""
 
 import pytest
-
-from ecrec.simulator.run import run_seed
+from simulation.run import run_seed
 
 SEEDS = 200
-"""While working; .ci/run tries 2,000, and ``ecrec-simulator --nightly`` 10,000."""
+"""While working; .ci/run tries 2,000, and ``python tests/simulator/simulate.py --nightly`` 10,000."""
 CHUNK = 25
 
 

@@ -1,9 +1,9 @@
 """Large tables and pushes: schedules take the paths of the store that only production took before."""
 
-from ecrec.simulator.coverage import CLOSED_FULL, KEY_TWICE, LARGE_WINDOW, MANY_REPAIRS, SEED_UNINDEXED, Coverage
-from ecrec.simulator.draw import draw
-from ecrec.simulator.plan import plan_from_json
-from ecrec.simulator.run import run_seed
+from simulation.coverage import CLOSED_FULL, KEY_TWICE, LARGE_WINDOW, MANY_REPAIRS, SEED_UNINDEXED, Coverage
+from simulation.draw import draw
+from simulation.plan import plan_from_json
+from simulation.run import run_seed
 
 WANTED = {KEY_TWICE, LARGE_WINDOW, SEED_UNINDEXED, CLOSED_FULL, MANY_REPAIRS}
 SEEDED_INTO = (10, 25, 50)

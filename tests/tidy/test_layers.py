@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,35 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "ecrec"
 MAY_IMPORT = {
     "errors": set(),
+    "exit_codes": {"errors"},
     "tether": set(),
+    "torchx_component": set(),
     "codec": {"_native", "errors"},
     "store": {"_native", "codec", "errors"},
     "protocol": {"_native", "codec", "store", "errors"},
     "transport": {"_native", "protocol", "codec", "errors"},
     "data": {"errors"},
-    "training": {"_native", "data", "protocol", "transport", "errors"},
+    "checkpoint": {"_native", "protocol", "transport", "errors"},
+    "training": {"_native", "checkpoint", "data", "protocol", "transport", "errors"},
     "bench": {"_native", "training", "protocol", "errors", "tether"},
-    "launch": {"bench", "training", "data", "transport", "protocol", "codec", "store", "errors", "_native", "tether"},
-    "simulator": {"protocol", "codec", "store", "errors", "_native"},
+    "launch": {
+        "bench",
+        "checkpoint",
+        "training",
+        "data",
+        "transport",
+        "protocol",
+        "codec",
+        "store",
+        "errors",
+        "exit_codes",
+        "_native",
+        "tether",
+    },
+    "ray": {"launch", "training", "transport", "protocol", "errors", "exit_codes", "tether"},
+    "train": {"checkpoint", "launch", "ray", "training", "data", "transport", "protocol", "errors", "exit_codes"},
+    "reproduce": {"checkpoint", "data", "launch", "train", "transport", "protocol", "errors", "exit_codes", "tether"},
+    "cli": {"checkpoint", "launch", "reproduce", "train", "training", "transport", "protocol", "errors", "exit_codes"},
 }
 FORBIDDEN = {
     "protocol": {"socket", "zmq", "time", "random", "os", "logging", "threading", "asyncio", "torch", "secrets"},
@@ -34,11 +54,14 @@ MAY_INCLUDE = {
     "base": {"kernels", "threads"},
     "gf": {"kernels"},
     "codec": {"gf", "kernels", "threads"},
+    "files": {"codec"},
     "batch": {"base", "kernels", "threads"},
     "store": {"base", "codec", "gf", "kernels", "threads"},
 }
 """The same for the folders of src/cpp."""
-LAZY_TORCH = {"launch"}
+LAUNCH_MAY_IMPORT = {"servers": set(), "local": {"servers"}, "tools": {"local"}}
+"""The same for the folders of ecrec/launch; what they share lies beside them, and imports only from `local`."""
+LAZY_TORCH = {"launch", "cli"}
 """Here torch is imported by nobody; the layer reaches it only through `ecrec.training`, inside of functions."""
 
 
@@ -74,15 +97,38 @@ def test_a_module_imports_only_from_the_layers_below(path: Path) -> None:
         assert parts[0] not in {"pickle", "marshal", "shelve"}, f"{path}:{line}: {name}: no pickle on any wire or disk"
 
 
-def test_nothing_shipped_imports_the_simulator() -> None:
-    for path in modules():
-        if "simulator" not in path.parts:
-            assert not any(name.startswith("ecrec.simulator") for _, name in imports(path)), path
+def test_checkpoints_are_read_and_written_with_numpy_alone() -> None:
+    # Servers do both. What takes checkpoints elsewhere imports the packages for it inside of functions.
+    allowed = {*sys.stdlib_module_names, "numpy", "msgspec", "ecrec"}
+    for path in sorted((PACKAGE / "checkpoint").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                assert {name.split(".")[0] for name in names} <= allowed, f"{path}:{node.lineno}: {names}"
+
+
+def test_the_folders_of_launch_import_only_from_those_below() -> None:
+    launch = PACKAGE / "launch"
+    for path in sorted(launch.rglob("*.py")):
+        folder = path.relative_to(launch).parts[0]
+        allowed = LAUNCH_MAY_IMPORT.get(folder, {"local"}) | {folder}
+        for line, name in imports(path):
+            inside = name.removeprefix("ecrec.launch.").split(".")[0] if name.startswith("ecrec.launch.") else ""
+            assert inside not in LAUNCH_MAY_IMPORT or inside in allowed, f"{path}:{line}: imports {name}"
+
+
+def test_the_simulator_imports_the_protocol_and_what_is_below_alone() -> None:
+    simulator = PACKAGE.parent / "tests" / "simulator" / "simulation"
+    allowed = MAY_IMPORT["protocol"] | {"protocol"}
+    for path in sorted(simulator.rglob("*.py")):
+        for line, name in imports(path):
+            parts = name.split(".")
+            assert parts[0] != "ecrec" or parts[1] in allowed, f"{path}:{line}: the simulator imports {name}"
 
 
 def test_only_launch_reads_the_environment() -> None:
     for path in modules():
-        if path.relative_to(PACKAGE).parts[0] not in {"launch", "simulator"}:
+        if path.relative_to(PACKAGE).parts[0] not in {"launch", "train", "cli.py"}:
             text = path.read_text()
             assert "os.environ" not in text and "getenv" not in text, path
 

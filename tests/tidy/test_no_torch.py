@@ -15,7 +15,16 @@ sys.meta_path.insert(0, Block())
 """
 
 
-@pytest.mark.parametrize("module", ["ecrec", "ecrec.launch.ps", "ecrec.launch.scheduler", "ecrec.launch.cli"])
+MODULES = [
+    "ecrec",
+    "ecrec.checkpoint.checking",
+    "ecrec.cli",
+    "ecrec.launch.servers.ps",
+    "ecrec.launch.servers.scheduler",
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_a_program_of_the_servers_starts_without_torch(module: str, tmp_path: object) -> None:
     code = BLOCK_TORCH + f"import {module}; assert 'torch' not in sys.modules; print('ok')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=str(tmp_path))

@@ -79,7 +79,7 @@ def test_a_keyed_jagged_tensor_of_one_id_each_is_feature_major() -> None:
     [
         (["x", "x"], [1], [1, 0], "differ"),
         (["x", "y"], [1], [1, 0, 0], "multiple of the 2 keys"),
-        (["x"], [1], [2, -1], "negative"),
+        (["x"], [1], [2, -1], "example 1 has length -1"),
         (["x"], [1, 2], [1], "add up to 1"),
         ([], [], [1], "multiple of the 0 keys"),
         (["x"], [[1]], [1], "vector"),

@@ -20,9 +20,9 @@ from ecrec.training import (  # noqa: E402
 )
 
 CONFIGS = [
-    EmbeddingBagConfig("users", 40, 8, ["user"], PoolingType.SUM),
-    EmbeddingBagConfig("items", 25, 4, ["clicked", "bought"], PoolingType.MEAN),
-    EmbeddingBagConfig("days", 3, 12, ["day"], PoolingType.SUM),
+    EmbeddingBagConfig(40, 8, "users", feature_names=["user"], pooling=PoolingType.SUM),
+    EmbeddingBagConfig(25, 4, "items", feature_names=["clicked", "bought"], pooling=PoolingType.MEAN),
+    EmbeddingBagConfig(3, 12, "days", feature_names=["day"], pooling=PoolingType.SUM),
 ]
 ROWS = {"user": 40, "clicked": 25, "bought": 25, "day": 3}
 
@@ -45,17 +45,17 @@ def weights(sparse: EmbeddingBagCollection) -> dict[str, nn.EmbeddingBag]:
     """The tables as they are on the shards, as torch's."""
     session = sparse._session
     out = {}
-    for config in sparse.embedding_bag_configs:
+    for config in sparse.embedding_bag_configs():
         keys = sparse.feature_names
         mine = config.feature_names[0]
         size = config.num_embeddings
         lengths = torch.tensor([int(key == mine) for key in keys]).repeat_interleave(size)
         batch = KeyedJaggedTensor.from_lengths_sync(keys, torch.arange(size), lengths)
         with torch.no_grad():
-            pooled = sparse(batch)
+            pooled = sparse(batch).values()
         begin = sum(
             c.embedding_dim * len(c.feature_names)
-            for c in sparse.embedding_bag_configs[: sparse.embedding_bag_configs.index(config)]
+            for c in sparse.embedding_bag_configs()[: sparse.embedding_bag_configs().index(config)]
         )
         table = pooled[:, begin : begin + config.embedding_dim].clone()
         out[config.name] = nn.EmbeddingBag.from_pretrained(table, freeze=False, mode=config.pooling.value.lower())
@@ -85,7 +85,7 @@ def test_output_and_gradients_are_those_of_torch(shards: int, code: str) -> None
         tables = weights(sparse)
         batch = random_batch(rng)
         slopes = torch.randn(6, sparse.dim)
-        out, expected = sparse(batch), reference(tables, batch)
+        out, expected = sparse(batch).values(), reference(tables, batch)
         torch.testing.assert_close(out, expected)
         (out * slopes).sum().backward()
         (expected * slopes).sum().backward()
@@ -98,14 +98,14 @@ def test_output_and_gradients_are_those_of_torch(shards: int, code: str) -> None
 def test_features_in_another_order_give_the_same(session: Session) -> None:
     sparse = EmbeddingBagCollection(session, CONFIGS, SGD(lr=1.0))
     batch = random_batch(np.random.default_rng(2), keys=("day", "bought", "user", "clicked"))
-    torch.testing.assert_close(sparse(batch), reference(weights(sparse), batch))
+    torch.testing.assert_close(sparse(batch).values(), reference(weights(sparse), batch))
 
 
 def test_first_weights_are_uniform_within_the_scale_and_depend_on_the_seed(session: Session) -> None:
-    config = [EmbeddingBagConfig("t", 400, 8, ["t"])]
+    config = [EmbeddingBagConfig(400, 8, "t", feature_names=["t"])]
     first = weights(EmbeddingBagCollection(session, config, SGD(lr=1.0), seed=1))["t"].weight
     assert 0.04 < float(first.detach().abs().max()) <= 400**-0.5
-    other = [EmbeddingBagConfig("t", 400, 8, ["t"])]
+    other = [EmbeddingBagConfig(400, 8, "t", feature_names=["t"])]
     elsewhere = InProcessCluster(5).session(code="4+1")
     again = weights(EmbeddingBagCollection(elsewhere, other, SGD(lr=1.0), seed=1))["t"].weight
     assert torch.equal(first, again), "the first weights depend on the number of shards"
@@ -121,9 +121,9 @@ def test_several_backward_passes_before_a_push_are_one_step(session: Session) ->
     ids = torch.tensor([[1, 2], [3, 3], [4, 5], [0, 1]])
     keys = list(ROWS)
     for column in range(2):
-        sparse(KeyedJaggedTensor.from_ids(keys, ids[:, column : column + 1].contiguous())).sum().backward()
+        sparse(KeyedJaggedTensor.from_ids(keys, ids[:, column : column + 1].contiguous())).values().sum().backward()
     session.push()
-    at_once(KeyedJaggedTensor.from_ids(keys, ids)).sum().backward()
+    at_once(KeyedJaggedTensor.from_ids(keys, ids)).values().sum().backward()
     other.push()
     for name, table in weights(sparse).items():
         torch.testing.assert_close(table.weight, weights(at_once)[name].weight)
@@ -132,7 +132,7 @@ def test_several_backward_passes_before_a_push_are_one_step(session: Session) ->
 def test_an_empty_batch_goes_through(session: Session) -> None:
     sparse = EmbeddingBagCollection(session, CONFIGS, SGD(lr=1.0))
     batch = KeyedJaggedTensor.from_ids(list(ROWS), torch.zeros((4, 0), dtype=torch.int64))
-    assert sparse(batch).shape == (0, sparse.dim)
+    assert sparse(batch).values().shape == (0, sparse.dim)
     session.push()
 
 
@@ -149,11 +149,13 @@ def test_a_missing_feature_and_a_bad_id_are_named(session: Session) -> None:
     ("configs", "words"),
     [
         ([], "at least one table"),
-        ([EmbeddingBagConfig("a", 3, 4, ["f"]), EmbeddingBagConfig("a", 3, 4, ["g"])], "table names"),
-        ([EmbeddingBagConfig("a", 3, 4, ["f"]), EmbeddingBagConfig("b", 3, 4, ["f"])], "feature names"),
-        ([EmbeddingBagConfig("a", 0, 4, ["f"])], "num_embeddings is 0"),
-        ([EmbeddingBagConfig("a", 3, 4, [])], "no features"),
-        ([EmbeddingBagConfig("a", 3, 4, ["f"], init_scale=-1.0)], "init_scale"),
+        (
+            [EmbeddingBagConfig(3, 4, "a", feature_names=["f"]), EmbeddingBagConfig(3, 4, "a", feature_names=["g"])],
+            "table names",
+        ),
+        ([EmbeddingBagConfig(3, 4, "a", feature_names=["f", "g", "f"])], "feature_names has f more than once"),
+        ([EmbeddingBagConfig(0, 4, "a", feature_names=["f"])], "num_embeddings is 0"),
+        ([EmbeddingBagConfig(3, 4, "a", feature_names=["f"], init_scale=-1.0)], "init_scale"),
     ],
 )
 def test_bad_configs_are_refused(session: Session, configs: list[EmbeddingBagConfig], words: str) -> None:

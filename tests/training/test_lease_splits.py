@@ -11,16 +11,16 @@ from in_process import InProcessCluster, in_threads  # noqa: E402
 
 from ecrec.errors import ConfigurationError, FencedError, RefusedError  # noqa: E402
 from ecrec.protocol.config import ProtocolConfig  # noqa: E402
+from ecrec.train.steps import split_batches  # noqa: E402
 from ecrec.training import SGD, EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, Session  # noqa: E402
 from ecrec.training.session import Split  # noqa: E402
-from ecrec.training.train import split_batches  # noqa: E402
 
 EXAMPLES, BATCH = 60, 4
 
 
 def table(session: Session) -> EmbeddingBagCollection:
     """A row for each example; every time it is trained on, its weights grow by exactly one."""
-    config = EmbeddingBagConfig("times", EXAMPLES, 4, ["example"], init_scale=0.0)
+    config = EmbeddingBagConfig(EXAMPLES, 4, "times", feature_names=["example"], init_scale=0.0)
     return EmbeddingBagCollection(session, [config], SGD(lr=1.0), code="1+1")
 
 
@@ -35,7 +35,7 @@ def train(session: Session, split_examples: int = 12, epochs: int = 1) -> list[S
         splits.append(split)
         batches = (features(at, min(at + BATCH, split.last)) for at in range(split.first, split.last, BATCH))
         for batch in session.prefetch(batches, sparse):
-            (-sparse(batch)).sum().backward()
+            (-sparse(batch).values()).sum().backward()
             session.push(int(batch.values().numel()))
     return splits
 
@@ -43,7 +43,7 @@ def train(session: Session, split_examples: int = 12, epochs: int = 1) -> list[S
 def times(session: Session) -> np.ndarray:
     """How often each example was trained on."""
     with torch.no_grad():
-        return table(session)(features(0, EXAMPLES)).numpy()[:, 0]
+        return table(session)(features(0, EXAMPLES)).values().numpy()[:, 0]
 
 
 def test_one_worker_gets_all_in_order() -> None:
@@ -78,7 +78,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_split_leaves_the_rest() -> None:
     splits = session.lease_splits("examples", EXAMPLES, split_examples=24)
     next(splits)
     for at in (0, 4):
-        (-sparse(features(at, at + BATCH))).sum().backward()
+        (-sparse(features(at, at + BATCH)).values()).sum().backward()
         session.push(BATCH)
     session.flush()
     session.abandon()
@@ -100,7 +100,7 @@ def test_a_worker_that_was_given_up_is_told_so() -> None:
         assert (times(other) == 1).all()
     with pytest.raises(FencedError, match=r"over|fenced"):
         for _ in range(100):
-            (-sparse(features(0, BATCH))).sum().backward()
+            (-sparse(features(0, BATCH)).values()).sum().backward()
             session.push(BATCH)
 
 

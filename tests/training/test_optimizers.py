@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 
 from ecrec._native import Store  # noqa: E402
 from ecrec.errors import ConfigurationError  # noqa: E402
-from ecrec.protocol.membership import add_table  # noqa: E402
 from ecrec.protocol.placement import OPTIMIZERS, CodeSpec, TableSpec  # noqa: E402
+from ecrec.protocol.table_memory import add_table  # noqa: E402
 from ecrec.training import FTRL, SGD, Adagrad, Adam, Optimizer, RowWiseAdagrad  # noqa: E402
 from ecrec.training.optimizers import optimizer  # noqa: E402
 
@@ -26,6 +26,14 @@ NOT_SPARSE: list[tuple[Optimizer, Callable[[Any], Any]]] = [
     (Adagrad(0.1), lambda p: torch.optim.Adagrad(p, lr=0.1)),
     (Adagrad(0.1, 1e-3, 0.5), lambda p: torch.optim.Adagrad(p, lr=0.1, eps=1e-3, initial_accumulator_value=0.5)),
     (Adam(0.1, eps=1e-20), lambda p: torch.optim.Adam(p, lr=0.1, eps=1e-20)),
+    (SGD(0.1, weight_decay=0.3), lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.3)),
+    (SGD(0.1, 0.9, weight_decay=0.3), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.3)),
+    (Adagrad(0.1, weight_decay=0.3), lambda p: torch.optim.Adagrad(p, lr=0.1, weight_decay=0.3)),
+    (Adam(0.1, eps=1e-20, weight_decay=0.3), lambda p: torch.optim.Adam(p, lr=0.1, eps=1e-20, weight_decay=0.3)),
+    (
+        Adam(0.1, eps=1e-20, weight_decay=0.3, decoupled_weight_decay=True),
+        lambda p: torch.optim.AdamW(p, lr=0.1, eps=1e-20, weight_decay=0.3),
+    ),
 ]
 
 
@@ -65,6 +73,47 @@ def test_with_every_row_in_every_batch_a_step_is_the_step_of_torch(case: int) ->
         weight.grad = gradient
         stepper.step()
         torch.testing.assert_close(table.weights(), weight.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_is_cut_off_by_value_before_the_weights_decay() -> None:
+    table = Table(SGD(0.1, max_gradient=0.5, weight_decay=0.3))
+    weight = torch.nn.Parameter(table.weights())
+    stepper = torch.optim.SGD([weight], lr=0.1, weight_decay=0.3)
+    for gradient in gradients(21):
+        table.step(list(range(ROWS)), gradient)
+        weight.grad = gradient.clone()
+        torch.nn.utils.clip_grad_value_([weight], 0.5)
+        stepper.step()
+        torch.testing.assert_close(table.weights(), weight.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_row_wise_adagrad_decays_as_its_formula_and_only_rows_of_the_batch() -> None:
+    made = RowWiseAdagrad(0.1, weight_decay=0.3, max_gradient=2.0)
+    table = Table(made)
+    weights, sums = table.weights(), torch.zeros(ROWS, 1)
+    rng = np.random.default_rng(8)
+    for gradient in gradients(22):
+        rows = sorted(rng.choice(ROWS, size=4, replace=False).tolist())
+        table.step(rows, gradient[rows])
+        given = gradient[rows].clamp(-2.0, 2.0) + 0.3 * weights[rows]
+        sums[rows] += (given**2).mean(dim=1, keepdim=True)
+        weights[rows] -= 0.1 * given / (sums[rows].sqrt() + made.eps)
+        torch.testing.assert_close(table.weights(), weights, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SGD(0.1, weight_decay=-1.0), "SGD: weight_decay is -1.0, expected at least 0"),
+        (lambda: Adagrad(0.1, max_gradient=0.0), "Adagrad: max_gradient is 0.0, expected a positive number"),
+        (lambda: RowWiseAdagrad(0.1, max_gradient=float("inf")), "RowWiseAdagrad: max_gradient is inf"),
+        (lambda: Adam(0.1, decoupled_weight_decay=True), r"lr \* weight_decay = 0.0, expected more than 0"),
+        (lambda: Adam(2.0, weight_decay=1.0, decoupled_weight_decay=True), r"lr \* weight_decay = 2.0"),
+    ],
+)
+def test_adjustments_that_cannot_be_are_refused(make: Callable[[], Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        make()
 
 
 def test_adam_is_sparse_adam_when_every_row_is_in_every_batch() -> None:
@@ -162,6 +211,14 @@ def test_optimizers_check_their_learning_rate(make: type, lr: float) -> None:
         (lambda: Adam(betas=(0.9, 1.0)), r"Adam: betas are \(0.9, 1.0\)"),
         (lambda: Adam(betas=(float("nan"), 0.9)), "Adam: betas are"),
         (lambda: Adam(betas=(0.9,)), "Adam: betas are"),
+        (lambda: Adam(betas=("a", 0.9)), "Adam: betas are"),  # type: ignore[arg-type]
+        (lambda: Adam(betas=0.9), "Adam: betas are 0.9"),  # type: ignore[arg-type]
+        (lambda: SGD("0.1"), "SGD: lr is '0.1', expected a number"),  # type: ignore[arg-type]
+        (lambda: SGD(None), "SGD: lr is None, expected a number"),  # type: ignore[arg-type]
+        (lambda: SGD(1e-50), "SGD: lr is 1e-50, expected a positive number; the servers keep it as float32"),
+        (lambda: SGD(1e39), r"SGD: lr is 1e\+39, expected a finite number; the servers keep it as float32"),
+        (lambda: Adagrad(0.1, eps=1e-60), "Adagrad: eps is 1e-60, expected a positive number"),
+        (lambda: Adagrad(0.1, max_gradient=1e-60), "Adagrad: max_gradient is 1e-60, expected a positive number"),
         (lambda: FTRL(0.1, l1=-1.0), "FTRL: l1 is -1.0"),
         (lambda: FTRL(0.1, initial_accumulator_value=float("inf")), "FTRL: initial_accumulator_value is inf"),
         (lambda: optimizer("lion", 0.1), "optimizer 'lion': expected one of sgd, .*ftrl"),

@@ -25,8 +25,12 @@ from ecrec.training.session import connect  # noqa: E402
 FEATURES = KeyedJaggedTensor.from_ids(["f"], torch.tensor([[1, 2, 3]]))
 
 
+def table(name: str = "t", dim: int = 4) -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(20, dim, name, feature_names=["f"])
+
+
 def model(session: Session, optimizer: Any, seed: int) -> tuple[EmbeddingBagCollection, nn.Module, Any]:
-    sparse = EmbeddingBagCollection(session, [EmbeddingBagConfig("t", 20, 4, ["f"])], optimizer, seed=seed)
+    sparse = EmbeddingBagCollection(session, [table()], optimizer, seed=seed)
     over = nn.Linear(4, 1)
     return sparse, over, session.replicate(over, optimizer)
 
@@ -39,13 +43,13 @@ def test_a_reader_sees_what_the_worker_trains_and_the_worker_goes_on() -> None:
     readers = [cluster.session(read_only=True) for _ in range(3)]
     seen = [model(reader, SGD(lr=1.0), seed=8) for reader in readers]
     for _ in range(3):
-        over(sparse(FEATURES)).sum().backward()
+        over(sparse(FEATURES).values()).sum().backward()
         worker.push(3)
         worker.flush()
-        expected = over(sparse(FEATURES))
+        expected = over(sparse(FEATURES).values())
         for their_sparse, their_over, their_dense in seen:
             their_dense.pull()
-            assert torch.equal(their_over(their_sparse(FEATURES)), expected)
+            assert torch.equal(their_over(their_sparse(FEATURES).values()), expected)
     specs = [*sparse.specs, dense.spec]
     assert model_digest(readers[0], specs) == model_digest(worker, specs)
     for reader in readers:
@@ -60,7 +64,7 @@ def test_a_reader_changes_nothing() -> None:
     model(worker, SGD(lr=1.0), seed=3)
     reader = cluster.session(read_only=True)
     sparse, over, dense = model(reader, SGD(lr=1.0), seed=3)
-    over(sparse(FEATURES)).sum().backward()
+    over(sparse(FEATURES).values()).sum().backward()
     calls: list[Callable[[], Any]] = [
         reader.push, dense.assign, reader.barrier, lambda: reader.lease_splits("x", 10, split_examples=5),
     ]  # fmt: skip
@@ -68,9 +72,9 @@ def test_a_reader_changes_nothing() -> None:
         with pytest.raises(ConfigurationError, match=r"this session only reads \(read_only=True\)"):
             call()
     with pytest.raises(ConfigurationError, match=r"there is no table 'u' on the cluster; there are: dense, t"):
-        EmbeddingBagCollection(reader, [EmbeddingBagConfig("u", 20, 4, ["g"])], SGD(lr=1.0))
+        EmbeddingBagCollection(reader, [table("u")], SGD(lr=1.0))
     with pytest.raises(ConfigurationError, match=r"table 't' has 20 rows of 4 weights on the cluster, not 20 of 5"):
-        EmbeddingBagCollection(cluster.session(read_only=True), [EmbeddingBagConfig("t", 20, 5, ["f"])], SGD(lr=1.0))
+        EmbeddingBagCollection(cluster.session(read_only=True), [table(dim=5)], SGD(lr=1.0))
     with pytest.raises(Exception, match="another module"):
         cluster.session(read_only=True).replicate(nn.Linear(2, 2), SGD(lr=1.0))
     assert set(worker.machine.pushed.values()) == {1}

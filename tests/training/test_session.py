@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from in_process import InProcessCluster, in_threads  # noqa: E402
 from torch import nn  # noqa: E402
 
-from ecrec.errors import ClusterError, ConfigurationError, DataLostError, GradientError  # noqa: E402
+from ecrec.errors import ClusterError, ConfigurationError, DataLostError, EcrecError, GradientError  # noqa: E402
 from ecrec.protocol.client import ClientMachine  # noqa: E402
 from ecrec.protocol.config import ProtocolConfig  # noqa: E402
 from ecrec.protocol.events import Received  # noqa: E402
@@ -56,7 +56,7 @@ def tower(seed: int = 5) -> nn.Module:
 
 
 def tables(session: Session, optimizer: Any = None) -> EmbeddingBagCollection:
-    configs = [EmbeddingBagConfig(f"t{key}", ROWS[key], DIM, [key]) for key in KEYS]
+    configs = [EmbeddingBagConfig(ROWS[key], DIM, f"t{key}", feature_names=[key]) for key in KEYS]
     return EmbeddingBagCollection(session, configs, optimizer or SGD(lr=0.5), seed=9)
 
 
@@ -77,7 +77,7 @@ def train(
     mine = [(KeyedJaggedTensor.from_ids(KEYS, k.values().view(2, -1)[:, rows].contiguous()), y[rows]) for k, y in data]
     steps = session.prefetch(mine, sparse, dense, features=lambda batch: batch[0], depth=depth)
     for step, (features, labels) in enumerate(steps):
-        logits = module(sparse(features)).squeeze(1)
+        logits = module(sparse(features).values()).squeeze(1)
         loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / BATCH
         loss.backward()
         session.push(len(labels))
@@ -109,7 +109,7 @@ def all_rows(sparse: EmbeddingBagCollection) -> list[torch.Tensor]:
     for i, key in enumerate(KEYS):
         lengths = torch.tensor([int(k == key) for k in KEYS for _ in range(ROWS[key])])
         with torch.no_grad():
-            pooled = sparse(KeyedJaggedTensor.from_lengths_sync(KEYS, torch.arange(ROWS[key]), lengths))
+            pooled = sparse(KeyedJaggedTensor.from_lengths_sync(KEYS, torch.arange(ROWS[key]), lengths)).values()
         out.append(pooled[:, i * DIM : (i + 1) * DIM].clone())
     return out
 
@@ -283,7 +283,7 @@ def test_a_worker_that_dies_while_it_writes_the_first_values_is_followed_by_one_
     dies = cluster.session()
     spec = InProcessCluster(3).session().replicate(tower(), SGD(lr=0.5)).spec
     (index,) = dies.create_tables([spec])
-    dies._node.perform(dies.machine.initialise(index, claim=True))
+    dies._connection.perform(dies.machine.initialise(index, claim=True))
     dies.wait(lambda: dies.machine.initial(index) == WRITE, "the claim")
     dies.abandon()
     again = cluster.session()
@@ -291,6 +291,38 @@ def test_a_worker_that_dies_while_it_writes_the_first_values_is_followed_by_one_
     again.replicate(module, SGD(lr=0.5))
     for got, expected in zip(module.parameters(), tower(seed=5).parameters(), strict=True):
         assert torch.equal(got, expected)
+
+
+def fails(weights: torch.Tensor) -> None:
+    raise OSError("no file of first weights")
+
+
+def test_workers_that_wait_for_first_values_are_told_that_worker_0_cannot_make_them() -> None:
+    cluster = InProcessCluster(3)
+    session = cluster.session(code="2+1", rank=1, world_size=2)
+    config = EmbeddingBagConfig(20, 4, "items", init_fn=fails)
+
+    def work(rank: int) -> str:
+        mine = session if rank else cluster.session(code="2+1", rank=0, world_size=2)
+        try:
+            EmbeddingBagCollection(mine, [config], SGD(lr=1.0))
+        except EcrecError as error:
+            return f"{type(error).__name__}: {error}"
+        return "made"
+
+    writer, other = in_threads([lambda: work(0), lambda: work(1)])
+    assert writer == "ConfigurationError: table items: its init_fn failed: no file of first weights"
+    assert other.startswith("RefusedError: first values of table 'items': ")
+    assert "worker 0 could not make them: " in other and "no file of first weights" in other
+    assert other.endswith("Start that worker again, and this one")
+
+
+def test_one_that_waits_for_first_values_says_for_whom() -> None:
+    session = InProcessCluster(3).session(code="2+1", rank=1, world_size=2)
+    session.wait_timeout_ms = 500.0
+    words = r"first values of table 'items', which worker 0 writes: no shard is missing; has worker 0 been started"
+    with pytest.raises(ClusterError, match=words):
+        EmbeddingBagCollection(session, [EmbeddingBagConfig(20, 4, "items", init_fn=fails)], SGD(lr=1.0))
 
 
 def test_runs_in_sync_of_different_sizes_follow_each_other() -> None:
@@ -301,7 +333,7 @@ def test_runs_in_sync_of_different_sizes_follow_each_other() -> None:
         with cluster.session(code="2+1", rank=rank, world_size=size, sync=True) as session:
             sparse, dense = tables(session), session.replicate(tower(), Adagrad(lr=0.05))
             for features, _ in session.prefetch(batches(2), sparse, dense, features=lambda batch: batch[0]):
-                dense.module(sparse(features)).sum().backward()
+                dense.module(sparse(features).values()).sum().backward()
                 session.push(1)
 
     for size in (1, 2, 3, 2):
@@ -368,13 +400,16 @@ class DeadNode:
     def pump(self, timeout_ms: float) -> list[Any]:
         return []
 
+    def scheduler_trouble(self) -> str:
+        return "the cable is cut"
+
     def close(self) -> None:
         pass
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_with_advice() -> None:
     session = Session(ClientMachine(0, "p"), DeadNode(), wait_timeout_ms=0.0)
-    with pytest.raises(ClusterError, match="scheduler has not answered"):
+    with pytest.raises(ClusterError, match=r"scheduler has not answered \(the cable is cut\)"):
         session.start()
 
 
@@ -389,19 +424,19 @@ def test_a_session_that_gives_up_names_the_shard_that_nobody_may_replace() -> No
 def test_a_wait_without_a_limit_says_who_is_missing_and_ends_with_the_scheduler(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ecrec.training.session.SAID_S", 0.0)
+    monkeypatch.setattr("ecrec.training.connection.SAID_S", 0.0)
     session = Session(ClientMachine(0, "p"), DeadNode())
     looks = iter([False] * 200 + [True])
     session.wait(lambda: next(looks), "rows")
     assert "worker 0 waits for rows for 0 s: the scheduler has not answered" in caplog.text
-    monkeypatch.setattr("ecrec.training.session.SCHEDULER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("ecrec.training.connection.SCHEDULER_TIMEOUT_S", 0.05)
     with pytest.raises(ClusterError, match="for rows: the scheduler has not answered"):
         session.wait(lambda: False, "rows")
 
 
 def test_a_wait_does_not_end_while_the_scheduler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ecrec.training.session.SCHEDULER_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("ecrec.training.session.WAITS_S", 0.0)
+    monkeypatch.setattr("ecrec.training.connection.SCHEDULER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("ecrec.training.connection.WAITS_S", 0.0)
     cluster = InProcessCluster(3)
     session = cluster.session()
     session.wait_timeout_ms = None
@@ -425,7 +460,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_nothing_is_pushed() -> None:
     features, _ = batches(1)[0]
     row = int(features.values()[BATCH])  # the first id of the second feature
     for _ in session.prefetch([features], sparse):
-        sparse(features)[0, DIM + 2].mul(float("nan")).backward()
+        sparse(features).values()[0, DIM + 2].mul(float("nan")).backward()
         with pytest.raises(GradientError, match=rf"table 'tb', row {row}, column 2 is nan"):
             session.push()
     assert session.machine.pushed == dict.fromkeys(range(3), 0)
@@ -437,7 +472,7 @@ def test_gradients_that_are_not_finite_can_be_taken_as_zero() -> None:
     features, _ = batches(1)[0]
     before = model_digest(session, [spec for _, spec in session.machine.tables.values()])
     for _ in session.prefetch([features], sparse):
-        sparse(features)[0, 1].mul(float("inf")).backward()
+        sparse(features).values()[0, 1].mul(float("inf")).backward()
         session.push()
     assert session.figures.nonfinite_gradients == 1
     assert model_digest(session, [spec for _, spec in session.machine.tables.values()]) == before
@@ -462,7 +497,7 @@ def test_a_dense_part_lost_in_all_copies_stops_also_where_training_may_go_on() -
 def train_until_lost(cluster: InProcessCluster, dense_code: str) -> None:
     """Two of four servers die in the middle; 2+1 stands one."""
     with cluster.session(code="2+1") as session:
-        configs = [EmbeddingBagConfig(name, ROWS[name], DIM, [name]) for name in KEYS]
+        configs = [EmbeddingBagConfig(ROWS[name], DIM, name, feature_names=[name]) for name in KEYS]
         sparse = EmbeddingBagCollection(session, configs, optimizer=RowWiseAdagrad(lr=0.05), seed=3)
         model = tower()
         dense = session.replicate(model, SGD(lr=0.05), code=dense_code)
@@ -473,5 +508,7 @@ def train_until_lost(cluster: InProcessCluster, dense_code: str) -> None:
             session.fetch(*(fetches := [part.plan(features) for part in (sparse, dense)]))
             for part, fetch in zip((sparse, dense), fetches, strict=True):
                 part.offer(features, fetch)
-            nn.functional.binary_cross_entropy_with_logits(model(sparse(features)).squeeze(1), labels).backward()
+            nn.functional.binary_cross_entropy_with_logits(
+                model(sparse(features).values()).squeeze(1), labels
+            ).backward()
             session.push(len(labels))

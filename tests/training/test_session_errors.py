@@ -39,7 +39,7 @@ SPEC = TableSpec("plain", 12, 2, CodeSpec(1, 1), OptimizerSpec("sgd", (1.0,)), "
 
 
 def tables(session: Session, name: str = "emb") -> EmbeddingBagCollection:
-    config = EmbeddingBagConfig(name, ROWS, DIM, [name], init_scale=0.0)
+    config = EmbeddingBagConfig(ROWS, DIM, name, feature_names=[name], init_scale=0.0)
     return EmbeddingBagCollection(session, [config], SGD(lr=1.0), code="2+1")
 
 
@@ -49,13 +49,13 @@ def features(ids: Any = range(ROWS), name: str = "emb") -> KeyedJaggedTensor:
 
 def step(session: Session, sparse: EmbeddingBagCollection, ids: Any = range(ROWS), factor: float = -1.0) -> None:
     """Weights of the rows grow by one."""
-    (factor * sparse(features(ids))).sum().backward()
+    (factor * sparse(features(ids)).values()).sum().backward()
     session.push(0)
 
 
 def weights(sparse: EmbeddingBagCollection) -> np.ndarray:
     with torch.no_grad():
-        return sparse(features()).numpy()
+        return sparse(features()).values().numpy()
 
 
 def goes_on(session: Session, sparse: EmbeddingBagCollection, steps: float = 0.0) -> None:
@@ -131,7 +131,7 @@ def test_a_push_that_one_shard_could_not_take_is_applied_nowhere_and_the_next_st
         # 26 rows of shard 0 do not fit, a row of each other one would.
         on_first = [row for row in range(ROWS) if (row // 2 + row % 2) % 3 == 0]
         with pytest.raises(RefusedError, match=r"table 'emb'.* shard 0: .* bytes .*, and 400 can be sent.*fewer rows"):
-            (-sparse(features([*on_first * 2, 1, 3]))).sum().backward()
+            (-sparse(features([*on_first * 2, 1, 3])).values()).sum().backward()
             index = session.machine.tables["emb"][0]
             rows = np.array(on_first * 2, np.int64)
             session.register(HandMade({0: Share(Section([index], [len(rows)]), rows, np.ones(len(rows) * DIM, "f4"))}))
@@ -168,7 +168,7 @@ def test_a_pull_that_is_too_large_is_asked_of_no_shard() -> None:
             step(session, sparse, ids)
         session.flush()
         with torch.no_grad():
-            assert (sparse(features([0, 1, 2, 3, 4])).numpy()[:, 0] == [1, 1, 1, 1, 0]).all()
+            assert (sparse(features([0, 1, 2, 3, 4])).values().numpy()[:, 0] == [1, 1, 1, 1, 0]).all()
 
 
 def test_a_pull_that_a_shard_refuses_is_the_only_one_that_fails() -> None:

@@ -26,13 +26,16 @@ KEYS = ["embedding_bags.ta.weight", "embedding_bags.tb.weight"]
 class Model(nn.Module):
     def __init__(self, session: Session, seed: int) -> None:
         super().__init__()
-        configs = [EmbeddingBagConfig("ta", 30, 4, ["a"]), EmbeddingBagConfig("tb", 7, 3, ["b"])]
+        configs = [
+            EmbeddingBagConfig(30, 4, "ta", feature_names=["a"]),
+            EmbeddingBagConfig(7, 3, "tb", feature_names=["b"]),
+        ]
         self.sparse = EmbeddingBagCollection(session, configs, Adagrad(lr=0.1), seed=seed)
         self.over = nn.Linear(7, 1)
         self.dense = session.replicate(self.over, Adagrad(lr=0.1))
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        out: torch.Tensor = self.over(self.sparse(features))
+        out: torch.Tensor = self.over(self.sparse(features).values())
         return out
 
 
@@ -53,7 +56,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_state_dict_has_the_weights_of_the_shards_and_goes_into_plain_torch(n: int, groups: int, code: str) -> None:
     with InProcessCluster(n, groups).session(code=code) as session:
         model = trained(session)
-        expected = model.sparse(FEATURES).detach()
+        expected = model.sparse(FEATURES).values().detach()
         state = model.sparse.state_dict()
         assert list(state) == KEYS
         bags = [nn.EmbeddingBag(rows, dim, mode="sum") for rows, dim in ((30, 4), (7, 3))]

@@ -16,9 +16,25 @@ from ecrec.protocol.messages.adoption import (
     WorkerCensus,
     is_my_scheduler,
 )
+from ecrec.protocol.messages.checkpoints import (
+    BASES_MAX,
+    CHECKPOINTS_MAX,
+    URL_CHARACTERS_MAX,
+    CheckpointBase,
+    Restore,
+    Restored,
+    RestoredDataset,
+    RestoredFrom,
+    Save,
+    SaveBegun,
+    Saved,
+    SavingFigures,
+)
 from ecrec.protocol.messages.clients import (
     LOCATED,
     UNSURE,
+    AskChanges,
+    Changed,
     Flush,
     Hello,
     Pull,
@@ -61,7 +77,11 @@ from ecrec.protocol.messages.leases import (
     NoSplit,
 )
 from ecrec.protocol.messages.members import (
+    Drain,
+    Draining,
     Fenced,
+    HaltNow,
+    Handover,
     Knock,
     Leave,
     LeaveWaits,
@@ -70,7 +90,9 @@ from ecrec.protocol.messages.members import (
     Register,
     Report,
     ShardStatus,
+    Succeed,
     Suspected,
+    ToldToLeave,
     Unfit,
     Views,
     WorkerStatus,
@@ -79,7 +101,12 @@ from ecrec.protocol.messages.runs import RUN_BITS, JoinRun, LeaveRun, RunJoined,
 from ecrec.protocol.messages.shards import (
     Captured,
     CaptureParity,
+    Copied,
+    Copy,
+    CopyEnd,
     CorrectParity,
+    Halt,
+    Halted,
     Join,
     Joined,
     Mark,
@@ -104,6 +131,9 @@ from ecrec.protocol.messages.status import (
     Loss,
     LostRows,
     ShardFigures,
+    StoryEvent,
+    StoryQuery,
+    StoryTold,
     Waiting,
 )
 from ecrec.protocol.messages.tables import (
@@ -118,12 +148,15 @@ from ecrec.protocol.messages.tables import (
 )
 from ecrec.protocol.messages.views import (
     DOWN,
+    NOT_WHOLE,
     RECOVERING,
     RESEEDING,
-    SEEDED,
     UP,
     Adopted,
     AnyView,
+    CheckpointAsked,
+    CheckpointCut,
+    CheckpointOver,
     Configured,
     Cut,
     DataLost,
@@ -134,16 +167,22 @@ from ecrec.protocol.messages.views import (
     ShardUp,
     ShardWhole,
     Start,
+    Succeeded,
+    Succession,
+    SuccessionOver,
     TableAdded,
     View,
     WorkerFenced,
 )
 
 __all__ = [
+    "BASES_MAX",
+    "CHECKPOINTS_MAX",
     "CURSOR_BITS",
     "DOWN",
     "LEASES_MAX",
     "LOCATED",
+    "NOT_WHOLE",
     "NUMBER_MAX",
     "RECOVERING",
     "RESEEDING",
@@ -151,12 +190,12 @@ __all__ = [
     "RUN_BITS",
     "SCHEDULER",
     "SCHEDULER_ADDRESS",
-    "SEEDED",
     "SHARD",
     "SPLIT_EXAMPLES_MAX",
     "TOOL",
     "UNSURE",
     "UP",
+    "URL_CHARACTERS_MAX",
     "VIEWS_TOLD_MAX",
     "WAIT",
     "WORKER",
@@ -167,21 +206,36 @@ __all__ = [
     "Adopted",
     "AnyMessage",
     "AnyView",
+    "AskChanges",
     "CaptureParity",
     "Captured",
     "Census",
+    "Changed",
+    "CheckpointAsked",
+    "CheckpointBase",
+    "CheckpointCut",
+    "CheckpointOver",
     "ClusterQuery",
     "ClusterState",
     "Configured",
+    "Copied",
+    "Copy",
+    "CopyEnd",
     "CorrectParity",
     "CreateTable",
     "Cut",
     "DataLost",
     "Dataset",
     "DatasetFigures",
+    "Drain",
+    "Draining",
     "Fenced",
     "Flush",
     "Frames",
+    "Halt",
+    "HaltNow",
+    "Halted",
+    "Handover",
     "HeldLease",
     "Hello",
     "HistoryEntry",
@@ -222,9 +276,17 @@ __all__ = [
     "Repaired",
     "Report",
     "Reseed",
+    "Restore",
+    "Restored",
+    "RestoredDataset",
+    "RestoredFrom",
     "Rows",
     "RunJoined",
     "RunOver",
+    "Save",
+    "SaveBegun",
+    "Saved",
+    "SavingFigures",
     "Scrub",
     "ScrubBusy",
     "ScrubResult",
@@ -240,11 +302,19 @@ __all__ = [
     "Stable",
     "Start",
     "StateCopy",
+    "StoryEvent",
+    "StoryQuery",
+    "StoryTold",
     "Stripes",
+    "Succeed",
+    "Succeeded",
+    "Succession",
+    "SuccessionOver",
     "Suspected",
     "TableAdded",
     "TableInitial",
     "TableReady",
+    "ToldToLeave",
     "Unfit",
     "View",
     "Views",
@@ -275,6 +345,11 @@ AnyMessage: TypeAlias = (
     | Repaired
     | CorrectParity
     | ParityCorrected
+    | Copy
+    | CopyEnd
+    | Copied
+    | Halt
+    | Halted
     | Ping
     | RepairWanted
     | RepairWorking
@@ -317,8 +392,22 @@ AnyMessage: TypeAlias = (
     | Unfit
     | Leave
     | LeaveWaits
+    | Succeed
+    | Handover
+    | HaltNow
+    | ToldToLeave
+    | Drain
+    | Draining
     | Refused
     | ClusterQuery
+    | AskChanges
+    | Changed
+    | StoryQuery
+    | StoryTold
     | ClusterState
+    | Save
+    | SaveBegun
+    | Restore
+    | Restored
 )
 """Everything that can travel."""

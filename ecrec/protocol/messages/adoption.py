@@ -1,5 +1,7 @@
 """Messages by which a lost state of the scheduler is made again: copies of it, and the census of the members."""
 
+from typing import ClassVar
+
 import msgspec
 
 from ecrec.protocol.messages.common import Message, Number, Origin
@@ -17,6 +19,7 @@ class StateCopy(Message, frozen=True):
     Frames: one, the encoded state, without what members know themselves.
     """
 
+    FRAMES: ClassVar[int] = 1
     origin: Origin
 
 
@@ -27,6 +30,7 @@ class Census(Message, frozen=True):
 class ShardCensus(Message, frozen=True):
     """Answer of a shard to `Census`. Frames: one, the newest `StateCopy` (empty: it has none)."""
 
+    FRAMES: ClassVar[int] = 1
     process: str
     endpoint: str
     origin: Origin

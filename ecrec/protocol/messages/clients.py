@@ -1,7 +1,10 @@
 """Messages between a shard and its clients (workers and tools): pushes, pulls, scrubs."""
 
+from typing import ClassVar
+
 import msgspec
 
+from ecrec.protocol.messages.checkpoints import CheckpointNumber
 from ecrec.protocol.messages.common import Message, Number
 
 
@@ -41,6 +44,12 @@ class Push(Message, frozen=True, gc=False):
     from its earlier lives, and differ from worker to worker."""
     tables: Number = 0
     """So many tables the worker knows of: a shard that knows of fewer lacks a view."""
+    rates: dict[Number, float] = {}
+    """Table -> learning rate of this step, where it is not the table's own. The same for all shards."""
+    checkpoint: CheckpointNumber = 0
+    """The newest checkpoint that the worker had heard of when it made the push, which is not in it."""
+    records: bool = False
+    """With ``assign``: values are whole records, weights and optimizer state, of one table."""
 
 
 class Flush(Message, frozen=True, gc=False):
@@ -82,6 +91,38 @@ class PullRefused(Message, frozen=True, gc=False):
     reason: str
 
 
+class AskChanges(Message, frozen=True, gc=False):
+    """A tool asks a shard for rows that changed since it last asked, or for all; some at a time."""
+
+    request: Number
+    reader: Number
+    """Who reads, over all its processes: a shard keeps the marks of `READERS_MAX` readers."""
+    epoch: Number
+    """Of the incarnation that has set the marks."""
+    since: Number
+    """Mark up to which it has all changes; 0: it has nothing."""
+    until: Number = 0
+    """Mark of the answer that this one goes on with; 0: it begins."""
+    place: tuple[Number, Number, Number] = (0, 0, 0)
+    """Where it goes on."""
+
+
+class Changed(Message, frozen=True, gc=False):
+    """Frames: row ids int64[m] of one table, weights float32[m, dim]. All of them are durable."""
+
+    FRAMES: ClassVar[int] = 2
+    request: Number
+    until: Number
+    """Mark: all that changed before it has been sent with the last answer; 0: ask again, from the beginning."""
+    table: Number = 0
+    place: tuple[Number, Number, Number] = (0, 0, 0)
+    is_last: bool = False
+    is_all: bool = False
+    """All rows that were ever touched are sent: what changed is not known, and all others have their initial values."""
+    reason: str = ""
+    """Why all of them are, or why it is to ask again."""
+
+
 class Scrub(Message, frozen=True, gc=False):
     """A tool asks the first parity holder of a class to compare all parity rows of its stripes with their data rows.
 
@@ -106,6 +147,7 @@ class ScrubResult(Message, frozen=True, gc=False):
     ``last`` is where to go on, ``size`` the class's size.
     """
 
+    FRAMES: ClassVar[int] = 3
     request: Number
     class_id: Number
     last: Number

@@ -1,7 +1,7 @@
 """What all messages share: addresses, numbers and their bounds, the base class."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -54,6 +54,9 @@ SCHEDULER_ADDRESS = Address(SCHEDULER, 0, 0)
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """Base of all messages."""
+
+    FRAMES: ClassVar[int] = 0
+    """Payload frames that travel with it; of a push, a pull and its answer as many as their sections ask for."""
 
 
 class Origin(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -5,6 +5,7 @@ Any may be lost; each is said again until it is answered or of no use.
 
 import msgspec
 
+from ecrec.protocol.messages.checkpoints import CheckpointNumber, Saved
 from ecrec.protocol.messages.common import Message, Number, NumberOrNone, Origin
 from ecrec.protocol.messages.views import AnyView
 
@@ -18,6 +19,8 @@ class Register(Message, frozen=True):
     shard: int
     reached: Number = 0
     """Number of the last `Knock` that came in at the endpoint."""
+    since: Number = 0
+    """View of the succession that it follows (`Succeed`)."""
 
 
 class Knock(Message, frozen=True):
@@ -68,6 +71,10 @@ class ShardStatus(Message, frozen=True):
     """Those to which it was established, and is closed."""
     origin: Origin = Origin()
     """What the sender knows of its scheduler."""
+    saved: Saved | None = None
+    """Of the checkpoint that is under way."""
+    checkpoint: CheckpointNumber = 0
+    """The newest one that it, or a push that waits at it, knows of."""
     age_ms: Number = 0
     """How long ago all this was so: in the middle of an event that takes long a shard says again what it said last."""
 
@@ -93,6 +100,15 @@ class WorkerStatus(Message, frozen=True):
     """It waits for the cluster, and is answered (`Suspected`)."""
     unheard: dict[Number, Number] = {}
     """Shard, numbered over all groups, that is said to run -> milliseconds for which it has not answered the sender."""
+    checkpoint: CheckpointNumber = 0
+    """The newest checkpoint that it has heard of,"""
+    pushed: dict[Number, Number] = {}
+    """and the last push that it made before, by shard, numbered over all groups; until it hears where the cut is. A
+    shard is missing while it has not told the worker's watermark;"""
+    run_pushed: tuple[Number, Number] = (0, 0)
+    """and the run and sequence of its last push with a barrier before it."""
+    leaves: bool = False
+    """It ends, and all its pushes are durable. Said once; one that is not heard is missed later."""
 
 
 class Views(Message, frozen=True):
@@ -134,12 +150,95 @@ class Leave(Message, frozen=True):
     """A member's process was told to end. Repeated until it is answered by `Fenced`: it may end."""
 
     process: str
+    stays: bool = False
+    """It was told since that it need not. Said once; one that is not heard is missed later."""
+    off_host: bool = False
+    """Its successor is to be on another host."""
 
 
 class LeaveWaits(Message, frozen=True):
     """To a member that asked to leave: data would be lost with it now. It serves on."""
 
     reason: str
+
+
+class Succeed(Message, frozen=True):
+    """To a process without a place: copy all that a shard has, which is to leave. Repeated until it is over."""
+
+    process: str
+    since: Number
+    """View that began the succession; 0: it follows none, or none any more."""
+    group: Number = 0
+    groups: Number = 1
+    n: Number = 1
+    shard: Number = 0
+    """Its number in the group."""
+    epoch: Number = 0
+    """The one that the process would have,"""
+    leaver: Number = 0
+    """and the one of the shard that leaves,"""
+    endpoint: str = ""
+    """which is reached here."""
+
+
+class Handover(Message, frozen=True):
+    """How far a shard is that is to leave, and is copied. Repeated."""
+
+    process: str
+    since: Number
+    is_near: bool = False
+    """Hardly anything is left to be copied: it asks to halt (`HaltNow`)."""
+    is_level: bool = False
+    """Its successor has everything, and nothing changes any more."""
+    window: Number = 0
+    """Its last window,"""
+    marks: dict[Number, Number] = {}
+    """and the watermarks at it."""
+    halts: bool = False
+    """Its group has halted, or is about to."""
+    failure: str = ""
+    """It cannot be copied to this successor,"""
+    is_refused: bool = False
+    """which says so itself."""
+    left_bytes: Number = 0
+
+
+class HaltNow(Message, frozen=True):
+    """Answer to a `Handover` that is near: halt the group, and let the successor have the rest."""
+
+    since: Number
+
+
+class ToldToLeave(Message, frozen=True):
+    """Somebody asked (`Drain`) that this process ends, as if it had been told so itself; or ``stays``, that it does
+    not."""
+
+    process: str
+    stays: bool = False
+    off_host: bool = False
+
+
+class Drain(Message, frozen=True):
+    """A tool asks that a process of a shard ends, as if it had been told so itself; or ``stays``: that it does not.
+
+    Repeated until the process has left; the scheduler passes it on, and keeps nothing of it.
+    """
+
+    request: Number
+    shard: Number = 0
+    """Over all groups,"""
+    epoch: Number = 0
+    """and the incarnation that is meant; 0: a process without a place, which has this name."""
+    process: str = ""
+    stays: bool = False
+    off_host: bool = False
+    """Its successor is to be on another host."""
+
+
+class Draining(Message, frozen=True):
+    """Answer to Drain: the process is told."""
+
+    request: Number
 
 
 class Refused(Message, frozen=True):

@@ -3,14 +3,18 @@
 Shards are numbered within their group.
 """
 
+from typing import ClassVar
+
 import msgspec
 
 from ecrec.protocol.messages.common import Message, Number
+from ecrec.protocol.placement import TableSpec
 
 
 class Window(Message, frozen=True, gc=False):
     """Deltas of one shard. Frames: keys, records (the receiver's stripes only; may be empty)."""
 
+    FRAMES: ClassVar[int] = 2
     number: Number
     stable: Number
     marks: dict[Number, Number]
@@ -69,6 +73,7 @@ class Repair(Message, frozen=True, gc=False):
     All messages of a repair name the view in which it was asked for (those of a scrub, in which it began).
     """
 
+    FRAMES: ClassVar[int] = 1
     view: Number
     request: Number
     stripes: Stripes
@@ -77,6 +82,7 @@ class Repair(Message, frozen=True, gc=False):
 class CaptureParity(Message, frozen=True, gc=False):
     """Assembler to another parity holder: capture, and ship the capture. Frames: keys."""
 
+    FRAMES: ClassVar[int] = 1
     view: Number
     request: Number
     stripes: Stripes
@@ -87,6 +93,7 @@ class CaptureParity(Message, frozen=True, gc=False):
 class Snap(Message, frozen=True, gc=False):
     """Assembler to a data member: put a MARK in the streams to ``holders``. Frames: keys."""
 
+    FRAMES: ClassVar[int] = 1
     view: Number
     request: Number
     stripes: Stripes
@@ -98,6 +105,7 @@ class Snap(Message, frozen=True, gc=False):
 class Mark(Message, frozen=True, gc=False):
     """Frames: keys of the stripes asked for, then keys, records: the member's coded rows, for the assembler alone."""
 
+    FRAMES: ClassVar[int] = 3
     view: Number
     request: Number
     stripes: Stripes
@@ -108,6 +116,7 @@ class Mark(Message, frozen=True, gc=False):
 class Captured(Message, frozen=True, gc=False):
     """A parity holder's capture. Frames: keys, records."""
 
+    FRAMES: ClassVar[int] = 2
     view: Number
     request: Number
     class_id: Number = 0
@@ -119,6 +128,7 @@ class Repaired(Message, frozen=True, gc=False):
     Frames: the keys asked for, then keys, records.
     """
 
+    FRAMES: ClassVar[int] = 3
     view: Number
     request: Number
     stripes: Stripes
@@ -130,6 +140,7 @@ class CorrectParity(Message, frozen=True, gc=False):
     That commutes with all deltas that came since the cut at which it was found, and that come.
     """
 
+    FRAMES: ClassVar[int] = 2
     view: Number
     request: Number
     class_id: Number
@@ -158,6 +169,52 @@ class RepairWorking(Message, frozen=True, gc=False):
     request: Number
     class_id: Number
     gone: bool
+
+
+class Copy(Message, frozen=True, gc=False):
+    """A shard that is to leave, to its successor: some of its rows, as they are now. Frames: keys, records.
+
+    ``since`` is the view that began the succession; late messages of an earlier one mean nothing.
+    """
+
+    FRAMES: ClassVar[int] = 2
+    since: Number
+    number: Number
+    tables: list[TableSpec]
+    """Those that were added since the last one; of the first one, all."""
+
+
+class CopyEnd(Message, frozen=True, gc=False):
+    """That was all, and nothing changes any more."""
+
+    since: Number
+    number: Number
+    received: dict[Number, Number]
+    """Member -> its last window that the sender has, and so the successor,"""
+    marks: dict[Number, dict[Number, Number]]
+    """and its watermarks at that window."""
+
+
+class Copied(Message, frozen=True, gc=False):
+    """The successor has all up to this number."""
+
+    since: Number
+    number: Number
+    refusal: str = ""
+    """Not empty: it cannot hold it."""
+
+
+class Halt(Message, frozen=True, gc=False):
+    """A shard that is to leave asks a member to apply no push, and to close no window, until it is succeeded."""
+
+    since: Number
+
+
+class Halted(Message, frozen=True, gc=False):
+    """It has, and this was its last window; every member has all of them."""
+
+    since: Number
+    window: Number
 
 
 class Ping(Message, frozen=True, gc=False):

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from ecrec.protocol.messages.checkpoints import CheckpointBase, RestoredFrom, SavingFigures
 from ecrec.protocol.messages.common import Message, Number
 from ecrec.protocol.messages.leases import Dataset
 from ecrec.protocol.placement import TableSpec
@@ -37,6 +38,26 @@ class ClusterQuery(Message, frozen=True):
     request: Number
 
 
+class StoryQuery(Message, frozen=True):
+    """A tool asks a shard or the scheduler what it went through last."""
+
+    request: Number
+
+
+class StoryEvent(msgspec.Struct, frozen=True, array_like=True):
+    before_ms: float
+    """Before it was asked."""
+    text: str
+
+
+class StoryTold(Message, frozen=True):
+    """Answer to StoryQuery; the oldest event first."""
+
+    request: Number
+    process: str
+    events: list[StoryEvent]
+
+
 class Waiting(msgspec.Struct, frozen=True, array_like=True):
     """A process without a place."""
 
@@ -47,6 +68,7 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True):
     """It takes any place: because it was started so, or because another has the one that it wants."""
     is_reached: bool
     """The scheduler can connect to it; without that it gets no place."""
+    process: str = ""
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -119,3 +141,13 @@ class ClusterState(Message, frozen=True):
     """Shard whose process was told to end -> why it serves on."""
     unheard: dict[Number, dict[Number, Number]] = {}
     """Shard -> worker that does not hear it -> for how many milliseconds."""
+    saving: SavingFigures | None = None
+    """The newest checkpoint."""
+    saved: SavingFigures | None = None
+    """The newest one that is complete."""
+    cluster: str = ""
+    """Its random name, which its checkpoints have."""
+    restored: RestoredFrom | None = None
+    """The checkpoint that it began with."""
+    bases: list[CheckpointBase] = []
+    """By URL, the newest ones that are complete."""

@@ -37,6 +37,8 @@ class InitialiseTable(Message, frozen=True):
     """It would write them; else it waits for one that does."""
     done: bool
     """It has written them, and all is durable."""
+    failure: str = ""
+    """It was to make them and could not, and why: whoever waits for them is told."""
 
 
 class TableInitial(Message, frozen=True):

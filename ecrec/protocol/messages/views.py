@@ -5,6 +5,7 @@ from typing import TypeAlias
 import msgspec
 
 from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.messages.checkpoints import CheckpointNumber
 from ecrec.protocol.messages.common import Number
 from ecrec.protocol.placement import TableSpec
 
@@ -13,8 +14,8 @@ UP, RECOVERING, DOWN = "up", "recovering", "down"
 RESEEDING = "reseeding"
 """It has all its data rows, but its parity rows of re-initialised stripes are seeded anew."""
 
-SEEDED = (RECOVERING, RESEEDING)
-"""States in which a shard is seeded."""
+NOT_WHOLE = (RECOVERING, RESEEDING)
+"""States in which rows or parity of a member are still to come."""
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
@@ -72,6 +73,10 @@ class Start(View, frozen=True):
     """Worker -> newest epoch of it that is over."""
     cuts: list[Cut] = []
     """Of members that are down and settled; for shards."""
+    checkpoint: CheckpointNumber = 0
+    """The newest checkpoint that was asked for. When a shard starts none is under way."""
+    succeeds: bool = False
+    """The receiver has a copy of all that the incarnation before had, and is whole."""
 
 
 class ShardDown(View, frozen=True):
@@ -98,6 +103,35 @@ class ShardUp(View, frozen=True):
 class ShardWhole(View, frozen=True):
     shard: int
     epoch: Number
+
+
+class Succession(View, frozen=True):
+    """A process begins to copy all that a shard has, which is to leave, and would have this epoch in its place.
+
+    It is over with the death of any member, and with `Succeeded`, `SuccessionOver` and `Adopted`.
+    """
+
+    shard: int
+    epoch: Number
+    endpoint: str
+
+
+class SuccessionOver(View, frozen=True):
+    """Nobody succeeds this shard for now: its process stays."""
+
+    shard: int
+    epoch: Number
+
+
+class Succeeded(View, frozen=True):
+    """The successor has the place, and all that the incarnation before had: its windows up to ``window``, which all
+    members have, and all of theirs, which had halted."""
+
+    shard: int
+    epoch: Number
+    endpoint: str
+    window: Number
+    marks: dict[Number, Number]
 
 
 class TableAdded(View, frozen=True):
@@ -140,16 +174,56 @@ class Adopted(View, frozen=True):
     generation: Number
 
 
+class CheckpointAsked(View, frozen=True):
+    """A checkpoint begins: workers name it in all later pushes, and tell the scheduler the last push before it."""
+
+    checkpoint: CheckpointNumber
+
+
+class CheckpointCut(View, frozen=True):
+    """Where a checkpoint cuts: a shard that has applied just these pushes copies its rows out.
+
+    A push that names the checkpoint, and is not among them, waits until then (docs/protocol.md, "Checkpoints").
+    """
+
+    checkpoint: CheckpointNumber
+    url: str
+    pushes: dict[Number, list[Number]]
+    """Worker -> its last push on each shard of this group."""
+    epochs: dict[Number, Number]
+    """Worker -> epoch of the life that this is said of."""
+    barriers: dict[Number, tuple[Number, Number]] = {}
+    """Worker -> run and sequence of a later push that is in the checkpoint too, with all before it: that of another
+    worker of its run is, which waits for it."""
+    incremental: bool = False
+    """Note which rows change from the cut on."""
+    base: CheckpointNumber = 0
+    """Write only what changed since the cut of this one, if that was noted; 0: all."""
+
+
+class CheckpointOver(View, frozen=True):
+    """A checkpoint, and all before it, is complete or given up: no push waits for it any more."""
+
+    checkpoint: CheckpointNumber
+    is_complete: bool = False
+
+
 AnyView: TypeAlias = (
     Start
     | ShardDown
     | Settle
     | ShardUp
     | ShardWhole
+    | Succession
+    | SuccessionOver
+    | Succeeded
     | TableAdded
     | WorkerFenced
     | DataLost
     | Reinitialise
     | Configured
     | Adopted
+    | CheckpointAsked
+    | CheckpointCut
+    | CheckpointOver
 )

@@ -39,6 +39,14 @@ public:
         return true;
     }
 
+    void reset(std::uint64_t bit) {
+        for (std::size_t level = 0; level < levels_; ++level, bit >>= 6) {
+            std::uint64_t& word = level_words(level)[bit >> 6];
+            word &= ~(std::uint64_t{1} << (bit & 63));
+            if (word != 0) return;
+        }
+    }
+
     // The first set bit of [first, last); last if there is none.
     std::uint64_t next(std::uint64_t first, std::uint64_t last) const {
         std::uint64_t at = first;
@@ -55,6 +63,15 @@ public:
         return last;
     }
 
+    // Set bits of [first, last).
+    std::uint64_t count(std::uint64_t first, std::uint64_t last) const {
+        std::uint64_t found = 0;
+        for (std::uint64_t bit = next(first, last); bit < last; bit = next((bit | 63) + 1, last)) {
+            found += static_cast<std::uint64_t>(std::popcount(words()[bit >> 6] & mask_of(bit, last)));
+        }
+        return found;
+    }
+
     // Calls visit(bit) for each set bit of [first, last), in order, until it returns false; returns false if it did.
     template <class Visit>
     bool scan(std::uint64_t first, std::uint64_t last, Visit&& visit) const {
@@ -64,6 +81,20 @@ public:
             }
         }
         return true;
+    }
+
+    // Sets all bits that another one of the same size has. Calls done(words) now and then, with the words that it read.
+    template <class Done>
+    void unite(const Bitmap& other, Done&& done) {
+        constexpr std::size_t words_max = 4096;
+        std::size_t read = 0;
+        for (std::uint64_t bit = other.next(0, bits_); bit < bits_; bit = other.next((bit | 63) + 1, bits_)) {
+            std::uint64_t& word = words()[bit >> 6];
+            if (word == 0) summarise(bit >> 6);
+            word |= other.words()[bit >> 6];
+            if (++read == words_max) done(std::exchange(read, 0));
+        }
+        done(read);
     }
 
     // Clears all bits. What is returned is memory that the caller gives back, which takes time for each of its pages.

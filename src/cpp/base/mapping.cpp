@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -75,6 +76,14 @@ Collapsed Mapping::collapse(std::size_t extent) const {
     return Collapsed::moved;
 #else
     return Collapsed::refused;
+#endif
+}
+
+void Mapping::expect(std::size_t first, std::size_t last) const {
+    last = std::min(last, extents());
+    if (first >= last) return;
+#ifdef MADV_HUGEPAGE
+    madvise(data_ + first * extent_bytes, (last - first) * extent_bytes, MADV_HUGEPAGE);
 #endif
 }
 

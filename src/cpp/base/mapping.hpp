@@ -41,6 +41,9 @@ public:
     std::size_t extents() const { return reserved_bytes() / extent_bytes; }
     // Moves an extent into a huge page, all of which is resident then.
     Collapsed collapse(std::size_t extent) const;
+    // An extent of [first, last) that is touched from now on, and was not before, becomes a huge page, if the system has
+    // one. What is beyond extents() is left out.
+    void expect(std::size_t first, std::size_t last) const;
     // Zeroes all, and gives back its pages.
     void clear();
     // Gives back the last `bytes`, or a little more; false if nothing is left.

@@ -78,6 +78,9 @@ std::size_t check(const char* where, std::size_t value_count, const Bags& bags, 
         refuse(ErrorKind::value, where, ": got ", bags.bag_offsets.size(), " bag_offsets, expected ",
                features, " * ", batch, " + 1");
     }
+    if (!bags.weights.empty() && bags.weights.size() != bags.inverse.size()) {
+        refuse(ErrorKind::value, where, ": got ", bags.weights.size(), " weights, there are ", bags.inverse.size(), " ids");
+    }
     std::size_t width = 0;
     for (std::size_t f = 0; f < features; ++f) {
         if (bags.dims[f] < 1)
@@ -123,6 +126,14 @@ void check_dims(const Bags& bags) {
 
 void divide(float* target, const float* source, std::size_t count, float divisor) {
     for (std::size_t i = 0; i < count; ++i) target[i] = source[i] / divisor;
+}
+
+void multiply(float* target, const float* source, std::size_t count, float factor) {
+    for (std::size_t i = 0; i < count; ++i) target[i] = source[i] * factor;
+}
+
+void multiply_add(float* target, const float* source, std::size_t count, float factor) {
+    for (std::size_t i = 0; i < count; ++i) target[i] += source[i] * factor;
 }
 
 // Where each feature's part of a sample's pooled vector begins.
@@ -174,7 +185,22 @@ void pool_forward(std::span<const float> values, const Bags& bags, std::span<flo
             ends.clear();
             targets.clear();
         };
-        if (by_samples) {
+        const auto add_weighted = [&](std::size_t f, std::size_t b) {
+            const std::int64_t* bag = bags.bag_offsets.data() + f * batch + b;
+            float* const out = pooled.data() + b * width + columns[f];
+            const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
+            if (bag[0] == bag[1]) std::fill(out, out + dim, 0.0f);
+            for (std::int64_t i = bag[0]; i < bag[1]; ++i) {
+                const std::size_t id = static_cast<std::size_t>(i);
+                const float* const row = values.data() + bags.value_offsets[static_cast<std::size_t>(bags.inverse[id])];
+                (i == bag[0] ? multiply : multiply_add)(out, row, dim, bags.weights[id]);
+            }
+        };
+        if (!bags.weights.empty()) {
+            for (std::size_t f = 0; f < bags.dims.size(); ++f) {
+                for (std::size_t b = begin; b < end; ++b) add_weighted(f, b);
+            }
+        } else if (by_samples) {
             for (std::size_t first = begin; first < end; first += samples_at_once) {
                 const std::size_t last = std::min(first + samples_at_once, end);
                 for (std::size_t f = 0; f < bags.dims.size(); ++f) {
@@ -248,14 +274,23 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
     const std::size_t widest =
         bags.dims.empty() ? 0 : static_cast<std::size_t>(*std::max_element(bags.dims.begin(), bags.dims.end()));
     const auto sum_features = [&](std::size_t first_feature, std::size_t last_feature) {
-        // What a mean's rows get is kept until it is summed, which is after RowSums::run rows at the latest.
+        // What rows of a mean, or with weights, get is kept until it is summed, after RowSums::run rows at the latest.
         std::vector<float> shares;
         std::size_t next_share = 0;
-        const auto share_of = [&](const float* source, std::int32_t dim, std::int64_t ids) {
+        const auto next = [&] {
             shares.resize(product(RowSums::run, widest));
-            float* share = shares.data() + next_share * widest;
+            float* const share = shares.data() + next_share * widest;
             next_share = (next_share + 1) % RowSums::run;
+            return share;
+        };
+        const auto share_of = [&](const float* source, std::int32_t dim, std::int64_t ids) {
+            float* const share = next();
             divide(share, source, static_cast<std::size_t>(dim), static_cast<float>(ids));
+            return share;
+        };
+        const auto weighted_share_of = [&](const float* source, std::int32_t dim, float factor) {
+            float* const share = next();
+            multiply(share, source, static_cast<std::size_t>(dim), factor);
             return share;
         };
         const auto add_bags = [&](RowSums& sums, std::size_t f, std::size_t first, std::size_t last) {
@@ -266,8 +301,16 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
             const std::uint8_t* const is_added = adds.data();
             const bool mean = bags.mean[f];
             const std::size_t stride = width;
+            const float* const weight = bags.weights.empty() ? nullptr : bags.weights.data();
             for (std::size_t b = first; b < last; ++b, source += stride) {
                 const std::int64_t begin = bag[b], end = bag[b + 1];
+                if (weight != nullptr) {
+                    const float divisor = mean ? static_cast<float>(end - begin) : 1.0f;
+                    for (std::int64_t i = begin; i < end; ++i) {
+                        sums.add(weighted_share_of(source, bags.dims[f], weight[i] / divisor), target[i], is_added[i] != 0);
+                    }
+                    continue;
+                }
                 const bool is_divided = mean && end - begin > 1;
                 const float* const each = is_divided ? share_of(source, bags.dims[f], end - begin) : source;
                 for (std::int64_t i = begin; i < end; ++i) sums.add(each, target[i], is_added[i] != 0);
@@ -292,6 +335,38 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
     const std::size_t features = bags.dims.size();
     const std::size_t grain = shared ? features : product(threads::grain_bytes, features) / (pooled_gradients.size_bytes() + 1);
     threads::for_ranges(features, grain, 1, sum_features);
+}
+
+void pool_backward_weights(std::span<const float> pooled_gradients, std::span<const float> values, const Bags& bags,
+                           std::span<float> gradients) {
+    const std::size_t width = check("pool_backward_weights", values.size(), bags, pooled_gradients.size());
+    if (gradients.size() != bags.inverse.size()) {
+        refuse(ErrorKind::value, "pool_backward_weights: got ", gradients.size(), " gradients, there are ",
+               bags.inverse.size(), " ids");
+    }
+    std::fill(gradients.begin(), gradients.end(), 0.0f);
+    if (pooled_gradients.empty()) return;
+    const std::size_t batch = static_cast<std::size_t>(bags.batch);
+    const std::vector<std::size_t> columns = columns_of(bags);
+    const std::size_t grain = threads::grain_bytes / std::max<std::size_t>(product(4, width), 1);
+    threads::for_ranges(batch, grain, 1, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t f = 0; f < bags.dims.size(); ++f) {
+            const std::int64_t* const bag = bags.bag_offsets.data() + f * batch;
+            const std::size_t dim = static_cast<std::size_t>(bags.dims[f]);
+            for (std::size_t b = begin; b < end; ++b) {
+                const float* const source = pooled_gradients.data() + b * width + columns[f];
+                const float divisor = bags.mean[f] ? static_cast<float>(bag[b + 1] - bag[b]) : 1.0f;
+                for (std::int64_t i = bag[b]; i < bag[b + 1]; ++i) {
+                    const std::size_t id = static_cast<std::size_t>(i);
+                    const float* const row =
+                        values.data() + bags.value_offsets[static_cast<std::size_t>(bags.inverse[id])];
+                    float sum = 0.0f;
+                    for (std::size_t column = 0; column < dim; ++column) sum += source[column] * row[column];
+                    gradients[id] = sum / divisor;
+                }
+            }
+        }
+    });
 }
 
 }  // namespace ecrec::batch

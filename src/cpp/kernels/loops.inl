@@ -28,10 +28,12 @@ static_assert(sizeof(Bytes) == block && registers >= 16 && operand_registers >= 
 static_assert(has_stream || !has_line_stream);
 
 // In this order: each may use what stands in those before it.
+// clang-format off
 #include "kernels/products.inl"
 #include "kernels/rows.inl"
 #include "kernels/sums.inl"
 #include "kernels/optimizers.inl"
+// clang-format on
 
 constexpr Operations table_named(const char* name) {
     return {

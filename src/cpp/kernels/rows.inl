@@ -83,9 +83,8 @@ void fold_rows(std::size_t rows, std::size_t bytes, const Coefficient& c, const 
                std::uint8_t* const* target) {
     using Source = const std::uint8_t*;
     using Target = std::uint8_t*;
-    const auto fold_all = [&](auto fold) __attribute__((always_inline)) {
-        for_rows(rows, bytes, source, target, fold);
-    };
+    const auto fold_all = [&](auto fold)
+                              __attribute__((always_inline)) { for_rows(rows, bytes, source, target, fold); };
     with_product(c, [&](auto multiply) __attribute__((always_inline)) {
         // The lengths of records whose floats are a power of two, without a tail.
         if (bytes == 4 * block) {

@@ -30,11 +30,13 @@ Capture::Capture(std::shared_ptr<const Store> store, int class_id, std::uint64_t
                 prefetch_record(table.parity_record(quotient, index), table.record_bytes());
             };
             to = std::min(to, table.parity_extent(index));
+            const std::size_t rows = touched.count(from, to);
+            rows_.check_room("Capture", rows, rows * table.record_bytes());
+            rows_.make_room(rows, table.record_bytes());
             return scan_ahead(touched, from, to, find_place, find_record, [&](std::uint64_t quotient) {
                 const std::uint64_t key = table_index << stripe_bits | table.stripe_at(quotient, residue);
-                rows_.check_room("Capture", 1, table.record_bytes());
-                std::uint8_t* copy = rows_.record(key, table.record_bytes());
-                std::memcpy(copy, table.parity_record(quotient, index), table.record_bytes());
+                std::memcpy(rows_.append(key, table.record_bytes()), table.parity_record(quotient, index),
+                            table.record_bytes());
                 pauses::work(pauses::step_bytes + 4 * table.record_bytes());
                 return true;
             });

@@ -68,6 +68,7 @@ void Store::fold(int source, std::uint64_t class_mask, std::span<const std::uint
                 const int parity = place_.slot_in(at.residue) - table.shape().k;
                 const Code& code = code_of(class_id).code;
                 to.targets.push_back(table.touch_parity(at.quotient, parity, new_rows));
+                if (copying_ != nullptr) copying_->changed_parity(key >> stripe_bits, at.quotient, parity);
                 to.sources.push_back(record);
                 to.coefficients.push_back(&code.coefficient(parity, place_.slot_of(source, at.residue)));
                 to.bytes.push_back(bytes);
@@ -103,6 +104,7 @@ void Store::wipe_parity(int class_id) {
     if (code >= codes_.size()) return;
     const int index = place_.slot_in(residue_of(class_id)) - codes_[code].k();
     if (index < 0 || index >= codes_[code].r()) return;
+    if (copying_ != nullptr) refuse(ErrorKind::state, "wipe_parity: the store is being copied; close the copy first");
     release_dropped();
     for (const std::uint64_t table : codes_[code].tables) {
         Mapping dropped = tables_[table].wipe_parity(index);

@@ -37,11 +37,21 @@ public:
             if (placed_ == placed_max) [[unlikely]]
                 throw std::bad_alloc();
             place = ++placed_;
+            if (placed_bytes() > expected_bytes_) [[unlikely]]
+                expect_more();
         }
         return address(place - 1);
     }
     void prefetch(std::uint64_t number) const {
         if (is_indexed_) __builtin_prefetch(index() + number);
+    }
+
+    // Records of [first, last) that lie at their own places will nearly all be used. Before an extent that they begin in
+    // the middle of come others, which may be used already; one that they end in is expected.
+    void expect(std::uint64_t first, std::uint64_t last) const {
+        constexpr std::size_t each = Mapping::extent_bytes;
+        if (is_indexed_ || (last - first) * record_bytes_ < each) return;
+        records_.expect((first * record_bytes_ + each - 1) / each, (last * record_bytes_ + each - 1) / each);
     }
 
     std::size_t record_bytes() const { return record_bytes_; }
@@ -54,12 +64,20 @@ public:
 private:
     static constexpr std::uint32_t placed_max = ~std::uint32_t{0};
 
+    // Records fill extents from front to back: each one after the first is a huge page at once, which takes the system a
+    // small part of the time of its pages one by one. The first is not, so that few records have little memory.
+    __attribute__((noinline)) void expect_more() {
+        const std::size_t extent = expected_bytes_ / Mapping::extent_bytes;
+        if (extent != 0) records_.expect(extent, extent + 1);
+        expected_bytes_ += Mapping::extent_bytes;
+    }
     std::uint32_t* index() const { return reinterpret_cast<std::uint32_t*>(index_.data()); }
     std::uint8_t* address(std::uint64_t place) const { return records_.data() + place * record_bytes_; }
 
     std::size_t record_bytes_ = 0;
     bool is_indexed_ = false;
-    std::uint32_t placed_ = 0;  // the first one is 1: 0 in the index is a record that has no place
+    std::size_t expected_bytes_ = 0;  // whole extents that records have reached
+    std::uint32_t placed_ = 0;        // the first one is 1: 0 in the index is a record that has no place
     Mapping records_, index_;
 };
 

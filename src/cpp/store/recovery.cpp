@@ -55,6 +55,9 @@ RowsBlob Store::coded_rows(int class_id, std::uint64_t first, std::uint64_t last
                 [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
                     const std::uint32_t data = static_cast<std::uint32_t>(slot);
                     to = std::min(to, table.data_extent(slot));
+                    const std::size_t rows = table.touched(data).count(from, to);
+                    blob.keys.make_room(rows);
+                    blob.records.make_room(rows * table.record_bytes());
                     return scan_touched(table, data, from, to, [&](std::uint64_t quotient) {
                         const std::uint64_t stripe = table.stripe_at(quotient, residue);
                         blob.keys.push_back(index << stripe_bits | stripe);
@@ -125,7 +128,6 @@ SeedProgress Store::seed(Window& window, int peer, int class_id, std::uint64_t r
     bool blocked = false;
     std::uint64_t rows = 0;
     std::uint64_t bytes_written = 0;
-    Growing<std::uint8_t> coded;
     scan_tables(
         class_id, first, unlimited,
         [&](std::uint64_t index, const Table& table, std::uint64_t from, std::uint64_t to) {
@@ -142,15 +144,12 @@ SeedProgress Store::seed(Window& window, int peer, int class_id, std::uint64_t r
                     return false;
                 }
                 const std::uint64_t stripe = table.stripe_at(quotient, residue);
-                bool is_new = false;
-                std::uint8_t* target = buffer.unset_record(index << stripe_bits | stripe, bytes, is_new);
-                if (is_new) {
-                    write_coded(operations, table, stripe, quotient, slot, target);
-                } else {
-                    coded.shrink_to(0);
-                    write_coded(operations, table, stripe, quotient, slot, coded.extend(bytes));
-                    xor_into(target, coded.data(), bytes);
-                }
+                // Not looked up: no delta of it is there, since those of what is not seeded are held back.
+                buffer.make_room(1, bytes);
+                const RowBuffer::End end = buffer.end();
+                *end.key = index << stripe_bits | stripe;
+                write_coded(operations, table, stripe, quotient, slot, end.record);
+                buffer.extend(1, bytes);
                 ++rows;
                 bytes_written += bytes;
                 return true;
@@ -214,15 +213,33 @@ Store::MissingCounts Store::missing_counts(int class_id) const {
 }
 
 void Store::restore(std::span<const std::uint64_t> keys, std::span<const std::uint8_t> coded) {
+    if (snapshot_ != nullptr) refuse(ErrorKind::state, "restore: a snapshot is being copied out; close it first");
+    if (copying_ != nullptr) refuse(ErrorKind::state, "restore: the store is being copied; close the copy first");
     check_blob("restore", keys, coded.size());
     check_data_keys("restore", keys, false);
     const Operations& operations = ecrec::operations();
     const std::uint8_t* checked = coded.data();
+    // Rows of one slot of a table whose places ascend.
+    struct Rows {
+        const Table* table = nullptr;
+        std::uint32_t slot = 0;
+        std::uint64_t first = 0, last = 0, count = 0;
+    } rows;
+    const auto expect = [&] {
+        if (rows.table != nullptr) rows.table->expect(rows.slot, rows.first, rows.last, rows.count);
+    };
     for (const std::uint64_t key : keys) {
         const Table& table = table_of(key);
         const StripePlace at = place_of(key);
+        const std::uint32_t slot = static_cast<std::uint32_t>(place_.slot_in(at.residue));
+        if (rows.table != &table || rows.slot != slot || at.quotient < rows.last) {
+            expect();
+            rows = {&table, slot, at.quotient, at.quotient, 0};
+        }
+        rows.last = at.quotient + 1;
+        ++rows.count;
         // Whoever decodes need not know which stripe is short: where it has no row, the result is zeros.
-        if (at.quotient >= table.data_extent(place_.slot_in(at.residue)) &&
+        if (at.quotient >= table.data_extent(static_cast<int>(slot)) &&
             !operations.is_zero(table.record_bytes(), checked)) {
             refuse(ErrorKind::value, "restore: shard ", place_.shard, " has no data row in ", describe(key),
                    ", but its coded value is not zero");
@@ -230,24 +247,77 @@ void Store::restore(std::span<const std::uint64_t> keys, std::span<const std::ui
         checked += table.record_bytes();
         pauses::work(pauses::row_bytes);
     }
+    expect();
+    // Rows that follow one another in a slot are marked together: `run` are restored, and not yet marked.
+    struct Run {
+        Table* table = nullptr;
+        std::uint32_t slot = 0;
+        std::uint64_t first = 0, last = 0;
+    } run;
+    const auto mark = [&] {
+        if (run.table != nullptr) run.table->mark_recovered_range(run.slot, run.first, run.last);
+        run.table = nullptr;
+    };
     const std::uint8_t* source = coded.data();
     for (const std::uint64_t key : keys) {
         Table& table = tables_[key >> stripe_bits];
         const std::size_t bytes = table.record_bytes();
         const StripePlace at = place_of(key);
         const std::uint32_t slot = static_cast<std::uint32_t>(place_.slot_in(at.residue));
+        if (run.table != &table || run.slot != slot || run.last != at.quotient) mark();
         if (at.quotient < table.data_extent(static_cast<int>(slot)) &&
             !table.is_recovered(at.quotient, slot)) {
             // A row that is at its initial value needs no memory.
             if (!operations.is_zero(bytes, source)) {
                 pauses::work(pauses::new_page_bytes + 4 * bytes);
+                const RowPlace place{at.quotient, static_cast<std::uint32_t>(at.residue), slot};
+                changes_.note(key >> stripe_bits, table, {&place, 1});
                 xor_into(table.touch(operations, at.quotient, static_cast<std::uint32_t>(at.residue), slot),
                          source, bytes);
             }
-            table.mark_recovered(at.quotient, slot);
+            if (run.table == nullptr) run = {&table, slot, at.quotient, at.quotient};
+            ++run.last;
+        } else {
+            mark();
         }
         source += bytes;
         pauses::work(pauses::step_bytes);
+    }
+    mark();
+}
+
+void Store::put(std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records) {
+    if (snapshot_ != nullptr || copying_ != nullptr)
+        refuse(ErrorKind::state, "put: the store is being copied itself; close the copy first");
+    check_blob("put", keys, records.size());
+    for (const std::uint64_t key : keys) {
+        const Table& table = table_of(key);
+        const StripePlace at = place_of(key);
+        const int slot = place_.slot_in(at.residue), parity = slot - table.shape().k;
+        const bool exists = parity < 0 ? at.quotient < table.data_extent(slot)
+                                       : parity < table.shape().r && at.quotient < table.parity_extent(parity);
+        if (!exists) refuse(ErrorKind::value, "put: shard ", place_.shard, " has no row in ", describe(key));
+        pauses::work(pauses::row_bytes);
+    }
+    release_dropped();
+    const Operations& operations = ecrec::operations();
+    const std::uint8_t* source = records.data();
+    std::size_t new_rows = 0;
+    for (const std::uint64_t key : keys) {
+        Table& table = tables_[key >> stripe_bits];
+        const StripePlace at = place_of(key);
+        const std::size_t bytes = table.record_bytes();
+        const int slot = place_.slot_in(at.residue), parity = slot - table.shape().k;
+        if (parity < 0) {
+            const RowPlace place{at.quotient, static_cast<std::uint32_t>(at.residue), static_cast<std::uint32_t>(slot)};
+            changes_.note(key >> stripe_bits, table, {&place, 1});
+        }
+        std::uint8_t* target = parity < 0 ? table.touch(operations, at.quotient, static_cast<std::uint32_t>(at.residue),
+                                                        static_cast<std::uint32_t>(slot))
+                                          : table.touch_parity(at.quotient, parity, new_rows);
+        std::memcpy(target, source, bytes);
+        source += bytes;
+        pauses::work(pauses::new_page_bytes + 4 * bytes);
     }
 }
 

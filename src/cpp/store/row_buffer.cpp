@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <utility>
 
 #include "base/error.hpp"
@@ -11,6 +12,20 @@
 #include "store/store.hpp"
 
 namespace ecrec {
+namespace {
+
+// Each key is larger than the one before.
+bool ascends(std::span<const std::uint64_t> keys) {
+    bool in_order = true;
+    pauses::in_pieces(keys.size(), pauses::piece_rows, sizeof(std::uint64_t), [&](std::size_t first, std::size_t last) {
+        const auto begin = keys.begin() + static_cast<std::ptrdiff_t>(first);
+        const auto end = keys.begin() + static_cast<std::ptrdiff_t>(std::min(last + 1, keys.size()));
+        in_order = in_order && std::adjacent_find(begin, end, std::greater_equal<>()) == end;
+    });
+    return in_order;
+}
+
+}  // namespace
 
 void RowBuffer::make_room(std::size_t rows, std::size_t bytes_each) {
     // What is made room for and the next make_room() must both fit, or all would be moved at the end of every window.
@@ -95,16 +110,6 @@ void RowBuffer::extend(std::size_t rows, std::size_t bytes_each) {
     records_.extend(rows * bytes_each);
 }
 
-std::uint8_t* RowBuffer::unset_record(std::uint64_t key, std::size_t bytes, bool& is_new) {
-    if (looks_up_) return find_or_add(key, bytes, is_new);
-    make_room(1, bytes);
-    const End last = end();
-    *last.key = key;
-    extend(1, bytes);
-    is_new = true;
-    return last.record;
-}
-
 std::uint8_t* RowBuffer::find_or_add(std::uint64_t key, std::size_t bytes, bool& is_new) {
     place_appended();
     const std::size_t before = size();
@@ -130,12 +135,45 @@ void RowBuffer::fold(std::uint8_t coefficient, std::span<const std::uint64_t> ke
     check_room("RowBuffer.fold", keys.size(), records.size());
     const Operations& operations = ecrec::operations();
     const Coefficient& prepared = gf::coefficient(coefficient);
+    if (size() == 0 && ascends(keys)) {
+        copy(prepared, keys, records.data());
+        return;
+    }
+    const bool merges = ascends({index_.keys().begin(), size()});
+    const std::size_t known = size();
+    std::size_t next = 0, place = 0;  // of the row that is compared, and where its record begins
     const std::uint8_t* source = records.data();
     for (std::size_t i = 0; i < keys.size(); ++i) {
-        if (i + 8 < keys.size()) index_.prefetch(keys[i + 8]);
-        const std::size_t bytes = store_->table_of(keys[i]).record_bytes();
-        operations.fold(bytes, prepared, source, record(keys[i], bytes));
+        const std::uint64_t key = keys[i];
+        const std::size_t bytes = store_->table_of(key).record_bytes();
+        std::uint8_t* target = nullptr;
+        if (merges) {
+            const std::size_t first = next;
+            const std::uint64_t* const here = index_.keys().begin();
+            for (; next < known && here[next] < key; ++next) place += store_->table_of(here[next]).record_bytes();
+            if (next < known && here[next] == key) target = records_.data() + place;
+            pauses::work((next - first) * sizeof(key));
+        } else if (i + 8 < keys.size()) {
+            index_.prefetch(keys[i + 8]);
+        }
+        operations.fold(bytes, prepared, source, target != nullptr ? target : record(key, bytes));
         source += bytes;
+        pauses::work(pauses::step_bytes + 4 * bytes);
+    }
+}
+
+void RowBuffer::copy(const Coefficient& coefficient, std::span<const std::uint64_t> keys, const std::uint8_t* records) {
+    const Operations& operations = ecrec::operations();
+    for (const std::uint64_t key : keys) {
+        const std::size_t bytes = store_->table_of(key).record_bytes();
+        std::uint8_t* target = append(key, bytes);
+        if (coefficient.value == 1) {
+            std::memcpy(target, records, bytes);
+        } else {
+            std::memset(target, 0, bytes);
+            operations.fold(bytes, coefficient, records, target);
+        }
+        records += bytes;
         pauses::work(pauses::step_bytes + 4 * bytes);
     }
 }

@@ -41,11 +41,14 @@ public:
     // The record of a key, which is looked up; zero if it is new. Valid until the next call that adds a row. As in all
     // that follows, there must be room for the row: see has_room().
     std::uint8_t* record(std::uint64_t key, std::size_t bytes);
-    // The same of a key that may be new; then `is_new` is set and the record's content is unspecified. While rows are not
-    // looked up, it is appended as new.
-    std::uint8_t* unset_record(std::uint64_t key, std::size_t bytes, bool& is_new);
-    // The same of several keys, for which there must be room; what is not new is asked for. While rows are not looked up,
-    // all are new.
+    // The record of a key that is not there yet, appended without a look-up; its content is unspecified.
+    std::uint8_t* append(std::uint64_t key, std::size_t bytes) {
+        make_room(1, bytes);
+        index_.extend(1)[0] = key;
+        return records_.extend(bytes);
+    }
+    // The records of several keys, for which there must be room; those that are new have unspecified content, what is not
+    // is asked for. While rows are not looked up, all are new.
     void unset_records(std::span<const std::uint64_t> keys, std::size_t bytes, std::uint8_t** records, bool* is_new);
     void make_room(std::size_t rows, std::size_t bytes_each);
     // So many more rows and bytes of records can be numbered: 2^31 rows, 64 GiB.
@@ -62,6 +65,7 @@ public:
     End end() const { return {index_.keys().end(), records_.end()}; }
     void extend(std::size_t rows, std::size_t bytes_each);
 
+    // Rows in order of their keys are found without a look-up where those that are here are in order, too.
     void fold(std::uint8_t coefficient, std::span<const std::uint64_t> keys,
               std::span<const std::uint8_t> records);
     Growing<std::uint64_t> nonzero() const;
@@ -80,6 +84,8 @@ private:
     // Rows that were appended without a look-up get their places.
     void place_appended();
     void add(const Growing<std::uint64_t>& keys, const Growing<std::uint8_t>& records);
+    // fold() of what is in order into a buffer that holds nothing.
+    void copy(const Coefficient& coefficient, std::span<const std::uint64_t> keys, const std::uint8_t* records);
 
     std::shared_ptr<const Store> store_;
     std::shared_ptr<InUse> in_use_;

@@ -1,8 +1,10 @@
 // What workers see of a store: reading rows, and changing them.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/registry.hpp"
 #include "store/deltas.hpp"
@@ -238,11 +240,19 @@ Growing<std::uint64_t> Store::distinct(std::span<const std::uint64_t> keys,
     return found;
 }
 
-void Store::check_values(const char* where, const Sections& sections, std::span<const float> values,
+void Store::check_values(const char* where, const Sections& sections, std::span<const float> values, bool records,
                          const Window* window) const {
     if (window != nullptr && window->store() != this)
         refuse(ErrorKind::value, where, ": the window belongs to another store");
-    const std::uint64_t expected = gather_bytes(sections.tables, sections.counts, false) / 4;
+    const auto floats_of = [&](std::size_t s) {
+        const Table& table = tables_[static_cast<std::size_t>(sections.tables[s])];
+        return records ? table.used_bytes() / 4 : table.shape().dim;
+    };
+    gather_bytes(sections.tables, sections.counts, true);  // none of what follows exceeds 2^64
+    std::uint64_t expected = 0;
+    for (std::size_t s = 0; s < sections.tables.size(); ++s) {
+        expected += static_cast<std::uint64_t>(sections.counts[s]) * floats_of(s);
+    }
     if (values.size() != expected)
         refuse(ErrorKind::value, where, ": got ", values.size(), " floats, expected ", expected);
     if (window != nullptr) {
@@ -254,23 +264,66 @@ void Store::check_values(const char* where, const Sections& sections, std::span<
     const float* value = values.data();
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const std::size_t dim = tables_[static_cast<std::size_t>(sections.tables[s])].shape().dim;
+        const std::size_t floats = floats_of(s);
         const std::size_t count = static_cast<std::size_t>(sections.counts[s]);
-        const std::size_t piece = std::max<std::size_t>(pauses::piece_bytes / (4 * dim), 1);
-        pauses::in_pieces(count, piece, 2 * dim, [&](std::size_t first, std::size_t last) {
-            if (operations.is_finite((last - first) * dim, value + first * dim)) return;
+        const std::size_t piece = std::max<std::size_t>(pauses::piece_bytes / (4 * floats), 1);
+        pauses::in_pieces(count, piece, 2 * floats, [&](std::size_t first, std::size_t last) {
+            if (floats == dim && operations.is_finite((last - first) * dim, value + first * dim)) return;
             std::size_t i = first;
-            while (operations.is_finite(dim, value + i * dim)) ++i;
+            while (i < last && operations.is_finite(dim, value + i * floats)) ++i;
+            if (i == last) return;
             refuse(ErrorKind::value, where, ": the values for row ", sections.rows[first_row + i],
                    " of table ", sections.tables[s], " are not all finite");
         });
         first_row += count;
-        value += count * dim;
+        value += count * floats;
     }
 }
 
-// Step: step(table, steps) changes the records of some rows of the table.
+// Steps of an optimizer with what its table wants before them (TableShape). Row by row: a row may repeat, and what decays is
+// what the step before has left. step(steps) takes one step.
 template <class Step>
-void Store::update(const Sections& sections, std::span<const float> values, Window* window, Step&& step) {
+void adjusted_steps(const TableShape& shape, const Steps& steps, Step&& step) {
+    const std::size_t dim = steps.dim;
+    const float limit = shape.max_gradient == 0 ? std::numeric_limits<float>::infinity() : shape.max_gradient;
+    std::vector<float> gradient(dim), before(dim);
+    const float* const own_gradient = gradient.data();
+    for (std::size_t m = 0; m < steps.rows; ++m) {
+        float* const weights = steps.records[m];
+        const float* const given = steps.gradients[m];
+        if (shape.kept != 1) {
+            std::copy(weights, weights + dim, before.begin());
+            for (std::size_t i = 0; i < dim; ++i) weights[i] *= shape.kept;
+        }
+        for (std::size_t i = 0; i < dim; ++i) gradient[i] = std::clamp(given[i], -limit, limit);
+        // Not without a decay: of an infinite weight it would be no number.
+        for (std::size_t i = 0; shape.decay != 0 && i < dim; ++i) gradient[i] += shape.decay * weights[i];
+        Steps one = steps;
+        one.rows = 1;
+        one.gradients = &own_gradient;
+        one.records = steps.records + m;
+        one.deltas = steps.deltas == nullptr ? nullptr : steps.deltas + m;
+        one.merges = steps.merges + m;
+        one.later = 0;
+        one.continues = one.streams = false;
+        step(one);
+        if (shape.kept == 1 || steps.deltas == nullptr) continue;
+        // The step has taken the difference to the weights that were multiplied: back to those of before.
+        for (std::size_t i = 0; i < dim; ++i) {
+            const auto bits = [](float number) { return std::bit_cast<std::uint32_t>(number); };
+            std::uint32_t delta;
+            std::memcpy(&delta, steps.deltas[m] + 4 * i, 4);
+            delta ^= bits(before[i]) ^ bits(before[i] * shape.kept);
+            std::memcpy(steps.deltas[m] + 4 * i, &delta, 4);
+        }
+    }
+}
+
+// ShapeOf: shape_of(s, table) is the shape with which the steps of section s are taken. Step: step(table, shape, steps)
+// changes the records of some rows of the table.
+template <class ShapeOf, class Step>
+void Store::update(const Sections& sections, std::span<const float> values, bool whole, Window* window,
+                   ShapeOf&& shape_of, Step&& step) {
     // Several threads take part in a longer run; each row has one, whatever else is in the run.
     constexpr std::size_t run_max = Deltas::run_max, short_run = Tuning::run_rows_limit;
     const std::size_t parts = threads::parts_of(values.size_bytes(), threads::grain_bytes);
@@ -284,7 +337,8 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
     for (std::size_t s = 0; s < sections.tables.size(); ++s) {
         const std::uint64_t index = static_cast<std::uint64_t>(sections.tables[s]);
         Table& table = tables_[index];
-        const std::size_t dim = table.shape().dim;
+        const TableShape& shape = shape_of(s, table);
+        const std::size_t dim = shape.dim, floats = whole ? table.used_bytes() / 4 : dim;
         deltas.begin(table, index);
         const bool any_delta = deltas.any();
         const std::size_t run = std::clamp<std::size_t>(run_bytes_max / table.record_bytes(), 1, run_rows);
@@ -295,26 +349,28 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
         for (std::size_t first = 0, last = 0; first < count; first = last) {
             last = std::min(count, first + touched_at_once);
             const std::uint64_t touched = table.data_rows_touched();
+            before_change(index, table, {places_.data() + i + first, last - first});
             for (std::size_t m = first; m < last; ++m) {
                 const RowPlace& row = places_[i + m];
                 all_records[m] = reinterpret_cast<float*>(table.touch(operations, row.quotient, row.residue, row.slot));
             }
+            if (copying_ != nullptr) copying_->changed(index, {places_.data() + i + first, last - first});
             pauses::work((last - first) * pauses::row_bytes +
                          (table.data_rows_touched() - touched) * (pauses::new_page_bytes + 2 * table.record_bytes()));
         }
         for (std::size_t first = 0, rows = 0; first < count; first += rows) {
             rows = std::min(count - first, run);
             float* const* records = all_records + first;
-            for (std::size_t m = 0; m < rows; ++m, value += dim) gradients[m] = value;
+            for (std::size_t m = 0; m < rows; ++m, value += floats) gradients[m] = value;
             if (any_delta) deltas.place({places_.data() + i + first, rows});
             // Without threads, the records of the next run are the kernel's to ask for.
             const std::size_t later = parts == 1 ? count - first - rows : 0;
             const bool continues = parts == 1 && first != 0;
             const auto take_steps = [&](std::size_t taken, const float* const* gradient, float* const* record,
                                         std::uint8_t* const* delta, const bool* merge) {
-                step(table, Steps{taken, dim, table.used_bytes(), table.record_bytes(), table.shape().hyper.data(),
-                                  gradient, record, any_delta ? delta : nullptr, merge, nullptr, later, continues,
-                                  deltas.streams()});
+                step(table, shape,
+                     Steps{taken, dim, table.used_bytes(), table.record_bytes(), shape.hyper.data(), gradient, record,
+                           any_delta ? delta : nullptr, merge, nullptr, later, continues, deltas.streams()});
             };
             if (parts == 1) {
                 take_steps(rows, gradients, records, deltas.deltas(), deltas.merges());
@@ -347,15 +403,40 @@ void Store::update(const Sections& sections, std::span<const float> values, Wind
 
 void Store::check(const Sections& sections, std::span<const float> values) {
     resolve("check", sections, true);
-    check_values("check", sections, values, nullptr);
+    check_values("check", sections, values, false, nullptr);
 }
 
-void Store::apply(const Sections& sections, std::span<const float> gradients, Window* window) {
+void Store::check_rates(const Sections& sections, std::span<const double> rates) const {
+    if (!rates.empty() && rates.size() != sections.tables.size()) {
+        refuse(ErrorKind::value, "apply: got ", rates.size(), " learning rates, expected one for each of ",
+               sections.tables.size(), " tables");
+    }
+    for (std::size_t s = 0; s < rates.size(); ++s) {
+        const TableShape& shape = tables_[static_cast<std::size_t>(sections.tables[s])].shape();
+        const bool is_divisor = shape.optimizer == Optimizer::ftrl;
+        const float rate = static_cast<float>(rates[s]);
+        if (!std::isfinite(rate) || rate < 0 || (is_divisor && rate == 0) || rates[s] * shape.decoupled_decay >= 1) {
+            refuse(ErrorKind::value, "apply: learning rate ", rates[s], " of table ", sections.tables[s],
+                   is_divisor ? ", expected a positive one" : ", expected a finite one, not below 0",
+                   shape.decoupled_decay == 0 ? "" : ", with lr * weight_decay below 1");
+        }
+    }
+}
+
+void Store::apply(const Sections& sections, std::span<const float> gradients, Window* window,
+                  std::span<const double> rates) {
     resolve("apply", sections, true);
-    check_values("apply", sections, gradients, window);
+    check_values("apply", sections, gradients, false, window);
+    check_rates(sections, rates);
     const Operations& operations = ecrec::operations();
-    update(sections, gradients, window, [&](const Table& table, Steps steps) {
-        switch (table.shape().optimizer) {
+    TableShape own;
+    const auto shape_of = [&](std::size_t s, const Table& table) -> const TableShape& {
+        if (rates.empty() || rates[s] == table.shape().rate()) return table.shape();
+        own = table.shape().at_rate(rates[s]);
+        return own;
+    };
+    const auto step = [&](const TableShape& shape, Steps steps) {
+        switch (shape.optimizer) {
             case Optimizer::sgd: operations.sgd(steps); break;
             case Optimizer::momentum: operations.momentum(steps); break;
             case Optimizer::nesterov: operations.nesterov(steps); break;
@@ -369,7 +450,7 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
                     // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult)
                     std::uint8_t* delta = steps.deltas == nullptr ? nullptr : steps.deltas[m] + 12 * steps.dim;
                     step_sizes[m] =
-                        adam_step(table.shape(), reinterpret_cast<std::uint8_t*>(steps.records[m] + 3 * steps.dim),
+                        adam_step(shape, reinterpret_cast<std::uint8_t*>(steps.records[m] + 3 * steps.dim),
                                   delta, steps.merges[m]);
                 }
                 operations.adam(steps);
@@ -377,14 +458,32 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
             }
             case Optimizer::ftrl: operations.ftrl(steps); break;
         }
+    };
+    update(sections, gradients, false, window, shape_of, [&](const Table&, const TableShape& shape, const Steps& steps) {
+        if (shape.adjusts_steps()) {
+            adjusted_steps(shape, steps, [&](const Steps& one) { step(shape, one); });
+        } else {
+            step(shape, steps);
+        }
     });
 }
 
 void Store::assign(const Sections& sections, std::span<const float> values, Window* window) {
     resolve("assign", sections, true);
-    check_values("assign", sections, values, window);
-    update(sections, values, window, [](const Table& table, const Steps& steps) {
-        const std::size_t bytes = table.weight_bytes();
+    check_values("assign", sections, values, false, window);
+    set_values(sections, values, false, window);
+}
+
+void Store::assign_records(const Sections& sections, std::span<const float> records, Window* window) {
+    resolve("assign_records", sections, true);
+    check_values("assign_records", sections, records, true, window);
+    set_values(sections, records, true, window);
+}
+
+void Store::set_values(const Sections& sections, std::span<const float> values, bool records, Window* window) {
+    const auto shape_of = [](std::size_t, const Table& table) -> const TableShape& { return table.shape(); };
+    update(sections, values, records, window, shape_of, [&](const Table& table, const TableShape&, const Steps& steps) {
+        const std::size_t bytes = records ? table.used_bytes() : table.weight_bytes();
         for (std::size_t m = 0; m < steps.rows; ++m) {
             if (steps.deltas != nullptr) {
                 std::uint8_t* delta = steps.deltas[m];

@@ -68,6 +68,22 @@ void set_optimizer(const OptimizerName& named, const std::vector<double>& hyper,
     }
 }
 
+void set_adjustments(const TableOptions& options, TableShape& shape) {
+    checked_float("weight_decay", options.weight_decay);
+    checked_float("max_gradient", options.max_gradient);
+    if (options.weight_decay < 0 || options.max_gradient < 0) {
+        refuse(ErrorKind::value, "add_table: weight_decay is ", options.weight_decay, " and max_gradient ",
+               options.max_gradient, ", expected at least 0");
+    }
+    shape.max_gradient = static_cast<float>(options.max_gradient);
+    if (options.decoupled) {
+        shape.decoupled_decay = options.weight_decay;
+        shape.kept = checked_float("1 - lr * weight_decay", 1.0 - shape.rate() * options.weight_decay);
+    } else {
+        shape.decay = static_cast<float>(options.weight_decay);
+    }
+}
+
 Initial initial_from_name(const std::string& name) {
     if (name == "zeros") return Initial::zeros;
     if (name == "uniform") return Initial::uniform;
@@ -90,6 +106,7 @@ TableShape checked_shape(const TableOptions& options, int shards) {
     shape.k = options.k;
     shape.r = options.r;
     set_optimizer(optimizer_named(options.optimizer), options.hyper, shape);
+    set_adjustments(options, shape);
     shape.initial = initial_from_name(options.initial);
     shape.seed = options.initial_seed;
     shape.scale = checked_float("init_scale", options.initial_scale);
@@ -269,6 +286,24 @@ int Store::data_slot(int class_id) const {
     if (static_cast<std::size_t>(class_id / place_.shards) >= codes_.size()) return -1;
     const int slot = place_.slot_in(residue_of(class_id));
     return slot < code_of(class_id).k() ? slot : -1;
+}
+
+void Store::begin_snapshot(Snapshot* snapshot) {
+    if (snapshot_ != nullptr) refuse(ErrorKind::state, "Snapshot: another one of this store is not over");
+    snapshot_ = snapshot;
+}
+
+void Store::end_snapshot(const Snapshot* snapshot) {
+    if (snapshot_ == snapshot) snapshot_ = nullptr;
+}
+
+void Store::begin_copying(Copying* copying) {
+    if (copying_ != nullptr) refuse(ErrorKind::state, "Copying: another one of this store is not over");
+    copying_ = copying;
+}
+
+void Store::end_copying(const Copying* copying) {
+    if (copying_ == copying) copying_ = nullptr;
 }
 
 }  // namespace ecrec

@@ -11,7 +11,10 @@
 #include "codec/code.hpp"
 #include "kernels/operations.hpp"
 #include "base/in_use.hpp"
+#include "store/copying.hpp"
 #include "store/row_buffer.hpp"
+#include "store/changes.hpp"
+#include "store/snapshot.hpp"
 #include "store/table.hpp"
 #include "store/window.hpp"
 #include "threads/pauses.hpp"
@@ -48,6 +51,9 @@ struct TableOptions {
     double initial_scale = 0;
     double initial_state = 0;
     bool recovered = true;
+    double weight_decay = 0;
+    bool decoupled = false;   // w *= 1 - lr * weight_decay, not g += weight_decay * w
+    double max_gradient = 0;  // 0: gradients are not cut off
 };
 
 struct MemoryUse {
@@ -130,8 +136,12 @@ public:
                                bool records) const;
     Growing<std::uint64_t> missing(const Sections& sections) const;
     void check(const Sections& sections, std::span<const float> values);
-    void apply(const Sections& sections, std::span<const float> gradients, Window* window);
+    // rates: a learning rate for each of sections.tables, which replaces the table's own for this step, or nothing.
+    void apply(const Sections& sections, std::span<const float> gradients, Window* window,
+               std::span<const double> rates = {});
     void assign(const Sections& sections, std::span<const float> values, Window* window);
+    // Whole records: weights and state as floats, without padding, such as a checkpoint has them.
+    void assign_records(const Sections& sections, std::span<const float> records, Window* window);
     Growing<std::uint64_t> keys(const Sections& sections) const;
     // Each of the keys once, in order of first occurrence, without those of `known`. Any numbers do.
     Growing<std::uint64_t> distinct(std::span<const std::uint64_t> keys, std::span<const std::uint64_t> known) const;
@@ -162,6 +172,18 @@ public:
     // Keys of those at or after a position, in order of position, at most rows_max.
     Growing<std::uint64_t> missing_keys(int class_id, std::uint64_t first, std::uint64_t rows_max) const;
 
+    // -- copies that are taken while rows change (snapshot.hpp)
+    void begin_snapshot(Snapshot* snapshot);
+    void end_snapshot(const Snapshot* snapshot);
+
+    // Which rows changed (changes.hpp).
+    Changes& changes() { return changes_; }
+    const Changes& changes() const { return changes_; }
+    void begin_copying(Copying* copying);
+    void end_copying(const Copying* copying);
+    // Rows that `Copying` handed out, of a store of the same shard: these are the records from now on.
+    void put(std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records);
+
     // For those that call from several threads.
     InUse& in_use() const { return in_use_; }
     // Who is told in the middle of long calls, of this store and of what is made of it.
@@ -175,11 +197,19 @@ private:
                    RowPlace* places) const;
     // Fills places_ with where each row of the sections lies.
     void resolve(const char* where, const Sections& sections, bool recovered) const;
-    void check_values(const char* where, const Sections& sections, std::span<const float> values,
+    void check_rates(const Sections& sections, std::span<const double> rates) const;
+    void check_values(const char* where, const Sections& sections, std::span<const float> values, bool records,
                       const Window* window) const;
     void copy_out(std::size_t table, std::span<const std::int64_t> ids, std::size_t bytes, std::uint8_t* target) const;
-    template <class Step>
-    void update(const Sections& sections, std::span<const float> values, Window* window, Step&& step);
+    void set_values(const Sections& sections, std::span<const float> values, bool records, Window* window);
+    // records: values are whole records.
+    template <class ShapeOf, class Step>
+    void update(const Sections& sections, std::span<const float> values, bool records, Window* window,
+                ShapeOf&& shape_of, Step&& step);
+    void before_change(std::size_t table_index, const Table& table, std::span<const RowPlace> rows) {
+        if (snapshot_ != nullptr) snapshot_->before_change(table_index, table, rows);
+        changes_.note(table_index, table, rows);
+    }
     // Slot of this shard's data row in each stripe; refuses stripes in which it has none.
     void check_data_keys(const char* where, std::span<const std::uint64_t> keys, bool existing) const;
     int data_slot(int class_id) const;  // -1 if none
@@ -193,6 +223,9 @@ private:
     ShardPlace place_;
     std::vector<Table> tables_;
     std::vector<StoreCode> codes_;
+    Snapshot* snapshot_ = nullptr;  // that is being copied out
+    Changes changes_;
+    Copying* copying_ = nullptr;    // that is told of each row that changes
     bool huge_pages_ = true;
     std::size_t huge_table_ = 0, huge_extent_ = 0;  // what is looked at next
     bool huge_moved_ = false;                       // something was moved since the first table

@@ -30,6 +30,14 @@ std::size_t state_floats_set(const TableShape& shape) {
 
 }  // namespace
 
+TableShape TableShape::at_rate(double rate) const {
+    TableShape other = *this;
+    other.hyper_exact[0] = rate;
+    other.hyper[0] = static_cast<float>(rate);
+    if (decoupled_decay != 0) other.kept = static_cast<float>(1.0 - rate * decoupled_decay);
+    return other;
+}
+
 std::size_t TableShape::state_floats() const {
     switch (optimizer) {
         case Optimizer::sgd: break;
@@ -194,6 +202,11 @@ Collapsed Table::collapse_if_dense(std::size_t extent) {
     const Collapsed found = at.mapping().collapse(at.number);
     if (found == Collapsed::moved) huge_.set(extent);
     return found;
+}
+
+void Table::expect(std::uint32_t slot, std::uint64_t first, std::uint64_t last, std::uint64_t rows) const {
+    const bool is_dense = rows * extent_pages >= (last - first) * tuning.huge_page_touched_min;
+    if (is_dense) data_.expect(data_number(first, slot), data_number(last, slot));
 }
 
 Mapping Table::wipe_parity(int index) {

@@ -54,12 +54,22 @@ struct TableShape {
     // In the order of add_table, of Adam 1 - beta for each beta; hyper is hyper_exact rounded.
     std::array<double, hyper_max> hyper_exact{};
     std::array<float, hyper_max> hyper{};
+    // Before each step of a row: each number of its gradient is cut off to [-max_gradient, max_gradient] (0: not), then the
+    // gradient gets decay * weights, and the weights are multiplied by kept. One of both is without effect.
+    float max_gradient = 0;
+    float decay = 0;
+    float kept = 1;
+    double decoupled_decay = 0;  // kept is 1 - rate * decoupled_decay
     Initial initial = Initial::zeros;
     std::uint64_t seed = 0;
     float scale = 0;
     float state = 0;  // where Adagrad's sums and FTRL's n start; all other state starts at zero
 
     std::size_t state_floats() const;
+    double rate() const { return hyper_exact[0]; }
+    // The same with another learning rate.
+    TableShape at_rate(double rate) const;
+    bool adjusts_steps() const { return max_gradient != 0 || decay != 0 || kept != 1; }
 };
 
 // A stripe of the shard's group.
@@ -156,6 +166,8 @@ public:
         missing_ -= marked;
         if (of.missing == 0) of.recovered = {};
     }
+    // So many rows of these quotients of a slot will be touched; other slots are as full.
+    void expect(std::uint32_t slot, std::uint64_t first, std::uint64_t last, std::uint64_t rows) const;
     // Writes the initial weights and state of a row (used_bytes() of them).
     void write_initial(const Operations& operations, std::uint64_t row, float* record) const;
     // The record, which holds its initial value if it was untouched until now.

@@ -116,6 +116,7 @@ POOL: dict[str, Any] = {
         ({"dims": i32(2, 1)}, ValueError, "got 8 pooled floats, expected 2 \\* 3"),
         ({"mean": np.zeros(1, dtype=np.bool_)}, ValueError, "mean of 1 features, expected 2"),
         ({"batch": -1}, ValueError, "batch is -1"),
+        ({"weights": np.ones(3, np.float32)}, ValueError, "got 3 weights, there are 4 ids"),
         # 4 * 2^62 is 0 in 64 bits, and 2^61 * 8 too.
         (
             {"batch": 1 << 62, "dims": i32(1, 1, 1, 1), "mean": np.zeros(4, np.bool_), "bag_offsets": i64(0)},
@@ -135,6 +136,9 @@ def test_pooling_refuses_before_it_writes(change: dict[str, Any], error: type[Ex
         _native.pool_forward(values=floats, out=pooled, **POOL | change)
     with pytest.raises(error, match=message):
         _native.pool_backward(grad_out=pooled, gradients=floats, **POOL | change)
+    if "weights" not in change:
+        with pytest.raises(error, match=message):
+            _native.pool_backward_weights(grad_out=pooled, values=floats, gradients=floats.copy(), **POOL | change)
     assert (floats == 1).all() and (pooled == 1).all()
 
 

@@ -52,7 +52,7 @@ def run_one(case: Case, monkeypatch: pytest.MonkeyPatch, wanted: str = "") -> tu
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """``ecrec bench``, in a process of its own: it changes its environment."""
-    program = [sys.executable, "-m", "ecrec.launch.cli", "bench", *arguments]
+    program = [sys.executable, "-m", "ecrec.cli", "bench", *arguments]
     return subprocess.run(program, capture_output=True, text=True, timeout=120)
 
 
@@ -195,5 +195,5 @@ def test_the_command_measures_compares_and_writes_json(tmp_path: Path) -> None:
 
 
 def test_nothing_of_the_benchmarks_is_loaded_until_it_is_asked_for() -> None:
-    code = "import sys, ecrec.launch.cli, ecrec.launch.ps; assert not any('ecrec.bench' in m for m in sys.modules)"
+    code = "import sys, ecrec.cli, ecrec.launch.servers.ps; assert not any('ecrec.bench' in m for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ecrec.data import Batch, CriteoDataset, HashedIds, SyntheticDataset, SyntheticOptions, VocabularyIds
 from ecrec.data.batch import examples_of_steps
-from ecrec.data.criteo import LINE_BYTES_MAX, check_file, count_rows, line_blocks, read_raw, transform_integers
+from ecrec.data.criteo import (
+    LINE_BYTES_MAX,
+    check_file,
+    count_rows,
+    line_blocks,
+    read_pieces,
+    read_raw,
+    transform_integers,
+)
 from ecrec.data.criteo_format import MISSING_TOKEN
 from ecrec.data.ids import VocabularyTables
 from ecrec.errors import DataError
@@ -84,7 +93,7 @@ def test_splits_that_go_forwards_open_the_files_once(tsv: Path, monkeypatch: pyt
     monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
     data = CriteoDataset([tsv], HashedIds(500), cache_rows_max=0)
     opened = []
-    monkeypatch.setattr("ecrec.data.criteo.read_raw", lambda *a: opened.append(a) or read_raw(*a))
+    monkeypatch.setattr("ecrec.data.criteo.read_pieces", lambda *a: opened.append(a) or read_pieces(*a))
     for first in range(0, 800, 100):
         list(data.train_range(first, first + 50, 20))
     assert len(opened) == 1
@@ -262,7 +271,7 @@ def test_the_real_criteo_sample_is_read_whole() -> None:
     path = Path(os.environ.get("ECREC_CRITEO", default))
     if not path.is_file():
         pytest.skip(f"no Criteo rows at {path}; set ECREC_CRITEO")
-    rows = count_rows([path])
+    rows = count_rows(path)
     data = CriteoDataset([path], VocabularyIds(2))
     batches = [*data.train_batches(2048), *data.test_batches(2048)]
     assert sum(map(len, batches)) == rows == data.train_rows + data.test_rows
@@ -313,3 +322,88 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", "/dev/null"):
         with pytest.raises(DataError, match="is a pipe or a device, and the rows are read more than once"):
             check_file(path)
+
+
+# ------------------------------------------------------------------ bad rows, and rows that were counted before
+def with_bad_rows(tsv: Path, tmp_path: Path, bad: dict[int, bytes]) -> list[Path]:
+    """The rows in three files, the second one zipped, with other lines in the place of some."""
+    lines = tsv.read_bytes().splitlines(keepends=True)
+    for row, line in bad.items():
+        lines[row] = line + b"\n"
+    files = [tmp_path / "one.tsv", tmp_path / "two.tsv.gz", tmp_path / "three.tsv"]
+    for path, first, last in zip(files, (0, 300, 650), (300, 650, len(lines)), strict=True):
+        content = b"".join(lines[first:last])
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return files
+
+
+BAD = {20: b"no row", 21: b"", 299: b"2" + LINE[1:], 301: LINE[:-1], 640: LINE + b"\t", 900: b"\xff\xfe"}
+SIZES = [300, 350, 350]
+
+
+@pytest.mark.parametrize("cache_rows_max", [0, ROWS])
+@pytest.mark.parametrize("rows_of_files", [None, SIZES])
+def test_bad_rows_are_left_out_of_their_batches_and_told_by_file_and_line(
+    tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_rows_max: int, rows_of_files: Any
+) -> None:
+    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
+    whole = next(CriteoDataset([tsv], HashedIds(500), train_fraction=1.0).train_batches(ROWS))
+    files = with_bad_rows(tsv, tmp_path, BAD)
+    data = CriteoDataset(
+        files, HashedIds(500), cache_rows_max=cache_rows_max, rows_of_files=rows_of_files, bad_rows="skip"
+    )
+    assert (data.train_rows, data.test_rows) == (800, 200)
+    for first, last in ((0, 64), (10, 30), (250, 420), (20, 22), (600, 800), (0, 40)):
+        (batch,) = data.train_range(first, last, ROWS)
+        good = [row for row in range(first, last) if row not in BAD]
+        assert batch.skipped == last - first - len(good)
+        for ours, theirs in ((batch.labels, whole.labels), (batch.dense, whole.dense), (batch.ids.T, whole.ids.T)):
+            assert np.array_equal(ours, theirs[good])
+    tested = list(data.test_batches(64))
+    assert sum(map(len, tested)) == 199 and sum(batch.skipped for batch in tested) == 1
+    assert sorted(data.bad.found) == sorted(BAD)
+    assert "one.tsv, line 21: found 1 tab-separated fields" in data.bad.found[20]
+    assert "two.tsv.gz, line 2: found C26" in data.bad.found[301]
+    assert "three.tsv, line 251: " in data.bad.found[900]
+
+
+def test_a_bad_row_deep_in_a_file_stops_where_nothing_else_is_said(
+    tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
+    files = with_bad_rows(tsv, tmp_path, {640: b"no row"})
+    data = CriteoDataset(files, HashedIds(500), cache_rows_max=0)
+    assert sum(map(len, data.train_range(0, 600, 64))) == 600
+    with pytest.raises(DataError, match=r"two.tsv.gz, line 341: found 1 tab-separated fields"):
+        list(data.train_range(600, 800, 64))
+
+
+def test_more_bad_rows_than_can_be_an_accident_are_an_error(
+    tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecrec.data.criteo.BAD_ROWS_MAX", 5)
+    files = with_bad_rows(tsv, tmp_path, BAD)
+    with pytest.raises(DataError, match=r"more than 5 bad rows were skipped.*three.tsv, line 251"):
+        CriteoDataset(files, HashedIds(500), bad_rows="skip")
+    with pytest.raises(ValueError, match="'ignore', expected one of stop, skip"):
+        CriteoDataset(files, HashedIds(500), bad_rows="ignore")
+
+
+def test_rows_that_were_counted_before_are_not_counted_again(
+    tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = with_bad_rows(tsv, tmp_path, {})
+    assert [count_rows(path) for path in files] == SIZES
+    assert count_rows(files[0], is_over=lambda: True) == 0
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "ecrec.data.criteo.line_blocks", lambda path: opened.append(Path(path).name) or line_blocks(path)
+    )
+    data = CriteoDataset(files, HashedIds(500), cache_rows_max=0, rows_of_files=SIZES)
+    assert not opened and data.train_rows == 800
+    list(data.train_range(660, 700, 16))
+    assert opened == ["three.tsv"]  # nothing before it is read either
+    with pytest.raises(ValueError, match="rows_of_files has 2 numbers for 3 files"):
+        CriteoDataset(files, HashedIds(500), rows_of_files=[1, 2])
+    with pytest.raises(DataError, match=r"one.tsv: found 300 rows, more rows than when they were counted \(299\)"):
+        list(CriteoDataset(files, HashedIds(500), cache_rows_max=0, rows_of_files=[299, 350, 350]).train_batches(64))

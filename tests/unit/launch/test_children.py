@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from ecrec.errors import ClusterError
-from ecrec.launch.children import Children, Ended, Line
+from ecrec.launch.local.children import Children, Ended, Line
 from ecrec.tether import module_command
 
 
@@ -109,7 +109,7 @@ def test_a_program_that_does_not_exist_is_an_error(children, tmp_path):
 
 def test_children_die_with_the_process_that_started_them(tmp_path, fakes):
     program = (
-        "import os, pathlib; from ecrec.launch.children import Children; from ecrec.tether import module_command;"
+        "import os, pathlib; from ecrec.launch.local.children import Children; from ecrec.tether import module_command;"
         "c = Children();"
         "x = c.start('it', module_command('fake_server', '--bind', 'tcp://a:0'),"
         f" pathlib.Path({str(tmp_path / 'log')!r}), os.environ);"

@@ -3,14 +3,12 @@ import sys
 
 import pytest
 
-from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError
-from ecrec.launch.cli import exit_code
+from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError, FencedError
+from ecrec.exit_codes import exit_code
 
 
 def ecrec(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "ecrec.launch.cli", *arguments], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([sys.executable, "-m", "ecrec.cli", *arguments], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +41,15 @@ def test_a_scheduler_that_is_not_there_is_said():
 def test_exit_codes():
     assert exit_code(ConfigurationError("")) == exit_code(DataError("")) == 2
     assert exit_code(DataLostError("")) == 3
+    assert exit_code(FencedError("")) == 9
     assert exit_code(ClusterError("")) == 1
 
 
 def test_the_programs_start_without_torch():
     program = (
         "import sys; sys.modules['torch'] = None;"
-        "import ecrec.launch.cli, ecrec.launch.train, ecrec.launch.verify, ecrec.launch.connect;"
+        "import ecrec.cli, ecrec.train.run, ecrec.launch.tools.verify, ecrec.launch.connect;"
         "import ecrec.launch.worker;"
-        "import ecrec.launch.scheduler, ecrec.launch.ps"
+        "import ecrec.launch.servers.scheduler, ecrec.launch.servers.ps"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

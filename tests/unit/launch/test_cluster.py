@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from ecrec.errors import ClusterError
-from ecrec.launch import cluster as cluster_module
-from ecrec.launch.children import Ended
-from ecrec.launch.cluster import START_TIMEOUT_S, ClusterSettings, LocalCluster
 from ecrec.launch.connect import Keeper
+from ecrec.launch.local import cluster as cluster_module
+from ecrec.launch.local.children import Ended
+from ecrec.launch.local.cluster import START_TIMEOUT_S, ClusterSettings, LocalCluster
 
 
 def settings(tmp_path, **changes):

@@ -1,7 +1,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from ecrec.launch.scheduler import DEFAULTS, app, timeouts
+from ecrec.launch.servers.scheduler import DEFAULTS, app, timeouts, with_limits
 
 
 def test_a_long_time_out_of_silence_keeps_the_order_of_the_others():
@@ -24,3 +24,17 @@ def test_a_link_is_not_given_up_before_a_shard(link_ms):
     arguments = ["--bind", "tcp://127.0.0.1:0", "--shards", "3", "--state", "x", "--link-timeout-ms", str(link_ms)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2 and "--link-timeout-ms" in result.output
+
+
+def test_any_limit_can_be_set_for_experiments():
+    config = with_limits(DEFAULTS, ["window_interval_ms=20", "checkpoint_bytes_per_s=1000000"])
+    assert (config.window_interval_ms, config.checkpoint_bytes_per_s) == (20.0, 1_000_000)
+    assert config.heartbeat_ms == DEFAULTS.heartbeat_ms and with_limits(DEFAULTS, []) == DEFAULTS
+
+
+@pytest.mark.parametrize("text", ["nonsense=1", "heartbeat_ms", "heartbeat_ms=x", "heartbeat_ms=-1"])
+def test_a_limit_that_there_is_not_is_refused(text):
+    result = CliRunner().invoke(
+        app, ["--bind", "tcp://127.0.0.1:0", "--shards", "3", "--state", "x", "--set", text], env={"COLUMNS": "300"}
+    )
+    assert result.exit_code == 2 and text in result.output

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch import scratch
-from ecrec.launch.scratch import SOCKET_NAME_BYTES_MAX, Scratch
+from ecrec.launch.local import scratch
+from ecrec.launch.local.scratch import SOCKET_NAME_BYTES_MAX, Scratch
 from ecrec.transport.endpoints import IPC_PATH_BYTES_MAX
 
 

@@ -2,7 +2,8 @@ import io
 
 from rich.console import Console
 
-from ecrec.launch.status import bytes_text, plain, redundancy, render
+from ecrec.launch.redundancy import redundancy
+from ecrec.launch.tools.status import bytes_text, plain, render
 from ecrec.protocol.messages import (
     ClusterState,
     Dataset,

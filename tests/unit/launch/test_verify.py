@@ -3,11 +3,12 @@ import itertools
 import numpy as np
 import pytest
 
-from ecrec.launch.verify import AGAIN_MS, SILENCE_MS, BadStripe, ScrubMachine, ScrubOutcome, describe_bad
+from ecrec.launch.tools.verify import describe_bad
 from ecrec.protocol.events import Connect, Disconnect, Received, Send, Tick
 from ecrec.protocol.messages import (
     LOCATED,
     SHARD,
+    TOOL,
     UNSURE,
     Address,
     ClusterState,
@@ -16,8 +17,10 @@ from ecrec.protocol.messages import (
     ShardFigures,
 )
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
+from ecrec.protocol.scrub_tool import AGAIN_MS, SILENCE_MS, BadStripe, ScrubMachine, ScrubOutcome
 
 N = 4
+MINE = Address(TOOL, 7, 0)
 SIZE = 10
 CHUNK = 4
 
@@ -93,7 +96,7 @@ def run(machine, shards, state):
 
 def test_the_first_parity_holder_of_every_class_is_asked_chunk_by_chunk():
     state = cluster("2+1", "1+2", "2+1")
-    machine, shards = ScrubMachine(state), Shards()
+    machine, shards = ScrubMachine(MINE, state), Shards()
     run(machine, shards, state)
     assert {(shard, q.class_id) for shard, q in shards.questions} == {
         *(((g + 2) % N, g) for g in range(N)),
@@ -106,7 +109,7 @@ def test_the_first_parity_holder_of_every_class_is_asked_chunk_by_chunk():
 
 def test_shards_of_all_groups_are_asked():
     state = cluster("3+1", groups=2)
-    machine, shards = ScrubMachine(state), Shards()
+    machine, shards = ScrubMachine(MINE, state), Shards()
     run(machine, shards, state)
     assert {shard for shard, _ in shards.questions} == set(range(2 * N))
 
@@ -115,7 +118,7 @@ def test_shards_of_all_groups_are_asked():
 def test_what_does_not_fit_is_named(repair):
     state = cluster("2+2", "3+1")
     bad = [(0, 8, 3, LOCATED), (0, 4, 1, LOCATED), (N, 1 << 48 | 12, 3, UNSURE)]
-    machine, shards = ScrubMachine(state, repair), Shards(bad)
+    machine, shards = ScrubMachine(MINE, state, repair), Shards(bad)
     run(machine, shards, state)
     assert machine.outcome.ok is False
     assert machine.outcome.bad == [
@@ -137,7 +140,7 @@ def test_what_does_not_fit_is_named(repair):
 
 def test_rows_of_other_groups_are_named_by_their_place_in_the_whole_table():
     state = cluster("2+1", groups=2)
-    machine, shards = ScrubMachine(state), Shards()
+    machine, shards = ScrubMachine(MINE, state), Shards()
     shards.carry_out(machine, machine.update(state), 0.0)
 
     def answer(shard, scrub):
@@ -154,7 +157,7 @@ def test_rows_of_other_groups_are_named_by_their_place_in_the_whole_table():
 def test_a_rate_is_kept():
     """Chunks of 100 kB at 1 MB/s: ten a second, one after the other."""
     state = cluster("3+1")
-    machine, shards = ScrubMachine(state, rate_mb_s=1.0), Shards(chunk_bytes=100_000)
+    machine, shards = ScrubMachine(MINE, state, rate_mb_s=1.0), Shards(chunk_bytes=100_000)
     shards.carry_out(machine, machine.update(state), 0.0)
     now_ms, asked = 0.0, []
     while not machine.done:
@@ -170,7 +173,7 @@ def test_a_rate_is_kept():
 
 def test_with_a_rate_questions_are_short():
     state = cluster("3+1")
-    machine, shards = ScrubMachine(state, rate_mb_s=0.001), Shards()
+    machine, shards = ScrubMachine(MINE, state, rate_mb_s=0.001), Shards()
     shards.carry_out(machine, machine.update(state), 0.0)
     shards.carry_out(machine, machine.handle(Tick(), 1e3), 1e3, lambda shard, scrub: (None, ()))
     ((_, question),) = shards.questions
@@ -179,14 +182,14 @@ def test_with_a_rate_questions_are_short():
 
 def test_without_parity_there_is_nothing_to_say():
     state = cluster("4+0")
-    machine = ScrubMachine(state)
+    machine = ScrubMachine(MINE, state)
     assert machine.done
     assert machine.outcome.ok is None
 
 
 def test_a_busy_shard_is_asked_again_a_little_later():
     state = cluster("3+1")
-    machine, shards = ScrubMachine(state), Shards()
+    machine, shards = ScrubMachine(MINE, state), Shards()
     shards.carry_out(machine, machine.update(state), 0.0)
 
     def busy(shard, scrub):
@@ -203,7 +206,7 @@ def test_a_busy_shard_is_asked_again_a_little_later():
 
 def test_a_silent_shard_is_asked_again_and_its_late_answer_dropped():
     state = cluster("3+1")
-    machine, shards = ScrubMachine(state), Shards()
+    machine, shards = ScrubMachine(MINE, state), Shards()
     shards.carry_out(machine, machine.update(state), 0.0)
     shards.carry_out(machine, machine.handle(Tick(), 1000.0), 1000.0, lambda shard, scrub: (None, ()))
     old = list(shards.questions)
@@ -218,7 +221,7 @@ def test_a_silent_shard_is_asked_again_and_its_late_answer_dropped():
 
 def test_what_it_waits_for_is_named():
     state = cluster("3+1", down=(1, 2))
-    machine, shards = ScrubMachine(state), Shards()
+    machine, shards = ScrubMachine(MINE, state), Shards()
     shards.carry_out(machine, machine.update(state), 0.0)
     assert machine.waits_for == "shards 1, 2 down"
     shards.carry_out(machine, machine.update(cluster("3+1", down=(2,))), 0.0)
@@ -228,14 +231,14 @@ def test_what_it_waits_for_is_named():
 
 
 def test_without_parity_nobody_is_asked():
-    assert ScrubMachine(cluster()).is_empty
-    assert ScrubMachine(cluster("4+0")).is_empty
-    assert not ScrubMachine(cluster("3+1")).is_empty
+    assert ScrubMachine(MINE, cluster()).is_empty
+    assert ScrubMachine(MINE, cluster("4+0")).is_empty
+    assert not ScrubMachine(MINE, cluster("3+1")).is_empty
 
 
 def test_classes_of_a_replaced_holder_start_again():
     state = cluster("1+2")
-    machine, shards = ScrubMachine(state, repair=True), Shards([(0, 0, 2, LOCATED), (0, 4, 1, UNSURE)])
+    machine, shards = ScrubMachine(MINE, state, repair=True), Shards([(0, 0, 2, LOCATED), (0, 4, 1, UNSURE)])
     run(machine, shards, state)
     again = cluster("1+2", epochs={2: 2})
     shards.carry_out(machine, machine.update(cluster("1+2", down=(2,))), 6000.0)

@@ -1,8 +1,9 @@
 import msgspec
 
-from ecrec.launch.watch import EVERY_MS, ClusterWatch, WatchMachine
+from ecrec.launch.tools.watch import ClusterWatch
 from ecrec.protocol.events import Received, Tick
-from ecrec.protocol.messages import SCHEDULER, Address, ClusterState, HistoryEntry, ShardFigures
+from ecrec.protocol.messages import SCHEDULER, TOOL, Address, ClusterState, HistoryEntry, ShardFigures
+from ecrec.protocol.watch import EVERY_MS, WatchMachine
 
 FROM = Address(SCHEDULER, 0, 0)
 
@@ -13,7 +14,7 @@ def state(request, *states):
 
 
 def test_it_asks_again_and_takes_only_the_answer_to_the_last_question():
-    machine = WatchMachine()
+    machine = WatchMachine(Address(TOOL, 7, 0))
     (first,) = machine.handle(Tick(), 1000.0)
     assert machine.handle(Tick(), 1000.0 + EVERY_MS / 2) == []
     (second,) = machine.handle(Tick(), 1000.0 + EVERY_MS)
@@ -41,7 +42,7 @@ def test_all_are_up_when_all_are_known_and_whole():
 
 
 def test_the_history_is_whole_although_the_scheduler_keeps_only_the_last_events():
-    machine = WatchMachine()
+    machine = WatchMachine(Address(TOOL, 7, 0))
     happened = [HistoryEntry(float(at // 3), "down", at % 5, at) for at in range(40)]
     for now, end in enumerate((0, 3, 10, 10, 17, 40)):
         (ask,) = machine.handle(Tick(), now * EVERY_MS)

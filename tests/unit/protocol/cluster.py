@@ -26,6 +26,7 @@ from ecrec.protocol.events import (
     Send,
     Stop,
     Tick,
+    WriteFile,
 )
 from ecrec.protocol.messages import DOWN, SCHEDULER, SHARD, TOOL, UP, Address, Section
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
@@ -65,6 +66,8 @@ class Cluster:
         self.scheduler = SchedulerMachine(n, 1, self.config, None, cluster)
         self.state = b""
         self.machines: dict[str, Any] = {"scheduler": self.scheduler}
+        self.files: list[tuple[str, WriteFile]] = []
+        """Files of checkpoints that processes want written, and who: a test gives what became of them."""
         self.where: dict[Address, str] = {Address(SCHEDULER, 0, 0): "scheduler"}
         self.channels: dict[tuple[str, str], deque[Received]] = defaultdict(deque)
         self.blocked: set[tuple[str, str]] = set()
@@ -143,6 +146,8 @@ class Cluster:
                 self.done[effect.ticket] = effect.answers
             elif isinstance(effect, PullFailed):
                 self.refused[effect.ticket] = effect.reason
+            elif isinstance(effect, WriteFile):
+                self.files.append((name, effect))
             elif isinstance(effect, Failed):
                 self.failed.append(effect.reason)
 
@@ -169,7 +174,12 @@ class Cluster:
             found = [e for e in self.scheduler.admission.candidates.values() if e.address == address]
             return bool(found) and found[0].endpoint == machine.endpoint
         group, shard = divmod(address.id, self.n)
-        place = self.scheduler.state.groups[group].places[shard]
+        place, succeeding = (
+            self.scheduler.state.groups[group].places[shard],
+            self.scheduler.state.groups[group].succeeding,
+        )
+        if succeeding is not None and (succeeding.shard, succeeding.epoch) == (shard, address.epoch):
+            return succeeding.process == machine.process
         return place.epoch == address.epoch and place.process == machine.process
 
     def deliver(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ecrec import protocol
+from ecrec import _native, protocol
 
 SOURCES = str(Path(protocol.__file__).parent)
 
@@ -62,6 +62,8 @@ def held(thing: Any, without: frozenset[str] = frozenset(), seen: set[int] | Non
     seen = set() if seen is None else seen
     if thing is None or isinstance(thing, bool | int | float | str | bytes | type | FunctionType | MethodType):
         return thing if not isinstance(thing, FunctionType | MethodType) else thing.__qualname__
+    if type(thing).__module__ == _native.__name__:
+        return type(thing).__name__  # what it holds is compared by its own means
     if id(thing) in seen:
         return "..."
     seen.add(id(thing))

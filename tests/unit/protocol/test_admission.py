@@ -183,3 +183,13 @@ def test_a_late_server_finds_its_place_taken_and_serves_where_one_dies() -> None
     cluster.drain()
     assert cluster.scheduler.state.groups[0].places[3].process == late
     cluster.scrub()
+
+
+@pytest.mark.parametrize(("wanted", "fits"), [(-2, False), (-1, True), (0, True), (4, True), (5, False)])
+def test_a_process_that_asks_for_a_place_that_there_is_not_is_told_so_and_does_not_wait(
+    wanted: int, fits: bool
+) -> None:
+    machine = scheduler()
+    told = sent(asks(machine, "new", wanted), m.Fenced)
+    assert ("new" in machine.admission.candidates) == fits == (not told)
+    assert fits or "there is no shard" in told[0].reason

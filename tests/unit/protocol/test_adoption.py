@@ -107,7 +107,7 @@ def test_a_state_is_older_although_no_view_has_changed_since(living: Living) -> 
     """Leases change the state, and no view."""
     old = living.state
     living.carry_out("worker-0", living.client, living.client.lease(DATA))
-    living.settle_down(lambda: bool(living.client.leases))
+    living.settle_down(lambda: bool(living.client.leasing.leases))
     living.pass_ms(2 * living.config.state_copy_ms)
     living.scheduler_starts(old)
     living.pass_ms(3 * living.config.heartbeat_ms)
@@ -133,10 +133,10 @@ def test_a_stray_of_another_cluster_does_not_end_a_scheduler_that_hears_its_own(
 
 def test_a_member_is_not_ended_by_a_scheduler_that_knows_less(living: Living) -> None:
     machine = living.shard(2)
-    known = machine.origin
+    known = machine.context.origin
     assert known.cluster == "ours" and known.serial > 0
-    for who in (machine, living.client):
-        for origin in (m.Origin("theirs", 9, 9999), m.Origin("ours", 0, who.origin.serial - 1), m.Origin()):
+    for who, serial in ((machine, known.serial), (living.client, living.client.origin.serial)):
+        for origin in (m.Origin("theirs", 9, 9999), m.Origin("ours", 0, serial - 1), m.Origin()):
             effects = who.handle(Received(Address(SCHEDULER, 0, 0), m.Fenced("go", origin)), living.now_ms)
             assert not any(isinstance(effect, Stop | Failed) for effect in effects), origin
             assert any(isinstance(effect, Note) and "not mine" in effect.text for effect in effects)
@@ -167,7 +167,7 @@ def test_a_lost_state_is_adopted(living: Living) -> None:
     ]
     living.pass_ms(2000)
     assert not living.stopped, "all members live"
-    assert {living.shard(i).origin.generation for i in range(5)} == {1} == {living.client.origin.generation}
+    assert {living.shard(i).context.origin.generation for i in range(5)} == {1} == {living.client.origin.generation}
     living.check()
 
 
@@ -199,7 +199,7 @@ def test_a_state_lost_in_the_middle_of_a_recovery_is_adopted(living: Living, ste
     if not copies:
         for shard in range(5):
             if living.shards[shard] in living.machines:
-                living.shard(shard).copy = b""
+                living.shard(shard).context.copy = b""
     living.scheduler_starts(None, adopt=True)
     living.settle_down(lambda: living.scheduler.state.generation == 1)
     if step in ("down", "settled"):
@@ -232,9 +232,11 @@ def test_a_member_that_followed_the_old_scheduler_on_is_ended(living: Living) ->
     living.settle_down(lambda: living.scheduler.state.generation == 1)
     machine = living.shard(4)
     view = living.scheduler.state.groups[0].adopted
-    ahead = m.Views(0, [m.WorkerFenced(number, 9, 1) for number in range(machine.view + 1, view + 3)], machine.origin)
+    ahead = m.Views(
+        0, [m.WorkerFenced(number, 9, 1) for number in range(machine.view + 1, view + 3)], machine.context.origin
+    )
     machine.handle(Received(Address(SCHEDULER, 0, 0), ahead), living.now_ms)
-    assert machine.view >= view and machine.origin.generation == 0
+    assert machine.view >= view and machine.context.origin.generation == 0
     living.channels["scheduler", living.shards[4]].clear()
     living.blocked.clear()
     living.settle_down(lambda: living.shards[4] in living.stopped)
@@ -250,7 +252,7 @@ def test_a_scheduler_of_before_ends_when_another_has_adopted_its_cluster(living:
     living.settle_down(lambda: living.scheduler.state.generation == 1)
     living.pass_ms(500)
     first = living.shard(0)
-    status = m.ShardStatus(first.process, first.view, True, [], {}, {}, {}, origin=first.origin)
+    status = m.ShardStatus(first.process, first.view, True, [], {}, {}, {}, origin=first.context.origin)
     effects = old.handle(Received(living.shard(0).address, status), living.now_ms)
     assert any(isinstance(effect, Stop) and effect.kind == OUTDATED for effect in effects) and not fenced(effects)
 
@@ -268,11 +270,13 @@ def train(living: Living, client: ClientMachine, examples: int) -> None:
 
 
 def lease(living: Living, client: ClientMachine) -> tuple[int, int] | None:
-    held = len(client.leases)
+    held = len(client.leasing.leases)
     living.carry_out(client.process, client, client.lease(DATA))
-    living.settle_down(lambda: not client.asking or bool(client.failed))
+    living.settle_down(lambda: not client.leasing.asking or bool(client.failed))
     assert not client.failed, client.failed
-    return (client.leases[-1].first, client.leases[-1].last) if len(client.leases) > held else None
+    return (
+        (client.leasing.leases[-1].first, client.leasing.leases[-1].last) if len(client.leasing.leases) > held else None
+    )
 
 
 @pytest.mark.parametrize("copied", [True, False])
@@ -317,7 +321,9 @@ def test_a_worker_that_tells_nothing_is_given_up_and_its_examples_are_trained_on
     (figures,) = living.scheduler.leases.figures()
     assert figures.repeated == 3
     assert any("3 examples are trained on again" in note for note in living.notes)
-    assert living.scheduler.state.leases.number > 2 and living.client.leases[0].lease > 2, "no number is given twice"
+    assert living.scheduler.state.leases.number > 2 and living.client.leasing.leases[0].lease > 2, (
+        "no number is given twice"
+    )
 
 
 def test_a_worker_that_was_started_again_meanwhile_goes_on(living: Living) -> None:
@@ -329,8 +335,8 @@ def test_a_worker_that_was_started_again_meanwhile_goes_on(living: Living) -> No
     living.settle_down(lambda: living.client.ready)
     assert living.client.epoch == 2
     living.carry_out("worker-0-again", living.client, living.client.lease(DATA))
-    living.settle_down(lambda: bool(living.client.leases))
-    assert (living.client.leases[0].first, living.client.leases[0].last) == (0, 4)
+    living.settle_down(lambda: bool(living.client.leasing.leases))
+    assert (living.client.leasing.leases[0].first, living.client.leasing.leases[0].last) == (0, 4)
 
 
 def test_claims_of_a_worker_that_contradict_the_state_fence_it(living: Living) -> None:
@@ -340,8 +346,8 @@ def test_claims_of_a_worker_that_contradict_the_state_fence_it(living: Living) -
     assert lease(living, living.client) == (0, 4)
     assert lease(living, other) == (4, 8)
     living.pass_ms(2 * living.config.state_copy_ms)
-    liar = other._held[0]
-    other._held[0] = m.HeldLease(liar.dataset, liar.lease + 5, 2, 6, liar.request)
+    liar = other.leasing.held[0]
+    other.leasing.held[0] = m.HeldLease(liar.dataset, liar.lease + 5, 2, 6, liar.request)
     living.scheduler_starts(None, adopt=True)
     living.settle_down(lambda: bool(living.failed))
     assert "another's, or trained on" in living.failed[0]
@@ -362,11 +368,11 @@ def test_other_timings_are_told_to_all_members(living: Living) -> None:
 
 def test_the_copy_is_not_kept_by_another_cluster(living: Living) -> None:
     machine = living.shard(1)
-    kept = machine.copy
+    kept = machine.context.copy
     assert kept
     for origin in (m.Origin("theirs", 9, 10**6), m.Origin("ours", 0, 0)):
         machine.handle(Received(Address(SCHEDULER, 0, 0), m.StateCopy(origin), (b"junk",)), living.now_ms)
-        assert machine.copy == kept
+        assert machine.context.copy == kept
 
 
 def test_members_that_died_unseen_are_declared_down_and_not_the_one_that_misses_them() -> None:
@@ -387,3 +393,18 @@ def test_members_that_died_unseen_are_declared_down_and_not_the_one_that_misses_
     living.drain()
     assert [place.epoch for place in living.scheduler.state.groups[0].places] == [2, 2, 1]
     living.scrub()
+
+
+def test_pushes_wait_for_no_checkpoint_that_was_asked_for_after_the_state_was_copied(living: Living) -> None:
+    tool = m.Address(m.TOOL, 7, 0)
+    living.where[tool] = "tool"
+    living.give("scheduler", Received(tool, m.Save(1, "sim://storage", 1.0)))
+    living.run()
+    assert living.client.checkpoint == 1
+    for name in living.shards.values():
+        context = living.machines[name].context
+        context.copy, context.copied = b"", 0  # none was sent since
+    living.scheduler_starts(None, adopt=True)
+    living.settle_down(lambda: living.scheduler.state.generation == 1)
+    living.pass_ms(1000)
+    living.check()

@@ -30,7 +30,7 @@ def start_to_recover(cluster: Cluster, shard: int) -> ShardMachine:
     cluster.shards[shard] = cluster.start(shard)
     replacement = cluster.shard(shard)
     for _ in range(1000):
-        if replacement.state == RECOVERING and not any(p.awaits_joined for p in replacement.peers.values()):
+        if replacement.state == RECOVERING and not any(p.is_joined_blind for p in replacement.peers.values()):
             return replacement
         if not cluster.deliver():
             cluster.tick()
@@ -152,11 +152,11 @@ def test_runs_of_two_sizes_are_refused_with_both_workers_names() -> None:
     first, second = cluster.client, add_worker(cluster, 1)
     do(cluster, first, first.join_run(2))
     do(cluster, second, second.join_run(3))
-    cluster.settle_down(lambda: first.run_refusal and second.run_refusal)
+    cluster.settle_down(lambda: first.runs.refusal and second.runs.refusal)
     assert cluster.now_ms < 5 * cluster.config.heartbeat_timeout_ms
     for machine in (first, second):
-        assert "worker 0" in machine.run_refusal and "worker 1" in machine.run_refusal
-        assert "2 workers" in machine.run_refusal and "3 workers" in machine.run_refusal
+        assert "worker 0" in machine.runs.refusal and "worker 1" in machine.runs.refusal
+        assert "2 workers" in machine.runs.refusal and "3 workers" in machine.runs.refusal
         assert not machine.failed
 
 
@@ -166,8 +166,8 @@ def test_a_worker_that_is_too_many_for_a_run_that_goes_on_is_refused() -> None:
     first, second, third = cluster.client, add_worker(cluster, 1), add_worker(cluster, 2)
     start_run(cluster, first, second)
     do(cluster, third, third.join_run(3))
-    cluster.settle_down(lambda: third.run_refusal)
-    assert "worker 2 asks for a run of 3 workers, but worker 0 is in run 1 of 2 workers" in third.run_refusal
+    cluster.settle_down(lambda: third.runs.refusal)
+    assert "worker 2 asks for a run of 3 workers, but worker 0 is in run 1 of 2 workers" in third.runs.refusal
     push(cluster, first, spec, {0: 1.0}, barrier=2)
     push(cluster, second, spec, {0: 1.0}, barrier=2)
     cluster.settle_down(lambda: first.durable and second.durable)
@@ -187,7 +187,7 @@ def test_what_is_left_of_an_earlier_run_does_not_refuse_a_new_one() -> None:
         cluster.run()
     second = add_worker(cluster, 1, 1)
     do(cluster, second, second.join_run(2))
-    cluster.settle_down(lambda: first.run > 0 and first.run == second.run)
+    cluster.settle_down(lambda: first.runs.run > 0 and first.runs.run == second.runs.run)
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -249,9 +249,9 @@ def test_a_worker_that_has_left_does_not_end_what_is_complete() -> None:
     push(cluster, second, spec, {0: 1.0}, barrier=2)
     cluster.settle_down(lambda: second.durable)
     do(cluster, second, second.leave_run())
-    assert second.leaving
+    assert second.runs.leaving
     cluster.channels[second.process, "scheduler"].clear()  # lost, and said again
-    cluster.settle_down(lambda: not second.leaving)
+    cluster.settle_down(lambda: not second.runs.leaving)
     del cluster.machines[second.process]
     for _ in range(100):
         cluster.tick()
@@ -305,7 +305,7 @@ def test_a_run_of_a_state_that_was_lost_goes_on() -> None:
     (run,) = cluster.scheduler.state.runs.runs
     assert (run.number, [member.epoch for member in run.members]) == (1, [1, 1])
     start_run(cluster, first, second)
-    assert first.run == (1 << RUN_BITS) + 1, "no number is given twice"
+    assert first.runs.run == (1 << RUN_BITS) + 1, "no number is given twice"
 
 
 @pytest.mark.parametrize("heard", [True, False])
@@ -345,7 +345,7 @@ def test_a_run_of_a_state_that_was_lost_ends_when_a_worker_is_started_again() ->
 
 def test_a_run_that_nobody_began_is_not_taken_up() -> None:
     cluster = Cluster(3)
-    cluster.client.run, cluster.client.run_size = 7, 2
+    cluster.client.runs.run, cluster.client.runs.size = 7, 2
     pass_ms(cluster, 300.0)
     assert cluster.scheduler.state.runs == RunState()
 
@@ -358,7 +358,7 @@ def test_what_waits_for_ever_is_bounded_and_in_nobodys_way() -> None:
     stuck = Address(WORKER, 9, 1)
     for number in range(1, 3 * limit):
         cluster.give(name, Received(stuck, barrier_of(77, number, number, size=10), ()))
-    assert len(cluster.shard(0).workers[9].queue) == limit
+    assert len(cluster.shard(0).context.workers[9].queue) == limit
     for _ in range(3):
         push(cluster, other, spec, {0: 1.0})
     cluster.settle_down(lambda: other.durable)

@@ -56,7 +56,7 @@ def test_a_push_to_a_shard_that_knows_no_table_waits_for_its_replacement(names_i
     rows = [row for row in range(spec.rows) if names_it or (row // 4 + row % 4) % 5 != DEAF]
     cluster.push(spec, dict.fromkeys(rows, 1.0))
     cluster.run()
-    assert cluster.client.acked[DEAF] == 0 and not cluster.shard(DEAF).workers[0].queue
+    assert cluster.client.acked[DEAF] == 0 and not cluster.shard(DEAF).context.workers[0].queue
     recovers(cluster, pushes=1)
     cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
     cluster.drain()
@@ -97,7 +97,7 @@ def test_what_is_dropped_for_a_missing_view_is_said() -> None:
         effects = machine.handle(Received(source, message, frames), cluster.now_ms)
         assert [effect.level for effect in effects if isinstance(effect, Note)] == ["warning"]
         assert not any(isinstance(getattr(effect, "message", None), PushRefused) for effect in effects)
-        assert not machine.pulls and not machine.marks
+        assert not machine.context.pulls and not machine.marks
 
 
 def test_watermarks_are_told_when_lost_rows_may_begin_again_from_now_on() -> None:

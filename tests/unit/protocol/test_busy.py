@@ -27,7 +27,7 @@ class Busy:
         self.cluster, self.machine, self.ms = cluster, machine, ms
         self.said: list[tuple[float, list[Effect]]] = []
         self.pauses = 0
-        machine.on_pause = self.pause
+        machine.context.on_pause = self.pause
 
     def pause(self) -> None:
         self.pauses += 1
@@ -69,7 +69,7 @@ def check_signs(cluster: Cluster, busy: Busy, began_ms: float) -> None:
         sent = {e.to: e.message for e in said if isinstance(e, Send)}
         status = sent.pop(Address(SCHEDULER, 0, 0))
         assert isinstance(status, m.ShardStatus)
-        assert status.age_ms == int(at_ms - machine._status_at_ms) or status.age_ms > 0
+        assert status.age_ms == int(at_ms - machine.heartbeats.said_ms) or status.age_ms > 0
         assert set(sent) == {cluster.shard(s).address for s in range(5) if s != machine.shard}
         assert all(message == m.Ping(asks=False) for message in sent.values())
 
@@ -82,7 +82,7 @@ def test_in_the_middle_of_a_large_push_the_shard_is_heard_and_nothing_of_the_pus
         busy = Busy(cluster, machine)
         queue = cluster.channels["worker-0", cluster.shards[2]]
         event = next(e for e in queue if isinstance(e.message, m.Push))
-        before, began_ms = dict(machine.marks), machine._status_at_ms
+        before, began_ms = dict(machine.marks), machine.heartbeats.said_ms
         cluster.now_ms = began_ms
         effects = machine.handle(event, cluster.now_ms)
         check_signs(cluster, busy, began_ms)
@@ -103,7 +103,7 @@ def test_in_the_middle_of_a_large_fold_the_shard_is_heard() -> None:
     event = next(e for e in queue if isinstance(e.message, m.Window))
     with tuned(SMALL):
         busy = Busy(cluster, machine)
-        began_ms = cluster.now_ms = machine._status_at_ms
+        began_ms = cluster.now_ms = machine.heartbeats.said_ms
         machine.handle(event, cluster.now_ms)
         check_signs(cluster, busy, began_ms)
     assert machine.peers[source].received == event.message.number
@@ -136,7 +136,7 @@ def test_a_view_is_not_confirmed_before_its_undo_is_done() -> None:
         cluster.settle_down(lambda: machine.peers[0].state == m.DOWN and not machine.peers[0].unsettled)
     assert any(said < real_view for said, real_view in confirmed), "it was heard in the middle of the undo"
     assert all(said <= real_view for said, real_view in confirmed)
-    machine.on_pause = None
+    machine.context.on_pause = None
     cluster.blocked.clear()
     cluster.replace(0)
     cluster.drain()
@@ -158,7 +158,7 @@ def test_a_death_in_the_middle_of_a_push_is_a_death() -> None:
         if len(pauses) == 20:
             raise OSError("the power is gone")
 
-    machine.on_pause = die
+    machine.context.on_pause = die
     with tuned(SMALL), pytest.raises(HalfHandledError, match="the power is gone"):
         machine.handle(event, cluster.now_ms)
     cluster.kill(2)
@@ -231,7 +231,10 @@ class Speaker:
 
     def __init__(self) -> None:
         self.address = Address(SHARD, 0, 1)
-        self.on_pause: Any = None
+        self.pause: Any = None
+
+    def listen(self, pause: Any) -> None:
+        self.pause = pause
 
     def handle(self, event: Any, now_ms: float) -> list[Effect]:
         return []
@@ -275,7 +278,7 @@ def test_what_is_said_again_is_no_news_of_others() -> None:
     cluster.tick(200.0)
     cluster.run()
     busy = cluster.shard(1)
-    status = busy._said
+    status = busy.heartbeats._said
     assert status is not None
     assert status.heard
     cluster.now_ms += 700.0

@@ -15,9 +15,9 @@ from ecrec.protocol import arrays, wire
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Effect, HalfHandledError, Received, Send
-from ecrec.protocol.membership import add_table
 from ecrec.protocol.placement import OPTIMIZERS, CodeSpec, OptimizerSpec, TableSpec
 from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.table_memory import add_table
 
 LIMIT = 16 << 10
 CONFIG = ProtocolConfig(
@@ -176,7 +176,7 @@ def test_a_message_that_cannot_be_sent_ends_the_process() -> None:
     machine = filled().shard(0)
     keys = np.zeros(LIMIT // 8 + 1, np.uint64)
     with pytest.raises(HalfHandledError, match="a Mark for shard 1 has a frame of 16392 bytes, and 16384 can be sent"):
-        machine.send(machine.peers[1], m.Mark(1, 1, m.Stripes(0, 0, 0)), (keys, keys[:0], keys[:0]))
+        machine.context.send(machine.peers[1], m.Mark(1, 1, m.Stripes(0, 0, 0)), (keys, keys[:0], keys[:0]))
 
 
 def test_no_push_is_applied_while_too_many_bytes_wait_for_a_peer() -> None:
@@ -190,12 +190,12 @@ def test_no_push_is_applied_while_too_many_bytes_wait_for_a_peer() -> None:
             cluster.push(WIDE, {row: 1.0 + step for row in range(25)})
         cluster.run()
     # One window more than the limit at most, of one push.
-    most = max(cluster.shard(s).unstable_bytes for s in range(5))
+    most = max(cluster.shard(s).context.unstable_bytes for s in range(5))
     assert 20 << 10 <= most <= (20 << 10) + 4 * LIMIT
-    assert any(w.queue for s in range(5) for w in cluster.shard(s).workers.values())
+    assert any(w.queue for s in range(5) for w in cluster.shard(s).context.workers.values())
     cluster.blocked.clear()
     cluster.drain()
-    assert {cluster.shard(s).unstable_bytes for s in range(5)} == {0}
+    assert {cluster.shard(s).context.unstable_bytes for s in range(5)} == {0}
     cluster.scrub()
 
 
@@ -215,7 +215,7 @@ def test_pushes_that_wait_are_bounded_by_bytes_but_for_the_next_one() -> None:
     machine = cluster.shard(0)
     for number in range(1, 30):
         machine.handle(push_of(number, 2, 4), cluster.now_ms)
-    assert [p.number for p in machine.workers[1].queue] == [1, 2, 3]
+    assert [p.number for p in machine.context.workers[1].queue] == [1, 2, 3]
 
 
 def requests_refused(effects: list[Effect]) -> list[int]:
@@ -229,7 +229,7 @@ def test_pulls_that_wait_are_bounded_by_bytes_but_for_the_first_one() -> None:
     for request, rows in ((1, 500), (2, 1), (2, 1)):
         pull = m.Pull(request, 2**40, False, [m.Section([0], [rows])])
         effects += machine.handle(Received(WORKER_1, pull, (np.zeros(rows, np.int64),)), cluster.now_ms)
-    assert [q.pull.request for q in machine.pulls] == [1]
+    assert [q.pull.request for q in machine.context.pulls] == [1]
     assert requests_refused(effects) == [2, 2]
 
 
@@ -253,7 +253,7 @@ def test_messages_that_wait_for_a_view_are_bounded_by_bytes_and_it_is_said() -> 
 
 def test_messages_to_a_process_without_a_place_are_bounded_by_bytes() -> None:
     unplaced, peer = ShardMachine("p", "tcp://x:1"), m.Address(m.SHARD, 1, 1)
-    unplaced.config = msgspec.structs.replace(CONFIG, unplaced_bytes_max=1000)
+    unplaced.context.config = msgspec.structs.replace(CONFIG, unplaced_bytes_max=1000)
     taken = 0
     while unplaced.takes_from(peer):
         unplaced.handle(Received(peer, m.Window(taken, 0, {}, {}, []), (b"", bytes(300))), 0.0)

@@ -19,7 +19,7 @@ from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import OUTDATED, Effect, Note, Received, Send, Stop, Tick
 from ecrec.protocol.messages import SHARD, Address
 from ecrec.protocol.scheduler import SchedulerMachine
-from ecrec.protocol.state import State, encode_state, read_state
+from ecrec.protocol.state import State, encode_state, read_state, with_checksum, without_checksum
 
 HUGE = m.NUMBER_MAX
 
@@ -36,7 +36,7 @@ def stopped(effects: list[Effect]) -> str:
 # ---------------------------------------------------------------------- copies that nobody can read
 def test_an_adoption_ends_with_the_reason_when_no_copy_can_be_read(living: Living) -> None:
     for shard in range(5):
-        living.shard(shard).copy = b"of another version"
+        living.shard(shard).context.copy = b"of another version"
     living.scheduler_starts(None, adopt=True)
     living.pass_ms(living.config.adopt_timeout_ms + 1000)
     assert "no member's copy of the state can be read: shard 0" in living.stopped["scheduler"]
@@ -48,7 +48,7 @@ def test_one_copy_that_can_be_read_is_enough(living: Living) -> None:
     assert lease(living, living.client) == (0, 4)
     living.pass_ms(2 * living.config.state_copy_ms)
     for shard in range(1, 5):
-        living.shard(shard).copy = b"junk"
+        living.shard(shard).context.copy = b"junk"
     living.scheduler_starts(None, adopt=True)
     living.settle_down(lambda: living.scheduler.state.generation == 1)
     assert any("left out the copy of the state that shard 3" in note for note in living.notes)
@@ -320,7 +320,7 @@ def test_two_members_with_one_process_are_not_both_believed() -> None:
 COPIES: dict[str, Any] = {
     "a place of no epoch": lambda s: setattr(s.groups[0].places[1], "epoch", 0),
     "a place down that is not settled": lambda s: setattr(s.groups[0].places[1], "state", m.DOWN),
-    "classes that are not there": lambda s: setattr(s.groups[0], "doomed", [999]),
+    "classes that are not there": lambda s: setattr(s.groups[0], "to_reinitialise", [999]),
     "a view of none": lambda s: setattr(s.groups[0], "view", HUGE),
     "a huge serial": lambda s: setattr(s, "serial", HUGE),
     "a lease out of its data set": lambda s: setattr(s.leases.leases[0], "last", 1 << 40),
@@ -347,6 +347,26 @@ def test_a_copy_that_cannot_be_is_left_out_and_its_member_named(what: str) -> No
     assert any(f"left out the copy of the state that {source} keeps" in note for note in notes), notes
     assert not stopped(effects) and machine.state.generation == 1
     check_adopted(machine)
+
+
+@pytest.mark.parametrize("request_", [
+    m.JoinRun(1, 1), m.LeaseSplit(1, m.Dataset("d", 4, 4, 4), 0), m.InitialiseTable(1, 0, True, False),
+])  # fmt: skip
+def test_a_life_of_a_worker_that_no_copy_knows_is_not_fenced_for_a_request_that_comes_before_its_heartbeat(
+    request_: m.Message,
+) -> None:
+    machine, _ = adopts(answers("whole"))
+    worker = Address(m.WORKER, 0, 1 + machine.state.workers.get(0, (0, ""))[0])
+    now_ms = machine.context.now_ms
+    assert not machine.handle(Received(worker, request_), now_ms), "it is asked again"
+    theirs = msgspec.structs.replace(machine.context.origin, generation=machine.state.generation - 1)
+    effects = machine.handle(Received(worker, m.WorkerStatus("newer", [-1], {}, origin=theirs)), now_ms)
+    assert [effect.message for effect in effects if isinstance(effect, Send)] == [m.Census()]
+    effects = machine.handle(Received(worker, request_), now_ms)
+    assert not [effect for effect in effects if isinstance(effect, Send) and isinstance(effect.message, m.Fenced)]
+    older = Address(m.WORKER, 0, worker.epoch - 1)
+    effects = machine.handle(Received(older, request_), now_ms)
+    assert "no longer, a worker that may" in str(effects)
 
 
 @settings(max_examples=300, deadline=None)
@@ -379,7 +399,7 @@ def drawn(data: Any, thing: Any, depth: int = 0) -> Any:
 
 def drawn_copy(data: Any, frames: m.Frames) -> bytes:
     """A copy with some value changed, in the form in which it is written."""
-    tree = msgspec.msgpack.decode(bytes(frames[0]))
+    tree = msgspec.msgpack.decode(without_checksum(frames[0]))
     node: Any = tree
     for _ in range(12):
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))
@@ -391,7 +411,7 @@ def drawn_copy(data: Any, frames: m.Frames) -> bytes:
             continue
         node[key] = data.draw(st.sampled_from([-1, 0, 1, 7, 2**40, HUGE, HUGE + 1, "up", "down", "", None, True]))
         break
-    return msgspec.msgpack.encode(tree)
+    return with_checksum(msgspec.msgpack.encode(tree))
 
 
 # ---------------------------------------------------------------------- workers
@@ -417,8 +437,8 @@ def test_a_worker_that_tells_what_cannot_be_is_fenced(living: Living, what: str)
         living.blocked.add(("scheduler", living.shards[shard]))
     assert lease(living, living.client) == (0, 4)
     assert lease(living, other) == (4, 8)
-    liar = other._held[0]
-    other._held[0] = msgspec.structs.replace(liar, **WORKER[what])
+    liar = other.leasing.held[0]
+    other.leasing.held[0] = msgspec.structs.replace(liar, **WORKER[what])
     living.blocked.clear()
     living.scheduler_starts(None, adopt=True)
     living.settle_down(lambda: bool(living.failed), ticks=1500)

@@ -97,7 +97,7 @@ def test_the_same_shard_dies_again_while_it_recovers() -> None:
     cluster.drain()
     assert cluster.read(spec).tobytes() == expected(steps, initial).tobytes()
     cluster.scrub()
-    assert cluster.shard(2).epoch == 4
+    assert cluster.shard(2).context.epoch == 4
 
 
 def test_a_pull_of_lost_rows_is_answered_by_the_replacement_before_the_sweep_is_done() -> None:
@@ -338,7 +338,7 @@ def test_who_misses_a_dead_one_is_not_replaced_in_its_stead() -> None:
     while cluster.now_ms < begin_ms + config.link_timeout_ms + 10 * config.heartbeat_ms / 2:
         cluster.tick()
         cluster.run()
-    assert [*cluster.shard(1).windows.late()] == [2] and 2 in cluster.shard(1).unheard()
+    assert [*cluster.shard(1).windows.late()] == [2] and 2 in cluster.shard(1).heartbeats.unheard()
     assert [p.state for p in cluster.scheduler.state.groups[0].places] == [DOWN, RECOVERING, UP]
 
 
@@ -349,11 +349,11 @@ def test_a_member_that_stood_still_accuses_nobody() -> None:
     cut(cluster, (1, 3))
     cluster.push(spec, dict.fromkeys(range(100), 0.25))
     machine = cluster.shard(1)
-    cluster.settle_down(lambda: 1 in machine.unstable and machine.unstable[1].waiting == {3})
+    cluster.settle_down(lambda: 1 in machine.context.unstable and machine.context.unstable[1].waiting == {3})
     machine.handle(Tick(), cluster.now_ms + 10 * cluster.config.link_timeout_ms)
-    assert machine.windows.late() == {} and machine.unheard() == []
+    assert machine.windows.late() == {} and machine.heartbeats.unheard() == []
     cluster.now_ms += 10 * cluster.config.link_timeout_ms
-    cluster.settle_down(lambda: [*machine.windows.late()] == [3] and machine.unheard() == [3])
+    cluster.settle_down(lambda: [*machine.windows.late()] == [3] and machine.heartbeats.unheard() == [3])
 
 
 @pytest.mark.parametrize(("accusations", "whole", "victim"), [
@@ -389,7 +389,7 @@ def test_huge_pages_are_made_now_and_then_while_nobody_waits() -> None:
     cluster, spec = Cluster(5), table()
     cluster.create(spec)
     machine, extents = cluster.shard(1), cluster.config.huge_pages_extents
-    machine.store = watched = WatchedStore(machine.store)
+    machine.context.store = watched = WatchedStore(machine.store)
     cluster.tick(50)
     cluster.tick(20)
     assert watched.extents == [extents]
@@ -398,10 +398,10 @@ def test_huge_pages_are_made_now_and_then_while_nobody_waits() -> None:
     waits = Pull(1, 1, False, [Section([0], [1])])
     row = np.array([1], np.int64)
     cluster.give(cluster.shards[1], Received(Address(WORKER, 0, cluster.client.epoch), waits, (row.view(np.uint8),)))
-    assert machine.pulls
+    assert machine.context.pulls
     cluster.tick(100)
     assert watched.extents == [extents] * 2
-    machine.pulls.clear()
+    machine.context.pulls.clear()
     watched.goes_on = False
     cluster.tick(50)
     assert watched.extents == [extents] * 3
@@ -469,12 +469,12 @@ def test_a_flush_is_of_the_pushes_before_it() -> None:
     shard = cluster.shard(0)
     flush = Received(cluster.client.address, Flush(cluster.client.pushed[0] + 1), ())
     shard.handle(flush, cluster.now_ms)
-    first = shard.window_number
+    first = shard.context.window_number
     for _ in range(3):  # the first goes out at once, after a pause; the next, after the flush, waits for its time
         cluster.push(t, dict.fromkeys(range(t.rows), 0.5))
         cluster.run()
-    assert shard.window_number == first + 1
-    assert shard.open_pushes == {0: 2}
+    assert shard.context.window_number == first + 1
+    assert shard.context.open_pushes == {0: 2}
 
 
 def test_a_fast_worker_need_not_wait_for_the_time_of_a_window() -> None:
@@ -487,7 +487,7 @@ def test_a_fast_worker_need_not_wait_for_the_time_of_a_window() -> None:
         cluster.run()
         cluster.tick(2.0)
     shard = cluster.shard(0)
-    assert shard.window_number - 1 <= 4 * 64 / ProtocolConfig().window_pushes_max + 3, "windows of few pushes"
+    assert shard.context.window_number - 1 <= 4 * 64 / ProtocolConfig().window_pushes_max + 3, "windows of few pushes"
 
 
 def test_a_shard_wants_a_tick_for_its_next_heartbeat() -> None:

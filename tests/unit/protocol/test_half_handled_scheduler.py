@@ -87,12 +87,16 @@ def cases() -> dict[str, tuple[Any, Event, float]]:
     run.settle_down(lambda: first.initial(1) == m.WRITTEN)
     for worker in (first, second):
         do(run, worker, worker.lease(DATA))
-    run.settle_down(lambda: bool(first.leases and second.leases))
+    run.settle_down(lambda: bool(first.leasing.leases and second.leasing.leases))
     start_run(run, first, second)
     do(run, second, second.leave_run())
-    run.settle_down(lambda: not second.leaving)
+    run.settle_down(lambda: not second.runs.leaving)
     run.where[m.Address(m.TOOL, 1, 1)] = "tool"
     run.give("scheduler", Received(m.Address(m.TOOL, 1, 1), m.ClusterQuery(1)))
+    run.give("scheduler", Received(m.Address(m.TOOL, 1, 1), m.StoryQuery(1)))
+    asked = Received(m.Address(m.TOOL, 1, 1), m.Save(2, "sim://storage", 1.0))
+    run.give("scheduler", asked)
+    run.give("scheduler", Received(m.Address(m.TOOL, 1, 1), m.Restore(3, [], 5, 1)))
     run.give("scheduler", Connection(run.shard(0).address, up=False))
     run.give("scheduler", Connection(run.shard(0).address, up=True))
     run.kill(2)
@@ -108,6 +112,8 @@ def cases() -> dict[str, tuple[Any, Event, float]]:
         run.tick()
         run.run()
     run.give("scheduler", Received(run.shard(3).address, m.Leave(run.shard(3).process)))
+    run.give("scheduler", Received(run.shard(3).address, m.Handover(run.shard(3).process, 1)))
+    run.give("scheduler", Received(m.Address(m.TOOL, 1, 1), m.Drain(4, 3, run.shard(3).address.epoch)))
     failing = run.shard(1)
     run.give("scheduler", Received(failing.address, m.Unfit(failing.process, "no memory")))
     assert not run.failed
@@ -118,8 +124,9 @@ KINDS = (
     "scheduler: Tick", "scheduler: Disconnected", "scheduler: Connection", "scheduler: Register",
     "scheduler: ShardStatus", "scheduler: ShardStatus with reports", "scheduler: WorkerStatus",
     "scheduler: CreateTable", "scheduler: LeaseSplit", "scheduler: InitialiseTable", "scheduler: JoinRun",
-    "scheduler: LeaveRun", "scheduler: ClusterQuery", "scheduler: Unfit", "scheduler: Leave", "scheduler: ShardCensus",
-    "scheduler: WorkerCensus",
+    "scheduler: LeaveRun", "scheduler: ClusterQuery", "scheduler: StoryQuery", "scheduler: Unfit", "scheduler: Leave",
+    "scheduler: Handover", "scheduler: Drain",
+    "scheduler: ShardCensus", "scheduler: WorkerCensus", "scheduler: Save", "scheduler: Restore",
     "worker: Tick", "worker: view Start", "worker: view ShardDown", "worker: view Settle", "worker: view ShardUp",
     "worker: view TableAdded", "worker: Welcome", "worker: PushAck", "worker: Rows", "worker: TableReady",
     "worker: Leased", "worker: TableInitial", "worker: RunJoined", "worker: RunOver", "worker: Census",

@@ -13,15 +13,18 @@ from ecrec._native import Store
 from ecrec.errors import ConfigurationError
 from ecrec.protocol import admission, tables, workers
 from ecrec.protocol import messages as m
+from ecrec.protocol import pulls as pulls_module
 from ecrec.protocol import scrub as scrub_module
 from ecrec.protocol import shard as shard_module
 from ecrec.protocol import state as state_module
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import BAD_CONTENT, OUTDATED, Note, Received, Send, Stop
-from ecrec.protocol.membership import add_table
 from ecrec.protocol.placement import OPTIMIZERS, CodeSpec, OptimizerSpec, Placement, TableSpec
-from ecrec.protocol.shard import PULLS_WAITING_MAX, ShardMachine
+from ecrec.protocol.pulls import PULLS_WAITING_MAX
+from ecrec.protocol.scheduler import SchedulerMachine
+from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.table_memory import add_table
 from ecrec.protocol.tables import check_table
 
 SCHEDULER = m.Address(m.SCHEDULER, 0, 0)
@@ -56,11 +59,11 @@ def view_of(machine: Any) -> m.ShardDown:
 def test_a_mark_that_cannot_be_made_closes_no_window(cluster: Cluster, stripes: m.Stripes, holders: list[int]) -> None:
     """A window that was closed and not sent would be a gap in all streams for ever."""
     machine = cluster.shard(0)
-    number = machine.window_number
+    number = machine.context.window_number
     with pytest.raises(BAD_CONTENT):
         snap = m.Snap(machine.view, 7, stripes, holders, True)
         machine.handle(Received(peer(3), snap, (b"",)), cluster.now_ms)
-    assert machine.window_number == number
+    assert machine.context.window_number == number
     check_parted(cluster, machine, 3)
 
 
@@ -124,7 +127,7 @@ def test_rows_of_a_member_that_do_not_fit_end_the_repair_and_no_more(cluster: Cl
             captured = m.Captured(machine.view, effect.message.request)
             notes += machine.handle(Received(effect.to, captured, (b"", b"")), cluster.now_ms)
     assert any(isinstance(note, Note) and "gave up a scrub of class 0" in note.text for note in notes)
-    assert not machine.repairs.assemblies
+    assert not machine.captures.assemblies
 
 
 def test_a_push_to_a_table_that_a_peer_has_not_heard_of_makes_no_hole(cluster: Cluster) -> None:
@@ -172,8 +175,8 @@ def test_what_waits_behind_a_message_that_does_not_fit_is_not_taken(cluster: Clu
     added = m.TableAdded(early, table("other", code="3+2"))
     effects = machine.handle(Received(SCHEDULER, m.Views(0, [added])), cluster.now_ms)
     assert any(isinstance(effect, Note) and "there is no class 77" in effect.text for effect in effects)
-    assert list(machine.repairs.assemblies) == [7]
-    assert [peer.shard for peer in machine.others() if peer.broken] == [1]
+    assert list(machine.captures.assemblies) == [7]
+    assert [peer.shard for peer in machine.context.others() if peer.broken] == [1]
 
 
 # ------------------------------------------------------------------ views
@@ -249,7 +252,7 @@ def test_a_worker_that_cannot_be_is_refused(cluster: Cluster, worker: int) -> No
     effects = cluster.shard(0).handle(Received(source, m.Hello(1)), 0.0)
     effects += cluster.scheduler.handle(Received(source, m.WorkerStatus("p", [-1], {})), cluster.now_ms)
     assert [type(effect.message) for effect in effects if isinstance(effect, Send)] == [m.Fenced, m.Fenced]
-    assert worker not in cluster.shard(0).workers
+    assert worker not in cluster.shard(0).context.workers
     assert worker not in cluster.scheduler.state.workers
 
 
@@ -258,7 +261,7 @@ def test_pushes_that_wait_are_bounded(cluster: Cluster) -> None:
     source = m.Address(m.WORKER, 5, 1)
     for number in range(1, 100):
         machine.handle(Received(source, m.Push(1, number, 9, False, [], 0, 3, number), ()), 0.0)
-    assert [p.number for p in machine.workers[5].queue] == [*range(1, machine.config.pushes_in_flight_max + 1)]
+    assert [p.number for p in machine.context.workers[5].queue] == [*range(1, machine.config.pushes_in_flight_max + 1)]
 
 
 def test_pulls_that_wait_are_bounded(cluster: Cluster) -> None:
@@ -266,18 +269,18 @@ def test_pulls_that_wait_are_bounded(cluster: Cluster) -> None:
     effects = []
     for request in range(PULLS_WAITING_MAX + 5):
         effects += machine.handle(Received(WORKER, m.Pull(request, 2**40, False, []), ()), 0.0)
-    assert len(machine.pulls) == PULLS_WAITING_MAX
+    assert len(machine.context.pulls) == PULLS_WAITING_MAX
     refused = [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, m.PullRefused)]
     assert [r.request for r in refused] == [*range(PULLS_WAITING_MAX, PULLS_WAITING_MAX + 5)]
 
 
 def test_pulls_of_invented_tools_are_bounded(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_module, "PULLS_WAITING_ALL_MAX", 8)
+    monkeypatch.setattr(pulls_module, "PULLS_WAITING_ALL_MAX", 8)
     machine, effects = cluster.shard(0), []
     for worker in range(10):
         source = m.Address(m.WORKER, worker, 1)
         effects += machine.handle(Received(source, m.Pull(1, 2**40, False, []), ()), 0.0)
-    assert len(machine.pulls) == 8
+    assert len(machine.context.pulls) == 8
     refused = [e.to.id for e in effects if isinstance(e, Send) and isinstance(e.message, m.PullRefused)]
     assert refused == [8, 9]
 
@@ -293,7 +296,7 @@ def test_scrubs_under_way_are_bounded(cluster: Cluster, monkeypatch: pytest.Monk
         tool = m.Address(m.TOOL, request, 0)
         effects += machine.handle(Received(tool, m.Scrub(request, class_id, 0, 100), ()), cluster.now_ms)
     assert [running.class_id for running in machine.scrubs.running.values()] == led[:2]
-    assert len(machine.repairs.assemblies) == 2
+    assert len(machine.captures.assemblies) == 2
     (busy,) = [e for e in effects if isinstance(e, Send) and isinstance(e.message, m.ScrubBusy)]
     assert busy.to.id == 2
     assert "under way" in busy.message.reason
@@ -375,6 +378,14 @@ def test_a_table_that_the_scheduler_takes_every_shard_can_hold(spec: TableSpec) 
     add_table(Store(0, 5), spec, recovered=True)
 
 
+@pytest.mark.parametrize("field", ["pooling", "features", "first_values"])
+def test_a_description_of_a_table_that_is_too_long_is_refused(field: str) -> None:
+    spec = TableSpec("t", 8, 8, CodeSpec(4, 1), OptimizerSpec("adagrad", (0.1, 1e-8)), "zeros", **{field: "x" * 4096})
+    check_table(spec, [], 1, Placement(5))
+    with pytest.raises(ConfigurationError, match="'t': a description of 4097 characters"):
+        check_table(msgspec.structs.replace(spec, **{field: "x" * 4097}), [], 1, Placement(5))
+
+
 def test_tables_that_only_together_are_too_large_are_refused(cluster: Cluster) -> None:
     spec = TableSpec("t", 2**38, 8, CodeSpec(4, 1), OptimizerSpec("adagrad", (0.1, 1e-8)), "zeros")
     refused = []
@@ -387,7 +398,7 @@ def test_tables_that_only_together_are_too_large_are_refused(cluster: Cluster) -
 
 
 def test_a_state_that_contradicts_itself_is_refused(cluster: Cluster) -> None:
-    good = msgspec.msgpack.encode(cluster.scheduler.state)
+    good = state_module.encode_state(cluster.scheduler.state)
     assert state_module.read_state(good) == cluster.scheduler.state
     group = cluster.scheduler.state.groups[0]
     for change in (
@@ -398,7 +409,18 @@ def test_a_state_that_contradicts_itself_is_refused(cluster: Cluster) -> None:
     ):
         bad = msgspec.structs.replace(cluster.scheduler.state, groups=[msgspec.structs.replace(group, **change)])
         with pytest.raises(ConfigurationError, match="scheduler state: group 0 has"):
-            state_module.read_state(msgspec.msgpack.encode(bad))
-    for junk in (b"", b"\xff", good[:-1], good.replace(b"process-1", b"\xff" * 9), b"\x91" * 100_000):
+            state_module.read_state(state_module.encode_state(bad))
+    body = state_module.without_checksum(good)
+    for junk in (b"", b"\xff", body[:-1], body.replace(b"process-1", b"\xff" * 9), b"\x91" * 100_000):
         with pytest.raises(ConfigurationError, match="scheduler state: not written by this version of ecrec"):
-            state_module.read_state(junk)
+            state_module.read_state(state_module.with_checksum(junk))
+
+
+def test_a_state_that_was_damaged_or_cut_short_is_refused(cluster: Cluster) -> None:
+    """Wherever: most changed bits would decode, to a state with another view, epoch or endpoint."""
+    good = state_module.encode_state(cluster.scheduler.state)
+    cut = [good[:size] for size in range(len(good))]
+    changed = [good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :] for at in range(len(good))]
+    for damaged in cut + changed:
+        with pytest.raises(ConfigurationError, match=r"scheduler state: damaged.*--adopt"):
+            SchedulerMachine(5, 1, ProtocolConfig(), damaged, adopt=True)

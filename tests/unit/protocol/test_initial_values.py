@@ -18,9 +18,9 @@ SPEC = table("dense", rows=6, code="1+1")
 TIMEOUT_MS = 2000
 
 
-def cluster_with_table() -> Cluster:
+def cluster_with_table(spec: TableSpec = SPEC) -> Cluster:
     cluster = Cluster(3, ProtocolConfig(lease_timeout_ms=TIMEOUT_MS))
-    cluster.create(SPEC)
+    cluster.create(spec)
     return cluster
 
 
@@ -68,29 +68,31 @@ def test_a_worker_that_would_not_write_waits_for_one_that_does() -> None:
     assert ask(cluster, cluster.client) == WRITE
 
 
+@pytest.mark.parametrize("code", ["1+1", "2+1"])
 @pytest.mark.parametrize("other", [True, False])
-def test_what_a_dead_worker_wrote_in_part_does_not_count(other: bool) -> None:
+def test_what_a_dead_worker_wrote_in_part_does_not_count(other: bool, code: str) -> None:
     """It is done again by another one, or by the next life of the same; a late push of the old one changes nothing."""
-    cluster = cluster_with_table()
+    spec = table("dense", rows=6, code=code)
+    cluster = cluster_with_table(spec)
     first = cluster.client
     assert ask(cluster, first) == WRITE
     late = (first.process, cluster.shards[2])
     cluster.blocked.add(late)  # a push that is still in the network when all of this is over
-    push(cluster, first, SPEC, dict.fromkeys(range(6), 7.0), assign=True)
+    push(cluster, first, spec, dict.fromkeys(range(6), 7.0), assign=True)
     cluster.run()
     del cluster.machines[first.process]
     second = add_worker(cluster, 1) if other else add_worker(cluster, 0, 1)
     do(cluster, second, second.initialise(0, True))
     cluster.settle_down(lambda: second.initial(0) == WRITE)
     assert cluster.scheduler.state.leases.is_fenced(0, 1)
-    write(cluster, second, 3.0)
+    write(cluster, second, 3.0, spec)
     finish(cluster, second)
-    push(cluster, second, SPEC, {0: 2.0})
+    push(cluster, second, spec, {0: 2.0})
     cluster.settle_down(lambda: second.durable)
     cluster.blocked.clear()
     cluster.run()
     cluster.client = cluster.machines["worker-0"] = second
-    values = cluster.read(SPEC)
+    values = cluster.read(spec)
     assert np.all(values[1:] == 3.0) and np.all(values[0] == 2.0)
 
 
@@ -149,3 +151,56 @@ def test_a_state_with_first_values_of_no_table_is_refused() -> None:
     cluster.give("scheduler", Tick())
     with pytest.raises(ConfigurationError, match="first values"):
         read_state(cluster.state)
+
+
+def failed_worker_0() -> tuple[Cluster, ClientMachine]:
+    """Worker 0 could not make the first values for which another worker waits."""
+    cluster = cluster_with_table()
+    other = add_worker(cluster, 1)
+    assert ask(cluster, other, claim=False) == WAIT
+    do(cluster, cluster.client, cluster.client.initial_failed(0, "out of paint"))
+    cluster.settle_down(lambda: not cluster.client.initial_asked)
+    return cluster, other
+
+
+def test_those_that_wait_for_a_worker_that_cannot_make_first_values_are_told() -> None:
+    cluster, other = failed_worker_0()
+    cluster.settle_down(lambda: 0 in other.initial_refusals)
+    assert other.initial_refusals[0].endswith("worker 0 could not make them: out of paint")
+    assert not cluster.scheduler.state.initial.claims and cluster.scheduler.state.initial.fresh == [0]
+    late = add_worker(cluster, 2)
+    ask(cluster, late, claim=False)
+    assert 0 in late.initial_refusals
+
+
+def test_a_worker_that_can_make_them_after_all_is_waited_for_again() -> None:
+    cluster, other = failed_worker_0()
+    assert ask(cluster, cluster.client) == WRITE
+    assert ask(cluster, other, claim=False) == WAIT and 0 not in other.initial_refusals
+    do(cluster, cluster.client, cluster.client.initial_failed(0, "a copy that comes late"))
+    assert ask(cluster, cluster.client) == WRITE
+    write(cluster, cluster.client, 3.0)
+    finish(cluster, cluster.client)
+    cluster.settle_down(lambda: other.initial(0) == WRITTEN)
+
+
+def test_a_failure_is_over_with_its_worker_or_its_time() -> None:
+    cluster, other = failed_worker_0()
+    add_worker(cluster, 0, 1)  # started again: it may do better
+    cluster.settle_down(lambda: not cluster.scheduler.initial._failures)
+    assert ask(cluster, other, claim=False) == WAIT and 0 not in other.initial_refusals
+
+    cluster, other = failed_worker_0()
+    cluster.tick(TIMEOUT_MS + 100)
+    assert not cluster.scheduler.initial._failures
+
+
+def test_a_failure_to_make_what_was_written_long_ago_says_nothing() -> None:
+    cluster = cluster_with_table()
+    assert ask(cluster, cluster.client) == WRITE
+    write(cluster, cluster.client, 3.0)
+    finish(cluster, cluster.client)
+    other = add_worker(cluster, 1)
+    do(cluster, other, other.initial_failed(0, "never mind"))
+    cluster.settle_down(lambda: not other.initial_asked)
+    assert ask(cluster, other) == WRITTEN

@@ -9,8 +9,9 @@ from doubts import close_links, deafen, epochs, formed, link_all, mute, pass_tim
 
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Disconnected, Tick
+from ecrec.protocol.evidence import Sign, Word
 from ecrec.protocol.messages import DOWN, UP
-from ecrec.protocol.suspicion import Sign, Suspicions, Word
+from ecrec.protocol.suspicion import Suspicions
 
 SCHEDULER = "scheduler"
 
@@ -289,9 +290,9 @@ def test_who_has_unread_messages_knows_of_no_silence() -> None:
     at_ms = cluster.now_ms
     for step in range(100):
         machine.handle(Tick(), at_ms + 100.0 * step)
-    assert machine.unheard() == []
+    assert machine.heartbeats.unheard() == []
     machine.read_until(at_ms + 9_900.0)
-    assert machine.unheard() == [0, 1, 3, 4]
+    assert machine.heartbeats.unheard() == [0, 1, 3, 4]
 
 
 def decide(suspicions: Suspicions, now_ms: float, words: list[Word]) -> list[int]:

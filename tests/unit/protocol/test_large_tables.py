@@ -129,7 +129,7 @@ cluster.replace(1)
 client, survivor = cluster.client, cluster.shard(0)  # whose class 2 has its parity on shard 1
 pushes = 0
 while cluster.scheduler.state.groups[0].places[1].state != UP or pushes < 3:
-    if client.can_push and pushes < 20 and survivor.buffers.limit(1, 2) > 2_500:  # ten times the rows of a seed
+    if client.can_push and pushes < 20 and survivor.context.buffers.limit(1, 2) > 2_500:  # ten times the rows of a seed
         cluster.push(spec, dict.fromkeys(range(spec.rows), 0.5))
         pushes += 1
     cluster.deliver() or cluster.tick()

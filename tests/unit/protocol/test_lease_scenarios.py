@@ -15,7 +15,7 @@ from ecrec.protocol.events import Disconnected, Received, Tick
 from ecrec.protocol.leases import LEASES_AHEAD_MAX
 from ecrec.protocol.messages import CURSOR_BITS, SCHEDULER, SHARD, TOOL, WORKER, Address, Dataset
 from ecrec.protocol.scheduler import SchedulerMachine
-from ecrec.protocol.state import read_state
+from ecrec.protocol.state import read_state, with_checksum, without_checksum
 
 DATA = Dataset("d", 10, 25, 4)
 """Two passes and a half: splits of 4, 4, 2, 4, 4, 2, 4, 1."""
@@ -52,11 +52,15 @@ class Workers(Cluster):
 
     def lease(self, client: ClientMachine, dataset: Dataset = DATA) -> tuple[int, int] | None:
         """The next split that it gets, as first and last; None: all are trained on."""
-        before = len(client.leases)
+        before = len(client.leasing.leases)
         self.carry_out(client.process, client, client.lease(dataset))
-        self.settle_down(lambda: not client.asking or client.failed)
+        self.settle_down(lambda: not client.leasing.asking or client.failed)
         assert not client.failed, client.failed
-        return (client.leases[-1].first, client.leases[-1].last) if len(client.leases) > before else None
+        return (
+            (client.leasing.leases[-1].first, client.leasing.leases[-1].last)
+            if len(client.leasing.leases) > before
+            else None
+        )
 
     def train(self, client: ClientMachine, examples: int) -> None:
         """Push so many examples, as one batch."""
@@ -121,7 +125,7 @@ def test_splits_go_on_where_they_were_when_rows_begin_again() -> None:
     assert workers.lease(three, dataset) == (8, 12)
     workers.train(three, 4)
     assert workers.lease(one, dataset) is None
-    workers.settle_down(lambda: dataset in one.finished)
+    workers.settle_down(lambda: dataset in one.leasing.finished)
     figures = workers.figures
     assert (figures.trained, figures.repeated, figures.handed_on) == (12, 0, 1)
     assert workers.scheduler.state.updates_damaged == 2 * 4, "four pushes a shard; cursors are no pushes"
@@ -136,10 +140,10 @@ def test_no_two_workers_get_the_same_and_the_end_waits_for_all() -> None:
     workers.carry_out("worker-0", one, one.lease(dataset))
     workers.train(one, 4)
     workers.pass_ms(1000)
-    assert one.asking, "the other one's split may come back"
+    assert one.leasing.asking, "the other one's split may come back"
     workers.train(two, 4)
-    workers.settle_down(lambda: not one.asking)
-    assert one.finished == {dataset} and not one.leases
+    workers.settle_down(lambda: not one.leasing.asking)
+    assert one.leasing.finished == {dataset} and not one.leasing.leases
 
 
 def test_a_worker_that_is_started_again_goes_on_with_the_first_example_that_some_shard_lacks() -> None:
@@ -226,10 +230,10 @@ def test_nothing_is_handed_on_before_every_shard_has_heard_of_it() -> None:
     again = workers.worker(1)
     workers.carry_out(again.process, again, again.lease(DATA))
     workers.pass_ms(600)
-    assert again.asking and not again.leases
+    assert again.leasing.asking and not again.leasing.leases
     workers.blocked = set()
-    workers.settle_down(lambda: not again.asking)
-    assert again.leases[0][1:] == (2, 4)
+    workers.settle_down(lambda: not again.leasing.asking)
+    assert again.leasing.leases[0][1:] == (2, 4)
 
 
 def test_nothing_is_handed_on_while_a_shard_is_down_and_its_replacement_knows_who_is_fenced() -> None:
@@ -251,8 +255,8 @@ def test_nothing_is_handed_on_while_a_shard_is_down_and_its_replacement_knows_wh
     workers.channels[client.process, workers.shards[0]].append(Received(client.address, m.Hello(client.epoch)))
     workers.run()
     assert workers.shard(0).address == address
-    assert workers.shard(0).fenced == {1: client.epoch}
-    assert 1 not in workers.shard(0).workers or workers.shard(0).workers[1].address.epoch > client.epoch
+    assert workers.shard(0).context.fenced == {1: client.epoch}
+    assert 1 not in workers.shard(0).context.workers or workers.shard(0).context.workers[1].address.epoch > client.epoch
     workers.settle_down(lambda: client.failed_kind == "fenced")
 
 
@@ -304,8 +308,8 @@ def test_a_data_set_that_cannot_be_is_refused(dataset: Dataset, words: str) -> N
     workers.lease(workers.worker(1))
     client = workers.client
     workers.carry_out("worker-0", client, client.lease(dataset))
-    workers.settle_down(lambda: bool(client.split_refusal))
-    assert words in client.split_refusal and not client.failed
+    workers.settle_down(lambda: bool(client.leasing.refusal))
+    assert words in client.leasing.refusal and not client.failed
     assert len(workers.scheduler.leases.figures()) == 1
 
 
@@ -406,7 +410,7 @@ def test_a_worker_asks_for_one_split_at_a_time_and_takes_no_older_one() -> None:
 def test_a_stored_state_whose_leases_contradict_it_is_refused(change: str) -> None:
     workers = Workers()
     workers.lease(workers.client)
-    state: Any = msgspec.msgpack.decode(workers.state)
+    state: Any = msgspec.msgpack.decode(without_checksum(workers.state))
     if change == "dataset":
         state["leases"]["leases"][0]["dataset"] = 7
     elif change == "empty":
@@ -414,7 +418,7 @@ def test_a_stored_state_whose_leases_contradict_it_is_refused(change: str) -> No
     else:
         state["leases"]["fences"] = [{"worker": 0, "epoch": 1, "views": []}]
     with pytest.raises(ConfigurationError, match="do not fit"):
-        read_state(msgspec.msgpack.encode(state))
+        read_state(with_checksum(msgspec.msgpack.encode(state)))
 
 
 def test_the_last_number_of_a_lease_can_be_used_to_its_end_and_the_next_one_is_refused() -> None:
@@ -425,12 +429,12 @@ def test_the_last_number_of_a_lease_can_be_used_to_its_end_and_the_next_one_is_r
     cluster.scheduler.state.leases.number = m.LEASES_MAX - 1
     assert cluster.lease(worker) == (4, 8)
     cluster.train(worker, 4)
-    cluster.settle_down(lambda: worker.cursor == (m.LEASES_MAX << CURSOR_BITS) + 4)
+    cluster.settle_down(lambda: worker.leasing.cursor == (m.LEASES_MAX << CURSOR_BITS) + 4)
     cluster.settle_down(lambda: not cluster.scheduler.state.leases.leases)
     assert read_state(cluster.state).leases.number == m.LEASES_MAX
     cluster.carry_out(worker.process, worker, worker.lease(DATA))
-    cluster.settle_down(lambda: bool(worker.split_refusal))
-    assert f"{m.LEASES_MAX} splits were leased" in worker.split_refusal
+    cluster.settle_down(lambda: bool(worker.leasing.refusal))
+    assert f"{m.LEASES_MAX} splits were leased" in worker.leasing.refusal
 
 
 def test_the_highest_cursor_travels_and_a_higher_one_is_refused() -> None:
@@ -451,3 +455,18 @@ def test_the_highest_cursor_travels_and_a_higher_one_is_refused() -> None:
     refused = m.Push(1, 1, 0, False, [], highest + 1)
     effects = cluster.shard(0).handle(Received(worker.address, refused, ()), cluster.now_ms)
     assert any("cursor" in e.message.reason for e in effects if isinstance(getattr(e, "message", None), m.PushRefused))
+
+
+def test_what_a_worker_holds_that_leaves_is_given_to_others_at_once() -> None:
+    run = Workers()
+    first, second = run.client, run.worker(1)
+    assert run.lease(first) == (0, 4)
+    run.train(first, 3)
+    run.settle_down(lambda: first.durable)
+    run.carry_out(first.process, first, first.say_goodbye())
+    run.run()
+    run.end(first)
+    began_ms = run.now_ms
+    run.pass_ms(3 * run.config.heartbeat_ms)
+    assert run.lease(second) == (3, 4)
+    assert run.now_ms - began_ms < TIMEOUT_MS / 2

@@ -56,9 +56,8 @@ def ended(cluster: Cluster, name: str) -> bool:
     return name in cluster.stopped
 
 
-def test_one_is_let_go_at_once_and_is_replaced_without_a_time_out() -> None:
+def test_one_without_a_spare_is_let_go_at_once_and_is_replaced_without_a_time_out() -> None:
     cluster, spec = formed()
-    spare = cluster.start(-1)
     pass_time(cluster, 200.0)
     begin_ms = cluster.now_ms
     (name,) = tell_to_end(cluster, 2)
@@ -66,7 +65,7 @@ def test_one_is_let_go_at_once_and_is_replaced_without_a_time_out() -> None:
     assert cluster.now_ms - begin_ms <= 3 * cluster.config.heartbeat_ms < cluster.config.heartbeat_timeout_ms
     downs = [entry for entry in cluster.scheduler.state.history if entry.event == "down"]
     assert [(entry.shard, entry.reason) for entry in downs] == [(2, "it was told to end")]
-    cluster.shards[2] = spare
+    cluster.replace(2)
     cluster.settle_down(lambda: cluster.whole())
     assert epochs(cluster) == [1, 1, 2, 1, 1]
     check(cluster, spec, 1.0)

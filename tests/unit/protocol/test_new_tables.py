@@ -73,7 +73,7 @@ def test_a_table_that_one_shard_cannot_hold_is_refused_with_the_numbers(full: se
     cluster.create(table("other", rows=900, code="2+1"))
     full.clear()
     cluster.create(BIG)
-    assert [spec.name for spec in cluster.shard(1).tables] == ["small", "other", "big"]
+    assert [spec.name for spec in cluster.shard(1).context.tables] == ["small", "other", "big"]
 
 
 def test_tables_asked_for_at_once_have_one_order_and_a_refusal_leaves_no_gap(full: set[int]) -> None:
@@ -86,8 +86,8 @@ def test_tables_asked_for_at_once_have_one_order_and_a_refusal_leaves_no_gap(ful
     cluster.settle_down(lambda: workers[0].table_ready("small") and workers[2].table_ready("third"))
     assert "big" in workers[1].table_refusals and not cluster.stopped
     for shard in range(3):
-        assert [spec.name for spec in cluster.shard(shard).tables] == ["small", "third"]
-        assert cluster.shard(shard).dims == [4, 3]
+        assert [spec.name for spec in cluster.shard(shard).context.tables] == ["small", "third"]
+        assert cluster.shard(shard).context.dims == [4, 3]
     assert workers[2].tables["third"][0] == 1
 
 
@@ -123,7 +123,7 @@ def test_a_shard_that_dies_meanwhile_is_not_waited_for_and_its_replacement_has_t
     cluster.settle_down(lambda: machine.table_ready("big"))
     cluster.settle_down(cluster.whole)
     cluster.scrub()
-    assert [spec.name for spec in cluster.shard(1).tables] == ["small", "big"]
+    assert [spec.name for spec in cluster.shard(1).context.tables] == ["small", "big"]
     assert not cluster.stopped
 
 
@@ -157,7 +157,7 @@ def test_what_was_prepared_for_a_state_that_was_lost_is_given_back() -> None:
         cluster.tick()
     cluster.scheduler.state.new_tables = type(cluster.scheduler.state.new_tables)()
     cluster.scheduler.tables.creating.clear()
-    cluster.client._creating.clear()
+    cluster.client._tables._creating.clear()
     cluster.blocked.clear()
     cluster.settle_down(lambda: not any(reserved(cluster)))
     cluster.create(table("other", rows=20, code="2+1"))

@@ -90,7 +90,7 @@ def test_a_late_copy_of_a_refused_request_is_refused_too() -> None:
     cluster = cluster_of()
     client = cluster.client
     do(cluster, client, client.create_table(HUGE))
-    request = client._creating["huge"][0]
+    request = client._tables._creating["huge"][0]
     cluster.settle_down(lambda: not client.creating("huge"))
     first = client.table_refusals["huge"]
     late = Received(client.address, m.CreateTable(request, msgspec.structs.replace(HUGE, rows=10)))
@@ -124,7 +124,7 @@ def test_a_data_set_that_no_message_can_hold_is_refused_at_once(dataset: m.Datas
     cluster = cluster_of()
     with pytest.raises(RefusedError, match="data set 'd'"):
         cluster.client.lease(dataset)
-    assert not cluster.client.asking
+    assert not cluster.client.leasing.asking
 
 
 def test_a_refused_split_concerns_that_request_alone() -> None:
@@ -132,13 +132,13 @@ def test_a_refused_split_concerns_that_request_alone() -> None:
     client = cluster.client
     good = m.Dataset("d", 10, 10, 5)
     do(cluster, client, client.lease(good))
-    cluster.settle_down(lambda: bool(client.leases))
+    cluster.settle_down(lambda: bool(client.leasing.leases))
     do(cluster, client, client.lease(m.Dataset("d", 10, 10, 3)))
-    cluster.settle_down(lambda: not client.asking)
-    assert "'d'" in client.split_refusal and not client.failed
+    cluster.settle_down(lambda: not client.leasing.asking)
+    assert "'d'" in client.leasing.refusal and not client.failed
     do(cluster, client, client.lease(good))
-    assert not client.split_refusal
-    cluster.settle_down(lambda: len(client.leases) == 2)
+    assert not client.leasing.refusal
+    cluster.settle_down(lambda: len(client.leasing.leases) == 2)
     goes_on(cluster)
 
 
@@ -148,7 +148,7 @@ def test_a_worker_holds_no_more_splits_than_the_scheduler_would_give() -> None:
     client, dataset = cluster.client, m.Dataset("d", 100, 100, 5)
     for held in range(3):
         do(cluster, client, client.lease(dataset))
-        cluster.settle_down(lambda held=held: len(client.leases) == held + 1)
+        cluster.settle_down(lambda held=held: len(client.leasing.leases) == held + 1)
     with pytest.raises(RefusedError, match="holds 3 splits"):
         client.lease(dataset)
     goes_on(cluster)
@@ -159,19 +159,19 @@ def test_a_refused_run_can_be_asked_for_again_and_a_late_copy_begins_nothing() -
     first, second = cluster.client, add_worker(cluster, 1)
     for machine, size in ((first, 2), (second, 3)):
         do(cluster, machine, machine.join_run(size))
-    late = Received(first.address, m.JoinRun(first._joining[0], 2))
-    cluster.settle_down(lambda: first.run_refusal and second.run_refusal)
-    assert "2 workers" in first.run_refusal and "3 workers" in first.run_refusal
-    assert not first.joining and not first.failed and not second.failed
+    late = Received(first.address, m.JoinRun(first.runs._joining[0], 2))
+    cluster.settle_down(lambda: first.runs.refusal and second.runs.refusal)
+    assert "2 workers" in first.runs.refusal and "3 workers" in first.runs.refusal
+    assert not first.runs.joining and not first.failed and not second.failed
     cluster.give("scheduler", late)
     do(cluster, second, second.join_run(2))
     for _ in range(20):
         cluster.run()
         cluster.tick()
-    assert not second.run, "the run began with a worker that does not know of it"
+    assert not second.runs.run, "the run began with a worker that does not know of it"
     do(cluster, first, first.join_run(2))
-    assert not first.run_refusal
-    cluster.settle_down(lambda: first.run and second.run)
+    assert not first.runs.refusal
+    cluster.settle_down(lambda: first.runs.run and second.runs.run)
     goes_on(cluster)
 
 
@@ -309,13 +309,13 @@ def test_a_push_with_a_split_that_is_refused_takes_no_examples() -> None:
     cluster = cluster_of()
     client = cluster.client
     do(cluster, client, client.lease(m.Dataset("d", 10, 10, 5)))
-    cluster.settle_down(lambda: bool(client.leases))
+    cluster.settle_down(lambda: bool(client.leasing.leases))
     with pytest.raises(RefusedError):
         client.push(int32_rows(parts_of(cluster)), examples=3)
-    assert client.examples_left == 5
+    assert client.leasing.examples_left == 5
     do(cluster, client, client.push(parts_of(cluster), examples=5))
     cluster.drain()
-    assert not client.leases and client.cursor
+    assert not client.leasing.leases and client.leasing.cursor
     invariants.check(client)
 
 
@@ -411,7 +411,7 @@ def test_a_push_in_a_barrier_is_small_enough_for_the_sum_of_all() -> None:
     do(cluster, second, second.create_table(SPEC))
     for machine in (first, second):
         do(cluster, machine, machine.join_run(2))
-    cluster.settle_down(lambda: first.run and second.run and second.table_ready("t"))
+    cluster.settle_down(lambda: first.runs.run and second.runs.run and second.table_ready("t"))
     largest = float(np.finfo(np.float32).max)
     with pytest.raises(RefusedError, match=r"table 't', row .*2 workers"):
         first.push(parts_of(cluster, value=largest * 0.9), barrier=2)
@@ -465,7 +465,7 @@ def test_what_a_shard_refuses_of_a_client_that_checks_nothing_leaves_it_as_it_wa
             if isinstance(getattr(e, "message", None), m.PushRefused)
         ]
         assert reply.number == 1 and not reply.nowhere
-        assert not shard.workers[0].queue and not shard.marks.get(0)
+        assert not shard.context.workers[0].queue and not shard.marks.get(0)
     good = Received(client.address, m.Push(client.epoch, 1, 0, False, sections), tuple(frames))
     shard.handle(good, cluster.now_ms)
     assert shard.marks[0] == 1
@@ -476,7 +476,7 @@ def test_what_the_scheduler_says_of_others_is_not_taken() -> None:
     scheduler = Address(SCHEDULER, 0, 0)
     cluster.give("worker-0", Received(scheduler, m.Refused(999, "of another one")))
     client: ClientMachine = cluster.client
-    assert not (client.table_refusals or client.split_refusal or client.run_refusal or client.initial_refusals)
+    assert not (client.table_refusals or client.leasing.refusal or client.runs.refusal or client.initial_refusals)
     goes_on(cluster)
 
 
@@ -484,7 +484,7 @@ def test_a_table_with_a_number_that_none_has_is_not_taken() -> None:
     cluster = cluster_of()
     client = cluster.client
     client.create_table(table("third", rows=9, code="1+1"))
-    request = client._creating["third"][0]
+    request = client._tables._creating["third"][0]
     with pytest.raises(ValueError, match="'third' has number 4398046511104"):
         client.handle(Received(Address(SCHEDULER, 0, 0), m.TableReady(request, 1 << 42)), cluster.now_ms)
     assert client.creating("third")

@@ -125,7 +125,7 @@ def test_a_row_that_there_is_not_is_not_to_blame() -> None:
     wrong = np.zeros(store.record_bytes(0), np.uint8)
     wrong[2] = 5
     for holder in (2, 3):
-        code = cluster.shard(holder).repairs.code(0)
+        code = cluster.shard(holder).captures.code(0)
         row = code.coefficients[holder - 2]
         from ecrec._native import RowBuffer, gf_inverse
 
@@ -226,6 +226,6 @@ def test_a_scrub_that_waits_while_the_clock_jumps_is_given_up_once() -> None:
     cluster.blocked.clear()
     cluster.run()
     assert not any(
-        machine.repairs.assemblies for machine in cluster.machines.values() if isinstance(machine, ShardMachine)
+        machine.captures.assemblies for machine in cluster.machines.values() if isinstance(machine, ShardMachine)
     )
     assert scrub(cluster, stripe.class_id, request=2)[1] == []

@@ -54,13 +54,13 @@ def watched(cluster: Cluster, message_ms: float = 0.0) -> Counter[str]:
 )
 def test_a_chunk_is_followed_by_a_pause(percent: int, took_ms: float, pause_ms: float) -> None:
     config, share = ProtocolConfig(recovery_share_percent=percent), Share()
-    assert not share.waits(1000.0, config, 1000.0)
+    assert not share.waits(True, 1000.0)
     share.ended(took_ms, config, 1000.0)
     assert share.resume_ms == pytest.approx(1000.0 + pause_ms)
     if pause_ms:
-        assert share.waits(1000.0, config, 1000.0 + pause_ms / 2), "a worker asked just now"
-        assert not share.waits(0.0, config, 1000.0 + pause_ms / 2), "nobody asked for a second"
-    assert not share.waits(1000.0, config, 1000.0 + pause_ms)
+        assert share.waits(True, 1000.0 + pause_ms / 2), "a worker asked just now"
+        assert not share.waits(False, 1000.0 + pause_ms / 2), "nobody asked for a second"
+    assert not share.waits(True, 1000.0 + pause_ms)
 
 
 def time_until_whole(cluster: Cluster, spec: Any, works: bool) -> float:
@@ -132,8 +132,29 @@ def test_rows_that_were_never_touched_are_not_sent() -> None:
 def test_chunks_are_smaller_while_workers_ask() -> None:
     cluster, spec = dead(foreground_rows_max=2)
     machine = cluster.shard(0)
-    assert machine.rows_at_once(8) == 8
+    assert machine.context.rows_at_once(8) == 8
     cluster.push(spec, {0: 1.0, 4: 1.0, 8: 1.0, 12: 1.0, 16: 1.0})
     cluster.run()
-    assert machine.rows_at_once(8) == 2 and machine.rows_at_once(1) == 1
+    assert machine.context.rows_at_once(8) == 2 and machine.context.rows_at_once(1) == 1
     assert machine.state != RECOVERING
+
+
+def test_a_worker_that_waits_for_long_still_has_its_share() -> None:
+    """It asks for nothing meanwhile; taken for idle, it would wait behind a recovery at full speed."""
+    cluster, spec = dead(foreground_ms=20.0)
+    to_new = {(cluster.shards[shard], cluster.next_process) for shard in range(5)}
+    cluster.blocked |= to_new
+    machine = cluster.replace(LOST)
+    rows = cluster.by_shard(spec, range(spec.rows))[LOST].tolist()
+    assert not machine.context.shares_time()
+    ticket = cluster.pull(spec, rows[-4:], exact=False)
+    cluster.run()
+    for _ in range(10):
+        cluster.tick(100.0)
+        assert machine.context.shares_time()
+    cluster.blocked -= to_new
+    cluster.settle_down(lambda: ticket in cluster.done)
+    cluster.tick(100.0)
+    assert not machine.context.shares_time()
+    cluster.drain()
+    cluster.scrub()

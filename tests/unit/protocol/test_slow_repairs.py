@@ -1,5 +1,6 @@
 """Repairs that take longer than any time-out are asked for once, kept alive, and end. And which views end them."""
 
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -79,7 +80,7 @@ def test_a_slow_repair_is_asked_for_once_of_each_holder_and_ends(slow: str, dela
     # Who hears "working" asks nobody else; who hears nothing asks each holder once.
     assert cluster.sent.get("Repair", 0) == (asked if slow == "Repaired" else 0)
     assert cluster.sent["Snap"] <= 4 * asked
-    assert not any(a.capture for s in range(5) for a in cluster.shard(s).repairs.assemblies.values())
+    assert not any(a.capture for s in range(5) for a in cluster.shard(s).captures.assemblies.values())
     cluster.delays_ms = {}
     cluster.drain()
     cluster.scrub()
@@ -125,20 +126,20 @@ def test_a_capture_that_nobody_wants_is_dropped_and_its_asker_told() -> None:
     for _ in range(20):
         cluster.tick()
         cluster.run()
-    holders = [cluster.shard(s).repairs for s in range(5) if s != 2]
-    captured = [r for repairs in holders for r, a in repairs.assemblies.items() if a.capture is not None]
+    holders = [cluster.shard(s).captures for s in range(5) if s != 2]
+    captured = [r for captures in holders for r, a in captures.assemblies.items() if a.capture is not None]
     assert captured
     cluster.now_ms += ABANDONED_MS
     for _ in range(3):
         cluster.tick()
         cluster.run()
     old = set(captured)
-    assert not any(a.capture for repairs in holders for r, a in repairs.assemblies.items() if r in old)
+    assert not any(a.capture for captures in holders for r, a in captures.assemblies.items() if r in old)
     # Marks that come now open none of them again; the replacement hears that they are gone, and asks again.
     cluster.delays_ms = {}
     let_go(cluster)
     cluster.settle_down(machine.repairs.complete, ticks=5000)
-    assert not any(old & set(repairs.assemblies) for repairs in holders)
+    assert not any(old & set(captures.assemblies) for captures in holders)
     cluster.drain()
     cluster.scrub()
 
@@ -148,13 +149,13 @@ def test_rows_that_no_frame_holds_put_a_repair_off_and_end_nobody() -> None:
     cluster, machine = recovering()
     let_go(cluster)
     small = {s: cluster.shard(s).config for s in range(5)}
-    cluster.shard(0).config = msgspec.structs.replace(small[0], frame_bytes_max=30)
+    cluster.shard(0).context.config = msgspec.structs.replace(small[0], frame_bytes_max=30)
     for _ in range(5):
         cluster.tick()
         cluster.run()
     assert not machine.repairs.complete() and not cluster.stopped
     assert any(not a.requests for a in machine.repairs.asked.values())
-    cluster.shard(0).config = small[0]
+    cluster.shard(0).context.config = small[0]
     cluster.drain()
     cluster.scrub()
 
@@ -216,8 +217,32 @@ def test_a_message_of_a_view_that_concerned_its_class_since_is_dropped() -> None
     mark = m.Mark(old, 12345, m.Stripes(0, 0, 1))
     holder.handle(Received(SCHEDULER, m.Views(0, [m.WorkerFenced(old + 1, 77, 1)])), cluster.now_ms)
     holder.handle(Received(m.Address(m.SHARD, 0, 1), mark, (keys, keys, b"")), cluster.now_ms)
-    assert 12345 in holder.repairs.assemblies
+    assert 12345 in holder.captures.assemblies
     holder.handle(Received(SCHEDULER, m.Views(0, [m.ShardWhole(old + 2, 2, 2)])), cluster.now_ms)
-    assert not holder.repairs.assemblies
+    assert not holder.captures.assemblies
     holder.handle(Received(m.Address(m.SHARD, 1, 1), mark, (keys, keys, b"")), cluster.now_ms)
-    assert not holder.repairs.assemblies
+    assert not holder.captures.assemblies
+
+
+def test_ranges_of_a_class_are_asked_for_together_where_there_is_room_and_never_overlap() -> None:
+    """A sweep that asks for one range of each class waits most of the time, and longest for the last class."""
+    cluster, machine = recovering(repair_rows_max=1, repairs_in_flight_max=7)
+    let_go(cluster)
+    most: dict[int, int] = {}
+    while not machine.repairs.complete():
+        ranges = sorted(
+            (a.stripes.class_id, a.stripes.first, a.stripes.last)
+            for a in machine.repairs.asked.values()
+            if a.background
+        )
+        assert len(ranges) <= 7
+        for class_id, first, last in ranges:
+            assert first < last
+            most[class_id] = max(most.get(class_id, 0), sum(of == class_id for of, _, _ in ranges))
+        for (class_id, _, last), (next_id, first, _) in pairwise(ranges):
+            assert class_id != next_id or last <= first
+        if not cluster.deliver():
+            cluster.tick()
+    assert most == {class_id: 2 for class_id in most} and len(most) == 3
+    cluster.drain()
+    cluster.scrub()

@@ -13,7 +13,7 @@ from ecrec._native import Store
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Tick
 from ecrec.protocol.messages import RECOVERING, Repair, Repaired
-from ecrec.protocol.shard import ShardMachine
+from ecrec.protocol.pulls import Pulls
 from ecrec.protocol.wanted import Wanted
 
 LOST = 1
@@ -34,13 +34,13 @@ def calls() -> Iterator[Counter[str]]:
 
         return mock.patch.object(Store, name, call)
 
-    real_answer = ShardMachine._answer
+    real_answer = Pulls._answer
 
-    def answer(self: ShardMachine, queued: Any) -> bool:
+    def answer(self: Pulls, queued: Any) -> bool:
         counts["_answer"] += 1
         return real_answer(self, queued)
 
-    with counted("missing"), counted("missing_of"), counted("seed"), mock.patch.object(ShardMachine, "_answer", answer):
+    with counted("missing"), counted("missing_of"), counted("seed"), mock.patch.object(Pulls, "_answer", answer):
         yield counts
 
 
@@ -81,7 +81,7 @@ def test_rows_of_a_waiting_pull_are_found_once_and_asked_for_once(calls: Counter
     tickets = [cluster.pull(spec, np.tile(rows, 2), exact=False), cluster.pull(spec, rows, exact=False)]
     cluster.run()
     machine = cluster.shard(LOST)
-    assert machine.state == RECOVERING and len(machine.pulls) == 2 and sum(asked.values()) == 48
+    assert machine.state == RECOVERING and len(machine.context.pulls) == 2 and sum(asked.values()) == 48
     before = Counter(calls)
     assert before["missing"] == 2
     for _ in range(QUIET_EVENTS):
@@ -104,7 +104,7 @@ def test_rows_of_a_waiting_push_are_found_once(calls: Counter[str]) -> None:
     cluster.run()
     for _ in range(QUIET_EVENTS):
         cluster.give(cluster.shards[LOST], Tick())
-    assert calls["missing"] == 1 and len(cluster.shard(LOST).workers[0].queue) == 2
+    assert calls["missing"] == 1 and len(cluster.shard(LOST).context.workers[0].queue) == 2
     cluster.blocked.clear()
     cluster.drain()
     assert set(asked.values()) == {1} and calls["missing"] <= 2

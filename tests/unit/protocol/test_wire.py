@@ -34,11 +34,15 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(args[0]), max_size=3)
     if origin is dict:
         return st.dictionaries(values(args[0]), values(args[1]), max_size=3)
+    if origin is tuple and args[-1] is not Ellipsis:
+        return st.tuples(*(values(arg) for arg in args))
     if origin is tuple:
         return st.lists(values(args[0]), max_size=3).map(tuple)
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         fields = {
-            name: values(field) for name, field in get_type_hints(hint, include_extras=True).items() if name[0] != "_"
+            name: values(field)
+            for name, field in get_type_hints(hint, include_extras=True).items()
+            if name in hint.__struct_fields__
         }
         return st.builds(hint, **fields)
     return {
@@ -46,6 +50,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         bool: st.booleans(),
         float: st.floats(allow_nan=False),
         str: st.text(max_size=8),
+        bytes: st.binary(max_size=8),
         type(None): st.none(),
     }[hint]
 
@@ -57,7 +62,7 @@ def frames_of(message: m.Message) -> list[bytes]:
     elif isinstance(message, m.Pull | m.Rows):
         count = len(getattr(message, "sections", [1, 2]))
     else:
-        count = wire._FRAME_COUNTS.get(type(message), 0)
+        count = message.FRAMES
     return [bytes([i]) * (10 * i) for i in range(count)]
 
 

@@ -33,7 +33,7 @@ def start_run(cluster: Cluster, *machines: ClientMachine) -> None:
     """All join a run of so many."""
     for machine in machines:
         do(cluster, machine, machine.join_run(len(machines)))
-    cluster.settle_down(lambda: all(machine.run for machine in machines))
+    cluster.settle_down(lambda: all(machine.runs.run for machine in machines))
 
 
 def push(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from store_group import Group, keys_of, sections, tuned
 
+from ecrec._native import gf_multiply
 from ecrec.store import RowBuffer
 from ecrec.store.reference import KEY_STRIPE_BITS, Table
 
@@ -186,3 +187,35 @@ def test_bytes_of_sections_that_exceed_64_bits_are_refused() -> None:
     store = Group([Table(300, 4, 2, 1, shards=3)], 3).stores[0]
     with pytest.raises(ValueError, match=r"gather_bytes: .* rows of section 1 exceed 2\^64 bytes"):
         store.gather_bytes(np.array([0, 0], np.int32), np.array([1, 1 << 61], np.int64))
+
+
+@pytest.mark.parametrize("code", [(2, 1), (3, 2)])
+@pytest.mark.parametrize("coefficient", [1, 2, 255])
+def test_rows_add_up_in_whatever_order_they_are_folded(code: tuple[int, int], coefficient: int) -> None:
+    """In order they are found by the place of the one before, out of order by a look-up: records of two lengths."""
+    store = Group([Table(900, 4, *code, shards=5), Table(900, 8, *code, shards=5)], 5).stores[0]
+    rng = np.random.default_rng(coefficient)
+    all_keys = np.concatenate(
+        [np.arange(100, dtype=np.uint64) + np.uint64(table << KEY_STRIPE_BITS) for table in (0, 1)]
+    )
+    for _ in range(40):
+        buffer, expected = RowBuffer(store), dict[int, int]()
+        for times in range(4):
+            keys = np.sort(rng.choice(all_keys, rng.integers(0, 120), replace=rng.random() < 0.2))
+            if rng.random() < 0.3:
+                keys = rng.permutation(keys)
+            factor = 0 if rng.random() < 0.1 else coefficient if times % 2 else 1
+            records = [rng.integers(0, 256, store.record_bytes(int(key) >> KEY_STRIPE_BITS), np.uint8) for key in keys]
+            buffer.fold(factor, keys, np.concatenate([np.zeros(0, np.uint8), *records]))
+            for key, record in zip(keys.tolist(), records, strict=True):
+                product = bytes(gf_multiply(factor, byte) for byte in record.tolist())
+                if factor:
+                    expected[key] = expected.get(key, 0) ^ int.from_bytes(product, "little")
+        keys, records = buffer.take()
+        assert sorted(keys.tolist()) == sorted(expected)
+        place = 0
+        for key in keys.tolist():
+            size = store.record_bytes(key >> KEY_STRIPE_BITS)
+            assert int.from_bytes(records[place : place + size].tobytes(), "little") == expected[key]
+            place += size
+        assert place == len(records)

@@ -1,12 +1,14 @@
 """What the store refuses: with a message that says what and where, and without having changed a byte."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from store_group import ALL_CLASSES, Group, key, keys_of, sections
 
+from ecrec.protocol.placement import OptimizerSpec
 from ecrec.store import Capture, RowBuffer, Store, Window
 from ecrec.store.reference import Table
 
@@ -267,6 +269,10 @@ def test_other_misuse_is_refused(
         ({"hyper": (float("nan"), 0.0)}, "lr is nan, expected a finite float32"),
         ({"init": "normal"}, "unknown init 'normal'"),
         ({"init_scale": 1e300}, "init_scale is 1e\\+300"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan, expected a finite float32"),
+        ({"weight_decay": -1.0}, "weight_decay is -1 and max_gradient 0, expected at least 0"),
+        ({"max_gradient": -1.0}, "max_gradient -1, expected at least 0"),
+        ({"weight_decay": 1e30, "decoupled": True, "hyper": (1e30, 0.0)}, "1 - lr \\* weight_decay is -1e\\+60"),
     ],
 )
 def test_tables_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
@@ -312,3 +318,28 @@ def test_buffers_and_captures_keep_their_store_alive() -> None:
     buffer = window.buffer(3)
     del group, store, window
     assert len(buffer) == 1 and buffer.nonzero().tolist() == [key(0, 0)]
+
+
+@pytest.mark.parametrize(("table", "rates", "says"), [
+    ({}, [0.1, 0.1], "got 2 learning rates, expected one for each of 1 tables"),
+    ({}, [float("nan")], "learning rate nan of table 0, expected a finite one, not below 0"),
+    ({}, [-0.1], "learning rate -0.1 of table 0"),
+    ({}, [1e39], "learning rate 1e\\+39 of table 0"),
+    ({"optimizer": "ftrl", "hyper": (0.1, 1.0, 0.0, 0.0)}, [0.0], "rate 0 of table 0, expected a positive one"),
+    ({"optimizer": "ftrl", "hyper": (0.1, 1.0, 0.0, 0.0)}, [1e-60], "expected a positive one"),
+    ({"weight_decay": 0.5, "decoupled": True}, [2.0], "with lr \\* weight_decay below 1"),
+])  # fmt: skip
+def test_learning_rates_at_which_no_step_can_be_taken_are_refused(
+    table: dict[str, Any], rates: list[float], says: str
+) -> None:
+    group = Group([replace(TABLE, **table)], 5)
+    listed = sections((0, [MINE]))
+    before = group.stores[0].memory()["data_rows_touched"]
+    with pytest.raises(ValueError, match=says):
+        group.stores[0].apply(*listed, ONES, group.windows[0], rates)
+    assert group.stores[0].memory()["data_rows_touched"] == before and not group.windows[0].rows()
+    spec = OptimizerSpec(
+        group.reference.tables[0].optimizer, group.reference.tables[0].hyper,
+        group.reference.tables[0].weight_decay, group.reference.tables[0].decoupled,
+    )  # fmt: skip
+    assert len(rates) == 2 or spec.rate_error(rates[0]), "the protocol decides as the store does"

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +91,40 @@ def test_only_extents_with_touched_rows_are_looked_at() -> None:
     with tuned({"collapse_failures": 1, "collapse_errno": errno.EINVAL}):
         assert not store.use_huge_pages(10)
         assert _native.tuning()["collapse_failures"] == 0, "it was found, and the hook refused it"
+
+
+SMAPS = Path("/proc/self/smaps")
+
+
+def huge_bytes() -> int:
+    """Of this process's memory for which huge pages are asked for."""
+    found, size = 0, 0
+    for line in SMAPS.read_text().splitlines():
+        if line.startswith("Size:"):
+            size = int(line.split()[1]) << 10
+        elif line.startswith("VmFlags:") and " hg" in line:
+            found += size
+    return found
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="the system does not tell")
+@pytest.mark.parametrize("indexed", [False, True], ids=["at their own places", "dense"])
+@pytest.mark.parametrize("step", [1, 2, 100])
+def test_rows_that_come_back_are_placed_in_huge_pages_where_they_fill_them(indexed: bool, step: int) -> None:
+    """A page fault for each 4 KiB takes longer than all else that is done with rows that come back."""
+    rows, extent = 65_536, 2 << 20
+    table = Table(rows, 64, 1, 0, "cauchy", "sgd", (0.1,))
+    with tuned({"unindexed_bytes_max": 1 if indexed else 1 << 40}):
+        before, after = Store(0, 1), Store(0, 1)
+        add_table(before, table)
+        add_table(after, table, recovered=False)
+    some = list(range(0, rows, step))
+    before.assign(*sections((0, some)), np.ones(len(some) * 64, dtype=np.float32), None)
+    keys, coded = before.coded_rows(0, 0, rows)
+    had = huge_bytes()
+    after.restore(keys, coded)
+    extents = (huge_bytes() - had) / extent
+    if indexed:  # all but the first, as far as there are records
+        assert extents == max(0, -(-len(some) * 256 // extent) - 1)
+    else:
+        assert extents == (rows * 256 // extent if step == 1 else 0)

@@ -11,7 +11,7 @@ from fakes import pump
 from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.events import Connect, Send
-from ecrec.transport import links as links_module
+from ecrec.transport import link as link_module
 
 SCHEDULER = m.Address(m.SCHEDULER, 0, 0)
 A = m.Address(m.SHARD, 0, 1)
@@ -23,7 +23,7 @@ LIMIT = 20
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links_module, "QUEUED_MESSAGES_MAX", LIMIT)
+    monkeypatch.setattr(link_module, "QUEUED_MESSAGES_MAX", LIMIT)
 
 
 @pytest.fixture

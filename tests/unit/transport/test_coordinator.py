@@ -46,7 +46,8 @@ def test_without_kazoo_it_says_what_to_install(what: str) -> None:
 
 
 def test_nothing_imports_kazoo_before_it_is_needed() -> None:
-    code = "import sys, ecrec.launch.scheduler, ecrec.launch.ps, ecrec.launch.cli; sys.exit('kazoo' in sys.modules)"
+    programs = "ecrec.launch.servers.scheduler, ecrec.launch.servers.ps, ecrec.cli"
+    code = f"import sys, {programs}; sys.exit('kazoo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ecrec.errors import ConfigurationError
-from ecrec.launch.server import advertised, is_elsewhere
+from ecrec.launch.servers.server import advertised, is_elsewhere
 from ecrec.transport.endpoints import is_host, parse, tcp
 
 

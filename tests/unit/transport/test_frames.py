@@ -17,7 +17,7 @@ from ecrec._native import receive_frames, release_sent, send_frames, use_zmq
 from ecrec.errors import WireError
 from ecrec.protocol import wire
 from ecrec.protocol.messages import SHARD, Address, ClusterQuery
-from ecrec.transport import links
+from ecrec.transport import link, links
 from ecrec.transport.poller import Poller
 
 DEADLINE_S = 20.0
@@ -116,7 +116,7 @@ class Failing:
 
     def __init__(self, name: str, at: int, error: int = errno.EFAULT) -> None:
         self.calls = 0
-        self._functions = links._zmq_functions()
+        self._functions = link.zmq_functions()
         signature = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 5)
         real = signature(self._functions[name])
 
@@ -135,11 +135,11 @@ class Failing:
         return ctypes.cast(function, ctypes.c_void_p).value or 0
 
     def __enter__(self) -> "Failing":
-        use_zmq(self._functions, links.COPY_BELOW_BYTES, links.FRAMES_TAKEN_MAX)
+        use_zmq(self._functions, link.COPY_BELOW_BYTES, link.FRAMES_TAKEN_MAX)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        use_zmq(links._zmq_functions(), links.COPY_BELOW_BYTES, links.FRAMES_TAKEN_MAX)
+        use_zmq(link.zmq_functions(), link.COPY_BELOW_BYTES, link.FRAMES_TAKEN_MAX)
 
 
 @pytest.mark.parametrize("at", range(1, 5))

@@ -186,6 +186,24 @@ def test_only_the_owner_can_read_a_secret_key(servers, alice) -> None:
         assert others == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(("mode", "group", "fits"), [(0o440, 77, True), (0o444, 77, False), (0o440, 78, False)])
+def test_a_secret_that_kubernetes_mounts_for_the_group_of_its_user_is_taken(
+    servers, mode: int, group: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = servers / "own.key_secret"
+    os.chown(path, 0, group)
+    path.chmod(mode)
+    monkeypatch.setattr(os, "getuid", lambda: 77)
+    monkeypatch.setattr(os, "getgid", lambda: 77)
+    monkeypatch.setattr(os, "getgroups", lambda: [])
+    if fits:
+        CurveKeys.load(servers)
+    else:
+        with pytest.raises(ConfigurationError, match="others may read this secret key"):
+            CurveKeys.load(servers)
+
+
 def test_a_secret_key_that_others_can_read_is_refused(servers) -> None:
     (servers / "own.key_secret").chmod(0o640)
     with pytest.raises(ConfigurationError, match=r"others may read this secret key \(mode 0640\).*chmod 600"):

@@ -29,6 +29,7 @@ from ecrec.protocol.events import (
     Tick,
 )
 from ecrec.protocol.offenders import OFFENCES_MAX
+from ecrec.transport import link as link_module
 from ecrec.transport import links as links_module
 from ecrec.transport.links import Arrived, Links
 from ecrec.transport.offenders import Complaints
@@ -452,7 +453,7 @@ def test_bytes_that_are_not_zeromq_do_no_harm(node, raw) -> None:
 
 
 def test_a_frame_beyond_the_limit_closes_the_connection_and_no_more(node, raw, monkeypatch) -> None:
-    monkeypatch.setattr(links_module, "FRAME_BYTES_MAX", 100_000)
+    monkeypatch.setattr(link_module, "FRAME_BYTES_MAX", 100_000)
     shard, machine = node(A)
     with zmq.Context() as context, context.socket(zmq.DEALER) as attacker:
         attacker.setsockopt(zmq.LINGER, 0)

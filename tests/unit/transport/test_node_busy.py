@@ -16,15 +16,18 @@ class Machine:
     address = m.Address(m.SHARD, 0, 1)
 
     def __init__(self, sent: list[m.Address]) -> None:
-        self.on_pause: Any = None
+        self.pause: Any = None
         self.sent = sent
         self.seen: list[list[m.Address]] = []
+
+    def listen(self, pause: Any) -> None:
+        self.pause = pause
 
     def while_busy(self, now_ms: float) -> list[Effect]:
         return [Send(PEER, m.Ping(asks=False))]
 
     def handle(self, event: Any, now_ms: float) -> list[Effect]:
-        self.on_pause()
+        self.pause()
         self.seen.append(list(self.sent))
         return [Send(SCHEDULER, m.Census())]
 

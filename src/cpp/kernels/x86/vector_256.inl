@@ -31,9 +31,7 @@ void fence() { _mm_sfence(); }
 constexpr bool has_line_stream = false;
 using LineStream = NoLineStream;
 
-bool all_zero(Bytes x) {
-    return _mm256_testz_si256(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(x)) != 0;
-}
+bool all_zero(Bytes x) { return _mm256_testz_si256(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(x)) != 0; }
 
 Floats square_root(Floats x) { return _mm256_sqrt_ps(x); }
 

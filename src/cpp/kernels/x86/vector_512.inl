@@ -8,12 +8,8 @@ constexpr int registers = 32;
 struct Part {
     explicit Part(std::size_t bytes) : mask((static_cast<__mmask64>(1) << bytes) - 1) {}
 
-    Bytes load(const std::uint8_t* at) const {
-        return reinterpret_cast<Bytes>(_mm512_maskz_loadu_epi8(mask, at));
-    }
-    void store(std::uint8_t* at, Bytes x) const {
-        _mm512_mask_storeu_epi8(at, mask, reinterpret_cast<__m512i>(x));
-    }
+    Bytes load(const std::uint8_t* at) const { return reinterpret_cast<Bytes>(_mm512_maskz_loadu_epi8(mask, at)); }
+    void store(std::uint8_t* at, Bytes x) const { _mm512_mask_storeu_epi8(at, mask, reinterpret_cast<__m512i>(x)); }
 
     __mmask64 mask;
 };
@@ -29,16 +25,13 @@ void fence() { _mm_sfence(); }
 // and the last one, which others share, are stored in part.
 constexpr bool has_line_stream = true;
 struct LineStream {
-    explicit LineStream(std::uint8_t* to)
-        : offset(reinterpret_cast<std::uintptr_t>(to) % block), line(to - offset) {
+    explicit LineStream(std::uint8_t* to) : offset(reinterpret_cast<std::uintptr_t>(to) % block), line(to - offset) {
         // The last `offset` bytes of the block before, then the first ones of the next.
         const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         order = _mm512_add_epi32(numbers, _mm512_set1_epi32(static_cast<int>((block - offset) / 4)));
     }
 
-    void first(Bytes x) {
-        _mm512_mask_storeu_epi8(line, ~__mmask64{0} << offset, joined(x));
-    }
+    void first(Bytes x) { _mm512_mask_storeu_epi8(line, ~__mmask64{0} << offset, joined(x)); }
     void next(Bytes x) {
         line += block;
         _mm512_stream_si512(reinterpret_cast<__m512i*>(line), joined(x));

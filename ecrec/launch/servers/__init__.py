@@ -1,0 +1,1 @@
+"""The programs of servers: parameter servers and the scheduler."""

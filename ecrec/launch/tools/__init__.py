@@ -1,0 +1,1 @@
+"""Programs that look at a running cluster, or measure this machine."""

@@ -1,0 +1,88 @@
+"""Learning rates that change while training goes on: `ShardOptimizer`, which torch's schedulers drive."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
+
+import torch
+
+from ecrec.errors import ConfigurationError
+from ecrec.protocol.placement import TableSpec
+
+
+class Pushes(Protocol):
+    """What it needs of a session."""
+
+    def push(self, examples: int = 0) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+class _OnTheServers(torch.nn.Parameter):
+    """What stands for a table in the groups: nobody finds gradients here and takes them for all there are."""
+
+    @property
+    def grad(self) -> NoReturn:  # type: ignore[override]
+        raise ConfigurationError(
+            "session.optimizer has no gradients in this process: those of a step go to the servers. Who asks for them "
+            "(a GradScaler, clip_grad_norm_ of its parameters, gradient_clip_val of Lightning) would change none: "
+            "scale no loss, and clip with Session.clip_gradients(), or max_gradient of an optimizer"
+        )
+
+
+class ShardOptimizer(torch.optim.Optimizer):
+    """The optimizers that the shards apply, as ``torch.optim.lr_scheduler`` sees them; `Session.optimizer` makes it.
+
+    ``param_groups``: one for each table and replicated module of the session, with its ``name`` and ``lr``. What ``lr``
+    is when a step is pushed is the learning rate of that step, on every shard and also after deaths: it travels in the
+    push. Workers that push in sync must agree on it. Other hyper-parameters are those that a table was made with.
+    """
+
+    def __init__(self, session: Pushes, tables: Mapping[int, TableSpec]) -> None:
+        """``tables``: index -> spec. Raises ConfigurationError without any."""
+        if not tables:
+            raise ConfigurationError("session.optimizer: make the model's tables and replicated modules first")
+        self._session = session
+        self._tables = dict(tables)
+        groups = [
+            {
+                "params": [_OnTheServers(torch.empty(0, device="meta"))],
+                "name": spec.name,
+                "lr": spec.optimizer.hyper[0],
+            }
+            for spec in self._tables.values()
+        ]
+        super().__init__(groups, {})
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """`Session.push`, after ``closure()`` if one is given, whose value is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._session.push()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """`Session.discard`: gradients that were not pushed are forgotten."""
+        self._session.discard()
+
+    def pushed(self) -> None:
+        """A push was made, by `step` or not: torch's schedulers warn where they think that none was."""
+        self._opt_called = True
+
+    def rates(self) -> dict[int, float]:
+        """Table -> learning rate of the next step, where it is not the table's own.
+
+        Raises ConfigurationError for one at which no step can be taken, and for groups that are not the tables'.
+        """
+        groups = self.param_groups
+        if [group.get("name") for group in groups] != [spec.name for spec in self._tables.values()]:
+            raise ConfigurationError("session.optimizer: its param_groups were changed; only lr may be")
+        found = {}
+        for (index, spec), group in zip(self._tables.items(), groups, strict=True):
+            rate = float(group["lr"])
+            if error := spec.optimizer.rate_error(rate):
+                raise ConfigurationError(f"session.optimizer: table {spec.name!r}: {error}")
+            if rate != spec.optimizer.hyper[0]:
+                found[index] = rate
+        return found

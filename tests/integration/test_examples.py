@@ -1,0 +1,109 @@
+"""The examples run as they are."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+MOVIELENS = Path(__file__).parents[2] / "examples" / "movielens.py"
+LINES_MAX = 40
+"""Of a user's code, without the reading of the files."""
+
+
+def auc_of(*arguments, cwd):
+    command = [sys.executable, str(MOVIELENS), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(r"AUC (\d\.\d{3}) of (\d+) ratings\n", done.stdout)
+    assert found, done.stdout
+    return float(found[1]), int(found[2])
+
+
+def test_movielens_learns_from_ratings_that_it_makes_up(tmp_path):
+    area, tested = auc_of(cwd=tmp_path)
+    assert area > 0.75 and tested == 2400
+
+
+def test_movielens_reads_the_files_of_a_data_set(tmp_path):
+    (tmp_path / "movies.csv").write_text(
+        'movieId,title,genres\n10,"Toys, again (1995)",Animation|Comedy\n7,Heat (1995),Crime\n', newline=""
+    )
+    lines = [f"{1 + i % 5},{(7, 10)[i % 2]},{(2.5, 4.5)[i % 2]},{964982703 + i}" for i in range(400)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *lines]) + "\n")
+    area, tested = auc_of(str(tmp_path), cwd=tmp_path)
+    assert area > 0.9 and tested == 80
+
+
+def test_the_model_and_its_training_are_few_lines():
+    lines = MOVIELENS.read_text().partition("# ---")[2].splitlines()[1:]
+    assert len([line for line in lines if line.strip()]) <= LINES_MAX
+
+
+def test_lightning_trains(tmp_path):
+    pytest.importorskip("pytorch_lightning")
+    command = [sys.executable, "-W", "ignore", str(MOVIELENS.with_name("lightning.py"))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"^loss (\d\.\d{3}) after 200 steps$", done.stdout, re.M)
+    assert found and float(found[1]) < 0.2, done.stdout
+
+
+def test_serving_follows_a_training_run_and_is_never_older_than_asked(tmp_path):
+    import torch
+
+    import ecrec
+    from ecrec.launch.local.cluster import ClusterSettings, LocalCluster
+    from ecrec.training import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, RowWiseAdagrad
+
+    with LocalCluster(ClusterSettings(3, tmp_path / "run")) as cluster:
+        endpoint = cluster.start()
+        cluster.wait_ready()
+        with ecrec.connect(endpoint, code="2+1") as session:
+            config = EmbeddingBagConfig(300, 8, "items", feature_names=["item"])
+            bags = EmbeddingBagCollection(session, [config], RowWiseAdagrad(lr=0.1))
+
+            def step(*ids):
+                bags(KeyedJaggedTensor.from_ids(["item"], torch.tensor([ids]))).values().sum().backward()
+                session.push(len(ids))
+                session.flush()
+
+            def expected():
+                return bags.state_dict()["embedding_bags.items.weight"][[1, 2, 299]].sum().item()
+
+            command = [sys.executable, str(MOVIELENS.with_name("serving.py")), endpoint, "items", "--seconds", "20"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            with subprocess.Popen(command, **pipes) as serving:
+
+                def predicted():
+                    serving.stdin.write("1 2 299\n")
+                    serving.stdin.flush()
+                    answer = serving.stdout.readline().split()
+                    assert len(answer) == 2, serving.stderr.read()
+                    return float(answer[0]), float(answer[1])
+
+                def follows():
+                    """It comes to what is trained, and is never older than it says."""
+                    end = time.monotonic() + 60
+                    while abs((found := predicted())[0] - expected()) > 1e-4:
+                        assert time.monotonic() < end and found[1] <= 20, found
+                        time.sleep(0.05)
+
+                try:
+                    follows()  # nothing is trained yet: initial values
+                    step(1, 2, 7)
+                    follows()
+                    before = predicted()[0]
+                    cluster.add_spare()
+                    cluster.kill(session.machine.endpoint_of(1))
+                    step(1, 299)
+                    follows()
+                    assert predicted()[0] != before
+                    serving.stdin.close()
+                    assert serving.wait(30) == 0, serving.stderr.read()
+                finally:
+                    serving.kill()

@@ -1,0 +1,187 @@
+"""A server that leaves while a spare waits is copied to it, and serves until the copy has its place."""
+
+from typing import Any
+
+import numpy as np
+from cluster import Cluster
+from doubts import epochs, formed, pass_time, states
+
+from ecrec.protocol import messages as m
+from ecrec.protocol.config import ProtocolConfig
+from ecrec.protocol.events import LEFT, Received, ToldToEnd
+from ecrec.protocol.messages import TOOL, UP, Address
+from ecrec.protocol.transitions import COPYING, HALTING, LEVEL, NEAR, NOT_COPIED
+
+SLOW = ProtocolConfig(
+    succession_bytes=64, succession_left_bytes_max=64, succession_copies_in_flight_max=1, window_interval_ms=0.0
+)
+"""Rows are copied one or two at a time."""
+
+
+def with_spare(config: ProtocolConfig = SLOW) -> tuple[Cluster, Any, str]:
+    cluster, spec = formed(config=config)
+    spare = cluster.start(-1)
+    pass_time(cluster, 200.0)
+    cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
+    cluster.drain()
+    return cluster, spec, spare
+
+
+def leave(cluster: Cluster, shard: int) -> str:
+    name = cluster.shards[shard]
+    cluster.give(name, ToldToEnd())
+    return name
+
+
+def until(cluster: Cluster, shard: int, *some: str) -> None:
+    """Let things happen, message by message, until the shard's part is there."""
+    for _ in range(4000):
+        if cluster.shard(shard).handover.state in some:
+            return
+        if not cluster.deliver():
+            cluster.tick()
+    raise AssertionError(cluster.shard(shard).handover.state)
+
+
+def events(cluster: Cluster, *some: str) -> list[tuple[str, int]]:
+    return [(entry.event, entry.shard) for entry in cluster.scheduler.state.history if entry.event in some]
+
+
+def check(cluster: Cluster, spec: Any) -> None:
+    """All parity fits, nothing is lost, and pushes go on."""
+    cluster.drain()
+    assert not cluster.failed and not cluster.scheduler.state.groups[0].lost
+    cluster.scrub()
+    rows = cluster.read(spec)
+    cluster.push(spec, dict.fromkeys(range(spec.rows), 2.0))
+    cluster.drain()
+    assert (cluster.read(spec) == rows - 1.0).all()
+
+
+def test_a_spare_takes_over_without_a_death() -> None:
+    cluster, spec, spare = with_spare()
+    expected = cluster.read(spec)
+    name = leave(cluster, 2)
+    pushes = 0
+    while name not in cluster.stopped:
+        cluster.tick()
+        cluster.push(spec, dict.fromkeys(range(pushes % 5, spec.rows, 5), 1.0))
+        expected[pushes % 5 :: 5] -= np.float32(0.5)
+        pushes += 1
+        cluster.run()
+        assert states(cluster) == [UP] * 5
+    cluster.shards[2] = spare
+    cluster.drain()
+    assert epochs(cluster) == [1, 1, 2, 1, 1]
+    assert events(cluster, "down", "handed over") == [("handed over", 2)]
+    assert pushes > 3 and (cluster.read(spec) == expected).all()
+    check(cluster, spec)
+
+
+def test_the_process_ends_with_the_code_of_an_orderly_end() -> None:
+    cluster, _, _ = with_spare()
+    machine, kinds = cluster.shard(1), []
+    real = cluster.carry_out
+
+    def carry_out(name: str, of: Any, effects: list[Any]) -> None:
+        kinds.extend(effect.kind for effect in effects if of is machine and hasattr(effect, "kind"))
+        real(name, of, effects)
+
+    cluster.carry_out = carry_out  # type: ignore[method-assign]
+    name = leave(cluster, 1)
+    cluster.settle_down(lambda: name in cluster.stopped)
+    assert kinds == [LEFT]
+
+
+def test_two_at_once_are_handed_over_one_after_the_other() -> None:
+    cluster, spec, first = with_spare()
+    second = cluster.start(-1)
+    pass_time(cluster, 200.0)
+    names = [leave(cluster, 3)]
+    cluster.run()
+    cluster.tick()
+    names.append(leave(cluster, 0))
+    while not all(name in cluster.stopped for name in names):
+        cluster.tick()
+        cluster.run()
+        assert states(cluster) == [UP] * 5
+    assert events(cluster, "down", "handed over") == [("handed over", 3), ("handed over", 0)]
+    cluster.shards[3], cluster.shards[0] = first, second
+    check(cluster, spec)
+
+
+def test_a_death_meanwhile_comes_first_and_the_one_that_leaves_stays_until_all_are_whole() -> None:
+    for stage in (COPYING, NEAR, HALTING, LEVEL):
+        cluster, spec, _ = with_spare()
+        cluster.start(-1)
+        pass_time(cluster, 200.0)
+        name, leaver = leave(cluster, 2), cluster.shard(2)
+        until(cluster, 2, stage)
+        cluster.kill(4)
+        cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
+        while name not in cluster.stopped:
+            cluster.tick()
+            cluster.run()
+            assert states(cluster)[2] == UP and (not leaver.context.halted or cluster.whole())
+        cluster.settle_down(lambda cluster=cluster: ("down", 4) in events(cluster, "down") and cluster.whole())
+        assert sorted(events(cluster, "down", "handed over")) == [("down", 4), ("handed over", 2)]
+        for shard in (2, 4):
+            cluster.shards[shard] = cluster.scheduler.state.groups[0].places[shard].process
+        check(cluster, spec)
+
+
+def test_when_the_spare_dies_the_shard_serves_on_and_goes_without_one() -> None:
+    for stage in (COPYING, NEAR, HALTING):
+        cluster, spec, spare = with_spare()
+        name = leave(cluster, 2)
+        until(cluster, 2, stage)
+        cluster.machines.pop(spare)
+        cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
+        cluster.settle_down(lambda cluster=cluster, name=name: name in cluster.stopped)
+        assert events(cluster, "down", "handed over") == [("down", 2)]
+        cluster.replace(2)
+        check(cluster, spec)
+
+
+def test_one_that_need_not_leave_after_all_stays_and_the_spare_is_one_again() -> None:
+    for stage in (COPYING, NEAR, HALTING):
+        cluster, spec, spare = with_spare()
+        name = leave(cluster, 2)
+        until(cluster, 2, stage)
+        epoch = cluster.shard(2).address.epoch
+        cluster.give("scheduler", Received(Address(TOOL, 1, 0), m.Drain(1, 2, epoch, stays=True)))
+        cluster.settle_down(lambda cluster=cluster: cluster.shard(2).handover.state == NOT_COPIED)
+        pass_time(cluster, 2_000.0)
+        assert name not in cluster.stopped and not cluster.machines[spare].successor.since
+        assert cluster.scheduler.admission.spares == 1
+        cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
+        check(cluster, spec)
+        cluster.give("scheduler", Received(Address(TOOL, 1, 0), m.Drain(2, 2, epoch)))
+        cluster.settle_down(lambda cluster=cluster, name=name: name in cluster.stopped)
+        cluster.shards[2] = spare
+        assert epochs(cluster)[2] == 3 and events(cluster, "down") == []
+        check(cluster, spec)
+
+
+def test_a_halt_of_a_succession_that_is_over_halts_nobody() -> None:
+    cluster, spec, _ = with_spare()
+    leave(cluster, 2)
+    until(cluster, 2, NEAR)
+    member, source = cluster.shard(0), cluster.shard(2).address
+    since = cluster.scheduler.state.groups[0].succeeding.view
+    cluster.give("scheduler", Received(Address(TOOL, 1, 0), m.Drain(1, 2, 1, stays=True)))
+    cluster.settle_down(lambda: member.handover.succession is None)
+    cluster.give(cluster.shards[0], Received(source, m.Halt(since)))
+    assert not member.context.halted
+    check(cluster, spec)
+
+
+def test_a_spare_without_a_place_is_told_to_end() -> None:
+    cluster, _, spare = with_spare()
+    cluster.give("scheduler", Received(Address(TOOL, 1, 0), m.Drain(1, process=spare)))
+    cluster.settle_down(lambda: spare in cluster.stopped)
+    assert isinstance(cluster.tool_answers[-1][0], m.Draining)
+    cluster.give("scheduler", Received(Address(TOOL, 1, 0), m.Drain(2, process="nobody")))
+    cluster.run()
+    refused = cluster.tool_answers[-1][0]
+    assert isinstance(refused, m.Refused) and refused.reason == "no process nobody waits for a place"

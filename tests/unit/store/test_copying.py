@@ -1,0 +1,105 @@
+"""A store is copied while it changes: when nothing is left, both have the same rows and the same parity."""
+
+import numpy as np
+import pytest
+from store_group import Group, random_tables, sections, tuned
+
+from ecrec.store import Copying, Store
+from ecrec.store.reference import Table
+
+KNOBS = [{}, {"unindexed_bytes_max": 0}, {"run_rows": 2, "pause_bytes": 4096}]
+
+
+@pytest.mark.parametrize("knobs", KNOBS)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_store_that_changes_is_copied(seed: int, knobs: dict[str, int]) -> None:
+    rng = np.random.default_rng(seed)
+    with tuned(knobs, threads=1 + seed % 2):
+        tables = random_tables(rng, 5, 2, count=4, rows_max=300)
+        group = Group(tables, 5, group=seed % 2, groups=2)
+
+        def push() -> None:
+            shard = int(rng.integers(0, 5))
+            group.apply(shard, *group.random_push(rng, shard, 40))
+
+        for _ in range(6):
+            push()
+        group.exchange()
+        copying = Copying(group.stores[2])
+        left = copying.rows
+        memory = group.stores[2].memory()
+        assert left == memory["data_rows_touched"] + memory["parity_rows_touched"]
+        assert copying.nbytes == memory["data_bytes_touched"] + memory["parity_bytes_touched"]
+        other = group.new_store(2)
+        rounds = 0
+        while copying.rows:
+            rounds += 1
+            if rounds < 40 and rng.random() < 0.5:
+                push()
+                group.exchange()
+            bytes_max = int(rng.integers(1, 3000)) if rounds < 40 else 1 << 20
+            before, before_bytes = copying.rows, copying.nbytes
+            keys, records = copying.take(bytes_max)
+            assert len(keys) == 1 or len(records) <= bytes_max
+            assert len(set(keys.tolist())) == len(keys)
+            assert (copying.rows, copying.nbytes) == (before - len(keys), before_bytes - len(records))
+            other.put(keys, records)
+        assert not copying.nbytes and not len(copying.take(1 << 20)[0])
+        copying.close()
+        assert other.memory() == group.stores[2].memory()
+        group.stores[2] = other
+        for shard in range(5):
+            group.check_rows(shard)
+        group.check_parity()
+        assert Copying(other).rows == other.memory()["data_rows_touched"] + other.memory()["parity_rows_touched"]
+
+
+def test_a_row_that_changes_again_is_handed_out_again_and_others_are_not() -> None:
+    tables = [Table(rows=200, dim=4, k=1, r=0, generator="cauchy", optimizer="sgd", hyper=(0.1,))]
+    group = Group(tables, 1)
+    group.apply(0, sections((0, range(200))), np.ones(800, np.float32))
+    copying = Copying(group.stores[0])
+    assert copying.take(1 << 20)[0].tolist() == list(range(200)) and not copying.rows
+    group.apply(0, sections((0, [130, 7])), np.ones(8, np.float32))
+    group.apply(0, sections((0, [7])), np.ones(4, np.float32))
+    assert sorted(copying.take(1 << 20)[0].tolist()) == [7, 130] and not copying.rows
+
+
+def test_a_table_that_is_added_later_is_in_it() -> None:
+    table = Table(rows=50, dim=4, k=1, r=0, generator="cauchy", optimizer="sgd", hyper=(0.1,))
+    group = Group([table], 1)
+    store = group.stores[0]
+    copying = Copying(store)
+    store.add_table(50, 4, 1, 0, "cauchy", "sgd", (0.1,), "zeros", 0, 0.0, 0.0)
+    store.apply(*sections((1, range(50))), np.ones(200, np.float32), None)
+    keys, _ = copying.take(1 << 20)
+    assert (keys >> np.uint64(48)).tolist() == [1] * 50
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    table = Table(rows=50, dim=4, k=2, r=1, generator="cauchy", optimizer="sgd", hyper=(0.1,))
+    group = Group([table], 4)
+    store = group.stores[0]
+    record = np.zeros(16, np.uint8)
+    with pytest.raises(ValueError, match="shard 0 has no row in stripe 1 of table 0"):
+        store.put(np.array([1], np.uint64), record)
+    with pytest.raises(IndexError, match="stripe 25 of table 0, which has 25"):
+        store.put(np.array([25], np.uint64), record)
+    with pytest.raises(ValueError, match="got 15 bytes of records for 1 keys, expected 16"):
+        store.put(np.array([0], np.uint64), record[1:])
+    copying = Copying(store)
+    with pytest.raises(RuntimeError, match="another one of this store is not over"):
+        Copying(store)
+    for refused in (
+        lambda: store.put(np.array([0], np.uint64), record),
+        lambda: store.restore(np.zeros(0, np.uint64), np.zeros(0, np.uint8)),
+        lambda: store.wipe_parity(2),
+    ):
+        with pytest.raises(RuntimeError, match="is being copied"):
+            refused()
+    copying.close()
+    store.put(np.array([0], np.uint64), record)
+    lacking = Store(0, 1)
+    lacking.add_table(50, 4, 1, 0, "cauchy", "sgd", (0.1,), "zeros", 0, 0.0, 0.0, recovered=False)
+    with pytest.raises(RuntimeError, match="50 rows of table 0 are not recovered yet"):
+        Copying(lacking)
