@@ -140,7 +140,7 @@ def local_cluster(
     )  # fmt: skip
     writes = Writes(checkpoint, checkpoint_every_s, checkpoint_keep, checkpoint_incremental)
     limit_ms = environment.wait_timeout_ms(wait_timeout_ms)
-    return LocalRun(settings, run_dir, spec, nonfinite, limit_ms, on_data_loss == RESTORE, restore, writes)
+    return LocalRun(_Lives(settings, run_dir, spec, nonfinite, limit_ms, on_data_loss == RESTORE, restore, writes))
 
 
 class Writes(NamedTuple):
@@ -155,35 +155,24 @@ class Writes(NamedTuple):
 class LocalRun(AbstractContextManager["Session"]):
     """What `local_cluster` returns: nothing is started yet. It is used once, in a ``with`` statement or by `run`."""
 
-    def __init__(
-        self, settings: ClusterSettings, run_dir: str | None, code: CodeSpec, nonfinite: str,
-        wait_timeout_ms: float | None, goes_back: bool, restore: str | None, writes: Writes,
-    ) -> None:  # fmt: skip
-        self._run_dir = run_dir
-        self._settings, self._code, self._nonfinite, self._wait_timeout_ms = settings, code, nonfinite, wait_timeout_ms
-        self._goes_back, self._restore, self._writes = goes_back, restore, writes
+    def __init__(self, lives: "_Lives") -> None:
+        self._lives = lives
         self._block = ExitStack()
-        self._is_used = False
-        self._began_s = 0.0
-        """When the present cluster began, by the monotonic clock."""
-        self._trained = 0
-        """Examples that were trained on in the data sets that it began with."""
-        self._examples = 0
-        """That its session has pushed."""
-        self._stopped_s = 0.0
-        """When it lost data."""
-        self.rewound: list[Rewound] = []
+
+    @property
+    def rewound(self) -> list[Rewound]:
         """Each time that `run` went back to a checkpoint."""
+        return self._lives.rewound
 
     def __enter__(self) -> "Session":
-        if self._goes_back:
+        if self._lives.goes_back:
             raise ConfigurationError(
                 'on_data_loss="restore": a with block cannot be begun again. Give a function: '
                 "local_cluster(...).run(train) calls train(session)"
             )
         with ExitStack() as block:
-            directory, point, rewinds = self._begin(block)
-            session = block.enter_context(self._live(directory, point, rewinds, None))
+            directory, point, rewinds = self._lives.begin(block)
+            session = block.enter_context(self._lives.live(directory, point, rewinds, None))
             self._block = block.pop_all()
         return session
 
@@ -203,16 +192,17 @@ class LocalRun(AbstractContextManager["Session"]):
         and DataLostError, with the reason, if there is no checkpoint to go back to.
         """
         with ExitStack() as block:
-            directory, point, rewinds = self._begin(block)
+            directory, point, rewinds = self._lives.begin(block)
             lost: DataLostError | None = None
             while True:
                 try:
-                    with self._live(directory, point, rewinds, lost) as session:
+                    with self._lives.live(directory, point, rewinds, lost) as session:
                         return train(session)
                 except DataLostError as error:
-                    if not self._goes_back:
+                    if not self._lives.goes_back:
                         raise
-                    lost, self._stopped_s = error, time.monotonic()
+                    lost = error
+                    self._lives.lost_data()
                 except DamagedPointError as error:
                     log.warning("%s cannot be restored, the one before it is tried: %s", error.point, error)
                     rewinds.is_damaged(error.point)
@@ -221,7 +211,35 @@ class LocalRun(AbstractContextManager["Session"]):
                 log.warning("%s\ngoing back to %s", lost, point)
                 set_aside(directory)
 
-    def _begin(self, block: ExitStack) -> tuple[Path, Point | None, Rewinds]:
+
+class _Lives:
+    """The clusters of one run, each after the one before has lost data.
+
+    Apart from `LocalRun`, so that one that is dropped ends its block at once: if the block referred back to it, that
+    would wait until Python looks for circles.
+    """
+
+    def __init__(
+        self, settings: ClusterSettings, run_dir: str | None, code: CodeSpec, nonfinite: str,
+        wait_timeout_ms: float | None, goes_back: bool, restore: str | None, writes: Writes,
+    ) -> None:  # fmt: skip
+        self._run_dir = run_dir
+        self._settings, self._code, self._nonfinite, self._wait_timeout_ms = settings, code, nonfinite, wait_timeout_ms
+        self.goes_back = goes_back
+        self._restore, self._writes = restore, writes
+        self._is_used = False
+        self._began_s = 0.0
+        """When the present cluster began, by the monotonic clock."""
+        self._trained = 0
+        """Examples that were trained on in the data sets that it began with."""
+        self._examples = 0
+        """That its session has pushed."""
+        self._stopped_s = 0.0
+        """When it lost data."""
+        self.rewound: list[Rewound] = []
+        """Each time that `run` went back to a checkpoint."""
+
+    def begin(self, block: ExitStack) -> tuple[Path, Point | None, Rewinds]:
         """The directory of the run, which ``block`` removes if it is a temporary one, and where it begins."""
         if self._is_used:
             raise ConfigurationError("this local_cluster was used already: call local_cluster again")
@@ -238,7 +256,7 @@ class LocalRun(AbstractContextManager["Session"]):
         return directory, point, Rewinds(self._writes.url or "", point)
 
     @contextmanager
-    def _live(
+    def live(
         self, directory: Path, point: Point | None, rewinds: Rewinds, lost: DataLostError | None
     ) -> "Iterator[Session]":
         """One cluster, which begins at ``point``, and its session; all is ended at the exit. It is left with
@@ -266,6 +284,10 @@ class LocalRun(AbstractContextManager["Session"]):
                         raise
                     finally:
                         self._examples = session.figures.examples
+
+    def lost_data(self) -> None:
+        """The present cluster has ended with it."""
+        self._stopped_s = time.monotonic()
 
     def _bring(self, endpoint: str, point: Point, lost: DataLostError | None) -> None:
         try:

@@ -206,10 +206,13 @@ class Links:
             self._happened.append(Denied(f"no connection to {address} at {endpoint} yet: {error}; trying again"))
             return
         link.links = int(again)
+        same = old if old is not None and old.endpoint == endpoint else None
+        if same is not None:
+            link.trouble = same.trouble  # until it has its own
         if link.name:
             self._named[address] = link
-            if old is not None and old.endpoint == endpoint:
-                link.renew_ms, link.renew_at_ms, at = old.renew_ms, old.renew_at_ms, at or old.tried
+            if same is not None:
+                link.renew_ms, link.renew_at_ms, at = same.renew_ms, same.renew_at_ms, at or same.tried
             self._place(link, at or self._names.addresses(link.name))
         self._poller.register(link.socket, partial(self._receive, link.socket, routed=False))
         if link.monitor is not None:
