@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from forwarder import Forwarder
 
+from ecrec.errors import ClusterError
 from ecrec.launch.tools.verify import scrub
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.events import Failed, PullDone
@@ -88,7 +89,9 @@ class Processes:
             assert time.monotonic() < end, f"not in time: {state}; logs: {self.logs()}"
 
     def logs(self) -> str:
-        return "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(self.directory.glob("*.log")))
+        """What all processes said, and how those ended that have."""
+        ends = "\n".join(f"{number}: exit code {process.poll()}" for number, process in enumerate(self.running))
+        return "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(self.directory.glob("*.log"))) + ends
 
     def close(self) -> None:
         for process in self.running:
@@ -211,7 +214,10 @@ class Cluster(Processes):
         state = self.wait(lambda state: all(s.marks.get(0, 0) >= acked[s.shard] for s in state.shards))
         lost = sum(max(0, acked[s.shard] - s.marks.get(0, 0)) for s in state.shards)
         assert lost == 0
-        outcome = scrub(self.endpoint, DEADLINE_S)
+        try:
+            outcome = scrub(self.endpoint, DEADLINE_S)
+        except ClusterError as error:
+            raise AssertionError(f"{error}; logs: {self.logs()}") from error
         assert outcome.ok is True, outcome
         assert outcome.stripes > 0
 
