@@ -214,6 +214,10 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A succession that takes longer than this after its group was halted is given up: some member does not answer,
     and training waits."""
 
+    succession_tries_max: Count = 3
+    """A server that could not be handed over so many times is let go as without a spare, which then recovers: its rows
+    change faster than they are copied, or its peers are too slow, and each try stops training for the time above."""
+
     succession_again_ms: WholeMilliseconds = 5000
     """The next one waits for this time after one that was given up."""
 

@@ -46,7 +46,7 @@ class Successions:
     def leads(self, number: int, group: Group, departures: Departures, doubted: Mapping[int, str]) -> bool:
         """Whether a member of a group that asks to leave is succeeded, or will be; then nobody else of it leaves now.
 
-        At each tick. ``doubted``: members that may be dead -> why.
+        At each tick. Not one for which that was tried too often. ``doubted``: members that may be dead -> why.
         """
         asking = departures.asking(number, group)
         if group.succeeding is not None:
@@ -54,7 +54,9 @@ class Successions:
         if group.lost or not asking or not self.context.state.tables or not self.context.config.hand_over:
             return group.succeeding is not None
         if group.succeeding is None:
-            leaver = next((shard for shard in asking if self._successor(number, group, shard, departures)), None)
+            most = self.context.config.succession_tries_max
+            may = [shard for shard in asking if departures.tried(number, shard) < most]
+            leaver = next((shard for shard in may if self._successor(number, group, shard, departures)), None)
             if leaver is None:
                 return False
             if not self._why_not(number, group, doubted):
@@ -98,6 +100,8 @@ class Successions:
     def _begin(self, number: int, group: Group, shard: int, departures: Departures) -> None:
         process = self._successor(number, group, shard, departures)
         assert process is not None
+        tried, most = departures.tries(number, shard), self.context.config.succession_tries_max
+        again = f", try {tried} of {most}" if tried > 1 else ""
         place, endpoint = group.places[shard], self.admission.candidates[process].endpoint
         place.epochs = place.next_epoch
         view = self.announcer.next_view(group)
@@ -105,7 +109,7 @@ class Successions:
         self._seen_ms[number] = self.context.now_ms
         self._left_bytes.pop(number, None)
         self.announcer.add(group, m.Succession(view, shard, place.epochs, endpoint))
-        self.context.note("info", f"{self.context.address_of(number, shard)} is copied to a spare at {endpoint}")
+        self.context.note("info", f"{self.context.address_of(number, shard)} is copied to a spare at {endpoint}{again}")
 
     def _look_after(self, number: int, group: Group, asking: list[int]) -> None:
         """Give it up when one of both is gone, or when it halts the group for too long."""

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import msgspec
 import numpy as np
 from cluster import Cluster
 from doubts import epochs, formed, pass_time, states
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import LEFT, Received, ToldToEnd
+from ecrec.protocol.events import LEFT, Note, Received, ToldToEnd
 from ecrec.protocol.messages import TOOL, UP, Address
 from ecrec.protocol.transitions import COPYING, HALTING, LEVEL, NEAR, NOT_COPIED
 
@@ -141,6 +142,35 @@ def test_when_the_spare_dies_the_shard_serves_on_and_goes_without_one() -> None:
         assert events(cluster, "down", "handed over") == [("down", 2)]
         cluster.replace(2)
         check(cluster, spec)
+
+
+def test_one_that_cannot_be_handed_over_in_time_goes_without_a_successor_in_the_end() -> None:
+    """Its rows change as fast as they are copied, say: each halt of the group ends in nothing."""
+    more = {"succession_halt_timeout_ms": 1, "succession_tries_max": 2, "succession_again_ms": 100}
+    cluster, spec, spare = with_spare(msgspec.structs.replace(SLOW, **more))
+    notes = list[str]()
+    real = cluster.carry_out
+
+    def carry_out(name: str, of: Any, effects: list[Any]) -> None:
+        notes.extend(effect.text for effect in effects if isinstance(effect, Note))
+        real(name, of, effects)
+
+    cluster.carry_out = carry_out  # type: ignore[method-assign]
+    name = leave(cluster, 2)
+    for _ in range(400):
+        cluster.tick()
+        if name in cluster.stopped:
+            break
+        cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
+        for _ in range(3):
+            cluster.deliver()
+    cluster.shards[2] = spare
+    cluster.settle_down(lambda: name in cluster.stopped and cluster.whole())
+    given_up = [text for text in notes if "is not succeeded" in text]
+    assert len(given_up) == 2 and all("it was not over 1 ms after it halted" in text for text in given_up), notes
+    assert any("is copied to a spare at" in text and text.endswith(", try 2 of 2") for text in notes), notes
+    assert events(cluster, "down", "handed over") == [("down", 2)]
+    check(cluster, spec)
 
 
 def test_one_that_need_not_leave_after_all_stays_and_the_spare_is_one_again() -> None:
