@@ -404,6 +404,12 @@ def save(
     increments_share: Annotated[
         float, typer.Option(min=0.0, help="Or when they have so many times the bytes of what they begin with.")
     ] = 1.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate-mb-s", help="All servers together write at most so many megabytes a second; default: what is idle."
+        ),
+    ] = None,
     curve_dir: CurveDirOption = None,
 ) -> None:
     from ecrec.checkpoint.saving import Increments
@@ -416,7 +422,7 @@ def save(
     while True:
         began = time.monotonic()
         try:
-            done = write(scheduler, url, timeout, keep, curve_dir, increments=increments)
+            done = write(scheduler, url, timeout, keep, curve_dir, increments=increments, rate_mb_s=rate)
         except EcrecError as error:
             if every_s is None or isinstance(error, ConfigurationError | DataLostError):
                 raise

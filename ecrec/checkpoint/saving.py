@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from ecrec.checkpoint.reading import Checkpoint, Info, checkpoints, open_checkpoint
-from ecrec.errors import CheckpointError, ClusterError, RefusedError
+from ecrec.errors import CheckpointError, ClusterError, ConfigurationError, RefusedError
 from ecrec.protocol.messages import CheckpointBase, ClusterQuery, ClusterState, Save, SaveBegun, SavingFigures
 from ecrec.protocol.transitions import COMPLETE, GIVEN_UP
 from ecrec.transport.client_node import query
@@ -18,6 +18,9 @@ AGAIN = ("ask again", "is being written")
 
 SAVE_TIMEOUT_S = 600.0
 """For one checkpoint, begun again where a server died meanwhile."""
+
+RATE_MB_S_MIN, RATE_MB_S_MAX = 0.001, 1e6
+"""What can be asked for."""
 
 POLL_S = 0.1
 QUERY_MS = 3000.0
@@ -87,6 +90,7 @@ def save_checkpoint(
     stops: Callable[[], bool] = lambda: False,
     state: bytes = b"",
     increments: Increments | None = None,
+    rate_mb_s: float | None = None,
 ) -> SavingFigures:
     """Have the cluster of the scheduler at ``endpoint`` write a checkpoint to ``url``; return what was written.
 
@@ -94,10 +98,18 @@ def save_checkpoint(
     every tenth of a second with how far it is; ``stops()`` says that no further one is to be begun. ``state``: a file
     of `user_state.encode`, which becomes a part of it. With ``increments`` it has only what changed since the newest
     one of this cluster at ``url``, where that is there and whole, and the rule allows it; `SavingFigures.base` says so.
-    Every server writes its own part: on several hosts a local path must be on a file system that they share.
+    ``rate_mb_s``: all servers together write at most so many megabytes a second, unless rows that change meanwhile fill
+    their side buffers. Every server writes its own part: on several hosts a local path must be on a file system that
+    they share.
     Raises CheckpointError if none is complete within ``timeout_s`` seconds, with the reason of the last one;
-    RefusedError for what can never be written, ClusterError where no scheduler answers.
+    RefusedError for what can never be written, ClusterError where no scheduler answers, ConfigurationError for a rate
+    that is none.
     """
+    if rate_mb_s is not None and not RATE_MB_S_MIN <= rate_mb_s <= RATE_MB_S_MAX:
+        raise ConfigurationError(
+            f"a rate of {rate_mb_s} MB/s: expected {RATE_MB_S_MIN} to {RATE_MB_S_MAX:.0f}, of all servers together"
+        )
+    bytes_per_s = 0 if rate_mb_s is None else max(1, round(rate_mb_s * 1e6))
     url, end = absolute(url), time.monotonic() + timeout_s
     why = "it has not begun"
     while time.monotonic() < end:
@@ -107,7 +119,7 @@ def save_checkpoint(
             notes = increments is not None
             base = _ALL if increments is None else _base(endpoint, url, found, increments, keys)
             request = secrets.randbelow(1 << 31)
-            asked = Save(request, url, time.time(), after, state, notes, base.checkpoint, base.crc32c)
+            asked = Save(request, url, time.time(), after, state, notes, base.checkpoint, base.crc32c, bytes_per_s)
             begun = cast(SaveBegun, query(endpoint, asked, QUERY_MS + len(state) / STATE_BYTES_PER_MS, keys))
         except RefusedError as error:
             if not any(words in str(error) for words in AGAIN):

@@ -23,10 +23,13 @@ def save(
     meanwhile: Callable[[SavingFigures | None], None] = lambda _: None,
     stops: Callable[[], bool] = lambda: False,
     increments: Increments | None = None,
+    rate_mb_s: float | None = None,
 ) -> SavingFigures:
     """Have a checkpoint written, see `save_checkpoint`; then remove all but the newest ``keep`` complete ones and their
     bases."""
-    done = save_checkpoint(endpoint, url, timeout_s, curve_keys(curve_dir), meanwhile, stops, increments=increments)
+    done = save_checkpoint(
+        endpoint, url, timeout_s, curve_keys(curve_dir), meanwhile, stops, increments=increments, rate_mb_s=rate_mb_s
+    )
     if keep is not None:
         prune(url, keep)
     return done

@@ -94,6 +94,7 @@ class Checkpoints:
             name = f"{checkpoint_folder(saving.number)}/{STATE}"
             context.effects.append(WriteFile(saving.number, saving.url, name, (message.state,)))
         saving.incremental, saving.base, saving.base_crc32c = message.incremental, 0, 0
+        saving.bytes_per_s = message.bytes_per_s
         if message.incremental and self._knows_base(message):
             saving.base, saving.base_crc32c = message.base, message.base_crc32c
         self._request, self._began_ms, self._moved_ms = (source, message.request), context.now_ms, context.now_ms
@@ -258,12 +259,13 @@ class Checkpoints:
         unsure = state.initial.unsure
         saving.fresh, saving.tables = sorted({*state.initial.fresh, *unsure}), len(state.tables)
         epochs = {worker: told.epoch for worker, told in saving.told.items()}
+        each = -(-saving.bytes_per_s // (state.n * len(state.groups)))
         for number, group in enumerate(state.groups):
             shards = range(number * state.n, (number + 1) * state.n)
             pushes = {worker: [told.pushes.get(shard, 0) for shard in shards] for worker, told in saving.told.items()}
             view = m.CheckpointCut(
                 self.announcer.next_view(group), saving.number, saving.url, pushes, epochs, barriers,
-                saving.incremental, saving.base,
+                saving.incremental, saving.base, each,
             )  # fmt: skip
             self.announcer.add(group, view)
         self._moved_ms = self._cut_ms = context.now_ms

@@ -396,14 +396,14 @@ class ClientMachine:
 
     def save(
         self, url: str, time_s: float, after: int = 0, state: bytes = b"", incremental: bool = False, base: int = 0,
-        base_crc32c: int = 0,
+        base_crc32c: int = 0, bytes_per_s: int = 0,
     ) -> list[Effect]:  # fmt: skip
         """Ask for a checkpoint, repeatedly until it has begun (`saves.checkpoint`) or is refused (`saves.refusal`).
 
         ``time_s``: the time, in seconds since 1970; the others: as in `Save`. Raises RefusedError for a URL that no
         message can hold.
         """
-        asked = Save(self._requests + 1, url, time_s, after, state, incremental, base, base_crc32c)
+        asked = Save(self._requests + 1, url, time_s, after, state, incremental, base, base_crc32c, bytes_per_s)
         _check_sendable(asked, f"a checkpoint to {url[:300]!r}")
         self._requests += 1
         return self.saves.ask(asked)

@@ -68,8 +68,10 @@ class Saver:
         self._base = 0
         """The parts have what changed since this checkpoint; 0: all rows."""
         self._touched: list[int] = []
+        self._paced_ms = self._shared_ms = 0.0
+        """When the next part may be copied out by the rate that was asked for, by the one that leaves workers time,"""
         self.resume_ms = NEVER_MS
-        """When the next part may be copied out, if nothing else is in the way."""
+        """and by both as it is now."""
 
     # ------------------------------------------------------------------ pushes
     def holds(self, push: QueuedPush) -> bool:
@@ -125,7 +127,7 @@ class Saver:
         context = self.context
         self.over = cut.checkpoint
         self._marks = dict(context.marks)
-        self.resume_ms = context.now_ms
+        self.resume_ms = self._paced_ms = self._shared_ms = context.now_ms
         context.status_due = True
         if strangers := self._strangers(cut):
             self._fail(
@@ -264,16 +266,20 @@ class Saver:
                 "storage is slower than the training; write it less often, or to a faster one"
             )
             return
+        pace = self._cut.bytes_per_s
+        part_bytes = min(config.checkpoint_part_bytes, max(1, pace)) if pace else config.checkpoint_part_bytes
         while self._in_flight < config.checkpoint_parts_in_flight_max:
-            shares = context.now_ms - context.worked_ms <= config.foreground_ms and snapshot.kept_bytes <= limit
-            if shares and context.now_ms < self.resume_ms:
+            shares = context.now_ms - context.worked_ms <= config.foreground_ms
+            self.resume_ms = max(self._paced_ms, self._shared_ms if shares else 0.0)
+            if context.now_ms < self.resume_ms and snapshot.kept_bytes <= limit:
                 return
-            table, rows, data = snapshot.take(config.checkpoint_part_bytes)
+            table, rows, data = snapshot.take(part_bytes)
             if not rows:
                 self._close()
                 self._finish()
                 return
-            self.resume_ms = context.now_ms + 1000.0 * data.nbytes / config.checkpoint_bytes_per_s
+            self._shared_ms = context.now_ms + 1000.0 * data.nbytes / config.checkpoint_bytes_per_s
+            self._paced_ms = context.now_ms + (1000.0 * data.nbytes / pace if pace else 0.0)
             spec = context.tables[table]
             header = part_header(spec.name, rows, columns_of(spec.dim, spec.optimizer))
             self._number += 1

@@ -272,6 +272,8 @@ class SavingState(msgspec.Struct):
     base: int = 0
     """Of the one that is under way: shards need to write only what changed since this one; 0: all."""
     base_crc32c: int = 0
+    bytes_per_s: int = 0
+    """Of all shards together, as it was asked for; 0: no limit."""
     bases: list[m.CheckpointBase] = []
     """The newest complete one at each of the last URLs, the last one at the end."""
     restorer: int = -1

@@ -258,6 +258,7 @@ class Session:
         *,
         state: Mapping[str, Any] | None = None,
         incremental: bool | Increments = False,
+        rate_mb_s: float | None = None,
     ) -> int:
         """Have the cluster write a checkpoint of all pushes made so far, by all workers; return its number.
 
@@ -267,8 +268,9 @@ class Session:
         numpy arrays and torch tensors, such as ``state_dict()`` of a learning rate scheduler and of
         `Session.optimizer`, or ``torch.get_rng_state()``; 64 MiB at most. It is that of this worker alone.
         ``incremental``: only what changed since the newest one that this cluster wrote to ``url``, or all where there
-        is none, or too much has changed (`Increments`). Raises CheckpointError if none is complete within
-        ``timeout_s`` seconds, ConfigurationError for a state that cannot be written.
+        is none, or too much has changed (`Increments`). ``rate_mb_s``: all servers together write at most so many
+        megabytes a second, unless what changes meanwhile fills their side buffers. Raises CheckpointError if none is
+        complete within ``timeout_s`` seconds, ConfigurationError for a state that cannot be written.
         """
         self._check_writes("save")
         endpoint, keys = self.scheduler
@@ -276,7 +278,9 @@ class Session:
         increments = Increments() if incremental is True else incremental or None
 
         def write() -> int:
-            return save_checkpoint(endpoint, url, timeout_s, keys, state=data, increments=increments).checkpoint
+            return save_checkpoint(
+                endpoint, url, timeout_s, keys, state=data, increments=increments, rate_mb_s=rate_mb_s
+            ).checkpoint
 
         return self._meanwhile(write, "save")
 

@@ -31,6 +31,8 @@ class Save(Message, frozen=True):
     """It needs to have only what changed since this one, which was found whole at the URL; 0: it has all."""
     base_crc32c: Number = 0
     """CRC-32C of the manifest of that one."""
+    bytes_per_s: Number = 0
+    """All shards together write at most so much, though no worker asks for anything; 0: as fast as they can."""
 
 
 class CheckpointBase(msgspec.Struct, frozen=True, array_like=True):

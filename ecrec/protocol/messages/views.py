@@ -199,6 +199,8 @@ class CheckpointCut(View, frozen=True):
     """Note which rows change from the cut on."""
     base: CheckpointNumber = 0
     """Write only what changed since the cut of this one, if that was noted; 0: all."""
+    bytes_per_s: Number = 0
+    """A shard copies out at most so much, though no worker asks for anything; 0: as fast as it can."""
 
 
 class CheckpointOver(View, frozen=True):

@@ -70,6 +70,7 @@ class Checkpoints:
         self.rng = random.Random(f"storage {self.plan.seed}")
         self.hangs = self.rng.random() < 0.1
         self.increments = random.Random(f"increments {self.plan.seed}")
+        self.paces = random.Random(f"paces {self.plan.seed}")
 
     def request(self, time_s: float, state: bytes) -> tuple[str, float, int, bytes, bool, int, int]:
         """What is asked for next, as `ClientMachine.save` takes it: mostly with the newest checkpoint as the base."""
@@ -90,6 +91,10 @@ class Checkpoints:
             else:
                 crc32c ^= 1
         return url, time_s, 0, state, True, base, crc32c
+
+    def pace(self) -> int:
+        """The rate that is asked for with the next one, in bytes a second of all shards; mostly none."""
+        return self.paces.choice((1 << 14, 1 << 18)) if self.paces.random() < 0.3 else 0
 
     # ------------------------------------------------------------------ the storage
     def write(self, effect: WriteFile, quiet: bool) -> tuple[float, FileWritten] | None:

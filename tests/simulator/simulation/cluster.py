@@ -587,7 +587,9 @@ class Cluster(World):
             due.popleft()
             time_s = self.now_ms / 1e3
             state = self.checkpoints.asked_at(time_s, process.machine.worker)
-            effects = process.machine.save(*self.checkpoints.request(time_s, state))
+            effects = process.machine.save(
+                *self.checkpoints.request(time_s, state), bytes_per_s=self.checkpoints.pace()
+            )
             process.core.perform(effects, self.now_ms + process.clock_ms)
 
     # ------------------------------------------------------------------ machines

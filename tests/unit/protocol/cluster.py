@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ecrec._native import Capture, Code, RowBuffer
+from ecrec._native import Capture, Code, RowBuffer, crc32c
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
@@ -19,6 +19,7 @@ from ecrec.protocol.events import (
     Effect,
     Event,
     Failed,
+    FileWritten,
     Persist,
     PullDone,
     PullFailed,
@@ -42,6 +43,12 @@ def table(
 ) -> TableSpec:
     """A small table."""
     return TableSpec(name, rows, dim, CodeSpec.parse(code), optimizer, "uniform", 1, 0.1, 0.0)
+
+
+def written(effect: WriteFile) -> FileWritten:
+    """What a storage that works tells of a file."""
+    data = b"".join(bytes(memoryview(buffer).cast("B")) for buffer in effect.buffers)
+    return FileWritten(effect.checkpoint, effect.name, len(data), crc32c(data), "")
 
 
 def register_at(

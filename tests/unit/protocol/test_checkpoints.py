@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from cluster import Cluster, table
+from cluster import Cluster, table, written
 
 from ecrec.errors import WireError
 from ecrec.protocol import messages as m
@@ -156,6 +156,31 @@ def test_a_restore_into_tables_whose_data_was_begun_is_refused() -> None:
     assert "this cluster has data sets of its own ('clicks')" in refused.reason
     assert cluster.scheduler.state.saving.restorer == -1
     push_goes_through(cluster, spec)
+
+
+def test_a_checkpoint_is_written_no_faster_than_was_asked_for() -> None:
+    """No worker asks for anything, so that nothing else holds it back."""
+    took_ms = {}
+    for rate in (0, 4000, 1000):
+        cluster, _ = trained(ProtocolConfig(checkpoint_part_bytes=64))
+        for _ in range(20):  # until no shard takes workers to ask for something
+            cluster.tick()
+            cluster.run()
+        began_ms, nbytes = cluster.now_ms, 0
+        ask(cluster, bytes_per_s=rate)
+        while cluster.scheduler.state.saving.complete is None:
+            cluster.run()
+            for name, effect in cluster.files:
+                if "part" in effect.name:
+                    nbytes += sum(memoryview(buffer).nbytes for buffer in effect.buffers[1:])
+                cluster.give(name, written(effect))
+            cluster.files.clear()
+            cluster.tick(5.0)
+            assert cluster.now_ms - began_ms < 60_000.0
+        took_ms[rate] = cluster.now_ms - began_ms
+        if rate:
+            assert took_ms[rate] >= 0.5 * 1000.0 * nbytes / rate, (rate, nbytes, took_ms)
+    assert 4 * took_ms[0] < 2 * took_ms[4000] < took_ms[1000], took_ms
 
 
 def test_a_base_that_the_cluster_did_not_write_is_not_taken() -> None:

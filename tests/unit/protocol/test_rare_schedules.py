@@ -3,12 +3,12 @@
 from unittest import mock
 
 import numpy as np
-from cluster import Cluster, table
+from cluster import Cluster, table, written
 
 from ecrec._native import crc32c
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import FileWritten, Received, Send, ToldToEnd, WriteFile
+from ecrec.protocol.events import Received, Send, ToldToEnd
 from ecrec.protocol.messages import RECOVERING, TOOL, UP, WORKER, Address
 from ecrec.protocol.placement import TableSpec
 from ecrec.protocol.saved import MANIFEST, STATE, Manifest, StateFile, decode
@@ -132,12 +132,6 @@ def test_no_row_is_repaired_between_a_death_and_its_cut() -> None:
 def _members(machine: ShardMachine, class_id: int) -> tuple[int, ...]:
     stripe = machine.context.placement.classes[class_id]
     return stripe.data + stripe.parity
-
-
-def written(effect: WriteFile) -> FileWritten:
-    """What a storage that works tells of a file."""
-    data = b"".join(bytes(memoryview(buffer).cast("B")) for buffer in effect.buffers)
-    return FileWritten(effect.checkpoint, effect.name, len(data), crc32c(data), "")
 
 
 def write_all_but_the_state(cluster: Cluster) -> None:
