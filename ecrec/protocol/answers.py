@@ -41,5 +41,5 @@ def cluster_state(
         state.history, admission.spares, lost, state.losses, state.rows_reinitialised, state.updates_damaged,
         leases.figures(), leases.fenced(), suspected,
         admission.waiting(), leaving, unheard, saving, state.saving.complete, state.cluster,
-        state.saving.restored, state.saving.bases,
+        state.saving.restored, state.saving.bases, context.now_ms,
     )  # fmt: skip

@@ -79,10 +79,13 @@ class Context:
         self.fence_off(source, f"{source} is not, or no longer, a worker that may {may}")
         return False
 
-    def remember(self, event: str, group: int, shard: int, epoch: int, reason: str = "") -> None:
+    def remember(
+        self, event: str, group: int, shard: int, epoch: int, reason: str = "", since_ms: float = -1.0
+    ) -> None:
         """Put it into the history, for people."""
         shard += group * self.state.n
-        self.state.history.append(m.HistoryEntry(self.now_ms, event, shard, epoch, reason[:REASON_CHARACTERS_MAX]))
+        entry = m.HistoryEntry(self.now_ms, event, shard, epoch, reason[:REASON_CHARACTERS_MAX], since_ms)
+        self.state.history.append(entry)
         del self.state.history[:-HISTORY_MAX]
         self.note("info", f"shard {shard} (epoch {epoch}): {event}")
         self.changed()

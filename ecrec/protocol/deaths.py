@@ -253,6 +253,8 @@ class Deaths:
         place = group.places[shard]
         self.context.note("warning", f"{self.context.address_of(number, shard)} is down: {reason}")
         self.context.effects.append(Disconnect(self.context.address_of(number, shard)))
+        contact = self.members.get(number, shard)
+        heard_ms = contact.heard_ms if contact is not None else -1.0
         place.step(DIED)
         place.reseeding = []
         group.succeeding = None  # view `ShardDown` says so
@@ -260,7 +262,7 @@ class Deaths:
         self.members.forget(number, shard)
         self.announcer.add(group, m.ShardDown(self.announcer.next_view(group), shard, place.epoch))
         group.settlements[shard] = Settlement(place.epoch)
-        self.context.remember("down", number, shard, place.epoch, reason)
+        self.context.remember("down", number, shard, place.epoch, reason, heard_ms)
         self.losses.check(number, group, shard)
 
     def on_unfit(self, message: m.Unfit) -> None:

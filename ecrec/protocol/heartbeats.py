@@ -7,7 +7,7 @@ import msgspec
 from ecrec.protocol import messages as m
 from ecrec.protocol.events import Effect, Send
 from ecrec.protocol.membership import Membership
-from ecrec.protocol.messages import SCHEDULER_ADDRESS, SHARD, UP, Address
+from ecrec.protocol.messages import NOT_WHOLE, SCHEDULER_ADDRESS, SHARD, UP, Address
 from ecrec.protocol.repair import Repairs
 from ecrec.protocol.saver import Saver
 from ecrec.protocol.scrub import Scrubs
@@ -129,6 +129,8 @@ class Heartbeats:
         figures["parity_rows_corrected"] = float(self.scrubs.corrected)
         figures["classes_to_repair"] = float(len(self.repairs.incomplete))
         figures["classes_to_seed"] = float(self.seeding.incomplete())
+        if context.state in NOT_WHOLE:
+            figures["repair_done"], figures["seed_done"] = self.repairs.done(), self.seeding.share_done()
         running = context.others()
         read_ms = context.now_ms if self.read_ms is None else min(self.read_ms, context.now_ms)
         heard = {p.shard: int(max(0.0, read_ms - p.heard_ms)) for p in running if p.heard_ms is not None}

@@ -23,6 +23,8 @@ class Contact:
     sent_view: int = -1
     sent_ms: float = -1e18
     status: m.ShardStatus | None = None
+    repaired_ms: float = -1.0
+    """When the first heartbeat came that said that no row is missing; -1: none has said so."""
 
 
 class Members:

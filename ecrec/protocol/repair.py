@@ -95,6 +95,13 @@ class Repairs:
     def complete(self) -> bool:
         return not self.incomplete
 
+    def done(self) -> float:
+        """The part of my rows that the sweep has passed, from 0 to 1: for people."""
+        context = self.context
+        sizes = {c: context.store.class_size(c) for c in context.placement.data_classes(context.shard)}
+        left = sum(sizes[c] - self._cursor.get(c, 0) for c in self.incomplete)
+        return 1.0 - left / max(1, sum(sizes.values()))
+
     def lacks(self, wanted: Wanted) -> bool:
         """Whether rows of it are not here; what of them is not asked for yet is now, as far as there is room."""
         if wanted.is_here(self.context.store):

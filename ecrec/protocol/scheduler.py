@@ -340,6 +340,8 @@ class SchedulerMachine:
             context.changed()
         contact = self.members.seen(number, shard)
         contact.view, contact.status = max(contact.view, status.view), status
+        if contact.repaired_ms < 0 and place.state in NOT_WHOLE and not status.figures.get("classes_to_repair", 1.0):
+            contact.repaired_ms = context.now_ms
         if self.rebuilding.verified((number, shard)):
             self.announcer.configure()
         self.leases.raise_number(status.marks)
@@ -352,7 +354,7 @@ class SchedulerMachine:
             place.step(BECAME_WHOLE)
             place.reseeding = []
             self.announcer.add(group, m.ShardWhole(self.announcer.next_view(group), shard, place.epoch))
-            context.remember("whole", number, shard, place.epoch)
+            context.remember("whole", number, shard, place.epoch, since_ms=contact.repaired_ms)
         self._copy_to.append(source)
 
     def _is_over(self, source: Address, status: m.ShardStatus, group: Group, place: Place) -> str:

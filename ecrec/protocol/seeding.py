@@ -72,6 +72,12 @@ class Seeding:
         """Number of my parity classes that are not fully seeded."""
         return sum(map(self._unfinished, self.done))
 
+    def share_done(self) -> float:
+        """The part of my parity that is seeded, from 0 to 1: for people."""
+        wanted = {class_id: self.context.placement.classes[class_id].data for class_id in self.done}
+        done = sum(len(self.done[class_id].intersection(data)) for class_id, data in wanted.items())
+        return done / max(1, sum(map(len, wanted.values()))) if wanted else 1.0
+
     def complete(self) -> bool:
         return not any(map(self._unfinished, self.done))
 

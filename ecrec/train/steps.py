@@ -95,6 +95,11 @@ SPLITS_PER_WORKER = 8
 WINDOW_EXAMPLES = 100_000
 """Metrics of training are those of so many examples that a worker has trained on last."""
 
+METRICS_S = 1.0
+METRICS_SHARE = 0.002
+"""While training goes on they are computed so often, and for no more than this share of the time: a full window takes
+some 20 ms."""
+
 BAD_ROWS_TOLD = 5
 """Of those that are met at once, so many are told with file and line."""
 
@@ -253,6 +258,7 @@ def _train(
         return time.monotonic() >= end or ends()
 
     step = 0
+    shown = _Shown(session, window)
     for work_items in _work(config, session, data):
         in_time = itertools.takewhile(lambda work: not is_over(), work_items)
         for work in session.prefetch(in_time, sparse, dense, features=_features, depth=config.prefetch):
@@ -268,6 +274,7 @@ def _train(
                 mean.backward()  # type: ignore[no-untyped-call]
                 loss = total.item() / len(work.batch)
                 window.add(work.batch.labels, logits.detach().numpy())
+                shown.step(loss)
             session.push(len(work.batch) + work.batch.skipped)  # of the split, which has bad rows, too
             at = time.monotonic()
             emit(
@@ -289,6 +296,23 @@ def _train(
     session.flush()
     _tell_first_rows(session, told, emit)
     return seconds
+
+
+class _Shown:
+    """Has people see how the training goes: the loss of each step, and the metrics of the window now and then."""
+
+    def __init__(self, session: Session, window: Window) -> None:
+        self._session, self._window = session, window
+        self._due_s = 0.0
+
+    def step(self, loss: float) -> None:
+        metrics: dict[str, float | None] = {}
+        begin_s = time.monotonic()
+        if begin_s >= self._due_s:
+            metrics = {"auc": self._window.auc(), "normalized_entropy": self._window.normalized_entropy()}
+            took_s = time.monotonic() - begin_s
+            self._due_s = begin_s + max(METRICS_S, took_s / METRICS_SHARE)
+        self._session.report(loss=loss, **metrics)
 
 
 def _tell_first_rows(session: Session, told: set[tuple[int, int]], emit: Emit) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, SupportsFloat, TypeVar
 
 import numpy as np
 from torch import nn
@@ -51,6 +51,7 @@ from ecrec.training.parts import F32, Fetch, Part, Share
 from ecrec.training.pulls import Asked, RecordsAsked
 from ecrec.training.rates import ShardOptimizer
 from ecrec.training.replicated import CONSTANT, ReplicatedModule
+from ecrec.training.reported import Reported
 from ecrec.training.splits import Split, Splits
 from ecrec.training.user_state import convert, make
 from ecrec.transport.client_node import ClientNode
@@ -131,6 +132,7 @@ class Session:
         self.scheduler: tuple[str, CurveKeys | None] = ("", None)
         """Its endpoint, and the keys to speak to it with."""
         self.figures = Figures()
+        self._reported = Reported(frozenset(asdict(self.figures)))
         self._connection = Connection(
             machine,
             node,
@@ -690,7 +692,22 @@ class Session:
             part.pushed()
         self.figures.steps += 1
         self.figures.examples += examples
-        self.machine.figures = asdict(self.figures)
+        self._show_figures()
+
+    @locked
+    def report(self, /, **figures: SupportsFloat | None) -> None:
+        """Show figures of the training to people: ``session.report(loss=loss.item())``.
+
+        They travel with the heartbeats, and cost no message. ``loss``, ``auc`` and ``normalized_entropy`` are shown by
+        ``ecrec dashboard`` and the scheduler's ``/metrics``, and all by ``ecrec status``. A figure is shown until it is
+        reported again; None and what is not finite takes it away. Raises ConfigurationError for what is no number, for
+        a name that the session has itself, and for more than 16 figures.
+        """
+        self._reported.add(figures)
+        self._show_figures()
+
+    def _show_figures(self) -> None:
+        self.machine.figures = {**asdict(self.figures), **self._reported.figures}
 
     @locked
     def clip_gradients(self, max_norm: float | None = None, *, row_norm: float | None = None) -> float:

@@ -512,3 +512,27 @@ def train_until_lost(cluster: InProcessCluster, dense_code: str) -> None:
                 model(sparse(features).values()).squeeze(1), labels
             ).backward()
             session.push(len(labels))
+
+
+def test_what_a_script_reports_is_told_with_the_figures_of_its_session_until_it_is_reported_again() -> None:
+    cluster = InProcessCluster()
+    session = cluster.session()
+    session.report(loss=torch.tensor(0.5), auc=0.75, mine=3)
+    told = session.machine.figures
+    assert (told["loss"], told["auc"], told["mine"], told["steps"]) == (0.5, 0.75, 3.0, 0)
+    session.report(loss=float("nan"), auc=None)
+    assert session.machine.figures.keys() & {"loss", "auc", "mine"} == {"mine"}
+    for wrong, words in (
+        ({"steps": 1.0}, "which the session counts itself"), ({"loss": "0.5"}, "is no number"),
+        ({"loss": True}, "is no number"), ({"x" * 41: 1.0}, "at most 40 characters"),
+        ({f"f{number}": 1.0 for number in range(17)}, "18 figures, expected at most 16"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=words):
+            session.report(**wrong)
+    assert session.machine.figures["mine"] == 3.0 and "f0" not in session.machine.figures
+    sparse = tables(session)
+    features, _ = batches(1)[0]
+    for _ in session.prefetch([features], sparse):
+        sparse(features).values().sum().backward()
+        session.push()
+    assert session.machine.figures["mine"] == 3.0 and session.machine.figures["steps"] == 1.0

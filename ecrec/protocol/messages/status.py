@@ -75,11 +75,14 @@ class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
     at_ms: float
     """Milliseconds of the scheduler host's monotonic clock."""
     event: str
-    """down, settled, up, whole, lost"""
+    """down, settled, up, whole, lost, reinitialised, handed over"""
     shard: int
     epoch: Number
     reason: str = ""
     """Why, where that is known: of a death what spoke for it, or the last words of the process."""
+    since_ms: float = -1.0
+    """Of ``down``: when the shard was last heard. Of ``whole``: when the shard had all rows, and lacked only parity.
+    -1: not known."""
 
 
 class ShardFigures(msgspec.Struct, frozen=True):
@@ -151,3 +154,5 @@ class ClusterState(Message, frozen=True):
     """The checkpoint that it began with."""
     bases: list[CheckpointBase] = []
     """By URL, the newest ones that are complete."""
+    now_ms: float = -1.0
+    """The scheduler host's monotonic clock, by which ``history`` and ``losses`` are dated."""

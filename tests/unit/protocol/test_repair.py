@@ -221,3 +221,35 @@ def test_a_member_that_marks_or_a_capture_that_is_asked_for_where_there_is_no_pa
         with pytest.raises(BAD_CONTENT, match="not on shard 2"):
             machine.handle(Received(source, message, frames), cluster.now_ms)
         assert not machine.captures.assemblies
+
+
+# ------------------------------------------------------------------ what people see
+def test_the_scheduler_knows_how_far_a_recovery_is_and_when_its_parts_were_done() -> None:
+    cluster = grown()
+    beside = [entry.since_ms for entry in cluster.scheduler.state.history]
+    assert beside == [-1.0] * 5, "nothing is told of the places of a new group"
+    killed_ms = cluster.now_ms
+    cluster.kill(LOST)
+    cluster.declared(LOST)
+    cluster.blocked |= {(cluster.shards[shard], cluster.next_process) for shard in range(5)}
+    machine = cluster.replace(LOST)
+
+    def told() -> dict[str, float]:
+        return cluster.scheduler.cluster_state().shards[LOST].figures
+
+    cluster.settle_down(lambda: "repair_done" in told())
+    assert (told()["repair_done"], told()["seed_done"]) == (0.0, 0.0)
+    cluster.blocked.clear()
+    seen: list[tuple[float, float]] = []
+    while not cluster.whole():
+        cluster.tick(5.0)
+        for _ in range(3):
+            cluster.deliver()
+        seen.append((machine.repairs.done(), machine.seeding.share_done()))
+    assert seen == sorted(seen) and seen[-1] == (1.0, 1.0)
+    cluster.settle_down(lambda: "repair_done" not in told())
+
+    down, settled, up, whole = cluster.scheduler.state.history[5:]
+    assert [entry.event for entry in (down, settled, up, whole)] == ["down", "settled", "up", "whole"]
+    assert down.since_ms <= killed_ms <= down.at_ms, "when it was last heard"
+    assert up.at_ms < whole.since_ms <= whole.at_ms <= cluster.scheduler.cluster_state().now_ms, "when it had all rows"
