@@ -31,8 +31,6 @@ class Request:
     """What does; empty before that is known."""
     off_host: bool = False
     """Its successor is to be on another host."""
-    tries: int = 0
-    """How many successions of it have begun."""
 
 
 class Departures:
@@ -114,17 +112,6 @@ class Departures:
         """Whether the successor of one that asks is to be on another host."""
         request = self._requests.get((number, shard))
         return request is not None and request.off_host
-
-    def tried(self, number: int, shard: int) -> int:
-        """How many successions of one that asks have begun."""
-        request = self._requests.get((number, shard))
-        return request.tries if request is not None else 0
-
-    def tries(self, number: int, shard: int) -> int:
-        """A succession of one that asks begins; returns which one it is."""
-        request = self._requests[number, shard]
-        request.tries += 1
-        return request.tries
 
     def wait(self, number: int, shard: int, reason: str) -> None:
         """Tell one that asks why it waits, with its next word."""

@@ -39,6 +39,8 @@ class Successions:
         """Group -> when it may have halted."""
         self._again_ms: dict[int, float] = {}
         """Group -> when the next succession may begin."""
+        self._failed: dict[tuple[int, int], tuple[int, int]] = {}
+        """Group, member -> its epoch, and how often it could not be handed over."""
         self._refused: list[str] = []
         self._left_bytes: dict[int, int] = {}
 
@@ -55,7 +57,7 @@ class Successions:
             return group.succeeding is not None
         if group.succeeding is None:
             most = self.context.config.succession_tries_max
-            may = [shard for shard in asking if departures.tried(number, shard) < most]
+            may = [shard for shard in asking if self.tried(number, shard) < most]
             leaver = next((shard for shard in may if self._successor(number, group, shard, departures)), None)
             if leaver is None:
                 return False
@@ -64,6 +66,17 @@ class Successions:
         for shard in asking:
             departures.wait(number, shard, self._reason(number, group, shard, doubted))
         return True
+
+    def tried(self, number: int, shard: int) -> int:
+        """How often a member could not be handed over."""
+        epoch, tries = self._failed.get((number, shard), (0, 0))
+        return tries if epoch == self.context.state.groups[number].places[shard].epoch else 0
+
+    def _fail(self, number: int, group: Group, reason: str) -> None:
+        assert group.succeeding is not None
+        shard = group.succeeding.shard
+        self._failed[number, shard] = group.places[shard].epoch, self.tried(number, shard) + 1
+        self.give_up(number, group, reason)
 
     def _successor(self, number: int, group: Group, shard: int, departures: Departures) -> str | None:
         """A process for the place of a member, if one is left when all that are down are replaced."""
@@ -100,7 +113,7 @@ class Successions:
     def _begin(self, number: int, group: Group, shard: int, departures: Departures) -> None:
         process = self._successor(number, group, shard, departures)
         assert process is not None
-        tried, most = departures.tries(number, shard), self.context.config.succession_tries_max
+        tried, most = 1 + self.tried(number, shard), self.context.config.succession_tries_max
         again = f", try {tried} of {most}" if tried > 1 else ""
         place, endpoint = group.places[shard], self.admission.candidates[process].endpoint
         place.epochs = place.next_epoch
@@ -108,6 +121,7 @@ class Successions:
         group.succeeding = Succeeding(shard, place.epochs, process, endpoint, view)
         self._seen_ms[number] = self.context.now_ms
         self._left_bytes.pop(number, None)
+        self._halted_ms.pop(number, None)  # trap: of one that a death has ended
         self.announcer.add(group, m.Succession(view, shard, place.epochs, endpoint))
         self.context.note("info", f"{self.context.address_of(number, shard)} is copied to a spare at {endpoint}{again}")
 
@@ -123,10 +137,11 @@ class Successions:
             self.give_up(number, group, "the spare is gone" if leaves else "the shard stays")
             return
         if now_ms - self._halted_ms.get(number, now_ms) > config.succession_halt_timeout_ms:
-            self.give_up(number, group, f"it was not over {config.succession_halt_timeout_ms} ms after it halted")
+            self._fail(number, group, f"it was not over {config.succession_halt_timeout_ms} ms after it halted")
 
     def stayed(self, number: int, shard: int) -> None:
         """A member that was to leave need not after all."""
+        self._failed.pop((number, shard), None)
         group = self.context.state.groups[number]
         if group.succeeding is not None and group.succeeding.shard == shard:
             self.give_up(number, group, "the shard stays")
@@ -187,7 +202,9 @@ class Successions:
         if message.failure:
             if message.is_refused:
                 self._refused = [*self._refused, succeeding.process][-REFUSED_MAX:]
-            self.give_up(number, group, message.failure)
+                self.give_up(number, group, message.failure)
+            else:
+                self._fail(number, group, message.failure)
         elif message.is_level:
             return self._hand_over(number, group, message, fenced)
         elif message.is_near:

@@ -306,7 +306,10 @@ class Faults:
         wanted = sum(len(each.settlements) + (each.succeeding is not None) for each in groups if not each.lost)
         spares = machine.admission.spares - wanted + 1  # of the settlements, one is that of this shard itself
         hands_over = self.plan.config.hand_over and machine.state.tables and not groups[group].lost
-        if hands_over and spares > 0:
+        tries = machine.successions.tried(group, shard % self.plan.n)
+        if tries >= self.plan.config.succession_tries_max:
+            self.counts["server let go that could not be handed over"] += 1
+        elif hands_over and spares > 0:
             raise ViolationError(f"shard {shard} is let go, and its copy with it, though a spare waits", [shard])
         self.counts["server let go without a spare"] += 1
 

@@ -44,6 +44,19 @@ def until(cluster: Cluster, shard: int, *some: str) -> None:
     raise AssertionError(cluster.shard(shard).handover.state)
 
 
+def noted(cluster: Cluster) -> list[str]:
+    """What is said to people from now on."""
+    notes = list[str]()
+    real = cluster.carry_out
+
+    def carry_out(name: str, of: Any, effects: list[Any]) -> None:
+        notes.extend(effect.text for effect in effects if isinstance(effect, Note))
+        real(name, of, effects)
+
+    cluster.carry_out = carry_out  # type: ignore[method-assign]
+    return notes
+
+
 def events(cluster: Cluster, *some: str) -> list[tuple[str, int]]:
     return [(entry.event, entry.shard) for entry in cluster.scheduler.state.history if entry.event in some]
 
@@ -131,6 +144,30 @@ def test_a_death_meanwhile_comes_first_and_the_one_that_leaves_stays_until_all_a
         check(cluster, spec)
 
 
+def test_a_halt_that_a_death_has_ended_is_not_that_of_the_next_succession() -> None:
+    cluster, spec, _ = with_spare(msgspec.structs.replace(SLOW, succession_halt_timeout_ms=60))
+    spare = cluster.start(-1)
+    pass_time(cluster, 200.0)
+    name = leave(cluster, 2)
+    until(cluster, 2, NEAR)
+    cluster.kill(4)
+    until(cluster, 2, HALTING)
+    notes = noted(cluster)
+    cluster.settle_down(lambda: states(cluster) != [UP] * 5)
+    cluster.settle_down(lambda: states(cluster) == [UP] * 5)
+    succeeding = cluster.scheduler.state.groups[0].succeeding
+    cluster.blocked.add((name, succeeding.process if succeeding else spare))
+    pass_time(cluster, 100.0)
+    cluster.blocked.clear()
+    cluster.settle_down(lambda: name in cluster.stopped)
+    assert not [text for text in notes if "is not succeeded" in text], notes
+    assert sorted(events(cluster, "down", "handed over")) == [("down", 4), ("handed over", 2)]
+    for shard in (2, 4):
+        cluster.shards[shard] = cluster.scheduler.state.groups[0].places[shard].process
+    assert spare in cluster.shards.values()
+    check(cluster, spec)
+
+
 def test_when_the_spare_dies_the_shard_serves_on_and_goes_without_one() -> None:
     for stage in (COPYING, NEAR, HALTING):
         cluster, spec, spare = with_spare()
@@ -148,14 +185,7 @@ def test_one_that_cannot_be_handed_over_in_time_goes_without_a_successor_in_the_
     """Its rows change as fast as they are copied, say: each halt of the group ends in nothing."""
     more = {"succession_halt_timeout_ms": 1, "succession_tries_max": 2, "succession_again_ms": 100}
     cluster, spec, spare = with_spare(msgspec.structs.replace(SLOW, **more))
-    notes = list[str]()
-    real = cluster.carry_out
-
-    def carry_out(name: str, of: Any, effects: list[Any]) -> None:
-        notes.extend(effect.text for effect in effects if isinstance(effect, Note))
-        real(name, of, effects)
-
-    cluster.carry_out = carry_out  # type: ignore[method-assign]
+    notes = noted(cluster)
     name = leave(cluster, 2)
     for _ in range(400):
         cluster.tick()
