@@ -8,7 +8,7 @@ This file is long because it is what a session sees, with what each call raises,
 pulls, views and deaths act on the channels to the shards. Splits, runs and tables are parts of their own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -169,6 +169,8 @@ class ClientMachine:
         """Sent to the scheduler with each heartbeat, for people."""
         self.first_rows: dict[tuple[int, int], float] = {}
         """(shard, epoch) -> milliseconds at which that incarnation first answered a pull."""
+        self.deaths = self.recoveries = 0
+        """Of shards, that this worker was told of since it joined: one that is down; one that is whole again."""
         self._views: list[int] = [-1]
         self._started: set[int] = set()
         self._shards: dict[int, Channel] = {}
@@ -243,6 +245,11 @@ class ClientMachine:
         now_ms = self._now_ms or 0.0
         gone = ((number, shard) for number, shard in sorted(self._shards.items()) if not shard.connected)
         return {number: now_ms - (now_ms if s.down_ms is None else s.down_ms) for number, s in gone}
+
+    def answered(self, ticket: int) -> Collection[int] | None:
+        """Shards that have answered a pull; None when it is over, or was none."""
+        found = self._tickets.get(ticket)
+        return None if found is None else found.answers.keys()
 
     def endpoint_of(self, shard: int) -> str:
         """Where its newest incarnation is, or was; empty if that is not known."""
@@ -728,6 +735,7 @@ class ClientMachine:
             return []
         self._views[group] = view.number
         if isinstance(view, ShardDown):
+            self.deaths += 1
             return self._shards[group * self.n + view.shard].gone(view.epoch, self._now_ms)
         if isinstance(view, ShardUp | Succeeded):
             return self._on_shard_up(group * self.n + view.shard, view)
@@ -752,7 +760,10 @@ class ClientMachine:
         if isinstance(view, CheckpointCut | CheckpointOver):
             self._tells = self._tells and view.checkpoint < self.checkpoint
             return []
-        assert isinstance(view, Settle | ShardWhole | Adopted | Succession | SuccessionOver), view
+        if isinstance(view, ShardWhole):
+            self.recoveries += 1
+            return []
+        assert isinstance(view, Settle | Adopted | Succession | SuccessionOver), view
         return []
 
     def _on_checkpoint(self, checkpoint: int) -> list[Effect]:

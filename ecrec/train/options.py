@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,8 @@ ENGINES = LOCAL, RAY = ("local", "ray")
 STOP_AT_BAD_ROWS, SKIP_BAD_ROWS = "stop", "skip"
 BAD_ROWS = (STOP_AT_BAD_ROWS, SKIP_BAD_ROWS)
 """As `ecrec.data.BAD_ROWS`, which needs numpy."""
+TRACE_STEPS_MAX = 10_000
+"""As `ecrec.training.spans.STEPS_MAX`, which needs torch."""
 RATE_MB_S = 64.0
 """Megabytes a second that `ecrec verify` reads, of all members together, where nothing else is said: little beside what
 training moves; 10 GB in three minutes."""
@@ -112,6 +115,17 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     report: Annotated[str | None, Flag("Write the report here, as JSON.")] = None
+    metrics: Annotated[
+        str | None,
+        Flag("Add a line of JSON to this file every second, of each worker: loss, AUC, examples/s, waiting, deaths."),
+    ] = None
+    tensorboard: Annotated[
+        str | None, Flag("Write the same for TensorBoard into this directory, each worker as a run of its own.")
+    ] = None
+    trace: Annotated[
+        str | None, Flag("Write here what each worker's first steps did when, for chrome://tracing or Perfetto.")
+    ] = None
+    trace_steps: Annotated[int, Flag("So many steps.", at_least=1)] = 100
     spares: Annotated[
         int | None, Flag("Idle servers that take a dead one's place, in any group; R for each group.", at_least=0)
     ] = None
@@ -291,7 +305,8 @@ def check_options(options: TrainOptions) -> list[str]:
             f"--data: the files are read in this order: {', '.join(options.data)}; the test part is the end of it. "
             f"Numbered in order they are: {', '.join(in_order)}"
         )
-    _check_writable(options.report)
+    _check_writable("--report", options.report)
+    _check_observed(options)
     _check_run_dir(options)
     if options.on_data_loss == RESTORE and options.checkpoint_every_s is None and options.resume is None:
         warnings.append(
@@ -346,12 +361,33 @@ def _check_readable(file: str) -> None:
         raise ConfigurationError(f"--data {error}") from error
 
 
-def _check_writable(report: str | None) -> None:
-    if report is None:
+def _check_writable(name: str, file: str | None) -> None:
+    if file is None:
         return
-    path = Path(report)
+    path = Path(file)
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigurationError(f"--report {report}: cannot be written")
+        raise ConfigurationError(f"{name} {file}: cannot be written")
+
+
+def _check_observed(options: TrainOptions) -> None:
+    """The files that workers write while they train."""
+    if options.trace_steps > TRACE_STEPS_MAX:
+        raise ConfigurationError(f"--trace-steps {options.trace_steps}: must be at most {TRACE_STEPS_MAX}")
+    for name, given in (
+        ("--metrics", options.metrics), ("--tensorboard", options.tensorboard), ("--trace", options.trace)
+    ):  # fmt: skip
+        if given is not None and options.on == RAY:
+            raise ConfigurationError(f"{name} with --on ray: each worker would write it on a node of its own")
+    _check_writable("--metrics", options.metrics)
+    _check_writable("--trace", options.trace)
+    if options.tensorboard is not None:
+        directory = Path(options.tensorboard)
+        if find_spec("tensorboard") is None:
+            raise ConfigurationError(f'--tensorboard {directory}: needs TensorBoard: pip install "ecrec[tensorboard]"')
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"--tensorboard {directory}: {error.strerror}") from error
 
 
 def _check_run_dir(options: TrainOptions) -> None:

@@ -54,6 +54,7 @@ from ecrec.train.report import (
     lost_updates,
 )
 from ecrec.train.resizing import ResizeDueError, Resizing
+from ecrec.train.traces import Traces
 
 WORKER_MODULE = "ecrec.train.worker"
 
@@ -107,6 +108,7 @@ class TrainingRun:
         self._resumed: Point | None = None
         """What the run began with."""
         self._resizing = Resizing(run_dir, options.checkpoint)
+        self._traces = Traces(run_dir)
         self._owed: ResizeDueError | None = None
         """A resize that is done as soon as a step is."""
         self._done: dict[int, dict[str, Any]] = {}
@@ -145,6 +147,8 @@ class TrainingRun:
                 return self._run(rows)
         finally:
             self._resizing.over()
+            if self._options.trace is not None and (trouble := self._traces.write(Path(self._options.trace))):
+                self._progress.say(trouble)
 
     def _run(self, rows: RowCount) -> dict[str, Any]:
         resume = self._options.resume
@@ -327,11 +331,18 @@ class TrainingRun:
     def _start_workers(self, cluster: LocalCluster, data_rows: list[int]) -> None:
         self._write_config(data_rows)
         for rank in range(self._options.workers):
-            self._start_worker(cluster, rank)
+            self._start_worker(cluster, rank, "--first-step", str(self._first_step(rank)))
+
+    def _first_step(self, rank: int) -> int:
+        """Steps before those of a worker that starts now: its own, and those in what its cluster began with."""
+        life = self._life
+        return life.trained // self._options.batch + sum(step.worker == rank for step in life.steps)
 
     def _write_config(self, data_rows: list[int]) -> None:
         threads = worker_threads(cores(), self._options.workers)
-        self._worker_config.write_text(json.dumps(worker_config(self._options, threads, data_rows)))
+        trace = self._traces.of_life(len(self._lives)) if self._options.trace is not None else None
+        config = worker_config(self._options, threads, data_rows, trace)
+        self._worker_config.write_text(json.dumps(config))
 
     @property
     def _worker_config(self) -> Path:
@@ -435,6 +446,8 @@ class TrainingRun:
                 self._not_shown = 0
         elif kind == "bad_rows":
             self._on_bad_rows(event["rows"], event["texts"])
+        elif kind == "warning":
+            self._progress.say(f"worker {rank}: {event['text']}")
         elif kind == "bad_data":
             advice = "" if self._options.bad_rows == SKIP_BAD_ROWS else ADVICE_ON_BAD_ROWS
             raise DataError(f"--data: {event['text']}{advice}")
@@ -476,7 +489,7 @@ class TrainingRun:
         self._done.pop(rank, None)
         self._worker_deaths += 1
         self._progress.say(f"worker {rank} died; another process goes on with its part of the data")
-        self._start_worker(cluster, rank)
+        self._start_worker(cluster, rank, "--first-step", str(self._first_step(rank)))
 
     def _explain(self, error: ClusterError, cluster: LocalCluster, watch: ClusterWatch) -> ClusterError:
         """The error with what lies behind it: lost data, and servers that ended on their own."""
@@ -547,6 +560,7 @@ class TrainingRun:
             "kills_not_done": [str(kill) for kill in [*self._schedule.left, *self._worker_kills]],
             **data_figures(state.datasets, examples),
             "worker_deaths": self._worker_deaths,
+            "waited_s": [self._done[rank]["waited_s"] for rank in sorted(self._done)],
             "resume_differences": self._differences,
             "rewinds": [entry for entry in went_back if not entry["resized"]],
             "resizes": [entry for entry in went_back if entry["resized"]],
@@ -592,15 +606,21 @@ def run_training(options: TrainOptions, make_progress: Callable[[], ProgressView
     return report
 
 
-def worker_config(options: TrainOptions, threads: int, data_rows: list[int]) -> dict[str, Any]:
-    """What a worker is told; see `ecrec.train.steps`."""
-    return {**resolved_config(options), "threads": threads, "data_rows": data_rows}
+def worker_config(
+    options: TrainOptions, threads: int, data_rows: list[int], trace: Path | None = None
+) -> dict[str, Any]:
+    """What a worker is told; see `ecrec.train.steps`. ``trace``: where it writes its own."""
+    path = None if trace is None else str(trace)
+    return {**resolved_config(options), "threads": threads, "data_rows": data_rows, "trace": path}
 
 
 def resolved_config(options: TrainOptions) -> dict[str, Any]:
     """All options, with the groups, time-out and learning rates that are used."""
     config: dict[str, Any] = msgspec.to_builtins(options)
     config["data"] = [str(Path(file).absolute()) for file in options.data]
+    for name in ("metrics", "tensorboard", "trace"):
+        if config[name] is not None:
+            config[name] = str(Path(config[name]).absolute())
     config["groups"] = options.dealt.count
     config["heartbeat_timeout_ms"] = options.heartbeat_timeout_ms or default_heartbeat_timeout_ms(options.shards)
     config["lr"] = options.learning_rate

@@ -1,6 +1,6 @@
 """The worker of ``ecrec train``: trains a DLRM on Criteo rows, or rows like them, and says how it goes.
 
-Its events are ``joined``, ``step``, ``first_row``, ``bad_rows`` and, at the end, ``done``; the program is
+Its events are ``joined``, ``step``, ``first_row``, ``bad_rows``, ``warning`` and, at the end, ``done``; the program is
 `ecrec.train.worker`.
 """
 
@@ -33,7 +33,8 @@ from ecrec.training.digest import model_digest
 from ecrec.training.dlrm import DLRM
 from ecrec.training.embedding import EmbeddingBagCollection
 from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
-from ecrec.training.metrics import Window, auc, log_loss, normalized_entropy
+from ecrec.training.metrics import auc, log_loss, normalized_entropy
+from ecrec.training.observation import TRACE_STEPS, Observation
 from ecrec.training.optimizers import optimizer
 from ecrec.training.replicated import ReplicatedModule
 from ecrec.training.session import Session, connect
@@ -77,6 +78,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     wait_timeout_ms: float | None = None
     dense_code: str | None = None
     """Of the dense part, 1+r; none: with r of `code`."""
+    metrics: str | None = None
+    tensorboard: str | None = None
+    trace: str | None = None
+    """Where `Session.observe` writes; the launcher makes one trace of those of all workers."""
+    trace_steps: int = TRACE_STEPS
     digest: bool = True
     """Worker 0 reads the whole model at the end, for `model_digest`."""
 
@@ -91,14 +97,6 @@ few per cent of one batch in so many."""
 SPLITS_PER_WORKER = 8
 """At least so many splits for each worker, if there are as many batches: at the end they wait for the slowest."""
 
-
-WINDOW_EXAMPLES = 100_000
-"""Metrics of training are those of so many examples that a worker has trained on last."""
-
-METRICS_S = 1.0
-METRICS_SHARE = 0.002
-"""While training goes on they are computed so often, and for no more than this share of the time: a full window takes
-some 20 ms."""
 
 BAD_ROWS_TOLD = 5
 """Of those that are met at once, so many are told with file and line."""
@@ -121,9 +119,10 @@ def run(
     emit: Emit,
     keys: CurveKeys | None = None,
     ends: Callable[[], bool] = lambda: False,
+    first_step: int = 0,
 ) -> dict[str, Any]:
     """Train as worker ``rank``, with ``keys`` if the cluster encrypts; returns the ``done`` event, which was
-    emitted too. No batch is begun once ``ends()``.
+    emitted too. No batch is begun once ``ends()``. ``first_step``: steps of the run that it goes on with.
 
     Raises what `connect` and the session raise, DataError for data that cannot be read, and ConfigurationError for a
     configuration that cannot be.
@@ -144,8 +143,15 @@ def run(
         worker_pages.attach(session)
         emit({"event": "joined", "epoch": session.machine.epoch, "at": time.monotonic()})
         model, sparse, dense = build(config, session, data)
-        window = Window(WINDOW_EXAMPLES)
-        seconds = _train(config, session, data, model, sparse, dense, window, bad_rows, emit, ends)
+        with session.observe(
+            metrics=config.metrics,
+            tensorboard=config.tensorboard,
+            trace=config.trace,
+            trace_steps=config.trace_steps,
+            first_step=first_step,
+        ) as observation:
+            seconds = _train(config, session, data, model, sparse, dense, observation, bad_rows, emit, ends)
+        _tell_warnings(observation, emit)
         done: dict[str, Any] = {
             "event": "done",
             "at": time.monotonic(),
@@ -155,12 +161,7 @@ def run(
             "auc": None,
             "logloss": None,
             "normalized_entropy": None,
-            "training": {
-                "examples": len(window),
-                "auc": window.auc(),
-                "logloss": window.log_loss(),
-                "normalized_entropy": window.normalized_entropy(),
-            },
+            "training": msgspec.to_builtins(observation.window.figures()),
             "model_digest": None,
         }
         if rank == 0:
@@ -245,7 +246,7 @@ def _train(
     model: DLRM,
     sparse: EmbeddingBagCollection,
     dense: ReplicatedModule,
-    window: Window,
+    observation: Observation,
     bad_rows: _BadRowsTold,
     emit: Emit,
     ends: Callable[[], bool],
@@ -258,7 +259,6 @@ def _train(
         return time.monotonic() >= end or ends()
 
     step = 0
-    shown = _Shown(session, window)
     for work_items in _work(config, session, data):
         in_time = itertools.takewhile(lambda work: not is_over(), work_items)
         for work in session.prefetch(in_time, sparse, dense, features=_features, depth=config.prefetch):
@@ -273,9 +273,9 @@ def _train(
                 mean = total / (work.rows_of_all if config.sync else len(work.batch))
                 mean.backward()  # type: ignore[no-untyped-call]
                 loss = total.item() / len(work.batch)
-                window.add(work.batch.labels, logits.detach().numpy())
-                shown.step(loss)
             session.push(len(work.batch) + work.batch.skipped)  # of the split, which has bad rows, too
+            if len(work.batch):
+                observation.step(loss, work.batch.labels, logits)
             at = time.monotonic()
             emit(
                 {
@@ -290,6 +290,7 @@ def _train(
             )
             _tell_first_rows(session, told, emit)
             bad_rows.tell()
+            _tell_warnings(observation, emit)
         if is_over():
             break  # what is left of the split is nobody's
     seconds = time.monotonic() - begin
@@ -298,21 +299,9 @@ def _train(
     return seconds
 
 
-class _Shown:
-    """Has people see how the training goes: the loss of each step, and the metrics of the window now and then."""
-
-    def __init__(self, session: Session, window: Window) -> None:
-        self._session, self._window = session, window
-        self._due_s = 0.0
-
-    def step(self, loss: float) -> None:
-        metrics: dict[str, float | None] = {}
-        begin_s = time.monotonic()
-        if begin_s >= self._due_s:
-            metrics = {"auc": self._window.auc(), "normalized_entropy": self._window.normalized_entropy()}
-            took_s = time.monotonic() - begin_s
-            self._due_s = begin_s + max(METRICS_S, took_s / METRICS_SHARE)
-        self._session.report(loss=loss, **metrics)
+def _tell_warnings(observation: Observation, emit: Emit) -> None:
+    while observation.warnings:
+        emit({"event": "warning", "text": observation.warnings.pop(0)})
 
 
 def _tell_first_rows(session: Session, told: set[tuple[int, int]], emit: Emit) -> None:

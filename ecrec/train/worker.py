@@ -36,6 +36,7 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
     made.add_argument("--rank", type=int, default=int(os.environ.get(RANK, "0")))
     made.add_argument("--world-size", type=int, default=int(os.environ.get(WORLD_SIZE, "1")))
     made.add_argument("--events-fd", type=int, default=int(os.environ.get(EVENTS_FD, "1")))
+    made.add_argument("--first-step", type=int, default=0, help="steps of the run that it goes on with")
     made.add_argument("--tables-only", action="store_true", help="make the model, and train nothing")
     return made
 
@@ -70,7 +71,7 @@ def work(
             if args.tables_only:
                 make_tables(config, args.scheduler, args.rank, args.world_size, emit, curve_keys())
             else:
-                run(config, args.scheduler, args.rank, args.world_size, emit, curve_keys(), ends)
+                run(config, args.scheduler, args.rank, args.world_size, emit, curve_keys(), ends, args.first_step)
         except EcrecError as error:
             print(f"error: {error}", file=sys.stderr)
             if isinstance(error, DataError):

@@ -4,11 +4,13 @@ That happens while somebody waits, and now and then, in a thread (`Heartbeat`), 
 computes for long is not taken for dead. Who waits is told for whom, and for how long at most.
 """
 
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
@@ -26,6 +28,7 @@ from ecrec.protocol.events import Effect, Failed, HalfHandledError, PullDone, Re
 from ecrec.training.advice import advice
 from ecrec.training.heartbeat import Heartbeat
 from ecrec.training.pulls import Asked
+from ecrec.training.spans import Spans
 from ecrec.transport.client_node import check_process
 
 SCHEDULER_TIMEOUT_S = 60.0
@@ -127,6 +130,10 @@ class Connection:
         self.failure: Callable[[], EcrecError | None] = lambda: None
         """Every call raises what this returns."""
         self.figures = figures
+        self.spans: Spans | None = None
+        """Who wants to know what is done when (`Session.observe`)."""
+        self._waits: tuple[float, float | None] = (0.0, None)
+        """Seconds of waits that are over, and when the present one began."""
         self._node = node
         self._rank = rank
         self._sync_workers = sync_workers
@@ -199,7 +206,18 @@ class Connection:
         late, self._late = self._late, []
         results = late + self._node.pump(0.0 if late else timeout_ms)
         self._pumped_s = time.monotonic()
+        if self.spans is not None:
+            self.spans.look(self.machine)
         return results
+
+    def span(self, name: str) -> AbstractContextManager[None]:
+        """What is done in this context is one span of a trace, if there is one."""
+        return contextlib.nullcontext() if self.spans is None else self.spans.span(name)
+
+    def waited_s(self, now: float) -> float:
+        """Seconds of all waits until now, of the monotonic clock; for any thread."""
+        over, since = self._waits
+        return over if since is None else over + max(0.0, now - since)
 
     def beat(self) -> None:
         """Called by another thread now and then: what a worker must say to stay one is said while this one computes."""
@@ -209,6 +227,8 @@ class Connection:
             if self.closed or self._late_error or time.monotonic() - self._pumped_s < BEAT_S:
                 return
             self._late += self._node.pump(0.0)
+            if self.spans is not None:
+                self.spans.look(self.machine)
         except Exception as error:
             self._late_error = error  # the next call raises it
         finally:
@@ -245,6 +265,7 @@ class Connection:
         self.check_open()
         self.check_failed()
         begin = said = time.monotonic()
+        self._waits = self.figures.waited_s, begin
         try:
             while not done():
                 now = time.monotonic()
@@ -258,9 +279,12 @@ class Connection:
                 self.pump(PUMP_MS)
         finally:
             self.machine.wait(False)
-        waited = time.monotonic() - begin
-        self.figures.waited_s += waited
-        self.figures.longest_pause_s = max(self.figures.longest_pause_s, waited)
+            end = time.monotonic()
+            self.figures.waited_s += end - begin
+            self.figures.longest_pause_s = max(self.figures.longest_pause_s, end - begin)
+            self._waits = self.figures.waited_s, None
+            if self.spans is not None:
+                self.spans.add("wait", begin, end, **{"for": what})
 
     def _advice(self) -> str:
         return advice(self.machine, self._sync_workers, self._node.scheduler_trouble())

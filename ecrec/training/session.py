@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, SupportsFloat, TypeVar
 
@@ -46,6 +47,7 @@ from ecrec.training.changes import Changes
 from ecrec.training.clipping import check_norms, clip, zero_nonfinite
 from ecrec.training.configs import NOT_POOLED
 from ecrec.training.connection import PUMP_MS, Connection, Figures, Node, locked
+from ecrec.training.observation import EVERY_S, TRACE_STEPS, WINDOW_EXAMPLES, Observation
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.parts import F32, Fetch, Part, Share
 from ecrec.training.pulls import Asked, RecordsAsked
@@ -150,6 +152,7 @@ class Session:
         self._tables: dict[int, TableSpec] = {}
         """Those of its parts: index -> spec."""
         self._optimizer: ShardOptimizer | None = None
+        self._observation: Observation | None = None
 
     # ------------------------------------------------------------------ life
     @locked
@@ -197,6 +200,8 @@ class Session:
             self.flush()
             for part in self.parts:
                 part.finish()
+            if self._observation is not None:
+                self._observation.close()
             self._leave_run()
         finally:
             self.abandon()
@@ -405,6 +410,8 @@ class Session:
     def abandon(self) -> None:
         """Disconnect at once; pushes that are not durable may be lost."""
         exits.closed(self)
+        if self._observation is not None:
+            self._observation.close()
         self._connection.abandon()
 
     def start_heartbeat(self) -> None:
@@ -570,6 +577,46 @@ class Session:
         return [part for _, part in living]
 
     # ------------------------------------------------------------------ steps
+    def observe(
+        self,
+        *,
+        metrics: str | Path | None = None,
+        tensorboard: str | Path | None = None,
+        trace: str | Path | None = None,
+        trace_steps: int = TRACE_STEPS,
+        first_step: int = 0,
+        window_examples: int = WINDOW_EXAMPLES,
+        every_s: float = EVERY_S,
+    ) -> Observation:
+        """Write to files, while training goes on, how it goes; a context manager, which ends no later than the session.
+
+        ``metrics``: a file of JSON lines, one every ``every_s`` seconds, which several workers of a host may share and
+        which is gone on with. ``tensorboard``: a directory, in which worker R has the run ``worker-R`` (needs the
+        extra ``tensorboard``). ``trace``: a file for what the next ``trace_steps`` steps do when; with several workers,
+        and for one that was started again, with rank and life in its name. docs/training.md has the fields.
+
+        Call its ``step(loss, labels, logits)`` behind each `push`. ``first_step``: the steps of a run that this one
+        goes on with. AUC and normalized entropy are those of the last ``window_examples`` examples. A file that cannot
+        be written later on, as on a full disk, is warned of once. Raises ConfigurationError where one cannot be
+        opened, for numbers that cannot be, and while another observation goes on.
+        """
+        if self._observation is not None and self._observation.is_open:
+            raise ConfigurationError("observe: this session is observed already; close that observation first")
+        self._connection.check_open()
+        self._observation = Observation(
+            self._connection,
+            self.rank,
+            self.world_size,
+            metrics=metrics,
+            tensorboard=tensorboard,
+            trace=trace,
+            trace_steps=trace_steps,
+            first_step=first_step,
+            window_examples=window_examples,
+            every_s=every_s,
+        )
+        return self._observation
+
     def prefetch(
         self,
         batches: Iterable[BatchT],
@@ -600,9 +647,11 @@ class Session:
         while True:
             while not ended and len(queue) <= depth:
                 try:
-                    batch = next(source)
-                    seen = features(batch)
-                    asked = self._ask([part.plan(seen) for part in parts], self.exact)
+                    with self._connection.span("read"):
+                        batch = next(source)
+                    with self._connection.span("plan"):
+                        seen = features(batch)
+                        asked = self._ask([part.plan(seen) for part in parts], self.exact)
                 except StopIteration:
                     ended = True
                 except Exception as error:  # the good batches before this one come first
@@ -621,6 +670,8 @@ class Session:
                 self._await(asked)
             for part, fetch in zip(parts, asked.fetches, strict=True):
                 part.offer(seen, fetch)
+            if self._connection.spans is not None:
+                self._connection.spans.computes()
             yield batch
 
     def lease_splits(
@@ -672,6 +723,15 @@ class Session:
         and GradientError for values that are not finite (see `Session`): its gradients are gone, and the session goes
         on with the next step. Only PartialPushError says that some shards may have applied their parts.
         """
+        spans = self._connection.spans
+        if spans is not None:
+            spans.computed()
+        with self._connection.span("push"):
+            self._push_gradients(examples)
+        if spans is not None:
+            spans.stepped(self.figures.steps, examples)
+
+    def _push_gradients(self, examples: int) -> None:
         self._check_writes("push")
         examples = _whole(examples)
         self._splits.check(examples)
@@ -846,6 +906,8 @@ class Session:
             advice = "" if assign else ' (nonfinite="zero" would take it as zero)'
             raise GradientError(f"{error}{where}{advice}", error.place) from None
         self._connection.perform(effects)
+        if self._connection.spans is not None:
+            self._connection.spans.pushes(self.machine)
         self.figures.bytes_pushed += sum(frames_bytes(frames) for _, frames in by_shard.values())
 
     def _zero_nonfinite(self, values: F32) -> None:
@@ -862,14 +924,17 @@ class Session:
         ticket, effects = self.machine.pull(asked.by_shard, exact=exact, records=records)
         self._connection.asked[ticket] = asked
         self._connection.perform(effects)
+        if self._connection.spans is not None:
+            self._connection.spans.pulls(ticket, asked.by_shard)
         return asked
 
     @locked
     def _await(self, asked: Asked) -> None:
-        self.wait(lambda: asked.frames is not None or asked.refusal != "", "the answers to a pull")
-        if asked.refusal:
-            raise RefusedError(asked.refusal)
-        self.figures.bytes_pulled += asked.fill()
+        with self._connection.span("pull"):
+            self.wait(lambda: asked.frames is not None or asked.refusal != "", "the answers to a pull")
+            if asked.refusal:
+                raise RefusedError(asked.refusal)
+            self.figures.bytes_pulled += asked.fill()
 
 
 def _as_int(number: Any) -> Any:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ecrec.training.metrics import Window, auc, log_loss, normalized_entropy
+from ecrec.training.metrics import Window, WindowFigures, auc, log_loss, normalized_entropy
 
 
 @pytest.mark.parametrize("levels", [2, 5, 1000])
@@ -92,21 +92,26 @@ def test_a_window_has_the_last_rows_whatever_the_batches(size: int) -> None:
         logits += batch[1].tolist()
         last = labels[-size:], logits[-size:]
         assert len(window) == len(last[0])
+        figures = window.figures()
         if 0 < sum(last[0]) < len(last[0]):
-            assert window.auc() == pytest.approx(slow_auc(*last), abs=1e-12)
-            assert window.normalized_entropy() == pytest.approx(slow_normalized_entropy(*last), rel=1e-9)
-            assert window.log_loss() == pytest.approx(log_loss(*last), rel=1e-12)
+            assert figures.auc == pytest.approx(slow_auc(*last), abs=1e-12)
+            assert figures.normalized_entropy == pytest.approx(slow_normalized_entropy(*last), rel=1e-9)
+            assert figures.logloss == pytest.approx(log_loss(*last), rel=1e-12)
         else:
-            assert window.auc() is None and window.normalized_entropy() is None
+            assert figures.auc is None and figures.normalized_entropy is None
+        copy = window.copy()
+        assert copy.figures() == figures and figures.examples == len(last[0])
+    window.add(np.ones(size), np.zeros(size))
+    assert copy.figures() == figures != window.figures()
 
 
 def test_a_window_refuses_what_has_no_answer_and_keeps_what_it_has() -> None:
     with pytest.raises(ValueError, match="a window of 0 examples"):
         Window(0)
     window = Window(4)
-    assert window.auc() is None and window.log_loss() is None and window.normalized_entropy() is None
+    assert window.figures() == WindowFigures()
     window.add([0, 1], [0.0, 1.0])
     for labels, logits, words in (([1], [math.nan], "NaN"), ([2], [0.0], "0 or 1"), ([1], [0.0, 1.0], "one length")):
         with pytest.raises(ValueError, match=words):
             window.add(labels, logits)
-    assert len(window) == 2 and window.auc() == 1.0
+    assert len(window) == 2 and window.figures().auc == 1.0
