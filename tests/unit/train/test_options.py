@@ -3,6 +3,7 @@ import pytest
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.placement import OPTIMIZERS
+from ecrec.train import options
 from ecrec.train.options import DENSE_LEARNING_RATES, LEARNING_RATES, TrainOptions, check_options, parse_sizes
 
 
@@ -11,7 +12,7 @@ def test_the_defaults_are_fine():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("given", "words"),
     [
         ({"shards": 0}, "--shards 0"),
         ({"shards": 17, "code": "4+1"}, "--shards 17"),
@@ -53,11 +54,17 @@ def test_the_defaults_are_fine():
         ({"kills": ("ps:1@9",), "steps": 5}, "only 5 steps"),
         ({"data": ("/nonexistent/day_0.gz",)}, "--data /nonexistent/day_0.gz: No such file"),
         ({"report": "/nonexistent/report.json"}, "--report"),
+        ({"metrics": "/nonexistent/metrics.jsonl"}, "--metrics /nonexistent/metrics.jsonl: cannot be written"),
+        ({"trace": "/"}, "--trace /: cannot be written"),
+        ({"trace_steps": 0}, "--trace-steps 0: must be at least 1"),
+        ({"trace_steps": 10_001}, "--trace-steps 10001: must be at most 10000"),
+        ({"tensorboard": "/dev/null/board"}, "--tensorboard /dev/null/board: (needs TensorBoard|Not a directory)"),
+        ({"metrics": "metrics.jsonl", "on": "ray"}, "--metrics with --on ray: each worker would write it on a node"),
     ],
 )
-def test_what_cannot_be_is_named(options, words):
+def test_what_cannot_be_is_named(given, words):
     with pytest.raises(ConfigurationError, match=words):
-        check_options(TrainOptions(**options))
+        check_options(TrainOptions(**given))
 
 
 def test_an_empty_data_file_and_a_directory_are_refused(tmp_path):
@@ -123,3 +130,17 @@ def test_files_out_of_order_are_said(tmp_path):
     (warning,) = check_options(TrainOptions(data=tuple(files)))
     assert warning.endswith(f"Numbered in order they are: {files[0]}, {files[2]}, {files[1]}")
     assert check_options(TrainOptions(data=(files[0], files[2], files[1]))) == []
+
+
+def test_tensorboard_that_is_missing_is_named_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigurationError, match=r'--tensorboard .*: needs TensorBoard: pip install "ecrec\[tensorboard\]"'
+    ):
+        check_options(TrainOptions(tensorboard=str(tmp_path / "board")))
+    assert not (tmp_path / "board").exists()
+
+
+def test_the_longest_trace_is_that_of_a_session():
+    spans = pytest.importorskip("ecrec.training.spans", exc_type=ImportError)
+    assert options.TRACE_STEPS_MAX == spans.STEPS_MAX
