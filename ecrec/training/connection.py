@@ -284,7 +284,7 @@ class Connection:
             self.figures.longest_pause_s = max(self.figures.longest_pause_s, end - begin)
             self._waits = self.figures.waited_s, None
             if self.spans is not None:
-                self.spans.add("wait", begin, end, **{"for": what})
+                self.spans.add("wait", begin, end, {"for": what})
 
     def _advice(self) -> str:
         return advice(self.machine, self._sync_workers, self._node.scheduler_trouble())

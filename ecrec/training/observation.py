@@ -8,6 +8,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -27,9 +28,9 @@ EVERY_S = 1.0
 EVERY_S_MIN = 0.1
 """Lines more often would cost the training something."""
 
-WINDOW_SHARE = 0.005
+WINDOW_SHARE = 0.002
 """The metrics of the window take at most this share of the time of one core. Those of 100,000 examples take some 10 ms:
-they come in every second or third line."""
+they come every five seconds or so."""
 
 CLOSE_S = 10.0
 """At its end an observation waits so long for a disk that hangs."""
@@ -65,6 +66,7 @@ class Observation:
     def __init__(
         self,
         connection: Connection,
+        report: Callable[..., None],
         rank: int,
         world_size: int,
         *,
@@ -88,6 +90,7 @@ class Observation:
         self.window = Window(window_examples)
         self.warnings: list[str] = []
         self._connection = connection
+        self._report = report
         self._rank = rank
         self._first_step = first_step
         self._every_s = every_s
@@ -99,6 +102,8 @@ class Observation:
         """Examples of the session up to which the loss was told."""
         self._last = self._count()
         """When the last line was made."""
+        self._fresh: WindowFigures | None = None
+        """The metrics of the window, until they are reported."""
         self._due_s = -math.inf
         """The metrics of the window are not computed before."""
         self._stopped = threading.Event()
@@ -110,10 +115,10 @@ class Observation:
         except ConfigurationError:
             self._close_files()
             raise
-        self._thread: threading.Thread | None = None
-        if self._files or self._trace is not None:
-            self._thread = threading.Thread(target=self._run, name="ecrec-observation", daemon=True)
-            self._thread.start()
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._run, name="ecrec-observation", daemon=True
+        )
+        self._thread.start()
 
     def _open(
         self,
@@ -135,7 +140,8 @@ class Observation:
 
     def step(self, loss: Any, labels: Any = None, logits: Any = None) -> None:
         """Behind `Session.push`: the mean ``loss`` of its examples, a number or a tensor of one; and, for the window,
-        their ``labels``, 0 or 1, and ``logits``, both [n], as tensors or arrays.
+        their ``labels``, 0 or 1, and ``logits``, both [n], as tensors or arrays. Has `Session.report` show it, and the
+        metrics of the window when these are new.
 
         Rows whose logits are not numbers are left out of the window; the loss shows them. Raises ConfigurationError for
         labels and logits that are none.
@@ -148,6 +154,11 @@ class Observation:
             self._weight += examples or 1
             if labels is not None:
                 self._add(_array(labels), _array(logits))
+            fresh, self._fresh = self._fresh, None
+        if fresh is None:
+            self._report(loss=value)
+        else:
+            self._report(loss=value, auc=fresh.auc, normalized_entropy=fresh.normalized_entropy)
 
     def _add(self, labels: Any, logits: Any) -> None:
         try:
@@ -159,7 +170,7 @@ class Observation:
 
     @property
     def is_open(self) -> bool:
-        """It has files to write."""
+        """It was not closed."""
         return self._thread is not None
 
     def close(self) -> None:
@@ -193,10 +204,9 @@ class Observation:
         self._close_files()
 
     def _write(self, is_last: bool) -> None:
-        if self._files:
-            line = self._line(is_last)
-            for file in self._files:
-                file.write(line)
+        line = self._line(is_last)
+        for file in self._files:
+            file.write(line)
         if self._trace is None or self._spans is None:
             return
         is_over = is_last or self._spans.is_over
@@ -247,6 +257,8 @@ class Observation:
         begin = time.thread_time()
         figures = window.figures()
         self._due_s = now + (time.thread_time() - begin) / WINDOW_SHARE
+        with self._lock:
+            self._fresh = figures
         return figures
 
     def _close_files(self) -> None:

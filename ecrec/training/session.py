@@ -595,16 +595,17 @@ class Session:
         extra ``tensorboard``). ``trace``: a file for what the next ``trace_steps`` steps do when; with several workers,
         and for one that was started again, with rank and life in its name. docs/training.md has the fields.
 
-        Call its ``step(loss, labels, logits)`` behind each `push`. ``first_step``: the steps of a run that this one
-        goes on with. AUC and normalized entropy are those of the last ``window_examples`` examples. A file that cannot
-        be written later on, as on a full disk, is warned of once. Raises ConfigurationError where one cannot be
-        opened, for numbers that cannot be, and while another observation goes on.
+        Call its ``step(loss, labels, logits)`` behind each `push`; it makes a `report` too. ``first_step``: steps of a
+        run that this one goes on with. AUC and normalized entropy are those of the last ``window_examples`` examples.
+        A file that cannot be written later on, as on a full disk, is warned of once. Raises ConfigurationError where
+        one cannot be opened, for numbers that cannot be, and while another observation goes on.
         """
         if self._observation is not None and self._observation.is_open:
             raise ConfigurationError("observe: this session is observed already; close that observation first")
         self._connection.check_open()
         self._observation = Observation(
             self._connection,
+            self.report,
             self.rank,
             self.world_size,
             metrics=metrics,

@@ -9,9 +9,9 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,10 @@ EVENTS_MAX = 1_000_000
 
 SCRIPT_THREAD = 1
 """The thread of a trace on which the script runs."""
+
+
+_Event: TypeAlias = tuple[str, str | int, float, Any, Any]
+"""Phase; name, or shard; when; end, or id; arguments, or kind. JSON is made of it in the thread that writes."""
 
 
 class Traced(Protocol):
@@ -49,7 +53,6 @@ class Spans:
     def __init__(self, steps: int, worker: int, epoch: int, pid: int) -> None:
         self._left = steps
         self._pid = pid
-        self._count = 0
         self._ids = itertools.count(1)
         self._begin = time.monotonic()
         """Of the step."""
@@ -61,18 +64,19 @@ class Spans:
         """Shard -> (number, id) of pushes that are not durable there."""
         self._down: set[int] = set()
         name = f"worker {worker}" if epoch <= 1 else f"worker {worker}, life {epoch}"
-        self._events: deque[dict[str, Any]] = deque(
+        self._taken = 0
+        self._events: deque[_Event] = deque(
             [
-                {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}},
-                {"ph": "M", "pid": pid, "name": "process_sort_index", "args": {"sort_index": worker}},
-                {"ph": "M", "pid": pid, "tid": SCRIPT_THREAD, "name": "thread_name", "args": {"name": "script"}},
+                ("M", "process_name", 0.0, 0.0, {"name": name}),
+                ("M", "process_sort_index", 0.0, 0.0, {"sort_index": worker}),
+                ("M", "thread_name", 0.0, 0.0, {"name": "script"}),
             ]
         )
 
     @property
     def records(self) -> bool:
         """Steps are left to record."""
-        return self._left > 0 and self._count < EVENTS_MAX
+        return self._left > 0 and self._taken + len(self._events) < EVENTS_MAX
 
     @property
     def is_over(self) -> bool:
@@ -81,23 +85,12 @@ class Spans:
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """What is done in this context is one span."""
-        return self._span(name) if self.records else contextlib.nullcontext()
+        return _Span(self, name)
 
-    @contextlib.contextmanager
-    def _span(self, name: str) -> Iterator[None]:
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add(name, begin, time.monotonic())
-
-    def add(self, name: str, begin: float, end: float, **args: Any) -> None:
+    def add(self, name: str, begin: float, end: float, args: Mapping[str, Any] | None = None) -> None:
         """A span that is over."""
-        if not self.records:
-            return
-        first = _ns(begin)
-        event = {"ph": "X", "tid": SCRIPT_THREAD, "name": name, "ts": first / 1e3, "dur": (_ns(end) - first) / 1e3}
-        self._add({**event, "args": args} if args else event)
+        if self.records:
+            self._events.append(("X", name, begin, end, args))
 
     def computes(self) -> None:
         """The script has its batch."""
@@ -111,7 +104,7 @@ class Spans:
     def stepped(self, step: int, examples: int) -> None:
         """A push was made, the end of a step."""
         end = time.monotonic()
-        self.add("step", self._begin, end, step=step, examples=examples)
+        self.add("step", self._begin, end, {"step": step, "examples": examples})
         self._begin = end
         self._left -= 1
 
@@ -141,7 +134,7 @@ class Spans:
         down = set(machine.down())
         for shard in sorted(down ^ self._down) if self.records else ():
             text = f"shard {shard} is {'down' if shard in down else 'there again'}"
-            self._add({"ph": "i", "s": "p", "tid": SCRIPT_THREAD, "name": text, "ts": _ns(time.monotonic()) / 1e3})
+            self._events.append(("i", text, time.monotonic(), 0.0, None))
         self._down = down
 
     def take(self) -> list[bytes]:
@@ -149,24 +142,50 @@ class Spans:
         taken = []
         with contextlib.suppress(IndexError):
             while True:
-                taken.append(msgspec.json.encode(self._events.popleft()))
-        return taken
+                taken.append(self._events.popleft())
+        self._taken += len(taken)
+        return [self._json(event) for event in taken]
+
+    def _json(self, event: _Event) -> bytes:
+        """Put together by hand, for a thread that encodes keeps the script from running; names need no escapes."""
+        phase, name, at, more, args = event
+        begin = _ns(at)
+        text = f'{{"ph":"{phase}","pid":{self._pid},"tid":{SCRIPT_THREAD}'
+        if phase != "M":
+            text += f',"ts":{begin / 1e3:.3f}'
+        if phase in "be":
+            return f'{text},"cat":"{args}","id2":{{"local":"{more:#x}"}},"name":"{args} shard {name}"}}'.encode()
+        text += f',"name":"{name}"'
+        if phase == "X":
+            text += f',"dur":{(_ns(more) - begin) / 1e3:.3f}'
+        elif phase == "i":
+            text += ',"s":"p"'  # marks the process
+        if args is None:
+            return f"{text}}}".encode()
+        return f'{text},"args":'.encode() + msgspec.json.encode(args) + b"}"
 
     def _fly(self, kind: str, shard: int) -> int:
         number = next(self._ids)
-        self._async("b", kind, shard, number)
+        self._events.append(("b", shard, time.monotonic(), number, kind))
         return number
 
     def _land(self, kind: str, shard: int, number: int) -> None:
-        self._async("e", kind, shard, number)
+        self._events.append(("e", shard, time.monotonic(), number, kind))
 
-    def _async(self, phase: str, kind: str, shard: int, number: int) -> None:
-        event = {"ph": phase, "cat": kind, "id2": {"local": hex(number)}, "tid": SCRIPT_THREAD}
-        self._add({**event, "name": f"{kind} shard {shard}", "ts": _ns(time.monotonic()) / 1e3})
 
-    def _add(self, event: dict[str, Any]) -> None:
-        self._count += 1
-        self._events.append({**event, "pid": self._pid})
+class _Span:
+    """A context that is one span of a trace; cheap, for each step has several."""
+
+    __slots__ = ("_begin", "_name", "_spans")
+
+    def __init__(self, spans: Spans, name: str) -> None:
+        self._spans, self._name, self._begin = spans, name, time.monotonic()
+
+    def __enter__(self) -> None:
+        self._begin = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._spans.add(self._name, self._begin, time.monotonic())
 
 
 def _ns(at: float) -> int:

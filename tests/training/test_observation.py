@@ -105,6 +105,8 @@ def test_lines_come_while_training_goes_on_and_add_up(tmp_path: Path) -> None:
     with InProcessCluster().session() as session:
         with session.observe(metrics=file, every_s=0.1) as observed:
             train(session, observed, 20, lambda step: step == 10 and wait_until(lambda: len(lines_of(file)) >= 2))
+            shown = session.machine.figures
+            assert math.isfinite(shown["loss"]) and 0 < shown["auc"] < 1 and shown["normalized_entropy"] > 0
         lines = lines_of(file)
         assert len(lines) >= 3
         assert sum(line["steps"] for line in lines) == 20
@@ -260,7 +262,7 @@ def test_what_cannot_be_observed_is_refused_and_the_session_goes_on(tmp_path: Pa
                 session.observe(**options)
         with session.observe(metrics=tmp_path / "file"), pytest.raises(ConfigurationError, match="observed already"):
             session.observe(metrics=tmp_path / "file")
-        train(session, session.observe())  # nothing is written: no thread, no file
+        train(session, session.observe())  # the session closes it
 
 
 def test_the_window_costs_at_most_its_share(monkeypatch: Any, tmp_path: Path) -> None:
@@ -274,12 +276,12 @@ def test_the_window_costs_at_most_its_share(monkeypatch: Any, tmp_path: Path) ->
     real = Window.figures
     monkeypatch.setattr(Window, "figures", figures)
     with InProcessCluster().session() as session:
-        observed = session.observe()
+        observed = session.observe(every_s=NEVER_S)
         observed.step(0.5, np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-        times = [0.0, 1.0, 1.9, 2.0, 3.0, 3.9, 4.1]
+        times = [0.0, 1.0, 4.9, 5.0, 6.0, 9.9, 10.1]
         found = [observed._window_figures(at, False).examples for at in times]
-        assert found == [2, 0, 0, 2, 0, 0, 2]  # 10 ms each 2 s are half a per cent
-        assert observed._window_figures(4.2, True).examples == 2
+        assert found == [2, 0, 0, 2, 0, 0, 2]  # 10 ms each 5 s are 0.2 %
+        assert observed._window_figures(10.2, True).examples == 2
 
 
 # ---------------------------------------------------------------------- traces
