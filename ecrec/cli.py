@@ -17,6 +17,7 @@ from rich.live import Live
 from ecrec.errors import ClusterError, ConfigurationError, DataLostError, EcrecError
 from ecrec.exit_codes import ExitCode, exit_code, exit_codes_help
 from ecrec.launch import variables
+from ecrec.launch.dashboard import ALLOW_HOST_HELP, DEFAULT_ADDRESS
 from ecrec.launch.environment import CURVE_DIR_HELP
 from ecrec.train.flags import command
 from ecrec.train.options import (
@@ -49,6 +50,8 @@ SchedulerOption = Annotated[
     str,
     typer.Option(help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH, zk://HOST:PORT/PATH or file:///PATH."),
 ]
+
+DASHBOARD_HELP = "HOST:PORT: show it there, to everybody who reaches it, without encryption; port 0 takes a free one."
 
 CurveDirOption = Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)]
 
@@ -118,6 +121,25 @@ def status(
                 live.update(render(cluster_state(scheduler, curve_dir=curve_dir)), refresh=True)
             except ClusterError as error:
                 live.console.print(str(error))
+
+
+@app.command(
+    name="dashboard",
+    help="Show a running cluster as a live page for a browser, until Ctrl-C: training, servers, deaths and recoveries. "
+    "It changes nothing. " + exit_codes_help(ExitCode.FAILED, ExitCode.OPTIONS, ExitCode.INTERRUPTED),
+)
+def show_dashboard(
+    scheduler: SchedulerOption,
+    http: Annotated[str, typer.Option(help=DASHBOARD_HELP)] = DEFAULT_ADDRESS,
+    allow_host: Annotated[list[str] | None, typer.Option(help=ALLOW_HOST_HELP)] = None,
+    curve_dir: CurveDirOption = None,
+) -> None:
+    from ecrec.launch.tools.dashboard import dashboard
+
+    with dashboard(scheduler, http, allow_host or (), curve_dir) as url:
+        print(url, flush=True)
+        while True:
+            signal.pause()
 
 
 @app.command(

@@ -1,8 +1,8 @@
 """A small HTTP server for probes and scrapers: one thread, answers that are made on request, bounded in all it takes.
 
-It reads a request line and looks at nothing else. Whatever comes, a connection costs at most `REQUEST_BYTES_MAX` and
-`REQUEST_S`, and no more than `CONNECTIONS_MAX` are open: a new one ends the oldest, so that a probe is answered while
-somebody holds connections open.
+It reads a request line, and the headers for those who ask about them (``guard``). Whatever comes, a connection costs at
+most `REQUEST_BYTES_MAX` and `REQUEST_S`, and no more than `CONNECTIONS_MAX` are open: a new one ends the oldest, so
+that a probe is answered while somebody holds connections open.
 """
 
 import contextlib
@@ -35,8 +35,10 @@ _REQUEST = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.[01]\r?")
 _REASONS = {
     200: "OK",
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    421: "Misdirected Request",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     501: "Not Implemented",
@@ -48,6 +50,20 @@ class Response(NamedTuple):
     status: int
     body: bytes
     kind: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+    """More of them."""
+
+
+class Request(NamedTuple):
+    """What the guard of a server sees."""
+
+    path: str
+    headers: Mapping[str, str]
+    """By name in lower case; of one that comes twice, both, with a comma between them."""
+
+
+Guard = Callable[[Request], Response | None]
+"""Why a request is not answered; None if it is."""
 
 
 def text(status: int, body: str) -> Response:
@@ -80,11 +96,19 @@ class _Connection:
 
 
 class HttpServer:
-    """Answers GET and HEAD; a context manager around its thread. ``routes``: path -> what makes the answer, there."""
+    """Answers GET and HEAD; a context manager around its thread. ``routes``: path -> what makes the answer, there.
+    ``guard``: is asked before each answer."""
 
-    def __init__(self, option: str, address: tuple[str, int], routes: Mapping[str, Callable[[], Response]]) -> None:
+    def __init__(
+        self,
+        option: str,
+        address: tuple[str, int],
+        routes: Mapping[str, Callable[[], Response]],
+        guard: Guard = lambda request: None,
+    ) -> None:
         """Listens at once. Raises ConfigurationError, naming the option, where it cannot."""
         self._routes = routes
+        self._guard = guard
         host, port = address
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -182,14 +206,15 @@ class HttpServer:
             return
         each.read += data
         if b"\n\r\n" in each.read or b"\n\n" in each.read:
-            each.answer = self._answer(bytes(each.read.partition(b"\n")[0]))
+            each.answer = self._answer(bytes(each.read))
         elif len(each.read) > REQUEST_BYTES_MAX:
             each.answer = _encode(text(431, f"a request has at most {REQUEST_BYTES_MAX} bytes"))
         else:
             return
         self._selector.modify(each.socket, selectors.EVENT_WRITE, each.socket)
 
-    def _answer(self, line: bytes) -> bytes:
+    def _answer(self, read: bytes) -> bytes:
+        line, _, rest = read.partition(b"\n")
         request = _REQUEST.fullmatch(line)
         if request is None:
             return _encode(text(400, "expected a request of HTTP/1.1"))
@@ -200,7 +225,7 @@ class HttpServer:
         if make is None:
             return _encode(text(404, f"there are {', '.join(self._routes)}"))
         try:
-            response = make()
+            response = self._guard(Request(target, _headers(rest))) or make()
         except Exception as error:
             log.warning("%s could not be answered: %r", target, error)
             response = text(500, f"an error inside ecrec: {error!r}")
@@ -214,10 +239,23 @@ class HttpServer:
             each.socket.close()
 
 
+def _headers(read: bytes) -> dict[str, str]:
+    """The lines up to the first empty one."""
+    found: dict[str, str] = {}
+    for line in read.decode("latin-1").split("\n"):
+        if not line.strip():
+            break
+        name, _, value = line.partition(":")
+        name = name.lower()
+        found[name] = f"{found[name]},{value.strip()}" if name in found else value.strip()
+    return found
+
+
 def _encode(response: Response, with_body: bool = True) -> bytes:
-    status, body, kind = response
+    status, body, kind, headers = response
     head = (
         f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-        "Connection: close\r\n\r\n"
+        "Connection: close\r\n"
     )
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
     return head.encode() + (body if with_body else b"")

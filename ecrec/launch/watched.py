@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ecrec.launch.dashboard.page import Dashboard
 from ecrec.launch.http_server import HttpServer, Response, parse_address, text
 
 HTTP_HELP = (
@@ -57,10 +58,13 @@ class Watched:
         self.alive_s = alive_s
         self._registry = _registry(lambda: self.look().metrics)
 
-    def serve(self, option: str, address: str, offset: int = 0) -> HttpServer:
+    def serve(self, option: str, address: str, offset: int = 0, dashboard: Dashboard | None = None) -> HttpServer:
         """Raises ConfigurationError, naming the option, for an address where it cannot listen."""
         routes = {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}
-        return HttpServer(option, parse_address(option, address, offset), routes)
+        where = parse_address(option, address, offset)
+        if dashboard is None:
+            return HttpServer(option, where, routes)
+        return HttpServer(option, where, {**routes, **dashboard.routes}, dashboard.guard)
 
     def healthz(self) -> Response:
         """Whether to start it anew would help: only if it hangs."""

@@ -30,21 +30,24 @@ class Seen(NamedTuple):
 class WatchMachine:
     """Asks again and again; sans-I/O like its peers. A scheduler that restarts is silent for a while."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, every_ms: float = EVERY_MS) -> None:
         self.address = address
+        self.every_ms = every_ms
         self.seen: Seen | None = None
         self._history: list[HistoryEntry] = []
         self._request = 0
-        self._asked_ms = -EVERY_MS
+        self._asked_ms = -every_ms
 
     def handle(self, event: Event, now_ms: float) -> list[Effect]:
         if isinstance(event, Received):
             message = event.message
             if isinstance(message, ClusterState) and message.request == self._request:
+                if self.seen is not None and self.seen.state.cluster != message.cluster:
+                    self._history = []  # another cluster at the same endpoint
                 self._add_history(message.history)
                 state = msgspec.structs.replace(message, history=self._history)
                 self.seen = Seen(self._asked_ms / 1e3, state)
-        elif isinstance(event, Tick) and now_ms - self._asked_ms >= EVERY_MS:
+        elif isinstance(event, Tick) and now_ms - self._asked_ms >= self.every_ms:
             self._request += 1
             self._asked_ms = now_ms
             return [Send(SCHEDULER_ADDRESS, ClusterQuery(self._request))]

@@ -141,6 +141,10 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = LOCAL
     transport: Annotated[str, Flag(" or ".join(TRANSPORTS) + ".", choices=TRANSPORTS)] = "ipc"
+    http: Annotated[
+        str | None,
+        Flag("HOST:PORT, such as 127.0.0.1:7080: show the live page of the run there, to everybody who reaches it."),
+    ] = None
     run_dir: Annotated[str | None, Flag("Directory for logs and state; a temporary one.")] = None
     deaths_max: Annotated[
         int,

@@ -33,6 +33,7 @@ from ecrec.launch.local.scratch import Scratch
 from ecrec.launch.rewind import DamagedPointError, Point, Rewinds, Rewound
 from ecrec.launch.saving import SavingThread
 from ecrec.launch.threads import SERVERS_PER_CORE, cores, thread_environment, worker_threads
+from ecrec.launch.tools.dashboard import dashboard
 from ecrec.launch.tools.verify import cluster_state, describe_bad, scrub
 from ecrec.launch.tools.watch import ClusterWatch
 from ecrec.protocol.messages import DOWN, UP, ClusterState, HistoryEntry
@@ -216,7 +217,7 @@ class TrainingRun:
             else:
                 self._lives.append(Life(time.monotonic()))
             self._start_workers(cluster, self._counted(cluster, rows))
-            with ClusterWatch(endpoint) as watch, self._checkpoints(endpoint) as checkpoints:
+            with self._page(endpoint), ClusterWatch(endpoint) as watch, self._checkpoints(endpoint) as checkpoints:
                 try:
                     cluster.wait_ready()
                     rewinds.lives(cluster_name(endpoint, curve_keys()))
@@ -233,6 +234,16 @@ class TrainingRun:
             self._progress.say("training is done; comparing all parity with all data")
             outcome = self._scrub(cluster, endpoint)
         return self._report(state, outcome)
+
+    @contextmanager
+    def _page(self, endpoint: str) -> Iterator[None]:
+        """The live page, where that is wanted."""
+        if self._options.http is None:
+            yield
+            return
+        with dashboard(endpoint, self._options.http) as url:
+            self._progress.say(f"live page at {url}")
+            yield
 
     def _make_tables(self, cluster: LocalCluster, rows: RowCount) -> None:
         """A worker makes the tables of the model, and ends."""

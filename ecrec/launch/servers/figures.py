@@ -1,7 +1,9 @@
 """What servers show over HTTP of themselves: a shard, and the scheduler of the whole cluster (docs/operations.md)."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
+from ecrec.launch.dashboard.feed import Feed
 from ecrec.launch.redundancy import redundancy
 from ecrec.launch.watched import COUNTER, GAUGE, Metric, Snapshot, counter, gauge
 from ecrec.protocol.messages import DOWN, NOT_WHOLE, RECOVERING, RESEEDING, UP, ClusterState, HistoryEntry
@@ -20,6 +22,23 @@ _OF_STORE = {
     "classes_to_seed": "Classes of stripes of which parity is still to be seeded.",
 }
 """Figures of a heartbeat -> what they are."""
+
+_COUNTED_BY_WORKERS = (
+    ("steps", "ecrec_worker_steps_total", "Steps of the worker."),
+    ("examples", "ecrec_worker_examples_total", "Examples of the worker."),
+    ("bytes_pulled", "ecrec_worker_pulled_bytes_total", "Bytes of rows that the worker pulled."),
+    ("bytes_pushed", "ecrec_worker_pushed_bytes_total", "Bytes of row ids and gradients that the worker pushed."),
+    ("waited_s", "ecrec_worker_waited_seconds_total", "Seconds of the worker's waiting for the cluster."),
+)
+_REPORTED_BY_WORKERS = (
+    ("loss", "The loss that the worker reported last."),
+    ("auc", "The AUC that the worker reported last."),
+    ("normalized_entropy", "The normalized entropy that the worker reported last."),
+)
+_OF_RECOVERY = (
+    ("repair_done", "ecrec_shard_rows_repaired_ratio", "Of a shard that recovers: the part of its rows that is here."),
+    ("seed_done", "ecrec_shard_parity_seeded_ratio", "Of a shard that recovers: the part of its parity that is here."),
+)
 
 
 def of_shard(machine: ShardMachine) -> Snapshot:
@@ -64,13 +83,20 @@ def _not_ready(machine: ShardMachine) -> str:
     return "" if machine.state or machine.heartbeats.is_known else NO_SCHEDULER
 
 
-def of_scheduler(machine: SchedulerMachine) -> Snapshot:
-    """Ready as soon as it leads: members must reach it to become a cluster."""
-    state = machine.cluster_state()
-    return Snapshot("", list(_of_cluster(state)))
+def of_scheduler(feed: Feed) -> Callable[[SchedulerMachine], Snapshot]:
+    """Ready as soon as it leads: members must reach it to become a cluster. The ``feed`` of the live page gets the same
+    state."""
+
+    def look(machine: SchedulerMachine) -> Snapshot:
+        state = machine.cluster_state()
+        feed.take(state, time.time())
+        return Snapshot("", list(of_cluster(state)))
+
+    return look
 
 
-def _of_cluster(state: ClusterState) -> Iterator[Metric]:
+def of_cluster(state: ClusterState) -> Iterator[Metric]:
+    """What a scheduler shows of its cluster."""
     shards = state.shards
     names = (UP, RECOVERING, RESEEDING, DOWN)
     counted = {name: sum(shard.state == name for shard in shards) for name in names}
@@ -114,13 +140,16 @@ def _of_cluster(state: ClusterState) -> Iterator[Metric]:
     yield gauge("ecrec_tables", "Tables.", len(state.tables))
     yield gauge("ecrec_rows", "Rows of all tables.", sum(table.rows for table in state.tables))
     yield gauge("ecrec_workers", "Workers that are heard of.", len(state.workers))
-    for name, what in (("steps", "Steps of the worker."), ("examples", "Examples of the worker.")):
-        yield Metric(
-            COUNTER,
-            f"ecrec_worker_{name}_total",
-            what,
-            [({"worker": str(worker)}, figures.get(name, 0.0)) for worker, figures in sorted(state.workers.items())],
-        )
+    workers = sorted(state.workers.items())
+    for name, metric, what in _COUNTED_BY_WORKERS:
+        grown = [({"worker": str(worker)}, figures.get(name, 0.0)) for worker, figures in workers]
+        yield Metric(COUNTER, metric, what, grown)
+    for name, what in _REPORTED_BY_WORKERS:
+        told = [({"worker": str(worker)}, figures[name]) for worker, figures in workers if name in figures]
+        yield Metric(GAUGE, f"ecrec_worker_{name}", what, told)
+    for name, metric, what in _OF_RECOVERY:
+        parts = [({"shard": str(each.shard)}, each.figures[name]) for each in shards if name in each.figures]
+        yield Metric(GAUGE, metric, what, parts)
     yield Metric(
         COUNTER,
         "ecrec_examples_trained_total",

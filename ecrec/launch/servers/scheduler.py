@@ -12,6 +12,9 @@ from ecrec.checkpoint.writer import FileWriter
 from ecrec.errors import ConfigurationError
 from ecrec.exit_codes import ExitCode, exit_codes_help
 from ecrec.launch import variables
+from ecrec.launch.dashboard import ALLOW_HOST_HELP
+from ecrec.launch.dashboard.feed import Feed
+from ecrec.launch.dashboard.page import Dashboard
 from ecrec.launch.environment import CURVE_DIR_HELP, curve_keys, log_to_stderr
 from ecrec.launch.groups import ON_DATA_LOSS, REINITIALISE, STOP, Groups, deal
 from ecrec.launch.servers import figures
@@ -156,7 +159,8 @@ def scheduler(
     ] = False,
     curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
     allow_plain_network: Annotated[bool, typer.Option("--allow-plain-network", help=PLAIN_HELP)] = False,
-    http: Annotated[str | None, typer.Option(help=HTTP_HELP)] = None,
+    http: Annotated[str | None, typer.Option(help=f"{HTTP_HELP} A browser gets a live page there.")] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(help=ALLOW_HOST_HELP)] = None,
     until: Annotated[list[str] | None, typer.Option(help=UNTIL_HELP)] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
 ) -> None:
@@ -247,7 +251,9 @@ def scheduler(
         return alone(state) if state is not None else one_of_several(str(coordinator))
 
     ready = {"ready": "scheduler", "pid": os.getpid(), **({"coordinator": coordinator} if coordinator else {})}
-    raise typer.Exit(run_server(make, ready, Pages(figures.of_scheduler, ""), http, until))
+    feed = Feed("the scheduler at this address")
+    pages = Pages(figures.of_scheduler(feed), "", Dashboard(feed, allow_host or ()))
+    raise typer.Exit(run_server(make, ready, pages, http, until))
 
 
 def timeouts(heartbeat_timeout_ms: int, link_timeout_ms: int | None = None) -> dict[str, int]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.exit_codes import ExitCode
+from ecrec.launch.dashboard.page import Dashboard
 from ecrec.launch.environment import keep_freed_memory
 from ecrec.launch.watched import Snapshot, Watched
 from ecrec.protocol.events import FENCED, LEFT, LEFT_EARLY, NO_SCHEDULER, OUTDATED, HalfHandledError
@@ -168,10 +169,11 @@ def is_elsewhere(endpoint: str) -> bool:
 
 
 class Pages:
-    """What a server shows over HTTP. ``show``: makes it of the server's machine."""
+    """What a server shows over HTTP. ``show``: makes it of the server's machine. ``dashboard``: the live page."""
 
-    def __init__(self, show: Callable[[Any], Snapshot], waiting: str) -> None:
+    def __init__(self, show: Callable[[Any], Snapshot], waiting: str, dashboard: Dashboard | None = None) -> None:
         self._show = show
+        self.dashboard = dashboard
         self._server: Server | None = None
         self._snapshot = Snapshot(waiting)
         self.watched = Watched(lambda: self._snapshot, self._alive_s)
@@ -200,7 +202,7 @@ def run_server(
     of ``until`` are there, if any are named.
     """
     try:
-        with pages.watched.serve("--http", http) if http else nullcontext() as shown:
+        with pages.watched.serve("--http", http, dashboard=pages.dashboard) if http else nullcontext() as shown:
             return _run(make, {**ready, **({"http": shown.url} if shown else {})}, pages, until or ())
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -237,7 +239,8 @@ def _run(make: Callable[[], Server], ready: dict[str, Any], pages: Pages, until:
         return ExitCode.OPTIONS
     try:
         signals = Signals(node)
-        pages.follow(node)
+        if "http" in ready:
+            pages.follow(node)
         if until:
             threading.Thread(target=_end_when_there, args=(node, until), name="ecrec-until", daemon=True).start()
         print(json.dumps({**ready, "endpoint": node.links.endpoint}), flush=True)

@@ -5,7 +5,7 @@ from types import TracebackType
 
 from ecrec.launch.environment import curve_keys
 from ecrec.protocol.messages import UP
-from ecrec.protocol.watch import Seen, Standing, WatchMachine
+from ecrec.protocol.watch import EVERY_MS, Seen, Standing, WatchMachine
 from ecrec.transport.client_node import ClientNode, tool_address
 
 _PUMP_MS = 50.0
@@ -14,9 +14,10 @@ _PUMP_MS = 50.0
 class ClusterWatch:
     """The latest state of a cluster; a context manager around the thread."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, curve_dir: str | None = None, every_ms: float = EVERY_MS) -> None:
         self._endpoint = endpoint
-        self._machine = WatchMachine(tool_address())
+        self._curve_dir = curve_dir
+        self._machine = WatchMachine(tool_address(), every_ms)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ecrec-watch", daemon=True)
 
@@ -53,7 +54,7 @@ class ClusterWatch:
         return {} if seen is None else seen.state.fenced
 
     def _run(self) -> None:
-        with ClientNode(self._endpoint, self._machine, curve_keys()) as node:
+        with ClientNode(self._endpoint, self._machine, curve_keys(self._curve_dir)) as node:
             while not self._ending.is_set():
                 node.pump(_PUMP_MS)
 
