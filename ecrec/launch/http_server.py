@@ -246,7 +246,7 @@ def _headers(read: bytes) -> dict[str, str]:
         if not line.strip():
             break
         name, _, value = line.partition(":")
-        name = name.lower()
+        name = name.strip().lower()
         found[name] = f"{found[name]},{value.strip()}" if name in found else value.strip()
     return found
 

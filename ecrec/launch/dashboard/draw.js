@@ -101,7 +101,8 @@ const WIDTH = 600, HEIGHT = 90;
 function chart(title, lines, show, series, spans, now, fromZero) {
   const at = series.at || [];
   const span = spanOf(at, now), from = now - span;
-  const [low, high] = range(lines.flatMap(([name]) => series[name] || []), fromZero);
+  const found = extent(lines.flatMap(([name]) => series[name] || [])), known = found !== null;
+  const [low, high] = range(found, fromZero);
   const x = (time) => ((time - from) / span) * WIDTH;
   const y = (value) => HEIGHT - 4 - ((value - low) / (high - low)) * (HEIGHT - 8);
   const bands = spans.filter(([, to]) => to > from).map(([begin, end]) => svg("rect", {
@@ -112,8 +113,7 @@ function chart(title, lines, show, series, spans, now, fromZero) {
     points: (piece.length > 1 ? piece : [piece[0], piece[0]]).map(([time, value]) => `${x(time).toFixed(1)},${y(value).toFixed(1)}`).join(" "),
     class: `line line-${index}`,
   })));
-  const known = lines.some(([name]) => (series[name] || []).some((v) => v !== null));
-  const label = known ? `${title}, last ${duration(span)}: from ${show(low)} to ${show(high)}` : `${title}: nothing was reported yet`;
+  const label = known ? `${title}, last ${duration(span)}: from ${show(found[0])} to ${show(found[1])}` : `${title}: nothing was reported yet`;
   const last = (name) => (series[name] && series[name].length ? series[name][series[name].length - 1] : null);
   const values = lines.map(([name, what], index) => el("span", { class: "value" },
     what ? el("span", { class: `key line-${index}`, "aria-hidden": "true" }) : null,
@@ -122,8 +122,8 @@ function chart(title, lines, show, series, spans, now, fromZero) {
     el("figcaption", { class: lines.length > 1 ? "several" : null }, el("span", { class: "title" }, title), ...values),
     el("div", { class: "plot" },
       svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label }, ...bands, ...paths),
-      known ? el("span", { class: "high", "aria-hidden": "true" }, show(high)) : null,
-      known ? el("span", { class: "low", "aria-hidden": "true" }, show(low)) : null),
+      known && high === found[1] ? el("span", { class: "high", "aria-hidden": "true" }, show(high)) : null,
+      known && (fromZero || low === found[0]) ? el("span", { class: "low", "aria-hidden": "true" }, show(low)) : null),
     el("p", { class: "axis", "aria-hidden": "true" }, el("span", {}, `${duration(span)} ago`), el("span", {}, "now")));
 }
 

@@ -8,19 +8,22 @@ they visit.
 import base64
 import hashlib
 import ipaddress
-import json
-import math
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+
+import msgspec
 
 from ecrec.launch.dashboard.feed import Feed
 from ecrec.launch.http_server import Request, Response, text
 
 PAGE, DATA = "/", "/dashboard.json"
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]+)?")
+"""An address of IPv6, or else a name."""
 
 _ALWAYS = (
     ("Cache-Control", "no-store"),
@@ -61,8 +64,8 @@ class Dashboard:
         self.routes: Mapping[str, Callable[[], Response]] = {PAGE: page, DATA: self._data}
 
     def _data(self) -> Response:
-        document = json.dumps(_plain(self.feed.document(time.time())), allow_nan=False, separators=(",", ":"))
-        return Response(200, document.encode(), "application/json", _ALWAYS)
+        document = msgspec.json.encode(self.feed.document(time.time()))  # NaN, which JSON lacks, becomes null
+        return Response(200, document, "application/json", _ALWAYS)
 
     def guard(self, request: Request) -> Response | None:
         """Refuses a browser that some other site sent, or that calls this address by a name that is none of its own."""
@@ -80,10 +83,10 @@ class Dashboard:
 
     def _knows(self, host: str) -> bool:
         """An address is no name, so nobody else can have it point here."""
-        name, bracket, _ = host.lower().rpartition("]")
-        if bracket:
-            return _is_address(name.removeprefix("["))
-        name = host.lower().partition(":")[0].removesuffix(".")
+        found = _HOST.fullmatch(host.lower())
+        if found is None:
+            return False
+        name = found[1] or found[2].removesuffix(".")
         return name in self._hosts or name.endswith(".localhost") or _is_address(name)
 
 
@@ -93,12 +96,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _plain(value: Any) -> Any:
-    """For JSON, which has no infinity; rates and times need no more than six digits behind the point."""
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

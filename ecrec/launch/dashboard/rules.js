@@ -25,12 +25,13 @@ function short(value) {
   for (const [unit, factor] of [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]]) {
     if (size >= factor * 0.9995) return `${digits(value / factor)} ${unit}`;
   }
-  return size !== 0 && size < 0.001 ? value.toExponential(1) : digits(value);
+  if (Number.isInteger(value)) return String(value);
+  return size < 0.001 ? value.toExponential(1) : digits(value);
 }
 
 function digits(value) {
   const size = Math.abs(value);
-  return value.toFixed(size >= 99.95 || Number.isInteger(value) ? 0 : size >= 9.995 ? 1 : 2);
+  return value.toFixed(size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2);
 }
 
 /** 1536 -> "1.5 KiB" */
@@ -45,14 +46,13 @@ function fixed(value, places) {
   return value === null || value === undefined || !Number.isFinite(value) ? "–" : value.toFixed(places);
 }
 
-/** 0.0421 -> "42 ms", 4.2 -> "4.2 s", 75 -> "1 min 15 s" */
+/** 0.0421 -> "42 ms", 4.21 -> "4.2 s", 75 -> "1 min 15 s" */
 function duration(seconds) {
   if (seconds === null || !Number.isFinite(seconds)) return "–";
   seconds = Math.max(0, seconds);
   if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
-  if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ""}`;
   const minutes = Math.round(seconds / 60);
   if (minutes < 2880) return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
@@ -70,7 +70,7 @@ function clockTime(at, now, places = 0) {
 }
 
 const STEPS = {
-  heard: "last heard", noticed: "declared down", settled: "others agreed on the cut",
+  heard: "last heard", noticed: "declared down", settled: "survivors agreed",
   replaced: "a spare took over", rows: "all rows rebuilt", whole: "whole again",
   again: "died again", lost: "data lost", reinitialised: "lost rows began anew",
 };
@@ -106,14 +106,19 @@ function missing(deaths, now) {
   }).filter((span) => span !== null);
 }
 
-/** From lowest to highest, not flat: room for a line. */
-function range(values, fromZero) {
+/** Lowest and highest of what is known; null for nothing. */
+function extent(values) {
   const known = values.filter((v) => v !== null && Number.isFinite(v));
-  if (!known.length) return [0, 1];
-  let low = Math.min(...known), high = Math.max(...known);
+  return known.length ? [Math.min(...known), Math.max(...known)] : null;
+}
+
+/** What a plot reaches over: never flat, so that there is room for a line. */
+function range(found, fromZero) {
+  if (found === null) return [0, 1];
+  let [low, high] = found;
   if (fromZero) low = Math.min(0, low);
-  if (high - low < 1e-9 * Math.max(1, Math.abs(high))) high = low + (Math.abs(low) || 1) * 0.1;
-  return [low, high];
+  const room = Math.max(Math.abs(low), Math.abs(high), 1e-9) * 0.05;
+  return high - low > room * 0.02 ? [low, high] : [fromZero ? low : low - room, high + room];
 }
 
 /** Seconds that a line shows: all there is, in steps, so that a short run is not a spike at the edge. */
