@@ -71,7 +71,7 @@ def train_until(cluster: Cluster, condition: Callable[[], Any], what: str) -> No
             figures["auc"] = 0.8 - 0.3 / (1 + figures["steps"] / 100)
             worker.machine.figures = dict(figures)
         worker.node.perform([])
-        for _ in worker.node.pump(5):
+        for _ in worker.node.pump(20):
             pass
 
 
