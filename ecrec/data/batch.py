@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,9 @@ from ecrec.errors import DataError
 class Batch:
     """B rows of D dense and F sparse features; how many there are, and their names, the source says.
 
-    labels: float32[B], 0 or 1. dense: float32[B, D], already transformed. ids: int64[F, B], feature-major,
-    so that `ids[f]` is the column of feature f and `ids.reshape(-1)` is the `values()` of a
+    labels: float32[B], 0 or 1. dense: float32[B, D], already transformed. ids: int64[H, B], feature-major: the ids of
+    feature 0, one or more columns as `BatchSource.hot` says, then those of feature 1, and so on. Where each row has one
+    id of each feature, H is F, `ids[f]` is the column of feature f and `ids.reshape(-1)` is the `values()` of a
     KeyedJaggedTensor whose lengths are all 1. skipped: rows of the range that the batch was asked for which are not
     among the B, because they cannot be read.
     """
@@ -34,6 +35,16 @@ class Batch:
         """Rows [start, stop) of this batch; `ids` is a contiguous copy, the rest are views."""
         return Batch(self.labels[start:stop], self.dense[start:stop], np.ascontiguousarray(self.ids[:, start:stop]))
 
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """The rows of all of them, one after the other."""
+        return cls(
+            np.concatenate([each.labels for each in batches]),
+            np.concatenate([each.dense for each in batches]),
+            np.concatenate([each.ids for each in batches], axis=1),
+            sum(each.skipped for each in batches),
+        )
+
     def shard(self, worker: int, workers: int) -> Batch:
         """The contiguous slice of worker `worker` of `workers`; the slices are disjoint and cover the batch.
 
@@ -47,7 +58,7 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """What training needs of its data: the Criteo reader and the synthetic generator both are one."""
+    """What training needs of its data: files, generated rows and shuffled ones are such."""
 
     @property
     def dense_features(self) -> tuple[str, ...]:
@@ -56,7 +67,12 @@ class BatchSource(Protocol):
 
     @property
     def sparse_features(self) -> tuple[str, ...]:
-        """Names of the F rows of `Batch.ids`."""
+        """Names of the F sparse features."""
+        ...
+
+    @property
+    def hot(self) -> tuple[int, ...]:
+        """Ids that each row has of each sparse feature, F numbers; their sum is H, the rows of `Batch.ids`."""
         ...
 
     @property
@@ -80,8 +96,9 @@ class BatchSource(Protocol):
         """Batches of the training part, in row order; see `batch_ranges` for which rows each one has."""
         ...
 
-    def train_range(self, first: int, last: int, batch_size: int) -> Iterator[Batch]:
-        """Rows [first, last) of the training part, in batches of ``batch_size``; the last one may be short."""
+    def train_range(self, first: int, last: int, batch_size: int, epoch: int = 0) -> Iterator[Batch]:
+        """Rows [first, last) of the training part, in batches of ``batch_size``; the last one may be short. ``epoch``:
+        number of the pass, from 0; a source may have another order in each."""
         ...
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
@@ -105,7 +122,7 @@ def batch_ranges(
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     if epochs < 0 or first_step < 0 or (steps is not None and steps < 0):
         raise ValueError(f"epochs {epochs}, steps {steps} and first_step {first_step} must not be negative")
-    steps_per_epoch = -(-rows // batch_size)
+    steps_per_epoch = steps_of(rows, batch_size)
     total = epochs * steps_per_epoch if steps is None else steps
     if total > 0 and rows == 0:
         raise DataError(f"{total} steps were asked for, but this part of the data has no rows")
@@ -114,13 +131,18 @@ def batch_ranges(
         yield start, min(start + batch_size, rows)
 
 
+def steps_of(rows: int, batch_size: int) -> int:
+    """Batches of one pass."""
+    return -(-rows // batch_size)
+
+
 def examples_of_steps(rows: int, batch_size: int, *, epochs: int = 1, steps: int | None = None) -> int:
     """How many rows, over all epochs, the batches of `batch_ranges` have together. Raises as that does."""
     if steps is None:
         return max(0, epochs) * rows
     if steps > 0 and rows == 0:
         raise DataError(f"{steps} steps were asked for, but this part of the data has no rows")
-    whole, rest = divmod(steps, max(1, -(-rows // batch_size)))
+    whole, rest = divmod(steps, max(1, steps_of(rows, batch_size)))
     return whole * rows + min(rest * batch_size, rows)
 
 

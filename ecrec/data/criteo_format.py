@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ecrec.data.rows import MISSING_TOKEN
 from ecrec.errors import DataError
 
 INTEGERS = 13
@@ -24,9 +25,6 @@ FIELDS = 1 + INTEGERS + TOKENS
 DENSE_FEATURES = tuple(f"I{i}" for i in range(1, INTEGERS + 1))
 SPARSE_FEATURES = tuple(f"C{i}" for i in range(1, TOKENS + 1))
 """Names of the integers and of the tokens, in the order of the fields."""
-
-MISSING_TOKEN = -1
-"""Stands for an empty token in arrays of tokens; real tokens are in [0, 2**32)."""
 
 INTEGER_DIGITS_MAX = 15
 """Longest integer, sign not counted; the released files need 10, and 15 fit twice into 8 bytes with a
@@ -224,6 +222,15 @@ def _parse_tokens(
     tokens = value.astype(np.int64)
     tokens[missing] = MISSING_TOKEN
     return tokens, True
+
+
+def parse_hex(data: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tokens of 8 hexadecimal digits each, which they are known to be: `data[start : start + 8]`, with 8 bytes behind
+    the last one."""
+    words = np.ndarray((len(data) - 7,), _U64, buffer=data, strides=(1,))
+    tokens, good = _parse_tokens(words, starts, starts + 8)
+    assert good
+    return tokens
 
 
 def _raise_first_error(raw: bytes, path: str, first_line: int) -> None:

@@ -1,10 +1,12 @@
 """From a feature's tokens to the ids of its embedding table.
 
-Tokens come as int64[26, n], feature-major, in [0, 2**32) or MISSING_TOKEN; ids go out in the same shape.
+Tokens come as int64[H, n], feature-major, in [0, 2**32) or MISSING_TOKEN; ids go out in the same shape. H is the
+number of features, or more, where a row has several ids for some.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ecrec.data.criteo_format import MISSING_TOKEN, TOKENS
+from ecrec.data.criteo_format import TOKENS
+from ecrec.data.rows import MISSING_TOKEN
 
 Tokens = NDArray[np.int64]
 Ids = NDArray[np.int64]
@@ -22,11 +25,11 @@ _MERGE_ENTRIES = 1 << 20
 
 
 class IdMapping(Protocol):
-    """Tokens int64[26, n] to ids int64[26, n], ids of feature f in [0, rows_per_table[f])."""
+    """Tokens int64[H, n] to ids int64[H, n], ids of feature f in [0, rows_per_table[f])."""
 
     @property
     def rows_per_table(self) -> tuple[int, ...]:
-        """Rows of each of the 26 tables."""
+        """Rows of each table."""
         ...
 
     def __call__(self, tokens: Tokens) -> Ids:
@@ -49,22 +52,30 @@ def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class HashedIds:
     """id = 1 + hash(feature, token) mod (rows - 1); id 0 is the missing token's.
 
-    The hash is `mix64` of (feature number from 1) * 2**32 + (the token as the number it spells), so upper
-    and lower case are one token. It is the same on every machine and in every release: a checkpoint depends
-    on it.
+    The hash is `mix64` of (feature number from 1) * 2**32 + token, so a token is one in whatever way it is spelled. It
+    is the same on every machine and in every release: a checkpoint depends on it.
 
-    rows: of every table, or one number for each of the 26; at least 2. Raises ValueError otherwise.
+    rows: of every table, or a number for each of F features; at least 2. hot: ids of each row for each feature, 1 where
+    nothing else is said; their sum is H. Without ``hot``, and with one number of rows, F is that of Criteo.
+    Raises ValueError for numbers that cannot be.
     """
 
-    def __init__(self, rows: int | tuple[int, ...]) -> None:
-        self.rows_per_table = (rows,) * TOKENS if isinstance(rows, int) else tuple(rows)
-        if len(self.rows_per_table) != TOKENS or min(self.rows_per_table) < 2:
-            raise ValueError(f"rows is {rows}, expected a number of at least 2, or {TOKENS} of them")
-        self._modulus = np.array(self.rows_per_table, np.uint64)[:, None] - np.uint64(1)
-        self._features = np.arange(1, TOKENS + 1, dtype=np.uint64)[:, None] << np.uint64(32)
+    def __init__(self, rows: int | tuple[int, ...], hot: tuple[int, ...] = ()) -> None:
+        self._rows = rows
+        hot = hot or (1,) * (TOKENS if isinstance(rows, int) else len(rows))
+        self.rows_per_table = (rows,) * len(hot) if isinstance(rows, int) else tuple(rows)
+        if len(self.rows_per_table) != len(hot) or min(self.rows_per_table, default=0) < 2:
+            raise ValueError(f"rows is {rows}, expected a number of at least 2, or {len(hot)} of them")
+        repeats = np.array(hot)
+        self._modulus = np.repeat(np.array(self.rows_per_table, np.uint64), repeats)[:, None] - np.uint64(1)
+        self._features = np.repeat(np.arange(1, len(hot) + 1, dtype=np.uint64), repeats)[:, None] << np.uint64(32)
+
+    def of(self, hot: tuple[int, ...]) -> HashedIds:
+        """The same for other features. Raises ValueError where ``rows`` was given for each one of others."""
+        return HashedIds(self._rows, hot)
 
     def __call__(self, tokens: Tokens) -> Ids:
-        """The ids of these tokens, int64[26, n]."""
+        """The ids of these tokens, int64[H, n]."""
         hashed = mix64(tokens.view(np.uint64) | self._features)
         hashed %= self._modulus
         hashed += np.uint64(1)
@@ -89,23 +100,26 @@ class VocabularyIds:
 
 
 class VocabularyTables:
-    """A vocabulary that was built: per feature, its sorted tokens and their ids."""
+    """A vocabulary that was built: per feature, its sorted tokens and their ids, and how many ids a row has of it."""
 
-    def __init__(self, tables: list[tuple[Tokens, Ids]]) -> None:
-        self._tables = tables
+    def __init__(self, tables: list[tuple[Tokens, Ids]], hot: tuple[int, ...]) -> None:
+        self._tables = [table for table, times in zip(tables, hot, strict=True) for _ in range(times)]
         self.rows_per_table = tuple(len(tokens) + 2 for tokens, _ in tables)
 
     @classmethod
-    def build(cls, options: VocabularyIds, pieces: Iterable[Tokens]) -> VocabularyTables:
-        """Count the tokens of all pieces, int64[26, n] each, given in row order."""
-        counters = [_TokenCounter() for _ in range(TOKENS)]
+    def build(
+        cls, options: VocabularyIds, pieces: Iterable[Tokens], hot: tuple[int, ...] = (1,) * TOKENS
+    ) -> VocabularyTables:
+        """Count the tokens of all pieces, int64[H, n] each, given in row order."""
+        counters = [_TokenCounter() for _ in hot]
+        ends = list(itertools.accumulate(hot))
         for piece in pieces:
-            for counter, column in zip(counters, piece, strict=True):
-                counter.add(column)
-        return cls([counter.table(options.min_count) for counter in counters])
+            for counter, end, times in zip(counters, ends, hot, strict=True):
+                counter.add(piece[end - times : end].T.reshape(-1))
+        return cls([counter.table(options.min_count) for counter in counters], hot)
 
     def __call__(self, tokens: Tokens) -> Ids:
-        """The ids of these tokens, int64[26, n]."""
+        """The ids of these tokens, int64[H, n]."""
         ids = np.zeros(tokens.shape, np.int64)
         for column, out, (known, known_ids) in zip(tokens, ids, self._tables, strict=True):
             if len(known):

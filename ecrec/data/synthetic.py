@@ -22,16 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecrec.data.batch import Batch, batch_ranges, range_batches
-from ecrec.data.criteo import transform_integers, write_rows
-from ecrec.data.criteo_format import (
-    DENSE_FEATURES,
-    INTEGERS,
-    MISSING_TOKEN,
-    SPARSE_FEATURES,
-    TOKENS,
-    RawRows,
-)
+from ecrec.data.criteo import write_rows
+from ecrec.data.criteo_format import DENSE_FEATURES, INTEGERS, SPARSE_FEATURES, TOKENS, RawRows
 from ecrec.data.ids import HashedIds, mix64
+from ecrec.data.rows import MISSING_TOKEN, transform_integers
 
 CARDINALITIES = (
     *(1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194),
@@ -106,6 +100,11 @@ class SyntheticDataset:
         return SPARSE_FEATURES
 
     @property
+    def hot(self) -> tuple[int, ...]:
+        """One id for each token."""
+        return (1,) * TOKENS
+
+    @property
     def rows_per_table(self) -> tuple[int, ...]:
         """Rows of the embedding table of each token."""
         return self._ids.rows_per_table
@@ -127,8 +126,9 @@ class SyntheticDataset:
         ranges = batch_ranges(self._train_rows, batch_size, epochs=epochs, steps=steps, first_step=first_step)
         return (self.batch(start, stop) for start, stop in ranges)
 
-    def train_range(self, first: int, last: int, batch_size: int) -> Iterator[Batch]:
-        """Rows [first, last) of the training part, in batches. Raises ValueError for rows that are not there."""
+    def train_range(self, first: int, last: int, batch_size: int, epoch: int = 0) -> Iterator[Batch]:
+        """Rows [first, last) of the training part, in batches. Raises ValueError for rows that are not
+        there."""
         return (self.batch(start, stop) for start, stop in range_batches(first, last, self._train_rows, batch_size))
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:

@@ -16,7 +16,8 @@ from targets import CHECKPOINT, TO, join_parts, split_parts
 from test_wire import PREAMBLE_BYTES, frames_of, values
 
 from ecrec.data.criteo import write_rows
-from ecrec.data.criteo_format import MISSING_TOKEN, RawRows
+from ecrec.data.criteo_format import RawRows
+from ecrec.data.rows import MISSING_TOKEN
 from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.events import Received

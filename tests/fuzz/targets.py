@@ -20,7 +20,7 @@ from test_wire import resealed
 
 from ecrec._native import Capture
 from ecrec.checkpoint.rules import check_header, check_index, check_manifest, row_bytes
-from ecrec.data.criteo import read_raw
+from ecrec.data.criteo import criteo_file
 from ecrec.data.criteo_format import parse_block
 from ecrec.errors import CheckpointError, ConfigurationError, DataError, WireError
 from ecrec.protocol import messages as m
@@ -154,7 +154,7 @@ def fuzz_criteo(data: bytes) -> None:
             file.write(content)
             file.flush()
             with contextlib.suppress(DataError):
-                for _ in read_raw([file.name]):
+                for _ in criteo_file(file.name).pieces():
                     pass
 
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ecrec.data import Batch, CriteoDataset, HashedIds, SyntheticDataset, SyntheticOptions, VocabularyIds
+from ecrec.data import Batch, FileDataset, HashedIds, SyntheticDataset, SyntheticOptions, VocabularyIds
 from ecrec.data.batch import examples_of_steps
-from ecrec.data.criteo import (
-    LINE_BYTES_MAX,
-    check_file,
-    count_rows,
-    line_blocks,
-    read_pieces,
-    read_raw,
-    transform_integers,
-)
-from ecrec.data.criteo_format import MISSING_TOKEN
+from ecrec.data.criteo import criteo_file
+from ecrec.data.dataset import read_pieces
+from ecrec.data.formats import check_file
 from ecrec.data.ids import VocabularyTables
+from ecrec.data.rows import MISSING_TOKEN, Piece, transform_integers
+from ecrec.data.text import LINE_BYTES_MAX, line_blocks
 from ecrec.errors import DataError
 
 ROWS = 1000
@@ -35,6 +31,10 @@ def tsv(tmp_path: Path) -> Path:
     return path
 
 
+def pieces(path: Path, first: int = 0, stop: int | None = None) -> Iterator[Piece]:
+    return read_pieces([criteo_file(str(path))], first, stop)
+
+
 def same(a: Batch, b: Batch) -> bool:
     return np.array_equal(a.labels, b.labels) and np.array_equal(a.dense, b.dense) and np.array_equal(a.ids, b.ids)
 
@@ -43,7 +43,7 @@ def test_batches_are_the_same_plain_zipped_misnamed_split_in_files_cached_and_st
     tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small blocks, so that lines, batches and files end in the middle of one.
-    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("ecrec.data.text.BLOCK_BYTES", 1000)
     text = tsv.read_bytes()
     zipped = tmp_path / "zipped.txt"
     zipped.write_bytes(gzip.compress(text[: len(text) // 2]) + gzip.compress(text[len(text) // 2 :]))
@@ -52,13 +52,13 @@ def test_batches_are_the_same_plain_zipped_misnamed_split_in_files_cached_and_st
     parts[0].write_bytes(text[:cut])
     parts[1].write_bytes(text[cut + 1 :].replace(b"\n", b"\r\n"))
     for ids in (HashedIds(500), VocabularyIds(2)):
-        expected = list(CriteoDataset([tsv], ids).train_batches(64, epochs=2))
-        expected_test = list(CriteoDataset([tsv], ids).test_batches(64))
+        expected = list(FileDataset([tsv], ids).train_batches(64, epochs=2))
+        expected_test = list(FileDataset([tsv], ids).test_batches(64))
         assert [len(batch) for batch in expected] == ([64] * 12 + [32]) * 2
         assert sum(len(batch) for batch in expected_test) == 200
         for files in ([tsv], [zipped], parts):
             for cache_rows_max in (0, ROWS):
-                data = CriteoDataset(files, ids, cache_rows_max=cache_rows_max)
+                data = FileDataset(files, ids, cache_rows_max=cache_rows_max)
                 assert data.cached == (cache_rows_max == ROWS)
                 assert (data.train_rows, data.test_rows) == (800, 200)
                 got = list(data.train_batches(64, epochs=2))
@@ -72,12 +72,12 @@ def test_batches_are_the_same_plain_zipped_misnamed_split_in_files_cached_and_st
 def test_ranges_are_the_rows_of_the_batches_in_any_order(
     tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
+    monkeypatch.setattr("ecrec.data.text.BLOCK_BYTES", 5000)
     zipped = tmp_path / "zipped.gz"
     zipped.write_bytes(gzip.compress(tsv.read_bytes()))
-    whole = next(CriteoDataset([tsv], HashedIds(500)).train_batches(800))
+    whole = next(FileDataset([tsv], HashedIds(500)).train_batches(800))
     for cache_rows_max in (0, ROWS):
-        data = CriteoDataset([zipped], HashedIds(500), cache_rows_max=cache_rows_max)
+        data = FileDataset([zipped], HashedIds(500), cache_rows_max=cache_rows_max)
         # on from there, a gap, back, a piece of what is held, the end, the start
         for first, last in ((0, 70), (70, 130), (300, 420), (100, 140), (141, 150), (700, 800), (0, 1), (5, 5)):
             batches = list(data.train_range(first, last, 32))
@@ -90,10 +90,10 @@ def test_ranges_are_the_rows_of_the_batches_in_any_order(
 
 
 def test_splits_that_go_forwards_open_the_files_once(tsv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
-    data = CriteoDataset([tsv], HashedIds(500), cache_rows_max=0)
+    monkeypatch.setattr("ecrec.data.text.BLOCK_BYTES", 5000)
+    data = FileDataset([tsv], HashedIds(500), cache_rows_max=0)
     opened = []
-    monkeypatch.setattr("ecrec.data.criteo.read_pieces", lambda *a: opened.append(a) or read_pieces(*a))
+    monkeypatch.setattr("ecrec.data.dataset.read_pieces", lambda *a: opened.append(a) or read_pieces(*a))
     for first in range(0, 800, 100):
         list(data.train_range(first, first + 50, 20))
     assert len(opened) == 1
@@ -103,7 +103,7 @@ def test_splits_that_go_forwards_open_the_files_once(tsv: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("first", "last", "batch"), [(-1, 5, 2), (5, 4, 2), (0, 801, 2), (0, 5, 0)])
 def test_ranges_that_are_none_are_refused(tsv: Path, first: int, last: int, batch: int) -> None:
-    for data in (CriteoDataset([tsv], HashedIds(100)), SyntheticDataset(SyntheticOptions(rows=ROWS))):
+    for data in (FileDataset([tsv], HashedIds(100)), SyntheticDataset(SyntheticOptions(rows=ROWS))):
         with pytest.raises(ValueError, match="there are none such"):
             list(data.train_range(first, last, batch))
 
@@ -116,7 +116,7 @@ def test_examples_of_steps_are_those_of_their_batches(options: dict[str, int]) -
 
 def test_generated_rows_written_and_read_give_the_generated_batches(tsv: Path) -> None:
     generator = SyntheticDataset(SyntheticOptions(rows=ROWS))
-    reader = CriteoDataset([tsv], HashedIds(generator.rows_per_table))
+    reader = FileDataset([tsv], HashedIds(generator.rows_per_table))
     assert reader.rows_per_table == generator.rows_per_table
     for batch_size in (1000, 33):
         read = [*reader.train_batches(batch_size), *reader.test_batches(batch_size)]
@@ -126,7 +126,7 @@ def test_generated_rows_written_and_read_give_the_generated_batches(tsv: Path) -
 
 
 def test_batches_have_the_stated_shapes_and_types(tsv: Path) -> None:
-    data = CriteoDataset([tsv], HashedIds(100))
+    data = FileDataset([tsv], HashedIds(100))
     batch = next(iter(data.train_batches(7)))
     assert (batch.labels.shape, batch.labels.dtype) == ((7,), np.float32)
     assert (batch.dense.shape, batch.dense.dtype) == ((7, 13), np.float32)
@@ -139,7 +139,7 @@ def test_batches_have_the_stated_shapes_and_types(tsv: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 80])
 def test_worker_slices_are_disjoint_contiguous_and_cover_the_batch(tsv: Path, workers: int) -> None:
-    batch = next(iter(CriteoDataset([tsv], HashedIds(100)).train_batches(64)))
+    batch = next(iter(FileDataset([tsv], HashedIds(100)).train_batches(64)))
     slices = [batch.shard(worker, workers) for worker in range(workers)]
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
     joined = Batch(
@@ -199,8 +199,8 @@ def test_a_vocabulary_has_its_tokens_by_first_occurrence_and_drops_rare_ones(
 
 
 def test_a_vocabulary_knows_nothing_of_the_test_part(tsv: Path) -> None:
-    train_tokens = np.concatenate([raw.tokens for raw in read_raw([tsv], 0, 800)], axis=1)
-    data = CriteoDataset([tsv], VocabularyIds(1))
+    train_tokens = np.concatenate([piece.rows.tokens for piece in pieces(tsv, 0, 800)], axis=1)
+    data = FileDataset([tsv], VocabularyIds(1))
     for feature, rows in enumerate(data.rows_per_table):
         assert rows == 2 + len(set(train_tokens[feature].tolist()) - {MISSING_TOKEN})
 
@@ -211,8 +211,8 @@ def test_a_malformed_line_names_its_file_and_line(tsv: Path, tmp_path: Path) -> 
     bad = tmp_path / "bad.tsv"
     bad.write_bytes(b"\n".join(lines))
     with pytest.raises(DataError, match=r"bad\.tsv, line 700: found 39 tab-separated fields, expected 40"):
-        CriteoDataset([tsv, bad], HashedIds(100))
-    streaming = CriteoDataset([tsv, bad], HashedIds(100), cache_rows_max=0)
+        FileDataset([tsv, bad], HashedIds(100))
+    streaming = FileDataset([tsv, bad], HashedIds(100), cache_rows_max=0)
     assert sum(map(len, streaming.train_batches(64))) == 1600
     with pytest.raises(DataError, match=r"bad\.tsv, line 700"):
         list(streaming.test_batches(64))
@@ -223,45 +223,45 @@ def test_a_truncated_gzip_file_names_the_last_good_line(tsv: Path, tmp_path: Pat
     cut = tmp_path / "cut.gz"
     cut.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"cut\.gz, after line \d+: found damaged or truncated gzip"):
-        CriteoDataset([cut], HashedIds(100))
+        FileDataset([cut], HashedIds(100))
     flipped = bytearray(whole)
     flipped[-6] ^= 1
     cut.write_bytes(bytes(flipped))
     with pytest.raises(DataError, match=r"cut\.gz, after line \d+: found damaged or truncated gzip"):
-        CriteoDataset([cut], HashedIds(100))
+        FileDataset([cut], HashedIds(100))
 
 
 def test_a_text_file_cut_inside_its_last_line_is_refused(tsv: Path) -> None:
     text = tsv.read_bytes()
     tsv.write_bytes(text[: text.rindex(b"\t") - 3])
     with pytest.raises(DataError, match=rf"line {ROWS}: "):
-        CriteoDataset([tsv], HashedIds(100))
+        FileDataset([tsv], HashedIds(100))
 
 
 def test_files_that_are_absent_empty_or_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.tsv.*cannot be read"):
-        CriteoDataset([tmp_path / "absent.tsv"], HashedIds(100))
-    with pytest.raises(DataError, match="cannot be read"):
-        CriteoDataset([tmp_path], HashedIds(100))
+        FileDataset([tmp_path / "absent.tsv"], HashedIds(100))
+    with pytest.raises(DataError, match="is a directory, expected a file"):
+        FileDataset([tmp_path], HashedIds(100))
     empty = tmp_path / "empty.tsv"
     empty.touch()
     with pytest.raises(DataError, match=r"empty\.tsv: found no rows"):
-        CriteoDataset([empty], HashedIds(100))
+        FileDataset([empty], HashedIds(100))
     with pytest.raises(DataError, match="no file: found no rows"):
-        CriteoDataset([], HashedIds(100))
+        FileDataset([], HashedIds(100))
     noise = tmp_path / "noise.bin"
     noise.write_bytes(b"\0" * (LINE_BYTES_MAX + 1))
     with pytest.raises(DataError, match=r"noise\.bin, line 1: found a line of more than"):
-        list(line_blocks(noise))
+        list(line_blocks(str(noise)))
 
 
 def test_steps_without_training_rows_are_refused(tsv: Path) -> None:
-    data = CriteoDataset([tsv], HashedIds(100), train_fraction=0.0)
+    data = FileDataset([tsv], HashedIds(100), train_fraction=0.0)
     assert list(data.train_batches(64)) == []
     with pytest.raises(DataError, match="no rows"):
         list(data.train_batches(64, steps=1))
     with pytest.raises(ValueError, match="train_fraction"):
-        CriteoDataset([tsv], HashedIds(100), train_fraction=1.5)
+        FileDataset([tsv], HashedIds(100), train_fraction=1.5)
     with pytest.raises(ValueError, match="batch_size"):
         list(data.train_batches(0))
 
@@ -271,15 +271,15 @@ def test_the_real_criteo_sample_is_read_whole() -> None:
     path = Path(os.environ.get("ECREC_CRITEO", default))
     if not path.is_file():
         pytest.skip(f"no Criteo rows at {path}; set ECREC_CRITEO")
-    rows = count_rows(path)
-    data = CriteoDataset([path], VocabularyIds(2))
+    rows = criteo_file(str(path)).count().rows
+    data = FileDataset([path], VocabularyIds(2))
     batches = [*data.train_batches(2048), *data.test_batches(2048)]
     assert sum(map(len, batches)) == rows == data.train_rows + data.test_rows
     assert 0.2 < np.mean(np.concatenate([batch.labels for batch in batches])) < 0.3
 
 
 def test_a_file_that_shrank_since_it_was_opened_is_refused(tsv: Path) -> None:
-    data = CriteoDataset([tsv], HashedIds(100), cache_rows_max=0)
+    data = FileDataset([tsv], HashedIds(100), cache_rows_max=0)
     lines = tsv.read_bytes().splitlines(keepends=True)
     tsv.write_bytes(b"".join(lines[:500]))
     with pytest.raises(DataError, match="fewer rows than when they were counted"):
@@ -304,24 +304,24 @@ def test_what_a_file_looks_like_that_is_none_of_criteos(content: bytes, words: s
     path = tmp_path / "rows"
     path.write_bytes(content)
     with pytest.raises(DataError, match=words):
-        check_file(path)
+        check_file(str(path))
 
 
 def test_a_file_is_checked_by_its_first_row(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.write_bytes(LINE + b"\r\n" + b"not a row\n")
-    check_file(path)
+    check_file(str(path))
     with pytest.raises(DataError, match="line 2: found 1 tab-separated fields"):
-        list(read_raw([path]))
+        list(pieces(path))
     with pytest.raises(DataError, match="No such file"):
-        check_file(tmp_path / "other")
+        check_file(str(tmp_path / "other"))
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/null"):
         with pytest.raises(DataError, match="is a pipe or a device, and the rows are read more than once"):
-            check_file(path)
+            check_file(str(path))
 
 
 # ------------------------------------------------------------------ bad rows, and rows that were counted before
@@ -346,10 +346,10 @@ SIZES = [300, 350, 350]
 def test_bad_rows_are_left_out_of_their_batches_and_told_by_file_and_line(
     tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_rows_max: int, rows_of_files: Any
 ) -> None:
-    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
-    whole = next(CriteoDataset([tsv], HashedIds(500), train_fraction=1.0).train_batches(ROWS))
+    monkeypatch.setattr("ecrec.data.text.BLOCK_BYTES", 5000)
+    whole = next(FileDataset([tsv], HashedIds(500), train_fraction=1.0).train_batches(ROWS))
     files = with_bad_rows(tsv, tmp_path, BAD)
-    data = CriteoDataset(
+    data = FileDataset(
         files, HashedIds(500), cache_rows_max=cache_rows_max, rows_of_files=rows_of_files, bad_rows="skip"
     )
     assert (data.train_rows, data.test_rows) == (800, 200)
@@ -370,9 +370,9 @@ def test_bad_rows_are_left_out_of_their_batches_and_told_by_file_and_line(
 def test_a_bad_row_deep_in_a_file_stops_where_nothing_else_is_said(
     tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecrec.data.criteo.BLOCK_BYTES", 5000)
+    monkeypatch.setattr("ecrec.data.text.BLOCK_BYTES", 5000)
     files = with_bad_rows(tsv, tmp_path, {640: b"no row"})
-    data = CriteoDataset(files, HashedIds(500), cache_rows_max=0)
+    data = FileDataset(files, HashedIds(500), cache_rows_max=0)
     assert sum(map(len, data.train_range(0, 600, 64))) == 600
     with pytest.raises(DataError, match=r"two.tsv.gz, line 341: found 1 tab-separated fields"):
         list(data.train_range(600, 800, 64))
@@ -381,29 +381,29 @@ def test_a_bad_row_deep_in_a_file_stops_where_nothing_else_is_said(
 def test_more_bad_rows_than_can_be_an_accident_are_an_error(
     tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecrec.data.criteo.BAD_ROWS_MAX", 5)
+    monkeypatch.setattr("ecrec.data.dataset.BAD_ROWS_MAX", 5)
     files = with_bad_rows(tsv, tmp_path, BAD)
     with pytest.raises(DataError, match=r"more than 5 bad rows were skipped.*three.tsv, line 251"):
-        CriteoDataset(files, HashedIds(500), bad_rows="skip")
+        FileDataset(files, HashedIds(500), bad_rows="skip")
     with pytest.raises(ValueError, match="'ignore', expected one of stop, skip"):
-        CriteoDataset(files, HashedIds(500), bad_rows="ignore")
+        FileDataset(files, HashedIds(500), bad_rows="ignore")
 
 
 def test_rows_that_were_counted_before_are_not_counted_again(
     tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = with_bad_rows(tsv, tmp_path, {})
-    assert [count_rows(path) for path in files] == SIZES
-    assert count_rows(files[0], is_over=lambda: True) == 0
+    assert [criteo_file(str(path)).count().rows for path in files] == SIZES
+    assert criteo_file(str(files[0])).count(lambda: True).rows == 0
     opened: list[str] = []
     monkeypatch.setattr(
-        "ecrec.data.criteo.line_blocks", lambda path: opened.append(Path(path).name) or line_blocks(path)
+        "ecrec.data.text.line_blocks", lambda path, *at: opened.append(Path(path).name) or line_blocks(path, *at)
     )
-    data = CriteoDataset(files, HashedIds(500), cache_rows_max=0, rows_of_files=SIZES)
+    data = FileDataset(files, HashedIds(500), cache_rows_max=0, rows_of_files=SIZES)
     assert not opened and data.train_rows == 800
     list(data.train_range(660, 700, 16))
     assert opened == ["three.tsv"]  # nothing before it is read either
     with pytest.raises(ValueError, match="rows_of_files has 2 numbers for 3 files"):
-        CriteoDataset(files, HashedIds(500), rows_of_files=[1, 2])
+        FileDataset(files, HashedIds(500), rows_of_files=[1, 2])
     with pytest.raises(DataError, match=r"one.tsv: found 300 rows, more rows than when they were counted \(299\)"):
-        list(CriteoDataset(files, HashedIds(500), cache_rows_max=0, rows_of_files=[299, 350, 350]).train_batches(64))
+        list(FileDataset(files, HashedIds(500), cache_rows_max=0, rows_of_files=[299, 350, 350]).train_batches(64))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecrec.data.criteo_format import MISSING_TOKEN, parse_block, parse_line
+from ecrec.data.criteo_format import parse_block, parse_line
+from ecrec.data.rows import MISSING_TOKEN
 from ecrec.errors import DataError
 
 INTEGER = st.one_of(st.just(""), st.integers(-(10**15) + 1, 10**15 - 1).map(str), st.integers(-3, 40).map(str))

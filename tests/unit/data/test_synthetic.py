@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ecrec.data import SyntheticDataset, SyntheticOptions
-from ecrec.data.criteo_format import MISSING_TOKEN
+from ecrec.data.rows import MISSING_TOKEN
 
 
 def test_a_row_is_the_same_however_it_is_reached() -> None:

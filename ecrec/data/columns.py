@@ -1,0 +1,339 @@
+"""Named columns as rows: which column is what, and values of every kind as labels, numbers and tokens.
+
+pyarrow alone knows the types; a table of it comes in, arrays go out. No row is looked at by itself, but those that are
+wrong.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ecrec.data.criteo_format import DENSE_FEATURES, SPARSE_FEATURES, parse_hex
+from ecrec.data.ids import mix64
+from ecrec.data.rows import MISSING_TOKEN, Layout, Rows
+from ecrec.data.text import Parsed
+from ecrec.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEXT, HEX = "text", "hex"
+
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_HEX = r"^[0-9a-fA-F]{8}$"
+_BYTES_SHOWN = 60
+
+
+class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which column of a CSV or Parquet file is what; the keys of a ``--columns`` file."""
+
+    label: str = "label"
+    """The column of labels: 0 or 1, unless one of the next two says otherwise."""
+    label_at_least: float | None = None
+    """A label is 1 where the number in its column is at least this, else 0."""
+    label_values: tuple[str, ...] = ()
+    """A label is 1 where its column has one of these texts, else 0."""
+    dense: tuple[str, ...] = ()
+    """Columns of numbers; a missing one is 0."""
+    dense_as: Literal["log1p", "is"] = "log1p"
+    """What becomes of a number x: log(1 + max(x, 0)), or x as it is."""
+    sparse: tuple[str, ...]
+    """Columns whose values are ids of an embedding table."""
+    tokens: Literal["text", "hex"] = TEXT
+    """How ``sparse`` is read: by the text of a value (that of a number is how it is written in decimal), or as Criteo's
+    8 hexadecimal digits; a number is then the token itself, 32 bits."""
+    separator: str = ","
+    """Of a CSV file: one character."""
+    quote: str = '"'
+    """Around values that contain the separator: one character, or none."""
+    header: tuple[str, ...] = ()
+    """Names of all columns of a CSV file that has no line with them."""
+    missing: tuple[str, ...] = ("",)
+    """Texts that mean that there is no value."""
+
+    @property
+    def layout(self) -> Layout:
+        """Names of the features."""
+        return Layout(self.dense, self.sparse, (1,) * len(self.sparse))
+
+    @property
+    def wanted(self) -> list[str]:
+        """All columns that are read, each once."""
+        return list(dict.fromkeys((self.label, *self.dense, *self.sparse)))
+
+    def check(self) -> None:
+        """Raise ConfigurationError for a mapping that cannot be."""
+        if not self.sparse:
+            raise ConfigurationError("sparse: expected at least one column")
+        if self.label_at_least is not None and self.label_values:
+            raise ConfigurationError("label_at_least and label_values: expected one of them")
+        for key, value, empty in (("separator", self.separator, False), ("quote", self.quote, True)):
+            if not (len(value) == 1 or (empty and not value)) or not value.isascii() or value in ("\r", "\n"):
+                raise ConfigurationError(f"{key} {value!r}: expected one ASCII character")
+        if self.quote == self.separator:
+            raise ConfigurationError(f"quote {self.quote!r}: expected another character than the separator")
+        for name in ("dense", "sparse", "header"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ConfigurationError(f"{name}: a column is named twice")
+        lacking = [name for name in self.wanted if self.header and name not in self.header]
+        if lacking:
+            raise ConfigurationError(f"header: has no column {', '.join(lacking)}")
+
+
+CRITEO = Columns(dense=DENSE_FEATURES, sparse=SPARSE_FEATURES, tokens=HEX)
+"""Criteo's columns by their names: what a Parquet file is read by where nothing else is said."""
+
+
+def read_columns(path: str) -> Columns:
+    """A TOML file with the keys of `Columns`. Raises ConfigurationError, naming file and key."""
+    try:
+        columns = msgspec.toml.decode(Path(path).read_bytes(), type=Columns)
+        columns.check()
+    except (OSError, msgspec.DecodeError, ConfigurationError) as error:
+        raise ConfigurationError(f"--columns {path}: {error}") from error
+    return columns
+
+
+def import_pyarrow(what: str) -> Any:
+    """pyarrow, or ConfigurationError that says what to install for ``what``."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ConfigurationError(f'{what} are read with pyarrow: pip install "ecrec[data]" ({error})') from error
+    return pyarrow
+
+
+def check_names(name: str, there: list[str], columns: Columns) -> None:
+    """Raise DataError unless a file has all columns, once each."""
+    lacking = [each for each in columns.wanted if each not in there]
+    if lacking:
+        shown = ", ".join(there[:50]) + (", ..." if len(there) > 50 else "")
+        raise DataError(
+            f"{name}: found no column {', '.join(lacking)}; there are: {shown}. "
+            "--columns FILE says which column is what"
+        )
+    twice = [each for each in columns.wanted if there.count(each) > 1]
+    if twice:
+        raise DataError(f"{name}: found column {', '.join(twice)} more than once")
+
+
+def to_rows(table: pa.Table, columns: Columns, where: Any) -> Parsed:
+    """Rows of a table that has all columns. ``where(i)``: what row i of it is called. Raises DataError for a type that
+    no value can be made of."""
+    n = table.num_rows
+    wrong: dict[int, str] = {}
+    good = np.ones(n, np.bool_)
+
+    def is_wrong(bad: NDArray[np.bool_], column: str, array: pa.Array, expected: str) -> None:
+        for i in np.flatnonzero(bad & good).tolist():
+            wrong[i] = f"{where(i)}: found {column} = {_shown(array[i].as_py())}, expected {expected}"
+        good[bad] = False
+
+    arrays = {name: _flat(table.column(name), name, where) for name in columns.wanted}
+    labels = _labels(arrays[columns.label], columns, is_wrong, where)
+    dense = np.zeros((n, len(columns.dense)), np.float32)
+    for i, name in enumerate(columns.dense):
+        numbers, missing, bad = _numbers(arrays[name], columns, name, where)
+        with np.errstate(over="ignore"):
+            value = numbers.astype(np.float32)
+            if columns.dense_as == "log1p":
+                value = np.log1p(np.maximum(value, np.float32(0)))
+        missing |= np.isnan(numbers)
+        value[missing] = 0.0
+        is_wrong(
+            bad | (~missing & ~np.isfinite(numbers)) | ~np.isfinite(value),
+            name,
+            arrays[name],
+            "a finite number or nothing",
+        )
+        dense[:, i] = value
+    tokens = np.empty((len(columns.sparse), n), np.int64)
+    for i, name in enumerate(columns.sparse):
+        if columns.tokens == HEX:
+            tokens[i], bad = _hex_tokens(arrays[name], columns, name, where)
+            is_wrong(bad, name, arrays[name], "8 hexadecimal digits, a number of 32 bits, or nothing")
+        else:
+            tokens[i] = _text_tokens(arrays[name], columns, name, where)
+    if good.all():
+        return Parsed(Rows(labels, dense, tokens), np.arange(n), {})
+    rows = Rows(labels[good], dense[good], np.ascontiguousarray(tokens[:, good]))
+    return Parsed(rows, np.flatnonzero(good), dict(sorted(wrong.items())))
+
+
+def _labels(array: pa.Array, columns: Columns, is_wrong: Any, where: Any) -> NDArray[np.float32]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if columns.label_values:
+        text = _text(array, columns.label, where)
+        values = pc.is_in(text, value_set=pa.array([each.encode() for each in columns.label_values], text.type))
+        missing = _mask(text, columns)
+        is_wrong(missing, columns.label, array, "a value")
+        return np.asarray(values.to_numpy(zero_copy_only=False)).astype(np.float32)
+    numbers, missing, bad = _numbers(array, columns, columns.label, where)
+    bad = bad | missing | np.isnan(numbers)
+    if columns.label_at_least is not None:
+        is_wrong(bad, columns.label, array, "a number")
+        return (numbers >= columns.label_at_least).astype(np.float32)
+    is_wrong(bad | ((numbers != 0) & (numbers != 1)), columns.label, array, "0 or 1")
+    return numbers.astype(np.float32)
+
+
+def _flat(column: pa.ChunkedArray, name: str, where: Any) -> pa.Array:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # of none or several, in some versions
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    return array
+
+
+def _is_text(array: pa.Array) -> bool:
+    import pyarrow as pa
+
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(kind(array.type) for kind in kinds)
+
+
+def _bool(array: pa.Array) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.asarray(array.to_numpy(zero_copy_only=False)).astype(np.bool_)
+    return found
+
+
+def _mask(text: pa.Array, columns: Columns) -> NDArray[np.bool_]:
+    """Where there is no value."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    missing = pa.array([each.encode() for each in columns.missing], text.type)
+    return _bool(pc.or_(pc.is_null(text), pc.is_in(text, value_set=missing)))
+
+
+def _text(array: pa.Array, name: str, where: Any) -> pa.Array:
+    """large_binary: what values are as text."""
+    import pyarrow as pa
+
+    if _is_text(array):
+        return array.cast(pa.large_binary())
+    try:
+        return array.cast(pa.large_string()).cast(pa.large_binary())
+    except pa.ArrowException as error:
+        raise _type_error(array, name, where, "one value a row") from error
+
+
+def _numbers(
+    array: pa.Array, columns: Columns, name: str, where: Any
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """(values, where there are none, where they are no numbers); values there are 0."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not _is_text(array):
+        if pa.types.is_boolean(array.type):
+            array = array.cast(pa.uint8())
+        try:
+            values = pc.fill_null(array.cast(pa.float64(), safe=False), 0.0)
+        except pa.ArrowException as error:
+            raise _type_error(array, name, where, "numbers") from error
+        missing = _bool(pc.is_null(array))
+        return np.array(values.to_numpy(zero_copy_only=False)), missing, np.zeros(len(array), np.bool_)
+    text = _text(array, name, where)
+    missing = _mask(text, columns)
+    good = _bool(pc.fill_null(pc.match_substring_regex(text, _NUMBER), False)) & ~missing
+    numbers = np.zeros(len(text))
+    if good.any():
+        # All of these are ASCII.
+        numbers[good] = text.filter(pa.array(good)).view(pa.large_string()).cast(pa.float64()).to_numpy()
+    return numbers, missing, ~good & ~missing
+
+
+def _hex_tokens(
+    array: pa.Array, columns: Columns, name: str, where: Any
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_integer(array.type):
+        missing = _bool(pc.is_null(array))
+        values = np.asarray(pc.fill_null(array, 0).to_numpy(zero_copy_only=False))
+        tokens, bad = int_tokens(values)
+        tokens[missing] = MISSING_TOKEN
+        return tokens, bad & ~missing
+    if not _is_text(array):
+        raise _type_error(array, name, where, "text or integers")
+    text = _text(array, name, where)
+    missing = _mask(text, columns)
+    good = _bool(pc.fill_null(pc.match_substring_regex(text, _HEX), False)) & ~missing
+    tokens = np.full(len(text), MISSING_TOKEN, np.int64)
+    data, starts, _ = _bytes_of(text.filter(pa.array(good)))
+    tokens[good] = parse_hex(data, starts)
+    return tokens, ~good & ~missing
+
+
+def int_tokens(values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Integers of any type as tokens, of any shape: their lowest 32 bits; and where they have more, which are no
+    tokens."""
+    if values.dtype.itemsize <= 4:
+        wide = values.astype(np.int64)
+        bad = np.zeros(values.shape, np.bool_)
+    else:
+        bad = (values > np.array(0xFFFFFFFF, values.dtype)) | (values < np.array(-(1 << 31), np.int64))
+        wide = values.astype(np.int64)
+    wide &= 0xFFFFFFFF
+    return wide, bad
+
+
+def _text_tokens(array: pa.Array, columns: Columns, name: str, where: Any) -> NDArray[np.int64]:
+    text = _text(array, name, where)
+    missing = _mask(text, columns)
+    data, starts, lengths = _bytes_of(text)
+    tokens = hash_texts(data, starts, lengths)
+    tokens[missing] = MISSING_TOKEN
+    return tokens
+
+
+def _bytes_of(text: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """(all bytes, with 8 more behind them; where each value begins; its length) of a large_binary."""
+    _, offsets, data = text.buffers()
+    at = np.frombuffer(offsets, np.int64, len(text) + 1, 8 * text.offset) if len(text) else np.zeros(1, np.int64)
+    used = np.frombuffer(data, np.uint8)[at[0] : at[-1]] if data is not None else np.empty(0, np.uint8)
+    return np.concatenate([used, np.zeros(8, np.uint8)]), at[:-1] - at[0], np.diff(at)
+
+
+def hash_texts(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A token of 32 bits for each text: `data[start : start + length]`, with 8 bytes behind the last one.
+
+    `mix64` over words of 8 bytes, little-endian, begun with the length. It is the same on every machine and in every
+    release: a checkpoint depends on it. It takes a pass for each 8 bytes of the longest text.
+    """
+    words = np.ndarray((len(data) - 7,), "<u8", buffer=data, strides=(1,))
+    mixed = mix64(lengths.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    active = np.flatnonzero(lengths > 0)
+    done = 0
+    while len(active):
+        left = lengths[active] - done
+        unused = (8 * np.maximum(8 - left, 0)).astype(np.uint64)
+        word = words[starts[active] + done] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> unused)
+        mixed[active] = mix64(mixed[active] ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        active = active[left > 8]
+        done += 8
+    return (mix64(mixed) >> np.uint64(32)).astype(np.int64)
+
+
+def _type_error(array: pa.Array, name: str, where: Any, expected: str) -> DataError:
+    return DataError(f"{where(0)}: column {name} has values of type {array.type}, expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    return repr(text[:_BYTES_SHOWN]) + ("..." if len(text) > _BYTES_SHOWN else "")
