@@ -24,6 +24,7 @@ from ecrec.train.options import (
     RATE_MB_S,
     TrainOptions,
     check_options,
+    with_files,
 )
 
 EXIT_CODES_HELP = exit_codes_help(
@@ -33,6 +34,8 @@ VERIFY_EXIT_CODES_HELP = exit_codes_help(
     ExitCode.DONE, ExitCode.FAILED, ExitCode.OPTIONS, ExitCode.DATA_LOST, ExitCode.DAMAGED, ExitCode.REPAIRED
 )
 CHECKPOINTS_EXIT_CODES_HELP = exit_codes_help(ExitCode.DONE, ExitCode.FAILED, ExitCode.OPTIONS, ExitCode.DAMAGED)
+
+DATA_EXIT_CODES_HELP = exit_codes_help(ExitCode.DONE, ExitCode.OPTIONS, ExitCode.DAMAGED)
 
 app = typer.Typer(
     add_completion=False,
@@ -45,6 +48,9 @@ checkpoints = typer.Typer(
     no_args_is_help=True, help="Look at checkpoints, check them and remove old ones. " + CHECKPOINTS_EXIT_CODES_HELP
 )
 app.add_typer(checkpoints, name="checkpoints")
+
+data = typer.Typer(no_args_is_help=True, help="Look at files of data to train on. " + DATA_EXIT_CODES_HELP)
+app.add_typer(data, name="data")
 
 SchedulerOption = Annotated[
     str,
@@ -62,6 +68,7 @@ def train(options: TrainOptions) -> None:
     from ecrec.train.progress import make_progress, summary
     from ecrec.train.run import run_training
 
+    options = with_files(options)
     for warning in check_options(options):
         _say(f"warning: {warning}")
     console = Console()
@@ -299,6 +306,27 @@ def reproduce(
     print(f"{len(done.failed)} runs failed, {len(done.skipped)} skipped; {done.folder / SUMMARY}")
     if done.failed:
         raise typer.Exit(ExitCode.FAILED)
+
+
+@data.command(
+    "check",
+    help="Read files of data to their ends, and name all that is wrong with file and line or row. "
+    + DATA_EXIT_CODES_HELP,
+)
+def check_data(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Paths or URLs of any format that `ecrec train` reads.")
+    ],
+    columns: Annotated[
+        str | None, typer.Option(help="A TOML file: which column of CSV and Parquet files is what.")
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Defects of a file that are told one by one.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    from ecrec.launch.tools.data_files import check_files
+
+    if not check_files(files, columns, show, as_json):
+        raise typer.Exit(ExitCode.DAMAGED)
 
 
 UrlArgument = Annotated[

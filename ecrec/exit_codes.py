@@ -27,7 +27,7 @@ class ExitCode(IntEnum):
     OUTDATED = 7, "the scheduler's state is older than its cluster, or another cluster's"
     LEFT_EARLY = 8, "a server was ended by --leave-timeout-ms before the others were whole; data may be lost"
     REPLACED = 9, "the cluster goes on without this process: another one has its place"
-    DAMAGED = 10, "parity, acknowledged updates or a checkpoint are not as they must be"
+    DAMAGED = 10, "parity, acknowledged updates, a checkpoint or files of data are not as they must be"
     REPAIRED = 11, "damage was found, and all of it is repaired"
     NO_SCHEDULER = 12, "no scheduler answered within --scheduler-timeout-ms"
     CLEANUP = 120, "a script ended well, and pushes of a session that it did not close were lost, or servers are dead"

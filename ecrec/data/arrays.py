@@ -92,7 +92,7 @@ class Deflated:
 
 
 def _fill(stream: Any, into: NDArray[np.uint8]) -> None:
-    view, done = memoryview(into), 0
+    view, done = into.data, 0
     while done < len(view):
         count = stream.readinto(view[done:])
         if not count:
@@ -162,7 +162,7 @@ class ArrayFile:
         tokens = np.ascontiguousarray(np.concatenate([each for each, _ in found], axis=1).T)
         dense = transform_integers(numbers) if numbers.dtype.kind in "iu" else numbers.astype(np.float32)
         bad_labels = (labels != 0) & (labels != 1)
-        bad_dense = ~np.isfinite(dense).all(axis=1)
+        bad_dense = np.asarray(~np.isfinite(dense).all(axis=1))
         bad_tokens = np.logical_or.reduce([bad.any(axis=1) for _, bad in found])
         good = ~(bad_labels | bad_dense | bad_tokens)
         wrong = {}
@@ -178,7 +178,7 @@ class ArrayFile:
         if wrong:
             labels, dense, tokens = labels[good], dense[good], np.ascontiguousarray(tokens[:, good])
         rows = Rows(labels.astype(np.float32), dense, tokens)
-        return Piece(rows, np.flatnonzero(good) + first, wrong, first, stop)
+        return Piece(rows, np.flatnonzero(good) + first, wrong, first, stop, stop / self._rows)
 
 
 def _as_float(label: Any) -> str:

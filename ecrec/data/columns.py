@@ -22,7 +22,8 @@ from ecrec.errors import ConfigurationError, DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TEXT, HEX = "text", "hex"
+TEXT: Literal["text"] = "text"
+HEX: Literal["hex"] = "hex"
 
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _HEX = r"^[0-9a-fA-F]{8}$"
@@ -325,7 +326,8 @@ def hash_texts(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDAr
         mixed[active] = mix64(mixed[active] ^ word) + np.uint64(0x9E3779B97F4A7C15)
         active = active[left > 8]
         done += 8
-    return (mix64(mixed) >> np.uint64(32)).astype(np.int64)
+    tokens: NDArray[np.int64] = (mix64(mixed) >> np.uint64(32)).astype(np.int64)
+    return tokens
 
 
 def _type_error(array: pa.Array, name: str, where: Any, expected: str) -> DataError:

@@ -21,7 +21,7 @@ def csv_file(name: str, columns: Columns) -> TextFile:
     import_pyarrow("CSV files")
     names = list(columns.header)
     if not names:
-        block, _ = next(line_blocks(name), (b"", 1))
+        block = next((each.lines for each in line_blocks(name)), b"")
         line = block[: block.find(b"\n") + 1].removeprefix(_BYTE_ORDER_MARK)
         names = _header(line, columns, shown(name))
     check_names(shown(name), names, columns)

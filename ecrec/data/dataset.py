@@ -95,12 +95,12 @@ def read_pieces(
             return
         at = 0
         marks = () if marks_of_files is None else marks_of_files[number]
-        for rows, numbers, wrong, begin, end in file.pieces(first, stop, marks, partial(_behind, skip, before)):
+        for rows, numbers, wrong, begin, end, share in file.pieces(first, stop, marks, partial(_behind, skip, before)):
             if counted is not None and end > counted:
                 raise _changed(file, end, counted)
             bad.meet(wrong, before)
             at = end
-            yield Piece(rows, numbers + before, wrong, begin + before, end + before)
+            yield Piece(rows, numbers + before, wrong, begin + before, end + before, share)
         if counted is None:
             counted = at or file.count().rows
         wanted = counted if stop is None else min(stop, counted)

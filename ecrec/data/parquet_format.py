@@ -68,15 +68,15 @@ class ParquetFile:
                     low = max(0, first - begin, skip() - begin)
                     keep = batch.num_rows if stop is None else min(batch.num_rows, stop - begin)
                     if low < keep:
-                        yield self._piece(batch.slice(low, keep - low), begin + low)
+                        yield self._piece(batch.slice(low, keep - low), begin + low, at / file.metadata.num_rows)
                     if (stop is not None and at >= stop) or end <= skip():
                         break
 
-    def _piece(self, batch: Any, first: int) -> Piece:
+    def _piece(self, batch: Any, first: int, share: float) -> Piece:
         import pyarrow as pa
 
         parsed = to_rows(
             pa.Table.from_batches([batch]), self._columns, lambda i: f"{shown(self.name)}, row {first + i + 1}"
         )
         wrong = {first + number: why for number, why in parsed.wrong.items()}
-        return Piece(parsed.rows, parsed.numbers + first, wrong, first, first + batch.num_rows)
+        return Piece(parsed.rows, parsed.numbers + first, wrong, first, first + batch.num_rows, share)

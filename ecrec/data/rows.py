@@ -21,7 +21,8 @@ Marks = Sequence[tuple[int, int]]
 
 def transform_integers(integers: NDArray[Any]) -> NDArray[np.float32]:
     """log(1 + max(x, 0)) of each integer, float32; a missing integer comes as 0 and stays 0."""
-    return np.log1p(np.maximum(integers, 0).astype(np.float32))
+    logs: NDArray[np.float32] = np.log1p(np.maximum(integers, 0).astype(np.float32))
+    return logs
 
 
 class Layout(NamedTuple):
@@ -44,13 +45,14 @@ class Rows:
 
 class Piece(NamedTuple):
     """Rows [first, stop) of a file: those that can be read, with their numbers, int64[n], ascending; and what is wrong
-    with the others, by number."""
+    with the others, by number. ``share``: of the file that has been read, at most 1."""
 
     rows: Rows
     numbers: NDArray[np.int64]
     wrong: dict[int, str]
     first: int
     stop: int
+    share: float
 
 
 class Counted(NamedTuple):

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ecrec.data.opened import open_file, shown
+from ecrec.data.opened import open_file, shown, size_of
 from ecrec.data.rows import Counted, Layout, Marks, Piece, Rows
 from ecrec.errors import ConfigurationError, DataError
 
@@ -39,8 +39,18 @@ Parse = Callable[[bytes, str, int], Parsed]
 """(block of whole lines, name of its file, number of its first line) -> its rows."""
 
 
-def line_blocks(path: str, byte: int = 0, line_number: int = 1) -> Iterator[tuple[bytes, int]]:
-    """Blocks of whole lines of one file, each with the number of its first line (from 1).
+class Block(NamedTuple):
+    """Whole lines of a file."""
+
+    lines: bytes
+    first_line: int
+    """Number of the first one, from 1."""
+    share: float
+    """Of the file that has been read, at most 1."""
+
+
+def line_blocks(path: str, byte: int = 0, line_number: int = 1) -> Iterator[Block]:
+    """Blocks of whole lines of one file.
 
     Plain text or gzip: the first two bytes decide, not the name. A newline is added to a last line that
     lacks one. ``byte``: of a plain file, where line ``line_number`` begins. Raises DataError if the file cannot be
@@ -51,7 +61,7 @@ def line_blocks(path: str, byte: int = 0, line_number: int = 1) -> Iterator[tupl
     chunks = _chunks(path, byte)
     while True:
         try:
-            chunk = next(chunks, b"")
+            chunk, share = next(chunks, (b"", 1.0))
         except (DataError, ConfigurationError):
             raise
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -69,7 +79,7 @@ def line_blocks(path: str, byte: int = 0, line_number: int = 1) -> Iterator[tupl
             rest += chunk
         else:
             block, rest = rest + chunk[:end], chunk[end:]
-            yield block, line_number
+            yield Block(block, line_number, share)
             line_number += block.count(b"\n")
         if len(rest) > LINE_BYTES_MAX:
             raise DataError(
@@ -77,17 +87,18 @@ def line_blocks(path: str, byte: int = 0, line_number: int = 1) -> Iterator[tupl
                 "rows, a line each; is this another kind of file?"
             )
     if rest:
-        yield rest + b"\n", line_number
+        yield Block(rest + b"\n", line_number, 1.0)
 
 
-def _chunks(path: str, byte: int) -> Iterator[bytes]:
+def _chunks(path: str, byte: int) -> Iterator[tuple[bytes, float]]:
     with open_file(path) as raw:
+        size = max(1, size_of(raw))
         zipped = is_zipped(raw)
         raw.seek(byte)
         # read1 hands over what came before the damage of a truncated file, so that its line can be named.
         stream = gzip.GzipFile(fileobj=raw) if zipped else None
         while chunk := raw.read(BLOCK_BYTES) if stream is None else stream.read1(BLOCK_BYTES):
-            yield chunk
+            yield chunk, min(1.0, raw.tell() / size)
 
 
 def is_zipped(stream: BinaryIO) -> bool:
@@ -113,7 +124,7 @@ class TextFile:
             zipped = is_zipped(raw)
         lines = read = 0
         marks: list[tuple[int, int]] = []
-        for block, _ in line_blocks(self.name):
+        for block, _, _ in line_blocks(self.name):
             if is_over():
                 break
             if not zipped and lines >= self._header and read >= (marks[-1][1] if marks else 0) + MARK_BYTES:
@@ -130,7 +141,7 @@ class TextFile:
         while stepped:
             row, byte = max(((row, byte) for row, byte in marks if row <= max(first, skip())), default=(row, byte))
             stepped = False
-            for block, line_number in line_blocks(self.name, byte, row + self._header + 1):
+            for block, line_number, share in line_blocks(self.name, byte, row + self._header + 1):
                 wanted = max(first, skip())
                 if any(row < mark <= wanted for mark, _ in marks):
                     stepped = True  # reading goes on there
@@ -147,7 +158,7 @@ class TextFile:
                 good = self._parse(cut, shown(self.name), line_number + low)
                 at = begin + low
                 wrong = {at + number: why for number, why in good.wrong.items()}
-                yield Piece(good.rows, good.numbers + at, wrong, at, begin + keep)
+                yield Piece(good.rows, good.numbers + at, wrong, at, begin + keep, share)
 
 
 def _line_offset(block: bytes, line: int) -> int:

@@ -128,7 +128,7 @@ class Runner:
         with RowCount([str(path)]) as counting:
             while not counting.is_done:
                 time.sleep(0.05)
-        return Rows(str(path), counting.result()[0], f"{path.name}, {path.stat().st_size} bytes")
+        return Rows(str(path), counting.result()[0].rows, f"{path.name}, {path.stat().st_size} bytes")
 
     # ------------------------------------------------------------------ the runs
     def _path(self, run: Run) -> Path:

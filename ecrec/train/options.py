@@ -1,7 +1,6 @@
 """The options of ``ecrec train``, checked before anything is started."""
 
 import os
-import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,9 +65,22 @@ def _show_sizes(layers: Sequence[int]) -> str:
 class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to train, on what, and what to break: the options of ``ecrec train``, each in one place."""
 
-    data: Annotated[tuple[str, ...], Flag("Criteo files (TSV, .gz too); repeatable. None: generated data.")] = ()
+    data: Annotated[
+        tuple[str, ...],
+        Flag(
+            "Files or URLs, '*' in numeric order; repeatable: Criteo's lines (.gz too), CSV (--columns), Parquet, "
+            ".npy, .npz, .bin; docs/data.md. None: generated data."
+        ),
+    ] = ()
+    columns: Annotated[
+        str | None, Flag("A TOML file: which column of CSV and Parquet files is what; docs/data.md.")
+    ] = None
+    shuffle_window: Annotated[
+        int | None,
+        Flag("Shuffle the training rows within windows of so many, anew in each pass, by --seed; no.", at_least=1),
+    ] = None
     bad_rows: Annotated[
-        str, Flag(f"What becomes of lines of the data that are no rows: {' or '.join(BAD_ROWS)}.", choices=BAD_ROWS)
+        str, Flag(f"What becomes of rows that cannot be read: {' or '.join(BAD_ROWS)}.", choices=BAD_ROWS)
     ] = STOP_AT_BAD_ROWS
     shards: Annotated[int, Flag("Parameter servers, of all coding groups.", at_least=1)] = 5
     groups: Annotated[
@@ -98,7 +110,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
         256,
     )
     top_mlp: Annotated[tuple[int, ...], Flag("Its hidden layers above.", parse=parse_sizes, show=_show_sizes)] = (256,)
-    seed: Annotated[int, Flag("Of initial values and generated data.")] = 7
+    seed: Annotated[int, Flag("Of initial values, generated data and --shuffle-window.")] = 7
     sync: Annotated[bool, Flag("Sum the gradients of all workers in each step.")] = False
     prefetch: Annotated[int, Flag("Batches whose rows are fetched ahead.", at_least=0)] = 1
     kills: Annotated[
@@ -300,15 +312,7 @@ def check_options(options: TrainOptions) -> list[str]:
             raise ConfigurationError(
                 "--chaos-kill-every and --kill: give one of them; together they could kill too many"
             )
-    for file in options.data:
-        _check_readable(file)
-    in_order = sorted(options.data, key=_natural)
-    warnings = []
-    if list(options.data) != in_order:
-        warnings.append(
-            f"--data: the files are read in this order: {', '.join(options.data)}; the test part is the end of it. "
-            f"Numbered in order they are: {', '.join(in_order)}"
-        )
+    warnings = _check_data(options)
     _check_writable("--report", options.report)
     _check_observed(options)
     _check_run_dir(options)
@@ -351,18 +355,61 @@ def _check_goes_on(options: TrainOptions) -> None:
         raise ConfigurationError("--on-data-loss restore: give --checkpoint, and --checkpoint-every")
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """``day_10`` behind ``day_9``."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
-
-
-def _check_readable(file: str) -> None:
-    from ecrec.data.criteo import check_file  # numpy, which most programs of the launcher do without
+def with_files(options: TrainOptions) -> TrainOptions:
+    """The same with the files that ``--data`` means, each by its name. Raises ConfigurationError, naming the option."""
+    if not options.data:
+        return options
+    from ecrec.data.formats import names_of  # numpy, which most programs of the launcher do without
 
     try:
-        check_file(file)
+        return msgspec.structs.replace(options, data=tuple(names_of(options.data)))
     except DataError as error:
         raise ConfigurationError(f"--data {error}") from error
+
+
+def dataset_name(shuffle_window: int | None, seed: int) -> str:
+    """Name under which workers lease splits. It says in which order rows come: a checkpoint of another order knows of
+    other rows which ones are trained on."""
+    return "train" if shuffle_window is None else f"train, shuffled in windows of {shuffle_window} by seed {seed}"
+
+
+def check_order(options: TrainOptions, known: Sequence[str]) -> None:
+    """Raise ConfigurationError where the data sets of a checkpoint are trained on in another order than asked for."""
+    name = dataset_name(options.shuffle_window, options.seed)
+    others = [each for each in known if each.startswith("train") and each != name]
+    if others:
+        raise ConfigurationError(
+            f"--resume {options.resume}: its examples come in another order: it was trained on {others[0]!r}, and this "
+            f"is {name!r}. Give the same --shuffle-window and --seed, or none"
+        )
+
+
+def _check_data(options: TrainOptions) -> list[str]:
+    """Warnings. Raises ConfigurationError, naming the option, for files that do not begin with a row."""
+    if not options.data and options.columns is not None:
+        raise ConfigurationError("--columns: expected --data with it")
+    if not options.data and options.shuffle_window is None:
+        return []
+    from ecrec.data.columns import read_columns  # numpy, which most programs of the launcher do without
+    from ecrec.data.formats import check_file
+    from ecrec.data.opened import natural_key, shown
+    from ecrec.data.shuffle import WINDOW_ROWS_MAX
+
+    if options.shuffle_window is not None and options.shuffle_window > WINDOW_ROWS_MAX:
+        raise ConfigurationError(f"--shuffle-window {options.shuffle_window}: must be at most {WINDOW_ROWS_MAX}")
+    columns = None if options.columns is None else read_columns(options.columns)
+    for file in options.data:
+        try:
+            check_file(file, columns)
+        except (DataError, ConfigurationError) as error:
+            raise ConfigurationError(f"--data {error}") from error
+    in_order = sorted(options.data, key=natural_key)
+    if list(options.data) == in_order:
+        return []
+    return [
+        f"--data: the files are read in this order: {', '.join(map(shown, options.data))}; the test part is the end of "
+        f"it. Numbered in order they are: {', '.join(map(shown, in_order))}"
+    ]
 
 
 def _check_writable(name: str, file: str | None) -> None:

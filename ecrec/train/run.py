@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -43,7 +43,7 @@ from ecrec.train.counting import RowCount
 from ecrec.train.kills import ChaosSchedule, KillSchedule
 from ecrec.train.lives import Life, all_kills, go_back, rewind_entries
 from ecrec.train.machine import machine, versions
-from ecrec.train.options import LOCAL, SKIP_BAD_ROWS, TrainOptions
+from ecrec.train.options import LOCAL, SKIP_BAD_ROWS, TrainOptions, check_order
 from ecrec.train.progress import ProgressView
 from ecrec.train.report import (
     FirstRow,
@@ -56,6 +56,9 @@ from ecrec.train.report import (
 )
 from ecrec.train.resizing import ResizeDueError, Resizing
 from ecrec.train.traces import Traces
+
+if TYPE_CHECKING:
+    from ecrec.data.rows import Counted
 
 WORKER_MODULE = "ecrec.train.worker"
 
@@ -80,7 +83,7 @@ COUNTING_SAID_S = 2.0
 BAD_ROWS_SAID = 5
 """Bad rows of the data that are told one by one."""
 
-ADVICE_ON_BAD_ROWS = ". Lines that are no rows are left out with --bad-rows skip"
+ADVICE_ON_BAD_ROWS = ". Rows that cannot be read are left out with --bad-rows skip"
 
 HEARTBEATS_AFTER = 3
 """A watermark counts as final when the shard was heard of so many heartbeats after the workers were done."""
@@ -144,7 +147,7 @@ class TrainingRun:
         cannot be read, CheckpointError for a checkpoint to resume that cannot be.
         """
         try:
-            with RowCount(self._options.data) as rows:  # while the servers start
+            with RowCount(self._options.data, self._options.columns) as rows:  # while the servers start
                 return self._run(rows)
         finally:
             self._resizing.over()
@@ -153,7 +156,11 @@ class TrainingRun:
 
     def _run(self, rows: RowCount) -> dict[str, Any]:
         resume = self._options.resume
-        point = None if resume is None else Point(resume, open_checkpoint(resume).manifest.checkpoint)
+        point = None
+        if resume is not None:
+            manifest = open_checkpoint(resume).manifest
+            check_order(self._options, [dataset.name for dataset in manifest.datasets])
+            point = Point(resume, manifest.checkpoint)
         self._resumed = point
         rewinds = Rewinds(self._options.checkpoint or "", point)
         why: EcrecError | None = None
@@ -329,7 +336,7 @@ class TrainingRun:
             )
 
     # ------------------------------------------------------------------ workers
-    def _counted(self, cluster: LocalCluster, rows: RowCount) -> list[int]:
+    def _counted(self, cluster: LocalCluster, rows: RowCount) -> "list[Counted]":
         """Rows of each file of the data, once they are counted. Servers that end meanwhile are started again."""
         begin, said = time.monotonic(), False
         while not rows.is_done:
@@ -339,8 +346,8 @@ class TrainingRun:
                 self._progress.say(f"counting the rows of {', '.join(self._options.data)}, once for all workers")
         return rows.result()
 
-    def _start_workers(self, cluster: LocalCluster, data_rows: list[int]) -> None:
-        self._write_config(data_rows)
+    def _start_workers(self, cluster: LocalCluster, counted: "list[Counted]") -> None:
+        self._write_config(counted)
         for rank in range(self._options.workers):
             self._start_worker(cluster, rank, "--first-step", str(self._first_step(rank)))
 
@@ -349,10 +356,10 @@ class TrainingRun:
         life = self._life
         return life.trained // self._options.batch + sum(step.worker == rank for step in life.steps)
 
-    def _write_config(self, data_rows: list[int]) -> None:
+    def _write_config(self, counted: "list[Counted]") -> None:
         threads = worker_threads(cores(), self._options.workers)
         trace = self._traces.of_life(len(self._lives)) if self._options.trace is not None else None
-        config = worker_config(self._options, threads, data_rows, trace)
+        config = worker_config(self._options, threads, counted, trace)
         self._worker_config.write_text(json.dumps(config))
 
     @property
@@ -618,17 +625,23 @@ def run_training(options: TrainOptions, make_progress: Callable[[], ProgressView
 
 
 def worker_config(
-    options: TrainOptions, threads: int, data_rows: list[int], trace: Path | None = None
+    options: TrainOptions, threads: int, counted: "list[Counted]", trace: Path | None = None
 ) -> dict[str, Any]:
     """What a worker is told; see `ecrec.train.steps`. ``trace``: where it writes its own."""
+    found = {"data_rows": [each.rows for each in counted], "data_marks": [each.marks for each in counted]}
     path = None if trace is None else str(trace)
-    return {**resolved_config(options), "threads": threads, "data_rows": data_rows, "trace": path}
+    return {**resolved_config(options), "threads": threads, **found, "trace": path}
 
 
 def resolved_config(options: TrainOptions) -> dict[str, Any]:
-    """All options, with the groups, time-out and learning rates that are used."""
+    """All options, with the columns, groups, time-out and learning rates that are used."""
     config: dict[str, Any] = msgspec.to_builtins(options)
-    config["data"] = [str(Path(file).absolute()) for file in options.data]
+    if options.data:
+        from ecrec.data.columns import read_columns  # numpy, which runs on generated data do without
+        from ecrec.data.opened import absolute
+
+        config["data"] = [absolute(file) for file in options.data]
+        config["columns"] = None if options.columns is None else msgspec.to_builtins(read_columns(options.columns))
     for name in ("metrics", "tensorboard", "trace"):
         if config[name] is not None:
             config[name] = str(Path(config[name]).absolute())

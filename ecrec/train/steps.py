@@ -1,4 +1,4 @@
-"""The worker of ``ecrec train``: trains a DLRM on Criteo rows, or rows like them, and says how it goes.
+"""The worker of ``ecrec train``: trains a DLRM on rows of files, or generated ones, and says how it goes.
 
 Its events are ``joined``, ``step``, ``first_row``, ``bad_rows``, ``warning`` and, at the end, ``done``; the program is
 `ecrec.train.worker`.
@@ -20,14 +20,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ecrec.data import (
     Batch,
     BatchSource,
-    CriteoDataset,
+    Columns,
+    FileDataset,
     HashedIds,
+    ShuffledSource,
     SyntheticDataset,
     SyntheticOptions,
 )
 from ecrec.data.batch import examples_of_steps
 from ecrec.errors import ConfigurationError, DataError
 from ecrec.launch import worker_pages
+from ecrec.train.options import dataset_name
 from ecrec.training.configs import EmbeddingBagConfig
 from ecrec.training.digest import model_digest
 from ecrec.training.dlrm import DLRM
@@ -47,11 +50,17 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What to train on what. Other keys of the file are the launcher's, and ignored."""
 
     data: tuple[str, ...] = ()
-    """Criteo files; none: generated rows."""
+    """Files; none: generated rows."""
+    columns: Columns | None = None
+    """Which column of CSV and Parquet files is what; none: these are Criteo's."""
     data_rows: tuple[int, ...] | None = None
     """Rows of each file, where somebody has counted them."""
+    data_marks: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    """Places in each file that were noted then."""
+    shuffle_window: int | None = None
+    """Rows that are shuffled together, by `seed`; none: rows come as they are in the files."""
     bad_rows: str = "stop"
-    """What becomes of lines that are no rows: ``stop`` or ``skip``."""
+    """What becomes of rows that cannot be read: ``stop`` or ``skip``."""
     test_fraction: float = 0.2
     rows: int = 50_000
     """Hash buckets a table."""
@@ -86,9 +95,6 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     digest: bool = True
     """Worker 0 reads the whole model at the end, for `model_digest`."""
 
-
-DATASET = "train"
-"""Name under which the workers lease splits."""
 
 SPLIT_BATCHES = 32
 """Batches of a split at most, with several workers: behind each the next batch is not fetched ahead, which then costs a
@@ -189,27 +195,30 @@ def make_tables(
 def open_data(config: TrainConfig) -> BatchSource:
     """The rows to train on. Raises DataError for files that cannot be read."""
     train_fraction = 1.0 - config.test_fraction
+    data: BatchSource
     if config.data:
-        data = CriteoDataset(
-            config.data, HashedIds(config.rows), train_fraction=train_fraction, rows_of_files=config.data_rows,
-            bad_rows=config.bad_rows,
+        data = FileDataset(
+            config.data, HashedIds(config.rows), columns=config.columns, train_fraction=train_fraction,
+            rows_of_files=config.data_rows, marks_of_files=config.data_marks, bad_rows=config.bad_rows,
         )  # fmt: skip
         if not data.train_rows:
             raise DataError(
                 f"{', '.join(config.data)}: {data.test_rows} rows, of which none is left to train on: "
                 f"--test-fraction {config.test_fraction} is for the test"
             )
-        return data
-    return SyntheticDataset(
-        SyntheticOptions(train_fraction=train_fraction, seed=config.seed, rows_per_table=config.rows)
-    )
+    else:
+        data = SyntheticDataset(
+            SyntheticOptions(train_fraction=train_fraction, seed=config.seed, rows_per_table=config.rows)
+        )
+    return data if config.shuffle_window is None else ShuffledSource(data, config.shuffle_window, config.seed)
 
 
 class _BadRowsTold:
     """Emits the bad rows of a data set once each, as they are met."""
 
     def __init__(self, data: BatchSource, emit: Emit) -> None:
-        self._found: dict[int, str] = data.bad.found if isinstance(data, CriteoDataset) else {}
+        source = data.source if isinstance(data, ShuffledSource) else data
+        self._found: dict[int, str] = source.bad.found if isinstance(source, FileDataset) else {}
         self._emit = emit
         self._told = 0
         self.tell()
@@ -351,8 +360,12 @@ def _work(config: TrainConfig, session: Session, data: BatchSource) -> Iterator[
     if not end:
         return
     split_examples = size * split_batches(min(data.train_rows, end), size, session.world_size)
-    for split in session.lease_splits(DATASET, data.train_rows, split_examples=split_examples, end=end):
-        batches = data.train_range(split.first, split.last, size)
+    if config.shuffle_window is not None and session.world_size > 1:
+        # Whole windows: each is then read by one worker.
+        split_examples = max(1, round(split_examples / config.shuffle_window)) * config.shuffle_window
+    name = dataset_name(config.shuffle_window, config.seed)
+    for split in session.lease_splits(name, data.train_rows, split_examples=split_examples, end=end):
+        batches = data.train_range(split.first, split.last, size, split.epoch)
         yield (_Work(batch, _bag(batch, data), len(batch)) for batch in batches)
 
 
@@ -371,7 +384,12 @@ def split_batches(examples: int, batch: int, workers: int) -> int:
 
 
 def _bag(batch: Batch, data: BatchSource) -> KeyedJaggedTensor:
-    return KeyedJaggedTensor.from_ids(data.sparse_features, torch.from_numpy(batch.ids))
+    if batch.ids.shape[0] == len(data.sparse_features):
+        return KeyedJaggedTensor.from_ids(data.sparse_features, torch.from_numpy(batch.ids))
+    ends = itertools.accumulate(data.hot)
+    columns = [batch.ids[end - hot : end].T.reshape(-1) for end, hot in zip(ends, data.hot, strict=True)]
+    lengths = torch.tensor(data.hot).repeat_interleave(len(batch))
+    return KeyedJaggedTensor(data.sparse_features, torch.from_numpy(np.concatenate(columns)), lengths=lengths)
 
 
 def _features(work: _Work) -> KeyedJaggedTensor:

@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 class DLRM(nn.Module):
     """The dense part of a DLRM; the embeddings come in pooled.
 
-    dense_features: integers per row. sparse_features: F, pooled embeddings per row. dim: D, of each
+    dense_features: integers per row; 0: the bottom MLP has one input, which is always 1.
+    sparse_features: F, pooled embeddings per row. dim: D, of each
     embedding. bottom_mlp, top_mlp: sizes of the hidden layers; the last layers, of D and of 1, are added.
     Each hidden layer and the bottom output go through a ReLU.
 
@@ -36,16 +37,16 @@ class DLRM(nn.Module):
         top_mlp: Sequence[int] = (256,),
     ) -> None:
         super().__init__()
-        if min(dense_features, sparse_features, dim, *bottom_mlp, *top_mlp) < 1:
+        if min(dense_features + 1, sparse_features, dim, *bottom_mlp, *top_mlp) < 1:
             raise ValueError(
                 f"sizes are dense {dense_features}, sparse {sparse_features}, dim {dim}, "
-                f"bottom {bottom_mlp}, top {top_mlp}; expected at least 1 each"
+                f"bottom {bottom_mlp}, top {top_mlp}; expected at least 1 each, and dense 0"
             )
         self.dense_features = dense_features
         self.sparse_features = sparse_features
         self.dim = dim
         pairs = sparse_features * (sparse_features + 1) // 2
-        self.bottom = _mlp([dense_features, *bottom_mlp, dim], relu_at_the_end=True)
+        self.bottom = _mlp([max(1, dense_features), *bottom_mlp, dim], relu_at_the_end=True)
         self.top = _mlp([dim + pairs, *top_mlp, 1], relu_at_the_end=False)
         take, spread = _triangle_indices(sparse_features + 1)
         self.register_buffer("_take", take, persistent=False)
@@ -62,7 +63,7 @@ class DLRM(nn.Module):
         expected = ((size, self.sparse_features * self.dim), (size, self.sparse_features, self.dim))
         if tuple(pooled.shape) not in expected:
             raise ValueError(f"pooled is {tuple(pooled.shape)}, expected {expected[0]} or {expected[1]}")
-        bottom = self.bottom(dense)
+        bottom = self.bottom(dense if self.dense_features else dense.new_ones(size, 1))
         vectors = torch.cat((bottom, pooled.reshape(size, -1)), dim=1).view(size, -1, self.dim)
         dots = _PairwiseDots.apply(vectors, self._take, self._spread)  # type: ignore[no-untyped-call]
         logits: Tensor = self.top(torch.cat((bottom, dots), dim=1))

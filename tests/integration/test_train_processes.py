@@ -94,7 +94,7 @@ def test_a_bad_line_of_data_is_named(trainer, tmp_path):
     finished = trainer.run("--data", str(data), "--rows", "100", "--batch", "2", timeout_s=60)
     assert finished.code == 2, finished.story
     assert "bad.tsv, line 3: found 1 tab-separated fields" in finished.err, finished.err
-    assert finished.err.strip().endswith("Lines that are no rows are left out with --bad-rows skip")
+    assert finished.err.strip().endswith("Rows that cannot be read are left out with --bad-rows skip")
     assert "Traceback" not in finished.err
 
 

@@ -19,6 +19,7 @@ class TwoAndThree:
 
     dense_features = ("age", "price")
     sparse_features = ("user", "item", "shop")
+    hot = (1, 1, 1)
     rows_per_table = (30, 20, 10)
     train_rows, test_rows = 96, 32
 
@@ -28,7 +29,7 @@ class TwoAndThree:
         dense = np.stack([np.sin(rows), np.cos(rows)], axis=1).astype(np.float32)
         return Batch((rows % 3 == 0).astype(np.float32), dense, ids)
 
-    def train_range(self, first: int, last: int, batch_size: int) -> Iterator[Batch]:
+    def train_range(self, first: int, last: int, batch_size: int, epoch: int = 0) -> Iterator[Batch]:
         return (self.batch(at, min(at + batch_size, last)) for at in range(first, last, batch_size))
 
     def train_batches(self, batch_size: int, **options: Any) -> Iterator[Batch]:
