@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ class _Parser:
 
     def parse(self, block: bytes, name: str, first_line: int) -> Parsed:
         """As `ecrec.data.text.Parse`."""
+        import pyarrow as pa
+
         lines = block.count(b"\n")
         wrong: dict[int, str] = {}
         if first_line == 1:
@@ -65,77 +68,86 @@ class _Parser:
         def is_wrong(line: int, why: str) -> None:
             wrong[line] = f"{name}, line {first_line + line}: found {why}"
 
-        block, kept = self._whole_lines(block, lines, is_wrong)
-        table, numbers = self._table(block, kept, is_wrong)
-        if table is None:
-            empty = Rows(
-                np.empty(0, np.float32),
-                np.empty((0, len(self._columns.dense)), np.float32),
-                np.empty((len(self._columns.sparse), 0), np.int64),
-            )
-            return Parsed(empty, numbers, dict(sorted(wrong.items())))
+        block, kept = self._lines_alone(block, lines, is_wrong)
+        found = list(self._tables(block, kept, is_wrong))
+        if not found:
+            return self._none(wrong)
+        table = pa.concat_tables([table for table, _ in found])
+        numbers = np.concatenate([numbers for _, numbers in found])
         parsed = to_rows(table, self._columns, lambda i: f"{name}, line {first_line + int(numbers[i])}")
         wrong.update((int(numbers[i]), why) for i, why in parsed.wrong.items())
         return Parsed(parsed.rows, numbers[parsed.numbers], dict(sorted(wrong.items())))
 
-    def _whole_lines(self, block: bytes, lines: int, is_wrong: Any) -> tuple[bytes, NDArray[np.int64]]:
-        """The block without lines that pyarrow would take for parts of a row, or for several; which are left."""
+    def _none(self, wrong: dict[int, str]) -> Parsed:
+        dense = np.empty((0, len(self._columns.dense)), np.float32)
+        rows = Rows(np.empty(0, np.float32), dense, np.empty((len(self._columns.sparse), 0), np.int64))
+        return Parsed(rows, np.empty(0, np.int64), dict(sorted(wrong.items())))
+
+    def _lines_alone(self, block: bytes, lines: int, is_wrong: Any) -> tuple[bytes, NDArray[np.int64]]:
+        """The block without lines that pyarrow would take for several rows; the numbers of those that are left."""
+        if b"\r" not in block:
+            return block, np.arange(lines)
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == ord("\n"))
-        bad = np.zeros(lines, np.bool_)
-        if self._columns.quote and self._columns.quote.encode() in block:
-            quotes = np.cumsum(data == ord(self._columns.quote))[ends]
-            odd = (np.diff(quotes, prepend=0) % 2).astype(np.bool_)
-            for line in np.flatnonzero(odd).tolist():
-                is_wrong(line, "a quoted value without its end, expected one in the same line")
-            bad |= odd
-        if b"\r" in block:
-            returns = np.flatnonzero(data == ord("\r"))
-            alone = np.unique(np.searchsorted(ends, returns[data[returns + 1] != ord("\n")]))
-            for line in alone[~bad[alone]].tolist():
-                is_wrong(line, "a carriage return inside of it, expected one row a line")
-            bad[alone] = True
-        if not bad.any():
-            return block, np.arange(lines)
+        returns = np.flatnonzero(data == ord("\r"))
+        alone = np.unique(np.searchsorted(ends, returns[data[returns + 1] != ord("\n")]))
+        for line in alone.tolist():
+            is_wrong(line, "a carriage return inside of it, expected one row a line")
+        keep = np.ones(lines, np.bool_)
+        keep[alone] = False
         # A line is taken out by its bytes, all at once.
-        keep = np.repeat(~bad, np.diff(ends, prepend=-1))
-        return data[keep].tobytes(), np.flatnonzero(~bad)
+        return data[np.repeat(keep, np.diff(ends, prepend=-1))].tobytes(), np.flatnonzero(keep)
 
-    def _table(self, block: bytes, kept: NDArray[np.int64], is_wrong: Any) -> tuple[Any, NDArray[np.int64]]:
-        """(the table, numbers of its rows); None where no line is a row."""
+    def _tables(self, block: bytes, kept: NDArray[np.int64], is_wrong: Any) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """(a table, numbers of its rows) for the rows of the block, in order. ``kept``: numbers of its lines.
+
+        A quoted value without its end makes one row of several lines. The block is then halved until that line is
+        alone.
+        """
+        if not len(kept):
+            return
+        refused: list[tuple[int, str]] = []
+        table = self._read(block + b"\n", refused)  # an empty line is a row, if nothing before takes it in
+        if table is not None and table.num_rows + len(refused) == len(kept) + 1:
+            for line, why in refused:
+                is_wrong(int(kept[line]), why)
+            if table.num_rows > 1:
+                yield table.slice(0, table.num_rows - 1), np.delete(kept, [line for line, _ in refused])
+        elif len(kept) == 1:
+            is_wrong(int(kept[0]), "a quoted value without its end, expected that in the same line")
+        else:
+            half = len(kept) // 2
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+            middle = int(ends[half - 1]) + 1
+            yield from self._tables(block[:middle], kept[:half], is_wrong)
+            yield from self._tables(block[middle:], kept[half:], is_wrong)
+
+    def _read(self, block: bytes, refused: list[tuple[int, str]]) -> Any:
+        """The table of all lines that have as many values as there are columns, and why others have not; None where
+        there is none to be made."""
         import pyarrow as pa
         import pyarrow.csv as csv
 
-        refused: list[int] = []
-
         def refuse(row: Any) -> str:
-            refused.append(row.number - 1)
-            is_wrong(
-                int(kept[row.number - 1]),
-                f"{row.actual_columns} values, expected {row.expected_columns}, separated by "
-                f"{self._columns.separator!r}: {row.text[:60]!r}",
-            )
+            found = f"{row.actual_columns} values, expected {row.expected_columns}"
+            refused.append((row.number - 1, f"{found}, separated by {self._columns.separator!r}: {row.text[:60]!r}"))
             return "skip"
 
-        if not len(kept):
-            return None, kept
-        table = csv.read_csv(
-            pa.BufferReader(block),
-            # One block and one thread: only then do rows have numbers.
-            csv.ReadOptions(column_names=self._names, use_threads=False, block_size=len(block) + 1),
-            csv.ParseOptions(
-                delimiter=self._columns.separator,
-                quote_char=self._columns.quote or False,
-                ignore_empty_lines=False,
-                invalid_row_handler=refuse,
-            ),
-            csv.ConvertOptions(
-                column_types={name: pa.binary() for name in self._columns.wanted},
-                include_columns=self._columns.wanted,
-                strings_can_be_null=False,
-            ),
-        )
-        numbers = np.delete(kept, refused)
-        if table.num_rows != len(numbers):
-            raise AssertionError(f"pyarrow made {table.num_rows} rows of {len(numbers)} lines")
-        return table, numbers
+        wanted = self._columns.wanted
+        try:
+            return csv.read_csv(
+                pa.BufferReader(block),
+                # One block and one thread: only then do rows have numbers.
+                csv.ReadOptions(column_names=self._names, use_threads=False, block_size=len(block) + 1),
+                csv.ParseOptions(
+                    delimiter=self._columns.separator,
+                    quote_char=self._columns.quote or False,
+                    ignore_empty_lines=False,
+                    invalid_row_handler=refuse,
+                ),
+                csv.ConvertOptions(
+                    column_types=dict.fromkeys(wanted, pa.binary()), include_columns=wanted, strings_can_be_null=False
+                ),
+            )
+        except pa.ArrowInvalid:
+            return None
