@@ -248,12 +248,24 @@ def _numbers(
         return np.array(values.to_numpy(zero_copy_only=False)), missing, np.zeros(len(array), np.bool_)
     text = _text(array, name, where)
     missing = _mask(text, columns)
-    good = _bool(pc.fill_null(pc.match_substring_regex(text, _NUMBER), False)) & ~missing
+    good = ~missing
     numbers = np.zeros(len(text))
-    if good.any():
-        # All of these are ASCII.
-        numbers[good] = text.filter(pa.array(good)).view(pa.large_string()).cast(pa.float64()).to_numpy()
+    try:
+        found = _cast_numbers(text, good)
+    except pa.ArrowException:
+        found = np.array([np.nan])
+    if not np.isfinite(found).all():  # there are other texts, or nan or inf, which are no numbers here
+        good &= _bool(pc.fill_null(pc.match_substring_regex(text, _NUMBER), False))
+        found = _cast_numbers(text, good)
+    numbers[good] = found
     return numbers, missing, ~good & ~missing
+
+
+def _cast_numbers(text: pa.Array, which: NDArray[np.bool_]) -> NDArray[np.float64]:
+    import pyarrow as pa
+
+    numbers: NDArray[np.float64] = text.filter(pa.array(which)).cast(pa.large_string()).cast(pa.float64()).to_numpy()
+    return numbers
 
 
 def _hex_tokens(
@@ -272,10 +284,14 @@ def _hex_tokens(
         raise _type_error(array, name, where, "text or integers")
     text = _text(array, name, where)
     missing = _mask(text, columns)
-    good = _bool(pc.fill_null(pc.match_substring_regex(text, _HEX), False)) & ~missing
     tokens = np.full(len(text), MISSING_TOKEN, np.int64)
-    data, starts, _ = _bytes_of(text.filter(pa.array(good)))
-    tokens[good] = parse_hex(data, starts)
+    good = ~missing
+    found = parse_hex(*_bytes_of(text if good.all() else text.filter(pa.array(good))))
+    if found is None:
+        good &= _bool(pc.fill_null(pc.match_substring_regex(text, _HEX), False))
+        found = parse_hex(*_bytes_of(text.filter(pa.array(good))))
+        assert found is not None
+    tokens[good] = found
     return tokens, ~good & ~missing
 
 

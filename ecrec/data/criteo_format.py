@@ -224,13 +224,14 @@ def _parse_tokens(
     return tokens, True
 
 
-def parse_hex(data: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tokens of 8 hexadecimal digits each, which they are known to be: `data[start : start + 8]`, with 8 bytes behind
-    the last one."""
+def parse_hex(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """Tokens of texts: `data[start : start + length]`, with 8 bytes behind the last one. None unless each is 8
+    hexadecimal digits, or nothing."""
     words = np.ndarray((len(data) - 7,), _U64, buffer=data, strides=(1,))
-    tokens, good = _parse_tokens(words, starts, starts + 8)
-    assert good
-    return tokens
+    tokens, good = _parse_tokens(words, starts, starts + lengths)
+    return tokens if good else None
 
 
 def _raise_first_error(raw: bytes, path: str, first_line: int) -> None:
