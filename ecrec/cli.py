@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+import ecrec
 from ecrec.errors import ClusterError, ConfigurationError, DataLostError, EcrecError
 from ecrec.exit_codes import ExitCode, exit_code, exit_codes_help
-from ecrec.launch import variables
+from ecrec.launch.commands import command, run
 from ecrec.launch.dashboard import ALLOW_HOST_HELP, DEFAULT_ADDRESS
 from ecrec.launch.environment import CURVE_DIR_HELP
-from ecrec.train.flags import command
 from ecrec.train.options import (
     RATE_MB_S,
     TrainOptions,
@@ -51,6 +51,22 @@ app.add_typer(checkpoints, name="checkpoints")
 
 data = typer.Typer(no_args_is_help=True, help="Look at files of data to train on. " + DATA_EXIT_CODES_HELP)
 app.add_typer(data, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ecrec {ecrec.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    pass
+
 
 SchedulerOption = Annotated[
     str,
@@ -657,7 +673,7 @@ def _on_sigterm(number: int, frame: object) -> NoReturn:
 def main() -> None:
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        variables.run(app, "ECREC")
+        run(app, "ECREC")
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(ExitCode.INTERRUPTED)

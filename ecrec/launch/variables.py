@@ -8,11 +8,6 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any
-
-import typer
-from typer.main import get_command
 
 PROGRAMS = PS, SCHEDULER, WORKER = "ECREC_PS", "ECREC_SCHEDULER", "ECREC_WORKER"
 """What the variables of programs begin with that others start."""
@@ -31,17 +26,15 @@ _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT\w*)$|_PORT(_\d+_(TCP|UDP|SCTP)
 """What Kubernetes sets in every pod for a service with a name such as ``ecrec-ps``."""
 
 
-def run(app: typer.Typer, prefix: str) -> Any:
-    """Run a program with the arguments of this process. ``prefix``: of its variables, such as ``ECREC_PS``."""
-    return with_variables(app, prefix)()
+def variables_of(prefix: str, flag: str) -> tuple[str, ...]:
+    """Those of a flag such as ``--shard``; the first one that is set counts. ``prefix``: such as ``ECREC_PS``."""
+    more = COMMON.get(flag) or (LAUNCHERS.get(flag) if prefix == WORKER else None)
+    own = variable_of(prefix, flag.removeprefix("--"))
+    return (own, more) if more else (own,)
 
 
-def with_variables(app: typer.Typer, prefix: str) -> Any:
-    """The click command of a program, each of whose flags has its variable."""
-    command = get_command(app)
-    known = dict(_name(command, prefix))
-    _warn_of_unknown(known)
-    return command
+def variable_of(prefix: str, name: str) -> str:
+    return f"{prefix}_{name.replace('-', '_').upper()}"
 
 
 def environment_of_children() -> dict[str, str]:
@@ -52,29 +45,11 @@ def environment_of_children() -> dict[str, str]:
 _PREFIXES = tuple(f"{program}_" for program in PROGRAMS)
 
 
-def _name(command: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Give each flag its variable; yields what the variables of a command begin with, and all of them."""
-    if commands := getattr(command, "commands", None):
-        for name, each in commands.items():
-            yield from _name(each, f"{prefix}_{_upper(name)}")
-        return
-    names = []
-    for param in command.params:
-        flag = next((opt for opt in getattr(param, "opts", ()) if opt.startswith("--")), None)
-        if flag is None:
-            continue
-        names.append(f"{prefix}_{_upper(flag.removeprefix('--'))}")
-        more = COMMON.get(flag) or (LAUNCHERS.get(flag) if prefix == WORKER else None)
-        param.envvar = [names[-1], more] if more else names[-1]
-    yield f"{prefix}_", names
+def warn_of_unknown(known: dict[str, list[str]]) -> None:
+    """Say on stderr which variables are no flag's: they change nothing, and nobody would know.
 
-
-def _upper(name: str) -> str:
-    return name.replace("-", "_").upper()
-
-
-def _warn_of_unknown(known: dict[str, list[str]]) -> None:
-    """A variable that is no flag's would change nothing, and nobody would know."""
+    ``known``: what the variables of a command begin with -> all of them.
+    """
     names = {name for each in known.values() for name in each}
     for name in sorted(os.environ):
         if not name.startswith(tuple(known)) or name in names or _OF_KUBERNETES.search(name):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import msgspec
 
 from ecrec.errors import ConfigurationError, EcrecError
 from ecrec.exit_codes import ExitCode, exit_code, exit_codes_help
@@ -27,67 +27,48 @@ from ecrec.launch.environment import (
     curve_keys,
     keep_freed_memory,
 )
+from ecrec.launch.flags import Flag
+from ecrec.launch.program import Program
 from ecrec.launch.threads import cores, cores_of_quota, thread_environment, worker_threads
 from ecrec.launch.watched import HTTP_HELP
 from ecrec.tether import module_command
 
 _POLL_S = 0.05
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of ``ecrec-worker``, each in one place."""
+
+    module: Annotated[bool, Flag("SCRIPT is the name of a module.", short="-m")] = False
+    scheduler: Annotated[str | None, Flag("Endpoint of the scheduler.")] = None
+    nproc_per_node: Annotated[int, Flag("Workers to start on this machine.", at_least=1)] = 1
+    rank: Annotated[int | None, Flag("Rank of the first of them.", at_least=0)] = None
+    world_size: Annotated[int | None, Flag("Workers on all machines.", at_least=1)] = None
+    curve_dir: Annotated[str | None, Flag(CURVE_DIR_HELP)] = None
+    wait_timeout_ms: Annotated[int | None, Flag(WAIT_TIMEOUT_HELP, at_least=1)] = None
+    http: Annotated[str | None, Flag(f"{HTTP_HELP} Of several workers each has the next port.")] = None
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    help="Run a training script as one or several workers. The script finds RANK, LOCAL_RANK, WORLD_SIZE and "
-    "ECREC_SCHEDULER in its environment. The exit code is the script's; an error of ecrec that the script does not "
-    "catch has its own. "
-    + exit_codes_help(
-        ExitCode.DONE,
-        ExitCode.FAILED,
-        ExitCode.OPTIONS,
-        ExitCode.DATA_LOST,
-        ExitCode.REPLACED,
-        ExitCode.CLEANUP,
-        ExitCode.INTERRUPTED,
-    ),
-)
-def worker(
-    script: Annotated[str, typer.Argument(help="A Python file, or with -m a module.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
-    module: Annotated[bool, typer.Option("--module", "-m", help="SCRIPT is the name of a module.")] = False,
-    scheduler: Annotated[str | None, typer.Option(help="Endpoint of the scheduler.")] = None,
-    nproc_per_node: Annotated[int, typer.Option(min=1, help="Workers to start on this machine.")] = 1,
-    rank: Annotated[int | None, typer.Option(min=0, help="Rank of the first of them.")] = None,
-    world_size: Annotated[int | None, typer.Option(min=1, help="Workers on all machines.")] = None,
-    curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
-    wait_timeout_ms: Annotated[int | None, typer.Option(min=1, help=WAIT_TIMEOUT_HELP)] = None,
-    http: Annotated[str | None, typer.Option(help=f"{HTTP_HELP} Of several workers each has the next port.")] = None,
-) -> None:
-    try:
-        given = _settle(scheduler, nproc_per_node, rank, world_size)
-        if curve_dir:
-            curve_keys(curve_dir)
-            given[CURVE_DIR] = curve_dir
-        if wait_timeout_ms is not None:
-            given[WAIT_TIMEOUT_MS] = str(wait_timeout_ms)
-        if not module and not Path(script).is_file():
-            raise ConfigurationError(f"there is no script {script}; give -m before the name of a module")
-    except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(ExitCode.OPTIONS) from error
-    if nproc_per_node > 1:
-        raise typer.Exit(_run_many(given, nproc_per_node, module, script, arguments or [], http))
+def worker(options: WorkerOptions, script: str, arguments: Sequence[str]) -> int:
+    """Run the script as one or several workers; returns the exit code."""
+    module, count, http = options.module, options.nproc_per_node, options.http
+    given = _settle(options.scheduler, count, options.rank, options.world_size)
+    if options.curve_dir:
+        curve_keys(options.curve_dir)
+        given[CURVE_DIR] = options.curve_dir
+    if options.wait_timeout_ms is not None:
+        given[WAIT_TIMEOUT_MS] = str(options.wait_timeout_ms)
+    if not module and not Path(script).is_file():
+        raise ConfigurationError(f"there is no script {script}; give -m before the name of a module")
+    if count > 1:
+        return _run_many(given, count, module, script, arguments, http)
     if (allowed := cores_of_quota(Path("/proc/self"))) is not None:  # torch sees all cores of the machine
         given = {**thread_environment(min(allowed, cores())), **os.environ, **given}
     os.environ.update(given)
     if http:
-        try:
-            shown = worker_pages.serve("--http", http, int(given[LOCAL_RANK]))
-        except ConfigurationError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(ExitCode.OPTIONS) from error
+        shown = worker_pages.serve("--http", http, int(given[LOCAL_RANK]))
         print(f"worker {given[RANK]} is shown at {shown.url}", file=sys.stderr)
-    _run(module, script, arguments or [])
+    return _run(module, script, arguments)
 
 
 def _settle(scheduler: str | None, count: int, rank: int | None, world_size: int | None) -> dict[str, str]:
@@ -102,7 +83,7 @@ def _settle(scheduler: str | None, count: int, rank: int | None, world_size: int
     return {SCHEDULER: scheduler, RANK: str(first), WORLD_SIZE: str(world), LOCAL_RANK: local}
 
 
-def _run(module: bool, script: str, arguments: Sequence[str]) -> None:
+def _run(module: bool, script: str, arguments: Sequence[str]) -> int:
     keep_freed_memory()
     sys.argv[:] = [script, *arguments]
     sys.path.insert(0, os.getcwd() if module else str(Path(script).resolve().parent))
@@ -114,7 +95,8 @@ def _run(module: bool, script: str, arguments: Sequence[str]) -> None:
     except EcrecError as error:
         traceback.print_exc()
         sys.last_value = error  # as of one that nobody catches, for handlers at the exit
-        raise typer.Exit(exit_code(error)) from error
+        return exit_code(error)
+    return ExitCode.DONE
 
 
 def _run_many(
@@ -153,8 +135,29 @@ def _run_many(
     return 0
 
 
+program = Program(
+    "ecrec-worker",
+    variables.WORKER,
+    "Run a training script as one or several workers. The script finds RANK, LOCAL_RANK, WORLD_SIZE and "
+    "ECREC_SCHEDULER in its environment. The exit code is the script's; an error of ecrec that the script does not "
+    "catch has its own. "
+    + exit_codes_help(
+        ExitCode.DONE,
+        ExitCode.FAILED,
+        ExitCode.OPTIONS,
+        ExitCode.DATA_LOST,
+        ExitCode.REPLACED,
+        ExitCode.CLEANUP,
+        ExitCode.INTERRUPTED,
+    ),
+    WorkerOptions,
+    worker,
+    script_help="A Python file, or with -m a module.",
+)
+
+
 def main() -> None:
-    variables.run(app, variables.WORKER)
+    program()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import msgspec
 
 from ecrec.errors import ConfigurationError, DataError
 from ecrec.launch.environment import WAIT_TIMEOUT_HELP
+from ecrec.launch.flags import Flag, check
 from ecrec.launch.groups import DEFAULT_CODE, ON_DATA_LOSS_OF_RUNS, RESTORE, STOP, Groups, Tolerance, deal
 from ecrec.launch.local.cluster import DEATHS_MAX
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec
-from ecrec.train.flags import Flag, check
 from ecrec.train.kills import Kill, WorkerKill, check_kills, check_worker_kills, parse_interval, parse_kill
 
 LEARNING_RATES = {

@@ -13,12 +13,12 @@ from test_kubernetes import PREFIXES
 
 import ecrec.launch.servers.ps
 import ecrec.launch.servers.scheduler
-from ecrec.launch.variables import PS, SCHEDULER, with_variables
+from ecrec.launch.variables import PS, SCHEDULER
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 SERVER_BYTES_MAX = 300_000_000
-APPS: dict[str, Any] = {PS: ecrec.launch.servers.ps.app, SCHEDULER: ecrec.launch.servers.scheduler.app}
+PROGRAMS: dict[str, Any] = {PS: ecrec.launch.servers.ps.program, SCHEDULER: ecrec.launch.servers.scheduler.program}
 
 
 def stages() -> dict[str, list[str]]:
@@ -57,10 +57,9 @@ def test_every_variable_of_the_compose_file_is_a_flag() -> None:
         program = re.search(r"ecrec-\w+", " ".join(service["command"]))
         assert program is not None
         prefix = PREFIXES[program[0]]
-        if prefix not in APPS:
+        if prefix not in PROGRAMS:
             continue
-        command = with_variables(APPS[prefix], prefix)
-        known = {name for p in command.params for name in ([p.envvar] if isinstance(p.envvar, str) else p.envvar or [])}
+        known = {name for names in PROGRAMS[prefix].flags.values() for name in names}
         assert set(service["environment"]) <= known, set(service["environment"]) - known
 
 

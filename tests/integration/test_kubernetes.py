@@ -110,18 +110,12 @@ def test_every_variable_is_a_flag_and_every_exit_code_one_of_the_table(jobset: O
     import ecrec.launch.servers.ps
     import ecrec.launch.servers.scheduler
     import ecrec.launch.worker
-    from ecrec.launch.variables import with_variables
 
-    apps = {
-        PS: ecrec.launch.servers.ps.app, SCHEDULER: ecrec.launch.servers.scheduler.app, WORKER: ecrec.launch.worker.app,
-    }  # fmt: skip
+    programs = (ecrec.launch.servers.ps.program, ecrec.launch.servers.scheduler.program, ecrec.launch.worker.program)
+    variables_of = {each.prefix: {name for names in each.flags.values() for name in names} for each in programs}
     for job in jobs(jobset).values():
         prefix = PREFIXES[container(job)["command"][0]]
-        known = {
-            name
-            for param in with_variables(apps[prefix], prefix).params
-            for name in ([param.envvar] if isinstance(param.envvar, str) else param.envvar or [])
-        }
+        known = variables_of[prefix]
         names = {each["name"] for each in container(job)["env"]} - {"POD_IP"}
         assert names <= known, names - known
         for rule in job["template"]["spec"]["podFailurePolicy"]["rules"]:

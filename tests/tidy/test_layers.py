@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "ray": {"launch", "training", "transport", "protocol", "errors", "exit_codes", "tether"},
     "train": {"checkpoint", "launch", "ray", "training", "data", "transport", "protocol", "errors", "exit_codes"},
     "reproduce": {"checkpoint", "data", "launch", "train", "transport", "protocol", "errors", "exit_codes", "tether"},
+    "__main__": {"cli", "exit_codes"},
     "cli": {"checkpoint", "launch", "reproduce", "train", "training", "transport", "protocol", "errors", "exit_codes"},
 }
 FORBIDDEN = {

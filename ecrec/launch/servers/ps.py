@@ -5,9 +5,10 @@ import secrets
 from collections.abc import Callable
 from typing import Annotated
 
-import typer
+import msgspec
 
 from ecrec.checkpoint.writer import FileWriter
+from ecrec.errors import ConfigurationError
 from ecrec.exit_codes import ExitCode, exit_codes_help
 from ecrec.launch import variables
 from ecrec.launch.environment import (
@@ -16,6 +17,8 @@ from ecrec.launch.environment import (
     curve_keys,
     log_to_stderr,
 )
+from ecrec.launch.flags import Flag
+from ecrec.launch.program import Program
 from ecrec.launch.servers import figures
 from ecrec.launch.servers.server import (
     PLAIN_HELP,
@@ -36,83 +39,73 @@ from ecrec.transport.scheduler_wait import SchedulerWait
 STATM = "/proc/self/statm"
 """Pages of this process; the second number counts those that are resident."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+class PsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of ``ecrec-ps``, each in one place."""
 
-@app.command(
-    help="One parameter server: holds the rows of a shard, or waits as a spare. "
-    + READY_HELP
-    + exit_codes_help(
-        ExitCode.DONE,
-        ExitCode.FAILED,
-        ExitCode.OPTIONS,
-        ExitCode.MEMORY,
-        ExitCode.HALF_HANDLED,
-        ExitCode.LEFT_EARLY,
-        ExitCode.REPLACED,
-        ExitCode.NO_SCHEDULER,
-    )
-)
-def ps(
-    scheduler: Annotated[str, typer.Option(help=SCHEDULER_HELP)],
-    shard: Annotated[int, typer.Option(min=-1, help="Shard to be, or to replace, over all groups.")] = -1,
-    spare: Annotated[bool, typer.Option("--spare", help="Take any place that is or gets free.")] = False,
-    bind: Annotated[str, typer.Option(help="Where to listen; port 0 takes a free one.")] = "tcp://127.0.0.1:0",
-    advertise: Annotated[str, typer.Option(help="Host name or address that others reach this machine by.")] = "",
-    curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
-    allow_plain_network: Annotated[bool, typer.Option("--allow-plain-network", help=PLAIN_HELP)] = False,
+    scheduler: Annotated[str, Flag(SCHEDULER_HELP)]
+    shard: Annotated[int, Flag("Shard to be, or to replace, over all groups.", at_least=-1)] = -1
+    spare: Annotated[bool, Flag("Take any place that is or gets free.")] = False
+    bind: Annotated[str, Flag("Where to listen; port 0 takes a free one.")] = "tcp://127.0.0.1:0"
+    advertise: Annotated[str, Flag("Host name or address that others reach this machine by.")] = ""
+    curve_dir: Annotated[str | None, Flag(CURVE_DIR_HELP)] = None
+    allow_plain_network: Annotated[bool, Flag(PLAIN_HELP)] = False
     leave_timeout_ms: Annotated[
         int,
-        typer.Option(
-            min=0,
-            help="After SIGTERM a server goes on serving until it can end without loss of data. This is the longest "
-            "time it waits, in milliseconds; then it ends with exit code 8, and data may be lost. 0: no limit. SIGINT "
-            "or a second SIGTERM ends it at once.",
+        Flag(
+            "After SIGTERM a server goes on serving until it can end without loss of data. This is the longest time it "
+            "waits, in milliseconds; then it ends with exit code 8, and data may be lost. 0: no limit. SIGINT or a "
+            "second SIGTERM ends it at once.",
+            at_least=0,
         ),
-    ] = 0,
+    ] = 0
     stopped_exit_code: Annotated[
         int,
-        typer.Option(
-            min=0,
-            max=255,
-            help="Exit code, in place of 0, of a server that is told to end: for an engine that starts nothing again "
-            "that ended with 0, as a Job of Kubernetes.",
+        Flag(
+            "Exit code, in place of 0, of a server that is told to end: for an engine that starts nothing again that "
+            "ended with 0, as a Job of Kubernetes.",
+            at_least=0,
+            at_most=255,
         ),
-    ] = 0,
+    ] = 0
     scheduler_timeout_ms: Annotated[
         int,
-        typer.Option(
-            min=0,
-            help="Until a scheduler answers for the first time, the log says every few seconds what is in the way. "
-            "After so many milliseconds the server ends with exit code 12. 0: no limit.",
+        Flag(
+            "Until a scheduler answers for the first time, the log says every few seconds what is in the way. After so "
+            "many milliseconds the server ends with exit code 12. 0: no limit.",
+            at_least=0,
         ),
-    ] = 60_000,
-    http: Annotated[str | None, typer.Option(help=HTTP_HELP)] = None,
-    until: Annotated[list[str] | None, typer.Option(help=UNTIL_HELP)] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
-) -> None:
-    if spare and shard >= 0:
-        raise typer.BadParameter("a spare takes any shard: give --shard or --spare, not both", param_hint="--spare")
-    log_to_stderr(verbose)
+    ] = 60_000
+    http: Annotated[str | None, Flag(HTTP_HELP)] = None
+    until: Annotated[tuple[str, ...], Flag(UNTIL_HELP)] = ()
+    verbose: Annotated[bool, Flag("Log everything.")] = False
+
+
+def ps(options: PsOptions) -> int:
+    """Be a parameter server until it is told to end; returns the exit code."""
+    if options.spare and options.shard >= 0:
+        raise ConfigurationError("--spare: a spare takes any shard: give --shard or --spare, not both")
+    log_to_stderr(options.verbose)
     process = secrets.token_hex(8)
 
     def make() -> Node:
         configure_native()
-        links = Links(bind, curve_keys(curve_dir), allow_plain_network)
+        links = Links(options.bind, curve_keys(options.curve_dir), options.allow_plain_network)
         try:
-            endpoint = advertised(links.endpoint, advertise, scheduler)
+            endpoint = advertised(links.endpoint, options.advertise, options.scheduler)
             warn_of_loopback(links.endpoint, endpoint)
-            machine = ShardMachine(process, endpoint, shard, leave_timeout_ms)
+            machine = ShardMachine(process, endpoint, options.shard, options.leave_timeout_ms)
             machine.heartbeats.resident_bytes = resident_bytes_reader()
-            wait = SchedulerWait(scheduler, scheduler_timeout_ms)
-            return Node(machine, links, scheduler_endpoint=scheduler, files=FileWriter(), scheduler_wait=wait)
+            wait = SchedulerWait(options.scheduler, options.scheduler_timeout_ms)
+            return Node(machine, links, scheduler_endpoint=options.scheduler, files=FileWriter(), scheduler_wait=wait)
         except Exception:
             links.close()
             raise
 
-    ready = {"ready": "ps", "shard": shard, "process": process, "pid": os.getpid()}
-    code = run_server(make, ready, Pages(figures.of_shard, figures.NO_SCHEDULER), http, until)
-    raise typer.Exit(stopped_exit_code if code == ExitCode.DONE else code)
+    ready = {"ready": "ps", "shard": options.shard, "process": process, "pid": os.getpid()}
+    pages = Pages(figures.of_shard, figures.NO_SCHEDULER)
+    code = run_server(make, ready, pages, options.http, options.until)
+    return options.stopped_exit_code if code == ExitCode.DONE else code
 
 
 def resident_bytes_reader() -> Callable[[], int] | None:
@@ -127,8 +120,28 @@ def resident_bytes_reader() -> Callable[[], int] | None:
     return lambda: int(os.pread(descriptor, 200, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+program = Program(
+    "ecrec-ps",
+    variables.PS,
+    "One parameter server: holds the rows of a shard, or waits as a spare. "
+    + READY_HELP
+    + exit_codes_help(
+        ExitCode.DONE,
+        ExitCode.FAILED,
+        ExitCode.OPTIONS,
+        ExitCode.MEMORY,
+        ExitCode.HALF_HANDLED,
+        ExitCode.LEFT_EARLY,
+        ExitCode.REPLACED,
+        ExitCode.NO_SCHEDULER,
+    ),
+    PsOptions,
+    ps,
+)
+
+
 def main() -> None:
-    variables.run(app, variables.PS)
+    program()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
-import typer
 
 from ecrec.checkpoint.writer import FileWriter
 from ecrec.errors import ConfigurationError
@@ -16,7 +15,9 @@ from ecrec.launch.dashboard import ALLOW_HOST_HELP
 from ecrec.launch.dashboard.feed import Feed
 from ecrec.launch.dashboard.page import Dashboard
 from ecrec.launch.environment import CURVE_DIR_HELP, curve_keys, log_to_stderr
+from ecrec.launch.flags import Flag
 from ecrec.launch.groups import ON_DATA_LOSS, REINITIALISE, STOP, Groups, deal
+from ecrec.launch.program import Program
 from ecrec.launch.servers import figures
 from ecrec.launch.servers.server import (
     PLAIN_HELP,
@@ -38,8 +39,6 @@ from ecrec.transport.links import Links
 from ecrec.transport.node import Node
 from ecrec.transport.persistence import StateFile
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
 DEFAULTS = ProtocolConfig()
 LINK_TIMEOUT_TIMES = 2
 MANY_TIMEOUT_TIMES = 3
@@ -52,159 +51,120 @@ TICKS_IN_HEARTBEAT = 5
 """A late heartbeat, or a closed connection, is noticed within a fifth of a heartbeat."""
 
 
-@app.command(
-    help="The scheduler: keeps views, epochs and tables. Training goes on while it is down; started again with the "
-    "same --bind and --state it goes on where it was. With --coordinator several stand by for each other. "
-    + READY_HELP
-    + exit_codes_help(
-        ExitCode.DONE,
-        ExitCode.FAILED,
-        ExitCode.OPTIONS,
-        ExitCode.STATE,
-        ExitCode.MEMORY,
-        ExitCode.HALF_HANDLED,
-        ExitCode.OUTDATED,
-        ExitCode.REPLACED,
-    )
-)
-def scheduler(
-    bind: Annotated[str, typer.Option(help="Where to listen, tcp://HOST:PORT or ipc://PATH; port 0 takes a free one.")],
-    shards: Annotated[int, typer.Option(min=1, help="Shards of all coding groups together.")],
-    state: Annotated[
-        str | None, typer.Option(help="SQLite file with the scheduler's state; made if it does not exist.")
-    ] = None,
+class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of ``ecrec-scheduler``, each in one place."""
+
+    bind: Annotated[str, Flag("Where to listen, tcp://HOST:PORT or ipc://PATH; port 0 takes a free one.")]
+    shards: Annotated[int, Flag("Shards of all coding groups together.", at_least=1)]
+    state: Annotated[str | None, Flag("SQLite file with the scheduler's state; made if it does not exist.")] = None
     coordinator: Annotated[
         str | None,
-        typer.Option(
-            help="zk://HOST:PORT[,HOST:PORT...]/PATH: keep the state in ZooKeeper instead, and lead only while elected."
-        ),
-    ] = None,
+        Flag("zk://HOST:PORT[,HOST:PORT...]/PATH: keep the state in ZooKeeper instead, and lead only while elected."),
+    ] = None
     endpoint_file: Annotated[
         str | None,
-        typer.Option(
-            help="A file that all hosts see: write there where this scheduler is reached. Servers and workers that are "
+        Flag(
+            "A file that all hosts see: write there where this scheduler is reached. Servers and workers that are "
             "given --scheduler file:///PATH follow when it is started on another host, with the same --state."
         ),
-    ] = None,
+    ] = None
     coordinator_timeout_ms: Annotated[
         int,
-        typer.Option(
-            min=100,
-            max=40_000,
-            help="Session with ZooKeeper: another scheduler leads after so long without a word. ZooKeeper takes 2 to "
-            "20 of its ticks: by default, 4 to 40 s.",
+        Flag(
+            "Session with ZooKeeper: another scheduler leads after so long without a word. ZooKeeper takes 2 to 20 of "
+            "its ticks: by default, 4 to 40 s.",
+            at_least=100,
+            at_most=40_000,
         ),
-    ] = 6000,
+    ] = 6000
     advertise: Annotated[
         str,
-        typer.Option(
-            help="Host name or address that others reach this machine by (with --coordinator or --endpoint-file)."
-        ),
-    ] = "",
+        Flag("Host name or address that others reach this machine by (with --coordinator or --endpoint-file)."),
+    ] = ""
     groups: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Coding groups of equal size, at most 16 shards each; shards are numbered over all of them. Default: "
-            "one, and of more than 16 shards as few as possible with room for code 4+1.",
+        Flag(
+            "Coding groups of equal size, at most 16 shards each; shards are numbered over all of them. Default: one, "
+            "and of more than 16 shards as few as possible with room for code 4+1.",
+            at_least=1,
         ),
-    ] = None,
-    heartbeat_ms: Annotated[int, typer.Option(min=1, help="How often members report.")] = DEFAULTS.heartbeat_ms,
-    heartbeat_timeout_ms: Annotated[
-        int, typer.Option(min=1, help="A shard that was silent for so long is down.")
-    ] = DEFAULTS.heartbeat_timeout_ms,
+    ] = None
+    heartbeat_ms: Annotated[int, Flag("How often members report.", at_least=1)] = DEFAULTS.heartbeat_ms
+    heartbeat_timeout_ms: Annotated[int, Flag("A shard that was silent for so long is down.", at_least=1)] = (
+        DEFAULTS.heartbeat_timeout_ms
+    )
     link_timeout_ms: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="When two shards have not heard each other for this long, though the scheduler hears both, one is "
+        Flag(
+            "When two shards have not heard each other for this long, though the scheduler hears both, one is "
             f"replaced; {DEFAULTS.link_timeout_ms}, and more with a long --heartbeat-timeout-ms.",
+            at_least=1,
         ),
-    ] = None,
+    ] = None
     lease_timeout_ms: Annotated[
         int,
-        typer.Option(
-            min=1,
-            help="A worker that was silent for so long is over, and its splits of the data go to others. A worker says "
+        Flag(
+            "A worker that was silent for so long is over, and its splits of the data go to others. A worker says "
             "nothing while it computes: more than a step takes.",
+            at_least=1,
         ),
-    ] = DEFAULTS.lease_timeout_ms,
+    ] = DEFAULTS.lease_timeout_ms
     reconnect_grace_ms: Annotated[
-        int, typer.Option(min=1, help="A shard whose connection stays closed for so long is down.")
-    ] = DEFAULTS.reconnect_grace_ms,
+        int, Flag("A shard whose connection stays closed for so long is down.", at_least=1)
+    ] = DEFAULTS.reconnect_grace_ms
     on_data_loss: Annotated[
         str,
-        typer.Option(
-            help="When more shards die than the code stands: stop, or reinitialise: go on with the lost rows at their "
-            "initial values, counted."
+        Flag(
+            "When more shards die than the code stands: stop, or reinitialise: go on with the lost rows at their "
+            "initial values, counted.",
+            choices=ON_DATA_LOSS,
         ),
-    ] = STOP,
+    ] = STOP
     limits: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=NUMBER",
-            help="A limit or time-out of ecrec/protocol/config.py that has no option of its own, such as "
+        tuple[str, ...],
+        Flag(
+            "A limit or time-out of ecrec/protocol/config.py that has no option of its own, such as "
             "window_interval_ms=100, for all members; for experiments. Repeatable.",
+            name="--set",
+            metavar="NAME=NUMBER",
         ),
-    ] = None,
+    ] = ()
     adopt: Annotated[
         bool,
-        typer.Option(
-            "--adopt",
-            help="If the state turns out to be lost, or older than the living cluster: make it again from what the "
-            "members tell, instead of ending with exit code 7. Without effect where the state is the newest. End the "
-            "other schedulers of this cluster first.",
+        Flag(
+            "If the state turns out to be lost, or older than the living cluster: make it again from what the members "
+            "tell, instead of ending with exit code 7. Without effect where the state is the newest. End the other "
+            "schedulers of this cluster first."
         ),
-    ] = False,
-    curve_dir: Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)] = None,
-    allow_plain_network: Annotated[bool, typer.Option("--allow-plain-network", help=PLAIN_HELP)] = False,
-    http: Annotated[str | None, typer.Option(help=f"{HTTP_HELP} A browser gets a live page there.")] = None,
-    allow_host: Annotated[list[str] | None, typer.Option(help=ALLOW_HOST_HELP)] = None,
-    until: Annotated[list[str] | None, typer.Option(help=UNTIL_HELP)] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log everything.")] = False,
-) -> None:
-    if heartbeat_timeout_ms <= 2 * heartbeat_ms:
-        raise typer.BadParameter(
-            f"{heartbeat_timeout_ms} ms: one late heartbeat would be a death; expected more than 2 * --heartbeat-ms = "
-            f"{2 * heartbeat_ms}",
-            param_hint="--heartbeat-timeout-ms",
-        )
-    if link_timeout_ms is not None and link_timeout_ms <= heartbeat_timeout_ms:
-        raise typer.BadParameter(
-            f"{link_timeout_ms} ms: a link would be given up before a shard; expected more than --heartbeat-timeout-ms "
-            f"{heartbeat_timeout_ms}",
-            param_hint="--link-timeout-ms",
-        )
-    if lease_timeout_ms <= 2 * heartbeat_ms:
-        raise typer.BadParameter(
-            f"{lease_timeout_ms} ms: one late heartbeat would end a worker; expected more than 2 * --heartbeat-ms = "
-            f"{2 * heartbeat_ms}",
-            param_hint="--lease-timeout-ms",
-        )
-    if (state is None) == (coordinator is None):
-        raise typer.BadParameter("expected a file, or else a --coordinator", param_hint="--state")
-    if endpoint_file is not None and coordinator is not None:
-        raise typer.BadParameter("a --coordinator tells where the scheduler is", param_hint="--endpoint-file")
-    if on_data_loss not in ON_DATA_LOSS:
-        raise typer.BadParameter(f"{on_data_loss!r}: expected {' or '.join(ON_DATA_LOSS)}", param_hint="--on-data-loss")
-    try:
-        dealt = deal(shards, groups)
-    except ConfigurationError as error:
-        raise typer.BadParameter(str(error), param_hint="'--shards'") from error
-    log_to_stderr(verbose)
-    config = ProtocolConfig(
-        heartbeat_ms=heartbeat_ms,
-        heartbeat_timeout_ms=heartbeat_timeout_ms,
-        **timeouts(heartbeat_timeout_ms, link_timeout_ms),
-        reconnect_grace_ms=reconnect_grace_ms,
-        reinitialise_lost=on_data_loss == REINITIALISE,
-        lease_timeout_ms=lease_timeout_ms,
+    ] = False
+    curve_dir: Annotated[str | None, Flag(CURVE_DIR_HELP)] = None
+    allow_plain_network: Annotated[bool, Flag(PLAIN_HELP)] = False
+    http: Annotated[str | None, Flag(f"{HTTP_HELP} A browser gets a live page there.")] = None
+    allow_host: Annotated[tuple[str, ...], Flag(ALLOW_HOST_HELP)] = ()
+    until: Annotated[tuple[str, ...], Flag(UNTIL_HELP)] = ()
+    verbose: Annotated[bool, Flag("Log everything.")] = False
+
+
+def scheduler(options: SchedulerOptions) -> int:
+    """Be a scheduler until it is told to end; returns the exit code."""
+    state, coordinator, adopt = options.state, options.coordinator, options.adopt
+    _check(options)
+    dealt = _dealt(options)
+    config = with_limits(
+        ProtocolConfig(
+            heartbeat_ms=options.heartbeat_ms,
+            heartbeat_timeout_ms=options.heartbeat_timeout_ms,
+            **timeouts(options.heartbeat_timeout_ms, options.link_timeout_ms),
+            reconnect_grace_ms=options.reconnect_grace_ms,
+            reinitialise_lost=options.on_data_loss == REINITIALISE,
+            lease_timeout_ms=options.lease_timeout_ms,
+        ),
+        options.limits,
     )
-    try:
-        config = with_limits(config, limits or [])
-    except ConfigurationError as error:
-        raise typer.BadParameter(str(error), param_hint="'--set'") from error
+    log_to_stderr(options.verbose)
+
+    def listen() -> Links:
+        return Links(options.bind, curve_keys(options.curve_dir), options.allow_plain_network)
 
     def node(machine: SchedulerMachine, links: Links, store: StateStore) -> Node:
         return Node(
@@ -220,21 +180,21 @@ def scheduler(
         state_file = StateFile(state)
         try:
             machine = _machine(dealt, config, state_file.load(), state, adopt)
-            links = Links(bind, curve_keys(curve_dir), allow_plain_network)
-            if endpoint_file is not None:
-                write_endpoint(endpoint_file, advertised(links.endpoint, advertise))
+            links = listen()
+            if options.endpoint_file is not None:
+                write_endpoint(options.endpoint_file, advertised(links.endpoint, options.advertise))
         except Exception:
             state_file.close()
             raise
         return node(machine, links, state_file)
 
     def one_of_several(coordinator: str) -> Server:
-        chosen = candidate(coordinator, coordinator_timeout_ms)
+        chosen = candidate(coordinator, options.coordinator_timeout_ms)
         from ecrec.launch.servers.standby import Standby
 
-        links = Links(bind, curve_keys(curve_dir), allow_plain_network)
+        links = listen()
         try:
-            endpoint = advertised(links.endpoint, advertise)
+            endpoint = advertised(links.endpoint, options.advertise)
             warn_of_loopback(links.endpoint, endpoint)
         except ConfigurationError:
             links.close()
@@ -252,8 +212,39 @@ def scheduler(
 
     ready = {"ready": "scheduler", "pid": os.getpid(), **({"coordinator": coordinator} if coordinator else {})}
     feed = Feed("the scheduler at this address")
-    pages = Pages(figures.of_scheduler(feed), "", Dashboard(feed, allow_host or ()))
-    raise typer.Exit(run_server(make, ready, pages, http, until))
+    pages = Pages(figures.of_scheduler(feed), "", Dashboard(feed, options.allow_host))
+    return run_server(make, ready, pages, options.http, options.until)
+
+
+def _check(options: SchedulerOptions) -> None:
+    """Raise ConfigurationError, naming the flag, for options that do not go together."""
+    silent_ms, twice_ms = options.heartbeat_timeout_ms, 2 * options.heartbeat_ms
+    if silent_ms <= twice_ms:
+        raise ConfigurationError(
+            f"--heartbeat-timeout-ms {silent_ms}: one late heartbeat would be a death; expected more than "
+            f"2 * --heartbeat-ms = {twice_ms}"
+        )
+    if options.link_timeout_ms is not None and options.link_timeout_ms <= silent_ms:
+        raise ConfigurationError(
+            f"--link-timeout-ms {options.link_timeout_ms}: a link would be given up before a shard; expected more than "
+            f"--heartbeat-timeout-ms {silent_ms}"
+        )
+    if options.lease_timeout_ms <= twice_ms:
+        raise ConfigurationError(
+            f"--lease-timeout-ms {options.lease_timeout_ms}: one late heartbeat would end a worker; expected more than "
+            f"2 * --heartbeat-ms = {twice_ms}"
+        )
+    if (options.state is None) == (options.coordinator is None):
+        raise ConfigurationError("--state: expected a file, or else a --coordinator")
+    if options.endpoint_file is not None and options.coordinator is not None:
+        raise ConfigurationError("--endpoint-file: a --coordinator tells where the scheduler is")
+
+
+def _dealt(options: SchedulerOptions) -> Groups:
+    try:
+        return deal(options.shards, options.groups)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--shards {options.shards}: {error}") from error
 
 
 def timeouts(heartbeat_timeout_ms: int, link_timeout_ms: int | None = None) -> dict[str, int]:
@@ -273,11 +264,11 @@ def with_limits(config: ProtocolConfig, limits: Sequence[str]) -> ProtocolConfig
         name, equals, number = text.partition("=")
         values: dict[str, object] = msgspec.structs.asdict(config)
         if name not in values or not equals:
-            raise ConfigurationError(f"{text!r}: expected NAME=NUMBER, with one of {', '.join(values)}")
+            raise ConfigurationError(f"--set {text!r}: expected NAME=NUMBER, with one of {', '.join(values)}")
         try:
             config = msgspec.convert({**values, name: msgspec.json.decode(number)}, ProtocolConfig)
         except msgspec.MsgspecError as error:
-            raise ConfigurationError(f"{text!r}: {error}") from error
+            raise ConfigurationError(f"--set {text!r}: {error}") from error
     return config
 
 
@@ -288,8 +279,29 @@ def _machine(groups: Groups, config: ProtocolConfig, stored: bytes | None, where
         raise ConfigurationError(f"scheduler state {where}: not written by this version of ecrec: {error}") from error
 
 
+program = Program(
+    "ecrec-scheduler",
+    variables.SCHEDULER,
+    "The scheduler: keeps views, epochs and tables. Training goes on while it is down; started again with the same "
+    "--bind and --state it goes on where it was. With --coordinator several stand by for each other. "
+    + READY_HELP
+    + exit_codes_help(
+        ExitCode.DONE,
+        ExitCode.FAILED,
+        ExitCode.OPTIONS,
+        ExitCode.STATE,
+        ExitCode.MEMORY,
+        ExitCode.HALF_HANDLED,
+        ExitCode.OUTDATED,
+        ExitCode.REPLACED,
+    ),
+    SchedulerOptions,
+    scheduler,
+)
+
+
 def main() -> None:
-    variables.run(app, variables.SCHEDULER)
+    program()
 
 
 if __name__ == "__main__":

@@ -152,7 +152,8 @@ class Launch:
             unpack = f"umask 077 && mkdir -p {here} && cd {here} && rm -rf keys keys-workers && tar -x"
             if wheel is not None:
                 name = shlex.quote(Path(wheel).name)
-                what = f"{name}'[train]'" if WORKER in host.runs else name
+                extra = "[train]" if WORKER in host.runs else "[cli]" if SCHEDULER in host.runs else ""
+                what = name + shlex.quote(extra) if extra else name
                 unpack += f" && {self._hosts.python} -m venv venv && venv/bin/pip install -q ./{what}"
             self._remote(host, unpack, _packed(wanted))
             self._say(f"{host.ssh} is prepared")
@@ -234,7 +235,7 @@ class Launch:
         """What the scheduler knows at the end, asked on its host: this one may not reach it."""
         host, _ = self._commands["scheduler"]
         here = shlex.quote(self._folder(host))
-        ask = f"cd {here} && {self._python} -m ecrec.cli status --json --curve-dir keys --scheduler {self._endpoint}"
+        ask = f"cd {here} && {self._python} -m ecrec status --json --curve-dir keys --scheduler {self._endpoint}"
         try:
             (self._out / "status.json").write_bytes(self._remote(host, ask))
         except (ClusterError, subprocess.TimeoutExpired) as error:

@@ -3,12 +3,13 @@ import sys
 
 import pytest
 
+from ecrec import __version__
 from ecrec.errors import ClusterError, ConfigurationError, DataError, DataLostError, FencedError
 from ecrec.exit_codes import exit_code
 
 
 def ecrec(*arguments):
-    return subprocess.run([sys.executable, "-m", "ecrec.cli", *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-m", "ecrec", *arguments], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,19 @@ def test_a_scheduler_that_is_not_there_is_said():
     result = ecrec("status", "--scheduler", "tcp://127.0.0.1:1")
     assert result.returncode == 1
     assert result.stderr.startswith("error: no answer from a scheduler at tcp://127.0.0.1:1")
+
+
+def test_it_tells_its_version():
+    result = ecrec("--version")
+    assert (result.returncode, result.stdout) == (0, f"ecrec {__version__}\n"), result.stderr
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_without_the_packages_of_its_command_line_it_says_what_to_install(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from ecrec.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f'ecrec needs {package}, which is missing: pip install "ecrec[cli]"' in result.stderr
 
 
 def test_exit_codes():

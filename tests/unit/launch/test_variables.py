@@ -11,11 +11,14 @@ import typer
 from typer.testing import CliRunner
 
 from ecrec import cli
+from ecrec.errors import ConfigurationError
 from ecrec.launch import worker
+from ecrec.launch.commands import with_variables
+from ecrec.launch.program import Program
 from ecrec.launch.servers import ps, scheduler
-from ecrec.launch.variables import PS, SCHEDULER, WORKER, environment_of_children, with_variables
+from ecrec.launch.variables import PROGRAMS, environment_of_children
 
-APPS = {"ECREC": cli.app, PS: ps.app, SCHEDULER: scheduler.app, WORKER: worker.app}
+PROGRAM_OF: dict[str, Program[Any]] = {each.prefix: each for each in (ps.program, scheduler.program, worker.program)}
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -26,23 +29,35 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield path, command
 
 
-@pytest.mark.parametrize("prefix", APPS)
-def test_every_flag_has_a_variable_of_its_own_and_the_help_names_it(prefix: str) -> None:
-    wide = {"COLUMNS": "300", "NO_COLOR": "1"}
+def test_every_flag_of_ecrec_has_a_variable_of_its_own_and_the_help_names_it() -> None:
     seen: set[str] = set()
-    command = with_variables(APPS[prefix], prefix)
-    for path, leaf in leaves(command):
-        text = CliRunner().invoke(_App(command), [*path, "--help"], env=wide).output
+    for path, leaf in leaves(with_variables(cli.app, "ECREC")):
+        text = run(*path, "--help").output
         for param in leaf.params:
             if type(param).__name__ == "TyperArgument":
                 continue
-            expected = "_".join([prefix, *path, max(param.opts, key=len).removeprefix("--")])
+            expected = "_".join(["ECREC", *path, max(param.opts, key=len).removeprefix("--")])
             expected = expected.replace("-", "_").upper()
-            names = [param.envvar] if isinstance(param.envvar, str) else param.envvar
-            assert names[0] == expected and expected not in seen
+            assert param.envvar[0] == expected and expected not in seen
             seen.add(expected)
             assert expected in text
-    assert len(seen) >= 7
+    assert len(seen) > 50
+
+
+@pytest.mark.parametrize("prefix", PROGRAMS)
+def test_every_flag_of_a_server_and_worker_has_a_variable_of_its_own_and_the_help_names_it(
+    prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = PROGRAM_OF[prefix]
+    monkeypatch.setenv("COLUMNS", "70")  # narrow: no name is broken over two lines
+    with pytest.raises(SystemExit) as ended:
+        program(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for flag, names in program.flags.items():
+        assert names[0] == f"{prefix}_{flag.removeprefix('--').replace('-', '_').upper()}"
+        assert flag in text and all(name in text for name in names)
+    assert len(program.flags) >= 7 and len({names[0] for names in program.flags.values()}) == len(program.flags)
 
 
 class _App(typer.Typer):
@@ -61,31 +76,51 @@ def _made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(testing, "_get_command", lambda app: getattr(app, "command_", None) or get(app))
 
 
-def run(prefix: str, *arguments: str, **environment: str) -> Any:
-    command = with_variables(APPS[prefix], prefix)
+def run(*arguments: str, **environment: str) -> Any:
+    command = with_variables(cli.app, "ECREC")
     return CliRunner().invoke(_App(command), list(arguments), env={"COLUMNS": "300", "NO_COLOR": "1", **environment})
 
 
 def test_a_variable_counts_as_the_flag_and_is_checked_as_such() -> None:
-    done = run(PS, ECREC_PS_SCHEDULER="tcp://127.0.0.1:1", ECREC_PS_SHARD="2", ECREC_PS_SPARE="yes")
-    assert done.exit_code == 2 and "give --shard or --spare, not both" in done.output
-    done = run(PS, ECREC_SCHEDULER="tcp://127.0.0.1:1", ECREC_PS_SHARD="two")
-    assert done.exit_code == 2 and "(env var: 'ECREC_PS_SHARD'): Input should be" in done.output
-    done = run(SCHEDULER, ECREC_SCHEDULER_BIND="tcp://127.0.0.1:0", ECREC_SCHEDULER_SHARDS="17")
-    assert done.exit_code == 2 and "--state" in done.output
+    everywhere = {"ECREC_SCHEDULER": "tcp://s:1"}
+    (options,) = ps.program.parse([], {**everywhere, "ECREC_PS_SHARD": "2", "ECREC_PS_SPARE": "no"})
+    assert (options.scheduler, options.shard, options.spare) == ("tcp://s:1", 2, False)
+    with pytest.raises(ConfigurationError, match=r"--shard \(ECREC_PS_SHARD\) 'two': expected a whole number"):
+        ps.program.parse([], {**everywhere, "ECREC_PS_SHARD": "two"})
+    with pytest.raises(ConfigurationError, match="ECREC_PS_SPARE='2': expected true or false"):
+        ps.program.parse([], {**everywhere, "ECREC_PS_SPARE": "2"})
+    with pytest.raises(ConfigurationError, match="--shard -2: must be at least -1"):
+        ps.program.parse([], {**everywhere, "ECREC_PS_SHARD": "-2"})
+    with pytest.raises(ConfigurationError, match="--shards is missing: give it, or set ECREC_SCHEDULER_SHARDS"):
+        scheduler.program.parse([], {"ECREC_SCHEDULER_BIND": "tcp://127.0.0.1:0"})
 
 
 def test_the_command_line_counts_before_a_variable_and_that_of_a_program_before_a_common_one() -> None:
     everywhere = {"ECREC_SCHEDULER": "common", "ECREC_STATUS_SCHEDULER": "status"}
-    assert "'given'" in str(run("ECREC", "status", "--scheduler", "given", **everywhere).exception)
-    assert "'status'" in str(run("ECREC", "status", **everywhere).exception)
-    assert "'common'" in str(run("ECREC", "status", ECREC_SCHEDULER="common").exception)
-    assert "'common'" in str(run("ECREC", "status", ECREC_SCHEDULER="common", ECREC_STATUS_SCHEDULER="").exception)
+    assert "'given'" in str(run("status", "--scheduler", "given", **everywhere).exception)
+    assert "'status'" in str(run("status", **everywhere).exception)
+    assert "'common'" in str(run("status", ECREC_SCHEDULER="common").exception)
+    assert "'common'" in str(run("status", ECREC_SCHEDULER="common", ECREC_STATUS_SCHEDULER="").exception)
+
+    everywhere = {"ECREC_SCHEDULER": "common", "ECREC_PS_SCHEDULER": "ps"}
+
+    def taken(*arguments: str, **environment: str) -> str:
+        (options,) = ps.program.parse(arguments, environment)
+        return str(options.scheduler)
+
+    assert taken("--scheduler", "given", **everywhere) == "given"
+    assert taken(**everywhere) == "ps"
+    assert taken(ECREC_SCHEDULER="common") == "common"
+    assert taken(ECREC_SCHEDULER="common", ECREC_PS_SCHEDULER="") == "common"
 
 
 def test_flags_that_may_be_given_several_times_take_words() -> None:
-    done = run("ECREC", "train", ECREC_TRAIN_KILL="ps:0@3 ps:99@4", ECREC_TRAIN_SHARDS="5")
+    done = run("train", ECREC_TRAIN_KILL="ps:0@3 ps:99@4", ECREC_TRAIN_SHARDS="5")
     assert "there is no shard 99" in str(done.exception)
+    (options,) = ps.program.parse(["--scheduler", "s"], {"ECREC_PS_UNTIL": "a b"})
+    assert options.until == ("a", "b")
+    (options,) = ps.program.parse(["--scheduler", "s", "--until", "a b", "--until", "c"], {"ECREC_PS_UNTIL": "d"})
+    assert options.until == ("a b", "c")
 
 
 def test_a_misspelt_variable_is_said_and_those_of_kubernetes_are_not(
@@ -94,7 +129,7 @@ def test_a_misspelt_variable_is_said_and_those_of_kubernetes_are_not(
     monkeypatch.setenv("ECREC_PS_SHRAD", "1")
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_ZMQ", "PORT", "PORT_7071_TCP", "PORT_7071_TCP_ADDR"):
         monkeypatch.setenv(f"ECREC_PS_{name}", "x")
-    with_variables(ps.app, PS)
+    ps.program.parse(["--scheduler", "s"], {})
     assert capsys.readouterr().err == "warning: ECREC_PS_SHRAD is no option: is it ECREC_PS_SHARD?\n"
 
 

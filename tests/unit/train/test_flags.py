@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from ecrec.errors import ConfigurationError
-from ecrec.train.flags import Flag, check, command, options_of
+from ecrec.launch.commands import command
+from ecrec.launch.flags import Flag, check, options_of
 from ecrec.train.options import TrainOptions
 
 ROOT = Path(__file__).parents[3]
@@ -22,6 +23,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: Annotated[int, Flag("Examples.", at_least=1)] = 5
     kind: Annotated[str, Flag("Which.", choices=("a", "b"))] = "a"
     spares: Annotated[int | None, Flag("Some.", at_least=0)] = None
+    percent: Annotated[int, Flag("Of all.", at_most=100)] = 10
     loud: Annotated[bool, Flag("Loud.")] = False
     sizes: Annotated[
         tuple[int, ...],
@@ -59,6 +61,7 @@ def test_what_is_given_is_the_value_of_its_field() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
+        ("percent", 101, "--percent 101: must be at most 100"),
         ("batch_size", 0, "--batch-size 0: must be at least 1"),
         ("spares", -1, "--spares -1: must not be negative"),
         ("kind", "c", "--kind 'c': expected one of a, b"),

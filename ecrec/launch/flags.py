@@ -1,10 +1,10 @@
 """Options of a program that stand in one place: a field of a class of options, with a `Flag` in its annotation.
 
 The field has the name, the type and the default; the `Flag` has the help and what may be given. From these come the
-flag on the command line, its check, and the value of the field: a new option is one field.
+flag on the command line, its check, and the value of the field: a new option is one field. `program.py` makes the
+command lines of servers and workers of it, `commands.py` those of ``ecrec``.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -21,15 +21,19 @@ OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 class Flag:
     """What a field of options is on the command line.
 
-    ``name``: of the flag, where it is not the field's. ``at_least``, ``choices``: what may be given. ``kind``: the type
-    on the command line, where it is not the field's. ``parse(flag, given)``: the field's value of what is given there;
-    ``show`` the other way round, for the default.
+    ``name``: of the flag, where it is not the field's; ``short``: a second one, of one letter. ``at_least``,
+    ``at_most``, ``choices``: what may be given; ``metavar``: what `--help` calls it. ``kind``: the type on the command
+    line, where it is not the field's. ``parse(flag, given)``: the field's value of what is given there; ``show`` the
+    other way round, for the default.
     """
 
     help: str
     at_least: float | None = None
+    at_most: float | None = None
     choices: tuple[str, ...] = ()
     name: str = ""
+    short: str = ""
+    metavar: str = ""
     kind: type | None = None
     parse: Callable[[str, str], Any] | None = None
     show: Callable[[Any], str] = str
@@ -43,6 +47,8 @@ class Flag:
         if self.at_least is not None and value < self.at_least:
             text = f"be at least {self.at_least:g}" if self.at_least else "not be negative"
             raise ConfigurationError(f"{name} {value}: must {text}")
+        if self.at_most is not None and value > self.at_most:
+            raise ConfigurationError(f"{name} {value}: must be at most {self.at_most:g}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,23 @@ class Option:
     kind: Any
     """Of the field, without None."""
     default: Any
+    """`msgspec.NODEFAULT` where it must be given."""
     flag: Flag
+
+    @property
+    def is_repeatable(self) -> bool:
+        return bool(self.kind == tuple[str, ...])
+
+    @property
+    def kind_given(self) -> Any:
+        """The type on the command line, of each where it is repeatable."""
+        return str if self.flag.parse or self.is_repeatable else self.flag.kind or self.kind
+
+    def value(self, given: Any) -> Any:
+        """Of the field, for what the command line gives. Raises what ``parse`` of the flag raises."""
+        if self.is_repeatable:
+            return tuple(given or ())
+        return self.flag.parse(self.name, given) if self.flag.parse and given is not None else given
 
 
 def options_of(options: type[msgspec.Struct]) -> list[Option]:
@@ -73,47 +95,7 @@ def options_of(options: type[msgspec.Struct]) -> list[Option]:
     return found
 
 
-def command(options: type[OptionsT]) -> Callable[[Callable[[OptionsT], None]], Callable[..., None]]:
-    """Make of a function of options one that typer can call: its parameters are the flags."""
-    all_ = options_of(options)
-
-    def of(run: Callable[[OptionsT], None]) -> Callable[..., None]:
-        def call(**given: Any) -> None:
-            run(options(**{each.field: _value(each, given[each.field]) for each in all_}))
-
-        parameters = [_parameter(each) for each in all_]
-        call.__name__, call.__doc__ = run.__name__, run.__doc__
-        call.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": None}
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return call
-
-    return of
-
-
 def check(options: msgspec.Struct) -> None:
     """Raise ConfigurationError, naming the flag, for the first field whose value its flag does not allow."""
     for each in options_of(type(options)):
         each.flag.check(each.name, getattr(options, each.field))
-
-
-def _parameter(option: Option) -> inspect.Parameter:
-    import typer  # workers have options too, and no command line
-
-    flag, default = option.flag, option.default
-    kind: Any = str if flag.parse else flag.kind or option.kind
-    if kind == tuple[str, ...]:
-        kind, default = list[str] | None, None
-    elif default is None:
-        kind = kind | None
-    elif flag.parse:
-        default = flag.show(default)
-    annotation = Annotated[kind, typer.Option(option.name, help=flag.help)]
-    return inspect.Parameter(option.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _value(option: Option, given: Any) -> Any:
-    """Of the field, for what the command line gives."""
-    flag = option.flag
-    if option.kind == tuple[str, ...]:
-        return tuple(given or ())
-    return flag.parse(option.name, given) if flag.parse and given is not None else given
