@@ -15,10 +15,11 @@ def main() -> None:
     try:
         from ecrec import cli
     except ModuleNotFoundError as error:
-        if error.name not in OF_CLI:
+        package = (error.name or "").partition(".")[0]
+        if package not in OF_CLI:
             raise
         print(
-            f'error: the command ecrec needs {error.name}, which is missing: pip install "ecrec[cli]" (ecrec-ps, '
+            f'error: the command ecrec needs {package}, which is missing: pip install "ecrec[cli]" (ecrec-ps, '
             "ecrec-scheduler and ecrec-worker need neither)",
             file=sys.stderr,
         )
