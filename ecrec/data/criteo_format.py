@@ -92,8 +92,8 @@ def _guess(line: bytes) -> str:
         return "; the file begins with a byte order mark (UTF-8 with BOM): write it without one"
     if b"\r" in line:
         return "; its lines end with a carriage return alone: write it with newlines"
-    if line.count(b",") >= FIELDS - 2 and b"\t" not in line:
-        return "; it is separated by commas: write it with tabs"
+    if b"," in line and b"\t" not in line:
+        return "; it is separated by commas: of a CSV file, --columns FILE says which column is what"
     if line.count(b"\t") == FIELDS - 2:
         return "; one field is missing: is it a test file, which has no label?"
     if re.search(rb"[A-Za-z_]", first):

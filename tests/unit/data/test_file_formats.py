@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,31 @@ def test_a_range_reads_only_its_rows(
         (expected,) = whole.train_range(first, first + 20, 20)
         assert bytes_of([batch]) == bytes_of([expected])
     assert 0 < read[0] < path.stat().st_size * (0.7 if kind == "parquet" else 0.3)
+
+
+def test_nothing_but_numpy_is_needed_for_lines_and_arrays_and_the_rest_says_what_to_install(tmp_path: Path) -> None:
+    names = [str(write(tmp_path, kind, RAW)) for kind in ("tsv", "bin", "npz", "sparse.npy")]
+    others = [str(write(tmp_path, "csv", RAW)), str(write(tmp_path, "parquet", RAW)), "s3://bucket/day_0"]
+    code = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("pyarrow", "fsspec", "torch"):
+            raise ImportError(name + " is not installed here")
+sys.meta_path.insert(0, Block())
+from ecrec.data import Columns, FileDataset, HashedIds
+from ecrec.errors import ConfigurationError
+for name in {names}:
+    assert sum(map(len, FileDataset([name], HashedIds(9)).train_batches(100))) == 240
+for name in {others}:
+    try:
+        FileDataset([name], HashedIds(9), columns=Columns(sparse=("C1",)))
+    except ConfigurationError as error:
+        assert 'pip install "ecrec[data]"' in str(error), error
+        print("told")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "told\n" * 3, done.stderr
 
 
 # ------------------------------------------------------------------ files that are something else
