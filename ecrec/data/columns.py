@@ -96,6 +96,8 @@ def read_columns(path: str) -> Columns:
     try:
         columns = msgspec.toml.decode(Path(path).read_bytes(), type=Columns)
         columns.check()
+    except ImportError as error:  # before Python 3.11
+        raise ConfigurationError(f'--columns {path}: TOML is read with tomli: pip install "ecrec[data]"') from error
     except (OSError, msgspec.DecodeError, ConfigurationError) as error:
         raise ConfigurationError(f"--columns {path}: {error}") from error
     return columns
