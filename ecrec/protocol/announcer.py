@@ -5,6 +5,7 @@ A part of the `SchedulerMachine`. What is sent may be lost: a heartbeat shows wh
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import ge
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
@@ -35,6 +36,10 @@ class Client:
     figures: dict[str, float]
     unheard: dict[int, int] = field(default_factory=dict)
     """Shards that do not answer it -> for how many milliseconds."""
+    confirmed: list[int] | None = None
+    """`views`, if these are all that there were"""
+    confirmed_of: int = 0
+    """when so many had been made."""
 
 
 class Announcer:
@@ -45,11 +50,17 @@ class Announcer:
         self.members = members
         self._copied: dict[tuple[int, int], tuple[int, float]] = {}
         """Place -> serial of the state that its shard was last sent a copy of, and when."""
+        self._views = 0
+        """How many views were made,"""
+        self._confirmed: dict[int, int] = {}
+        """and group -> the newest one that all running members have confirmed: nobody is looked at before there is
+        another. Every change of the members is a view."""
 
     # ------------------------------------------------------------------ new views
     def next_view(self, group: Group) -> int:
         """The number of a new view, which `add` takes."""
         group.view += 1
+        self._views += 1
         self.context.changed()
         return group.view
 
@@ -97,12 +108,19 @@ class Announcer:
         """New views go out at once; views that were sent, and are not confirmed, again after a while."""
         context = self.context
         for number, group in enumerate(context.state.groups):
-            if not group.view:
+            if group.view == self._confirmed.get(number, 0):
                 continue
+            confirmed = group.view
             for shard, place in enumerate(group.places):
                 contact = self.members.get(number, shard)
-                if place.state == DOWN or contact is None or place.start is None or contact.view >= group.view:
+                if place.state == DOWN:
                     continue
+                if contact is None or place.start is None:
+                    confirmed = 0
+                    continue
+                if contact.view >= group.view:
+                    continue
+                confirmed = 0
                 stale = context.now_ms - contact.sent_ms >= context.config.view_resend_ms
                 base = contact.view if stale else max(contact.view, contact.sent_view)
                 if base >= group.view:
@@ -116,11 +134,16 @@ class Announcer:
                 contact.sent_view, contact.sent_ms = group.view, context.now_ms
                 told = m.Views(number, views + following, context.origin)
                 context.send(context.address_of(number, shard), told)
+            self._confirmed[number] = confirmed
         for client in clients:
-            self._send_client(client)
+            if client.views is not client.confirmed or client.confirmed_of != self._views:
+                self._send_client(client)
 
     def _send_client(self, client: Client) -> None:
         context = self.context
+        if all(map(ge, client.views, (group.view for group in context.state.groups))):
+            client.confirmed, client.confirmed_of = client.views, self._views
+            return
         for number, group in enumerate(context.state.groups):
             stale = context.now_ms - client.sent_ms[number] >= context.config.view_resend_ms
             base = client.views[number] if stale else max(client.views[number], client.sent_views[number])

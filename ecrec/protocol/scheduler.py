@@ -209,8 +209,7 @@ class SchedulerMachine:
             if not started and self._listens():
                 continue
             self.settlements.advance(number, self.leases.fenced)
-            if started:
-                self.tables.answer()
+        self.tables.answer()
         self.leases.advance(self.members)
         self.initial.advance(self.members)
         self.checkpoints.advance(self.workers.clients.values())

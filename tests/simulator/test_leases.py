@@ -25,7 +25,7 @@ from ecrec.protocol.members import Members
 from ecrec.protocol.shard_context import ShardContext
 from ecrec.protocol.state import Fence
 
-SEEDS = int(os.environ.get("ECREC_LEASE_SEEDS", "96"))
+SEEDS = int(os.environ.get("ECREC_LEASE_SEEDS", "48"))
 CHUNK = 24
 
 
