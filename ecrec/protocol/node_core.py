@@ -433,11 +433,11 @@ class NodeCore:
             self.port.send(to, wire.seal(packed, self.address, to, sequence, self.streams.ack_for(to)))
 
     def _resend(self, peer: Address, numbered: Sequence[Numbered[wire.Packed]]) -> None:
-        for sequence, packed in numbered:
+        for each in numbered:
             ack = self.streams.ack_for(peer)
             if not self.port.is_connected(peer):
                 return
-            if not self.port.send(peer, wire.seal(packed, self.address, peer, sequence, ack)):
+            if not self.port.send(peer, wire.seal(each.item, self.address, peer, each.sequence, ack)):
                 return  # behind a gap nothing is taken
 
     def _connect(self, effect: Connect, now_ms: float) -> None:

@@ -11,7 +11,8 @@ most `windows_in_flight_max` of them but for those that close at their size limi
 """
 
 from collections import deque
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from ecrec.protocol.messages import Address
 
@@ -31,7 +32,8 @@ UNKNOWN_INCARNATIONS_MAX = 1024
 """Incarnations that sent something before the machine heard of them; bounds what invented ones can cost."""
 
 
-class Numbered(NamedTuple, Generic[Item]):
+@dataclass(slots=True)
+class Numbered(Generic[Item]):
     sequence: int
     item: Item
 

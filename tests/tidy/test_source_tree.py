@@ -46,3 +46,12 @@ def test_no_program_takes_the_beginning_of_an_option_for_it() -> None:
     ]
     assert len(calls) > 10
     assert {path for path, keywords in calls if "allow_abbrev" not in {each.arg for each in keywords}} == set()
+
+
+def test_no_named_tuple_is_generic() -> None:
+    """Python 3.10 does not import one, and mypy does not say so."""
+    for path in (Path(__file__).parents[2] / "ecrec").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base).partition("[")[0] for base in node.bases}
+                assert not {"NamedTuple", "Generic"} <= bases, f"{path}:{node.lineno}: {node.name}: use a dataclass"

@@ -221,6 +221,7 @@ def test_what_cannot_be_is_refused(written: Written, tmp_path: Path, options: di
 
 
 def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     write_checkpoint(str(tmp_path / "checkpoints"), [table("a"), table("a.sum")])
     with pytest.raises(ConfigurationError, match=r"two tensors would be called 'a\.sum'"):
         export(str(tmp_path / "checkpoints"), "torch", tmp_path / "out", with_state=True, names="{table}")
