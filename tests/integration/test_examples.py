@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-MOVIELENS = Path(__file__).parents[2] / "examples" / "movielens.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MOVIELENS = EXAMPLES / "movielens.py"
 LINES_MAX = 40
 """Of a user's code, without the reading of the files."""
 
@@ -37,6 +38,31 @@ def test_movielens_reads_the_files_of_a_data_set(tmp_path):
     (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *lines]) + "\n")
     area, tested = auc_of(str(tmp_path), cwd=tmp_path)
     assert area > 0.9 and tested == 80
+
+
+def said_by(name, *arguments, cwd):
+    command = [sys.executable, "-W", "ignore", str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_criteo_trains_on_a_cluster_of_its_own(tmp_path):
+    said = said_by("criteo.py", "--local", "--examples", "20000", "--rows", "2000", cwd=tmp_path)
+    found = re.search(r"^AUC (\d\.\d{4}), normalized entropy (\d\.\d{4})$", said, re.M)
+    assert found and float(found[1]) > 0.7 and float(found[2]) < 0.95, said
+
+
+def test_two_towers_find_items_of_a_users_taste(tmp_path):
+    found = re.fullmatch(
+        r"of 10 items shown .* (\d+\.\d)% are of their taste, 5\.0% .*\n", said_by("two_towers.py", cwd=tmp_path)
+    )
+    assert found and float(found[1]) > 50
+
+
+def test_the_dlrm_of_torchrec_is_the_same_with_and_without_a_kill(tmp_path):
+    pytest.importorskip("torchrec.models.dlrm")
+    assert re.fullmatch(r"loss 0\.\d{4}; .* the same\n", said_by("torchrec_dlrm.py", cwd=tmp_path))
 
 
 def test_the_model_and_its_training_are_few_lines():
