@@ -8,5 +8,8 @@ extras=(test metrics checkpoints zookeeper parquet)
 "$python" -m venv "$venv"
 "$python" .ci/lower_bounds.py "${extras[@]}" >"$venv/lower.txt"
 "$venv/bin/pip" install -q --only-binary=:all: -c "$venv/lower.txt" "$wheel[$(IFS=,; echo "${extras[*]}")]"
-"$venv/bin/pytest" -q -p no:cacheprovider tests/unit/launch tests/unit/train tests/unit/codec/test_code.py tests/unit/checkpoint \
-    tests/unit/transport --ignore tests/unit/launch/test_dashboard_browser.py
+# What calls each of the packages: typer and rich, prometheus-client, numpy, msgspec and pyzmq, kazoo, fsspec, pyarrow.
+launch=(program variables scheduler_options worker cli http_server status sizing)
+launch=("${launch[@]/#/tests/unit/launch/test_}")
+"$venv/bin/pytest" -q -p no:cacheprovider "${launch[@]/%/.py}" tests/unit/train/test_flags.py \
+    tests/unit/codec/test_code.py tests/unit/checkpoint tests/unit/transport
