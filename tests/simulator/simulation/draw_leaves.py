@@ -16,6 +16,8 @@ def draw_successions(seed: int, plan: Plan) -> Plan:
         return plan
     heartbeat_ms = plan.config.heartbeat_ms
     copy_bytes = rng.choice((1, 100, 1000, 4 << 20))
+    if (rows := sum(table.rows for table in plan.tables)) > 1000:
+        copy_bytes = max(copy_bytes, rows // 20)  # a few hundred copies, not thousands
     config = msgspec.structs.replace(
         plan.config, hand_over=1, succession_bytes=copy_bytes, succession_copies_in_flight_max=rng.choice((1, 2, 4)),
         # A group that halts with thousands of copies to go is given up each time, and begins again.
