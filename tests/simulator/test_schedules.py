@@ -3,7 +3,7 @@
 import pytest
 from simulation.run import run_seed
 
-SEEDS = 200
+SEEDS = 75
 """While working; .ci/run tries 2,000, and ``python tests/simulator/simulate.py --nightly`` 10,000."""
 CHUNK = 25
 
