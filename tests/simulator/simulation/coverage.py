@@ -70,7 +70,7 @@ FAULTS_RARE = (
     "checkpoint: an increment of which a shard wrote all", "a death while a shard is copied: copying",
     "a death while a shard is copied: near", "a death while a shard is copied: halting",
 )  # fmt: skip
-"""Not seen in 600 schedules, so not asked of 2,000; reported. Scenarios of tests/unit/protocol have some of them."""
+"""Not seen in 600 schedules, so not asked of 1,200; reported. Scenarios of tests/unit/protocol have some of them."""
 
 TRAPS = {
     "marks-with-report": "a report names watermarks that only the undo records know",

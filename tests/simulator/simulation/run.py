@@ -21,7 +21,7 @@ FAILURES = (COVERAGE, LIVENESS, CRASH, CORRECTNESS)
 """Exit codes, the gravest last. 1 and 2 are Python's own, for a program that raises and for wrong arguments."""
 NAMES = {CORRECTNESS: "correctness", LIVENESS: "liveness", CRASH: "exception"}
 
-SEEDS_CI, SEEDS_NIGHTLY = 2_000, 10_000
+SEEDS_CI, SEEDS_NIGHTLY = 1_200, 10_000
 """How many schedules are tried before a change lands, and how many at night."""
 
 TWIN_EVERY = 16
