@@ -324,14 +324,10 @@ class Session:
                 "restore with several workers: the others would go on with parameters that they have pulled before. "
                 "Make the model in one process that ends, run `ecrec restore --into-tables`, then start the workers"
             )
-        self.flush()
         endpoint, keys = self.scheduler
-        done = self._meanwhile(
+        done = self._write_weights(
             lambda: restore(endpoint, url, number, keys=keys, into_tables=True, names=names, partial=partial), "restore"
         )
-        self._assigns += 1
-        for part in self.parts:
-            part.pushed()
         return list(done.differences)
 
     @locked
@@ -346,11 +342,15 @@ class Session:
                 "import_weights with several workers: make the model in one process that ends, run `ecrec import`, "
                 "then start the workers"
             )
-        self.flush()
         endpoint, keys = self.scheduler
-        done = self._meanwhile(
+        return self._write_weights(
             lambda: import_weights(endpoint, path, names=names, pattern=pattern, partial=partial, keys=keys), "import"
         )
+
+    def _write_weights(self, work: Callable[[], ResultT], name: str) -> ResultT:
+        """What ``work`` returns, which writes weights by a way of its own: what the parts have pulled is old then."""
+        self.flush()
+        done = self._meanwhile(work, name)
         self._assigns += 1
         for part in self.parts:
             part.pushed()
