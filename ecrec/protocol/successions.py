@@ -159,7 +159,6 @@ class Successions:
 
     def _end(self, number: int, group: Group) -> None:
         group.succeeding = None
-        self._halted_ms.pop(number, None)
         self.context.changed()
 
     # ------------------------------------------------------------------ what is heard
