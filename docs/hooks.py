@@ -31,9 +31,9 @@ def place(path: str) -> str:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    for path in BESIDE:
-        files.append(File.generated(config, place(path), content=(ROOT / path).read_text()))
     texts = {path: (ROOT / path).read_text() for path in BESIDE}
+    for path, text in texts.items():
+        files.append(File.generated(config, place(path), content=text))
     texts |= {f"docs/{path.name}": path.read_text() for path in (ROOT / "docs").glob("*.md")}
     linked = {
         target for path, text in texts.items() for target in map(lambda m: target_of(path, m), LINK.finditer(text))

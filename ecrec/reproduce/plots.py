@@ -121,6 +121,14 @@ def _recovery(plt: Any, rows: Rows, titles: Mapping[str, str]) -> Any:
     return figure
 
 
+def _explain(axes: Any, x: str, y: str) -> None:
+    """What the lines of a plot are of, and which is which."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(linewidth=0.3)
+    axes.legend(fontsize=7)
+
+
 def _through(plt: Any, rows: Rows, titles: Mapping[str, str]) -> Any:
     figure, (axes,) = _panels(plt, 1)
     model = _order(rows, "model")[-1]
@@ -134,11 +142,8 @@ def _through(plt: Any, rows: Rows, titles: Mapping[str, str]) -> Any:
         axes.plot(*zip(*line, strict=True) if line else ([], []), label=titles.get(mode, mode), linewidth=1.4,
                   marker=".", markersize=3, color=COLOURS[number % len(COLOURS)])  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("seconds from the kill; steps that are repeated count")
-    axes.set_ylabel("throughput, of that before")
     axes.set_ylim(bottom=0)
-    axes.grid(linewidth=0.3)
-    axes.legend(fontsize=7)
+    _explain(axes, "seconds from the kill; steps that are repeated count", "throughput, of that before")
     return figure
 
 
@@ -153,10 +158,7 @@ def _exact(plt: Any, rows: Rows, titles: Mapping[str, str]) -> Any:
         line = sorted((row["deaths"], row["auc"]) for row in mine)
         axes.plot(*zip(*line, strict=True) if line else ([], []), linewidth=1, label=titles.get(mode, mode),
                   color=COLOURS[number % len(COLOURS)])  # fmt: skip
-    axes.set_xlabel("deaths (circle: the model of the undisturbed run, bit for bit; cross: another one)")
-    axes.set_ylabel("test AUC")
-    axes.grid(linewidth=0.3)
-    axes.legend(fontsize=7)
+    _explain(axes, "deaths (circle: the model of the undisturbed run, bit for bit; cross: another one)", "test AUC")
     return figure
 
 

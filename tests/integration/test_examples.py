@@ -16,12 +16,17 @@ LINES_MAX = 40
 """Of a user's code, without the reading of the files."""
 
 
-def auc_of(*arguments, cwd):
-    command = [sys.executable, str(MOVIELENS), *arguments]
+def said_by(name, *arguments, cwd):
+    command = [sys.executable, "-W", "ignore", str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    found = re.fullmatch(r"AUC (\d\.\d{3}) of (\d+) ratings\n", done.stdout)
-    assert found, done.stdout
+    return done.stdout
+
+
+def auc_of(*arguments, cwd):
+    said = said_by("movielens.py", *arguments, cwd=cwd)
+    found = re.fullmatch(r"AUC (\d\.\d{3}) of (\d+) ratings\n", said)
+    assert found, said
     return float(found[1]), int(found[2])
 
 
@@ -38,13 +43,6 @@ def test_movielens_reads_the_files_of_a_data_set(tmp_path):
     (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *lines]) + "\n")
     area, tested = auc_of(str(tmp_path), cwd=tmp_path)
     assert area > 0.9 and tested == 80
-
-
-def said_by(name, *arguments, cwd):
-    command = [sys.executable, "-W", "ignore", str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_criteo_trains_on_a_cluster_of_its_own(tmp_path):
@@ -72,11 +70,9 @@ def test_the_model_and_its_training_are_few_lines():
 
 def test_lightning_trains(tmp_path):
     pytest.importorskip("pytorch_lightning")
-    command = [sys.executable, "-W", "ignore", str(MOVIELENS.with_name("lightning.py"))]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    found = re.search(r"^loss (\d\.\d{3}) after 200 steps$", done.stdout, re.M)
-    assert found and float(found[1]) < 0.2, done.stdout
+    said = said_by("lightning.py", cwd=tmp_path)
+    found = re.search(r"^loss (\d\.\d{3}) after 200 steps$", said, re.M)
+    assert found and float(found[1]) < 0.2, said
 
 
 def test_serving_follows_a_training_run_and_is_never_older_than_asked(tmp_path):
@@ -101,7 +97,7 @@ def test_serving_follows_a_training_run_and_is_never_older_than_asked(tmp_path):
             def expected():
                 return bags.state_dict()["embedding_bags.items.weight"][[1, 2, 299]].sum().item()
 
-            command = [sys.executable, str(MOVIELENS.with_name("serving.py")), endpoint, "items", "--seconds", "20"]
+            command = [sys.executable, str(EXAMPLES / "serving.py"), endpoint, "items", "--seconds", "20"]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             with subprocess.Popen(command, **pipes) as serving:
 
