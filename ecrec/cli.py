@@ -274,7 +274,7 @@ def launch(
 
 
 @app.command(
-    help="Measure the native core and the push and pull path beside each peer that is installed, turn about. "
+    help="Measure the native core and the push and pull path beside each peer that is installed, alternately. "
     "Without a SUITE all are run. A peer that is missing is skipped, and a line says so. "
     + exit_codes_help(ExitCode.DONE, ExitCode.FAILED, ExitCode.OPTIONS)
 )

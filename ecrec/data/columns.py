@@ -68,7 +68,7 @@ class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return list(dict.fromkeys((self.label, *self.dense, *self.sparse)))
 
     def check(self) -> None:
-        """Raise ConfigurationError for a mapping that cannot be."""
+        """Raise ConfigurationError for an impossible mapping."""
         if not self.sparse:
             raise ConfigurationError("sparse: expected at least one column")
         if self.label_at_least is not None and self.label_values:

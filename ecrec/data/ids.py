@@ -57,7 +57,7 @@ class HashedIds:
 
     rows: of every table, or a number for each of F features; at least 2. hot: ids of each row for each feature, 1 where
     nothing else is said; their sum is H. Without ``hot``, and with one number of rows, F is that of Criteo.
-    Raises ValueError for numbers that cannot be.
+    Raises ValueError for impossible numbers.
     """
 
     def __init__(self, rows: int | tuple[int, ...], hot: tuple[int, ...] = ()) -> None:

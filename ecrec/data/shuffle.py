@@ -31,7 +31,7 @@ class ShuffledSource:
     shuffled by itself, with ``seed``.
 
     Row i is then the row that comes i-th, so ranges of rows mean what they did: all of them together have every
-    row once, and a range has the same rows whoever reads it, and when. A window is read as a whole and kept until
+    row once, and a range has the same rows for every reader at any time. A window is read as a whole and kept until
     another one is needed; read ranges that end where windows end, and each is read once. Rows that are skipped as bad
     count as the last ones of their window.
     Raises ValueError for a window below 1 or above `WINDOW_ROWS_MAX`, or a seed out of range.
