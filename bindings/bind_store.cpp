@@ -13,6 +13,7 @@
 #include "register.hpp"
 #include "store/capture.hpp"
 #include "base/in_use.hpp"
+#include "store/optimizers.hpp"
 #include "store/store.hpp"
 #include "store/tuning.hpp"
 #include "store_arrays.hpp"
@@ -159,6 +160,24 @@ py::array_t<T> of_each_key(const Store& store, const char* where, py::handle key
     return result;
 }
 
+// name -> (names of its hyper-parameters, its parts of state: name, per weight, floats, doubles; divides by the rate)
+py::dict optimizer_list() {
+    py::dict result;
+    for (const Optimizer& each : optimizers) {
+        py::list hyper, state;
+        for (const char* name : each.hyper) {
+            if (name != nullptr) hyper.append(name);
+        }
+        for (const StatePart& part : each.state) {
+            if (part.name != nullptr) {
+                state.append(py::make_tuple(part.name, part.per_weight, part.floats, part.doubles));
+            }
+        }
+        result[each.name] = py::make_tuple(py::tuple(hyper), py::tuple(state), each.divides_by_rate);
+    }
+    return result;
+}
+
 void register_row_buffer(py::module_& module) {
     using namespace py::literals;
     py::class_<RowBuffer>(module, "RowBuffer")
@@ -241,6 +260,7 @@ void register_capture(py::module_& module) {
                 released([&] { capture.fold(source, keys.span(), records.span()); });
             },
             "source"_a, "keys"_a, "records"_a)
+        .def_property_readonly("nbytes", alone_held(&Capture::nbytes))
         .def("take", [](Capture& capture) {
             const Using use(capture);
             return to_arrays(capture.take());
@@ -480,6 +500,7 @@ void def_parity_and_recovery(py::class_<Store, StorePointer>& store) {
 void register_store(py::module_& module) {
     using namespace py::literals;
     py::register_exception_translator(&translate_store_error);
+    module.def("optimizers", &optimizer_list);
     module.def("tuning", [] {
         py::dict knobs;
         for (const auto& [name, value] : read_tuning()) knobs[py::str(name)] = value;
@@ -573,6 +594,15 @@ void register_store(py::module_& module) {
             },
             "mark"_a)
         .def("use_huge_pages", alone(&Store::use_huge_pages), "extents"_a)
+        .def("give_up",
+             [](const py::object& object) {
+                 const auto store = object.cast<StorePointer>();
+                 const Using use(*store);
+                 if (store.use_count() > 2) {  // the object's, and this one
+                     refuse(ErrorKind::state, "give_up: windows, captures or copies of the store are there");
+                 }
+                 return released([&] { return store->give_up(); });
+             })
         .def("memory", &memory)
         .def(
             "positions",

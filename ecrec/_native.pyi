@@ -142,6 +142,11 @@ class Code:
         """uint8[len(lost), k] that maps the first k present blocks to the lost ones."""
 
 # ------------------------------------------------------------------ store
+def optimizers() -> dict[str, tuple[tuple[str, ...], tuple[tuple[str, bool, int, int], ...], bool]]:
+    """The store's optimizers by name: their hyper-parameters, the parts of a row's state in the order of its record
+    (name, whether it has a float32 for each weight, how many float32 and float64 it has besides), and whether they
+    divide by the learning rate, which then is not zero (``src/cpp/store/optimizers.hpp``)."""
+
 def tuning() -> dict[str, int]:
     """The store's thresholds by name (``src/cpp/store/tuning.hpp`` says what each decides)."""
 
@@ -206,6 +211,9 @@ class Capture:
     def of_keys(store: Store, class_id: int, keys: U64) -> Capture: ...
     def fold(self, source: int, keys: U64, records: U8) -> None:
         """Fold later deltas of data member ``source``; keys outside of the capture are skipped."""
+    @property
+    def nbytes(self) -> int:
+        """Of what `take` would give."""
     def take(self) -> tuple[U64, U8]:
         """(keys, records) of what is stored, moved out."""
 
@@ -342,6 +350,11 @@ class Store:
     def has_mark(self, mark: int) -> bool: ...
     def drop_mark(self, mark: int) -> None:
         """Nobody needs a mark any more; what changed since stays noted for those who have earlier ones."""
+
+    def give_up(self) -> bool:
+        """End a store that may be large: from the first call on it has no tables, and each gives back some of their
+        memory (``dropped_bytes_max`` of `tuning`). False when nothing is left. To delete it at once takes the system a
+        second for each 10 GB or so. ``RuntimeError`` while a window, capture, snapshot or copy of it is there."""
 
     def use_huge_pages(self, extents: int) -> bool:
         """Look at the next ``extents`` of 2 MiB of all tables, in turn, and move those of which at least three quarters

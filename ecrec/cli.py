@@ -76,6 +76,12 @@ SchedulerOption = Annotated[
 DASHBOARD_HELP = "HOST:PORT: show it there, to everybody who reaches it, without encryption; port 0 takes a free one."
 
 CurveDirOption = Annotated[str | None, typer.Option(help=CURVE_DIR_HELP)]
+NoProgressOption = Annotated[
+    float,
+    typer.Option(
+        min=1.0, help="The longest time without progress, in seconds; then it ends, and says for whom it waited."
+    ),
+]
 
 
 @app.command(help="Start a whole cluster on this machine and train a DLRM. " + EXIT_CODES_HELP)
@@ -274,7 +280,7 @@ def launch(
 
 
 @app.command(
-    help="Measure the native core and the push and pull path beside each peer that is installed, alternately. "
+    help="Measure the native core and the push and pull path, compared with each peer that is installed, alternating. "
     "Without a SUITE all are run. A peer that is missing is skipped, and a line says so. "
     + exit_codes_help(ExitCode.DONE, ExitCode.FAILED, ExitCode.OPTIONS)
 )
@@ -524,6 +530,7 @@ def restore(
     wait: Annotated[
         float, typer.Option(min=0.0, help="Seconds to wait for a cluster that was just started, and is complete.")
     ] = 0.0,
+    timeout: NoProgressOption = 60.0,
     curve_dir: CurveDirOption = None,
 ) -> None:
     from ecrec.checkpoint.fitting import parse_names
@@ -542,7 +549,7 @@ def restore(
     spec = None if code is None else CodeSpec.parse(code)
     done = bring(
         scheduler, url, number, spec, keys=curve_keys(curve_dir), into_tables=into_tables,
-        names=parse_names("--map", map_ or []), partial=partial,
+        names=parse_names("--map", map_ or []), partial=partial, timeout_s=timeout,
     )  # fmt: skip
     for difference in done.differences:
         _say(f"warning: not as in the checkpoint: {difference}")
@@ -567,6 +574,7 @@ def import_(
     partial: Annotated[
         bool, typer.Option("--partial", help="Take what fits; else any difference is an error.")
     ] = False,
+    timeout: NoProgressOption = 60.0,
     curve_dir: CurveDirOption = None,
 ) -> None:
     from ecrec.checkpoint.fitting import parse_names
@@ -576,7 +584,7 @@ def import_(
     began = time.monotonic()
     done = import_weights(
         scheduler, path, names=parse_names("--map", map_ or []), pattern=names, partial=partial,
-        keys=curve_keys(curve_dir),
+        keys=curve_keys(curve_dir), timeout_s=timeout,
     )  # fmt: skip
     for difference in done.differences:
         _say(f"warning: {difference}")

@@ -50,7 +50,7 @@ class FencedError(ClusterError):
 
 
 class DataLostError(ClusterError):
-    """More shards are gone than the code can stand; says which."""
+    """More shards are gone than the code tolerates; says which."""
 
 
 class CheckpointError(EcrecError):

@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     means: str
     """For `--help` and the documentation."""
 
-    DONE = 0, "done; of a server: ended by SIGTERM without loss, by SIGINT or by a second SIGTERM"
+    DONE = 0, "done; of a server: ended by SIGTERM without loss, or by SIGINT"
     FAILED = 1, "failed; the last line says why"
     OPTIONS = 2, "invalid options, files, addresses or data; to start it again unchanged does not help"
     DATA_LOST = 3, "data was lost: more servers died than the code tolerates"
@@ -25,7 +25,10 @@ class ExitCode(IntEnum):
     MEMORY = 5, "out of memory"
     HALF_HANDLED = 6, "an error inside ecrec in the middle of an event"
     OUTDATED = 7, "the scheduler's state is older than its cluster, or another cluster's"
-    LEFT_EARLY = 8, "a server was ended by --leave-timeout-ms before the others were whole; data may be lost"
+    LEFT_EARLY = (
+        8,
+        "a server was ended by --leave-timeout-ms or a second SIGTERM before it could leave; data may be lost",
+    )
     REPLACED = 9, "the cluster goes on without this process: another one has its place"
     DAMAGED = 10, "parity, acknowledged updates, a checkpoint or files of data are not as they must be"
     REPAIRED = 11, "damage was found, and all of it is repaired"

@@ -122,8 +122,8 @@ def write_checkpoint(
                 data = b"".join(part_bytes(spec, some, all_records[spec.name][some]))
                 folder.write(f"shard-{shard:05d}/{name}", [data])
                 parts.append(Part(name, index, len(some), len(data), crc32c(data)))
-        marks = {0: 10, 1: 12, (1 << 20) + 1: 3}
-        data = encode(ShardIndex(VERSION, number, shard, marks, parts))
+        watermarks = {0: 10, 1: 12, (1 << 20) + 1: 3}
+        data = encode(ShardIndex(VERSION, number, shard, watermarks, parts))
         folder.write(index_name(shard), [data])
         sums = sum(p.rows for p in parts), sum(p.nbytes for p in parts)
         indexes.append(IndexFile(shard, index_name(shard), len(data), crc32c(data), *sums))

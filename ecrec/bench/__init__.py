@@ -1,4 +1,4 @@
-"""Microbenchmarks: ours beside each peer that is installed, turn about, in one process tree (``ecrec bench``).
+"""Microbenchmarks: ecrec compared with each installed peer, alternating, in one process tree (``ecrec bench``).
 
 No server imports this package. torch is imported here only by what needs it as a peer.
 """

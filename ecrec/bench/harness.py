@@ -28,7 +28,7 @@ from ecrec.errors import EcrecError
 
 ROUNDS_MIN = 7
 ROUND_SECONDS_MIN = 0.02
-"""A round of a side lasts at least so long: some thousand ticks of the clock, and many calls of what is short."""
+"""A round of a side lasts at least this long: some thousand ticks of the clock, and many calls of what is short."""
 
 VERSIONS_OF = ("numpy", "torch", "pyeclib", "fbgemm-gpu-cpu", "pyzmq", "ray", "redis", "tensorflow-cpu")
 """Distributions whose versions stand in the result, those that are installed."""

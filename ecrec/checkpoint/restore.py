@@ -188,7 +188,17 @@ class Restoring:
                 kind = DataLostError if machine.failed_kind == "lost" else ClusterError
                 raise kind(f"the restore cannot go on: {machine.failed}")
             if time.monotonic() > end:
-                raise ClusterError(f"the restore waited {self._timeout_s:.0f} s for {what}")
+                raise ClusterError(f"the restore waited {self._timeout_s:.0f} s for {what}: {self._missing()}")
+
+    def _missing(self) -> str:
+        """Who is waited for, for people."""
+        machine = self._machine
+        silent_ms = machine.scheduler_silent_ms
+        if silent_ms is None or silent_ms > 1e3 * self._timeout_s / 2:
+            return f"the scheduler at {self._endpoint} does not answer"
+        down = [f"shard {shard} is down for {ms / 1e3:.0f} s" for shard, ms in machine.down().items()]
+        late = [f"shard {shard} has not answered" for shard in machine.unanswered() if shard not in machine.down()]
+        return ", ".join([*down, *late][:20]) or "all shards are up and have answered; see `ecrec status`"
 
     def _create(self, spec: TableSpec) -> None:
         machine = self._machine
@@ -265,14 +275,14 @@ def restored_datasets(checkpoint: Checkpoint) -> list[RestoredDataset]:
     How far a worker was in its splits stands in the watermarks of the shards. Where a worker died just before the cut,
     some shards have more of its pushes than others: what not all of them have is trained on again.
     """
-    marks = [checkpoint.index(shard).marks for shard in range(len(checkpoint.manifest.indexes))]
-    return [_restored(dataset, marks) for dataset in checkpoint.manifest.datasets]
+    watermarks = [checkpoint.index(shard).watermarks for shard in range(len(checkpoint.manifest.indexes))]
+    return [_restored(dataset, watermarks) for dataset in checkpoint.manifest.datasets]
 
 
-def _restored(dataset: SavedDataset, marks: list[dict[int, int]]) -> RestoredDataset:
+def _restored(dataset: SavedDataset, watermarks: list[dict[int, int]]) -> RestoredDataset:
     returned, trained, repeated = list(dataset.returned), dataset.trained, dataset.repeated
     for lease in dataset.leases:
-        cursors = [each.get(cursor_key(lease.worker), 0) for each in marks]
+        cursors = [each.get(cursor_key(lease.worker), 0) for each in watermarks]
         done = max(trained_of(lease, min(cursors)), lease.done)
         trained += done
         repeated += max(0, trained_of(lease, max(cursors)) - done)

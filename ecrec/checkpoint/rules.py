@@ -108,7 +108,9 @@ def check_index(index: ShardIndex, entry: IndexFile, manifest: Manifest, name: s
             f"{name}: it is of checkpoint {said[0]}, shard {said[1]}; expected checkpoint {manifest.checkpoint}, shard "
             f"{entry.shard}"
         )
-    if not all(-_NUMBER_MAX <= key <= _NUMBER_MAX and 0 <= mark <= _NUMBER_MAX for key, mark in index.marks.items()):
+    if not all(
+        -_NUMBER_MAX <= key <= _NUMBER_MAX and 0 <= number <= _NUMBER_MAX for key, number in index.watermarks.items()
+    ):
         raise CheckpointError(f"{name}: a watermark of it is no number of a push")
     if index.base != entry.base or index.version != version_of(index.base):
         raise CheckpointError(

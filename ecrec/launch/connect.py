@@ -19,10 +19,17 @@ from ecrec.errors import CheckpointError, ClusterError, ConfigurationError, Data
 from ecrec.launch import environment, worker_pages
 from ecrec.launch.environment import curve_keys
 from ecrec.launch.groups import DEFAULT_CODE, ON_DATA_LOSS_OF_RUNS, RESTORE, STOP, deal
-from ecrec.launch.local.cluster import DEATHS_MAX, ClusterSettings, LocalCluster, set_aside
+from ecrec.launch.local.cluster import (
+    DEATHS_MAX,
+    ClusterSettings,
+    LocalCluster,
+    default_heartbeat_timeout_ms,
+    set_aside,
+)
 from ecrec.launch.local.scratch import Scratch
 from ecrec.launch.rewind import DamagedPointError, Point, Rewinds, Rewound
 from ecrec.launch.saving import SavingThread
+from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec
 
 if TYPE_CHECKING:
@@ -98,6 +105,8 @@ def local_cluster(
     transport: str = "ipc",
     on_data_loss: str = STOP,
     deaths_max: int = DEATHS_MAX,
+    heartbeat_timeout_ms: int | None = None,
+    link_timeout_ms: int | None = None,
     nonfinite: str = "error",
     wait_timeout_ms: float | None = None,
     restore: str | None = None,
@@ -112,7 +121,9 @@ def local_cluster(
     ``shards`` is the number of all; they are dealt into ``groups`` coding groups of equal size (default: one of up to
     16 shards; of more, as few as possible), each of which tolerates r deaths of its own.
 
-    A thread replaces shards that die; one that ended ``deaths_max`` times within two minutes is given up.
+    A thread replaces shards that die; one that ended ``deaths_max`` times within two minutes is given up. A server that
+    is silent for ``heartbeat_timeout_ms`` is declared down (800, and more where servers share processors), and so is
+    one of two that have not heard each other for ``link_timeout_ms`` (4000, and more with a longer time of silence).
     ``nonfinite``, ``wait_timeout_ms``: as for `connect`. ``on_data_loss``: what happens when more shards die than the
     code tolerates: ``"stop"`` (DataLostError), ``"reinitialise"`` the lost rows and go on, or ``"restore"`` the newest
     checkpoint of this run, see `LocalRun.run`. ``restore``: begin with the newest complete checkpoint at this path or
@@ -132,15 +143,29 @@ def local_cluster(
         raise ConfigurationError(f"checkpoint_every_s {checkpoint_every_s}: expected a positive number of seconds")
     if checkpoint_keep is not None and checkpoint_keep < 1:
         raise ConfigurationError(f"checkpoint_keep {checkpoint_keep}: expected at least 1")
+    _check_timeouts(shards, heartbeat_timeout_ms, link_timeout_ms)
     spec = CodeSpec.of(code)
     _training_connect()
     settings = ClusterSettings(
         shards, Path(), transport, on_data_loss=STOP if on_data_loss == RESTORE else on_data_loss,
+        heartbeat_timeout_ms=heartbeat_timeout_ms, link_timeout_ms=link_timeout_ms,
         groups=deal(shards, groups, spec).count, deaths_max=deaths_max,
     )  # fmt: skip
     writes = Writes(checkpoint, checkpoint_every_s, checkpoint_keep, checkpoint_incremental)
     limit_ms = environment.wait_timeout_ms(wait_timeout_ms)
     return LocalRun(_Lives(settings, run_dir, spec, nonfinite, limit_ms, on_data_loss == RESTORE, restore, writes))
+
+
+def _check_timeouts(shards: int, heartbeat_timeout_ms: int | None, link_timeout_ms: int | None) -> None:
+    """As the scheduler does, which would end with the name of its own flag."""
+    least_ms = 2 * ProtocolConfig().heartbeat_ms
+    silence_ms = default_heartbeat_timeout_ms(shards) if heartbeat_timeout_ms is None else heartbeat_timeout_ms
+    if silence_ms <= least_ms:
+        raise ConfigurationError(f"heartbeat_timeout_ms {silence_ms}: expected more than {least_ms}, two heartbeats")
+    if link_timeout_ms is not None and link_timeout_ms <= silence_ms:
+        raise ConfigurationError(
+            f"link_timeout_ms {link_timeout_ms}: expected more than heartbeat_timeout_ms, {silence_ms}"
+        )
 
 
 class Writes(NamedTuple):

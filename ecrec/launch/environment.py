@@ -28,8 +28,8 @@ WAIT_TIMEOUT_MS = "ECREC_WAIT_TIMEOUT_MS"
 
 WAIT_TIMEOUT_HELP = (
     "Longest wait of a worker for the cluster, in milliseconds; then it ends with an error. Default: no limit while "
-    "the scheduler answers and has not lost data, 60 s for a scheduler that is silent. Every 10 s the log names who is "
-    "missing."
+    "the scheduler answers and has not lost data, 60 s for one that has never answered, 5 minutes for one that did. "
+    "Every 10 s the log names who is missing."
 )
 
 CURVE_DIR_HELP = "Directory of keys, made by `ecrec keygen`: encrypt, and let nobody in whose key is not allowed."

@@ -62,7 +62,7 @@ class Admission:
             for shard, place in enumerate(group.places):
                 if place.process == message.process and place.state != DOWN:
                     self.members.seen(number, shard)
-                    return  # placed, and its Start is on its way again
+                    return  # placed, and its full view is sent again
         if self._is_taken(source, message, suspicions):
             self._drop(message.process)
             return

@@ -63,7 +63,7 @@ class Adoption:
     def asks(self, shard: Address, cluster: str, again_ms: float, now_ms: float) -> bool:
         """Whether a member that was just heard is to be asked, for the first time or again."""
         known = self._told.get(cluster, {}).get(shard.id)
-        if (known is not None and known.address.epoch >= shard.epoch) or not self._is_place(shard):
+        if (known is not None and known.address.epoch >= shard.epoch) or not self.is_place(shard):
             return False
         key = cluster, shard
         if now_ms - self._asked_ms.get(key, -1e18) < again_ms:
@@ -73,7 +73,7 @@ class Adoption:
         self._asked_ms[key] = now_ms
         return True
 
-    def _is_place(self, shard: Address) -> bool:
+    def is_place(self, shard: Address) -> bool:
         return shard.role == SHARD and 0 <= shard.id < self.n * self.groups
 
     def take(self, source: Address, census: m.ShardCensus, copy: m.Frames) -> str:
@@ -268,7 +268,7 @@ class Adoption:
             if start.recovering or start.succeeds:  # it may be the only one that has heard of it
                 kind = m.Succeeded if start.succeeds else m.ShardUp
                 views.setdefault(start.number, kind(
-                    start.number, start.shard, start.epoch, told.census.endpoint, start.window, start.marks
+                    start.number, start.shard, start.epoch, told.census.endpoint, start.window, start.watermarks
                 ))  # fmt: skip
             for view in told.census.views:
                 known = views.setdefault(view.number, view)
@@ -335,7 +335,7 @@ def replay(state: State, number: int, view: m.AnyView) -> None:
     elif isinstance(view, m.Settle):
         _fits(view, settlement is not None and settlement.view < 0 and view.epoch == place.epoch)
         assert settlement is not None
-        settlement.window, settlement.marks, settlement.view = view.window, dict(view.marks), view.number
+        settlement.window, settlement.watermarks, settlement.view = view.window, dict(view.watermarks), view.number
     elif isinstance(view, m.ShardUp):
         _fits(view, settlement is not None and settlement.view >= 0 and view.epoch > place.epoch)
         del group.settlements[view.shard]
@@ -443,7 +443,7 @@ def _from_starts(n: int, groups: int, told: Iterable[Told]) -> State:
     return state
 
 
-def _group_of(state: State, start: m.Start) -> Group:
+def _group_of(state: State, start: m.FullView) -> Group:
     """A group as it was when a member was started."""
     group = Group(view=start.number, lost=start.lost, damaged=list(start.damaged))
     group.table_views = [start.number] * len(start.tables)
@@ -459,7 +459,7 @@ def _group_of(state: State, start: m.Start) -> Group:
         settlement = group.settlements[shard] = Settlement(place.epoch)
         cut = cuts.get(shard)
         if cut is not None:
-            settlement.window, settlement.marks = cut.window, dict(cut.marks)
+            settlement.window, settlement.watermarks = cut.window, dict(cut.watermarks)
             settlement.view, settlement.reinitialised = cut.view, list(cut.reinitialised)
         elif shard not in unsettled:
             raise ConfigurationError(f"nobody that answered knows the cut of shard {start.group * state.n + shard}")
@@ -470,14 +470,14 @@ def _group_of(state: State, start: m.Start) -> Group:
     return group
 
 
-def _start_of(state: State, number: int, shard: int) -> m.Start:
+def _start_of(state: State, number: int, shard: int) -> m.FullView:
     """What a member was started with that has told nothing: only its number is ever looked at. It is below all views
     that are kept, so that the member can be told these, and has confirmed none of them."""
     group, place = state.groups[number], state.groups[number].places[shard]
     first = group.views[0].number - 1 if group.views else group.view
     members = [m.Member(i, p.epoch, p.state, p.endpoint, list(p.reseeding)) for i, p in enumerate(group.places)]
     assert state.config is not None
-    return m.Start(
+    return m.FullView(
         first, number, len(state.groups), state.n, shard, place.epoch, place.state == RECOVERING, 0, {}, members,
         list(state.tables), [], "", state.config, checkpoint=state.saving.number,
     )  # fmt: skip

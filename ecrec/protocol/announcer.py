@@ -155,11 +155,11 @@ class Announcer:
             client.sent_views[number], client.sent_ms[number] = group.view, context.now_ms
             context.send(client.address, m.Views(number, views, context.origin))
 
-    def _snapshot(self, number: int, epoch: int) -> m.Start:
+    def _snapshot(self, number: int, epoch: int) -> m.FullView:
         """The present view for a worker or tool."""
         state = self.context.state
         group = state.groups[number]
-        return m.Start(
+        return m.FullView(
             group.view, number, len(state.groups), state.n, -1, epoch, False, 0, {}, members_of(group), state.tables,
             [], group.lost, self.context.config, [], group.damaged, checkpoint=state.saving.number,
         )  # fmt: skip

@@ -29,7 +29,7 @@ def cluster_state(
                     place.state,
                     place.endpoint,
                     context.now_ms - contact.heard_ms if contact else -1.0,
-                    status.marks if status else {},
+                    status.watermarks if status else {},
                     status.durable if status else {},
                     status.figures if status else {},
                 )

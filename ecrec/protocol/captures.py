@@ -1,7 +1,7 @@
 """Captures of parity rows at one cut, and what is solved of them: what repairs and scrubs are made of.
 
 A *capture* is a copy of parity rows at one consistent cut: taken at the first sign of a request, it follows later
-deltas of each data member until that member's MARK. The first surviving parity holder (the assembler) takes the known
+deltas of each data member until that member's MARKER. The first surviving parity holder (the assembler) takes the known
 coded rows out of the captures and solves for the lost ones (docs/protocol.md). Who asks for a repair, and waits for
 it, is `repair.py`'s; the scrub stands in `scrub.py`.
 """
@@ -36,13 +36,13 @@ class Assembly:
     view: int
     stripes: Stripes
     capture: Capture | None
-    """None: it was dropped, or put off. It stays only until all marks have come, which would open it again."""
+    """None: it was dropped, or put off. It stays only until all markers have come, which would open it again."""
     keys: Any
     at_ms: float
     """When it was last wanted."""
     marked: set[int] = field(default_factory=set)
     members: set[int] | None = None
-    """Data members whose MARK is needed; None while the request itself has not come."""
+    """Data members whose MARKER is needed; None while the request itself has not come."""
     full: list[int] = field(default_factory=list)
     """Data members that send their coded rows."""
     rows: dict[int, tuple[Any, Any]] = field(default_factory=dict)
@@ -55,6 +55,13 @@ class Assembly:
     """Tells who waits for it that it will not come."""
     wanted_ms: float = 0.0
     """When the other holders were last told that it is wanted."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of its capture, and of what others have sent for it."""
+        assert self.capture is not None
+        sent = (*self.rows.values(), *self.captures.values())
+        return self.capture.nbytes + int(sum(keys.nbytes + records.nbytes for keys, records in sent))
 
 
 class Captures:
@@ -126,7 +133,7 @@ class Captures:
         timeout_ms = self.context.config.repair_timeout_ms
         for request, assembly in list(self.assemblies.items()):
             if assembly.capture is None or assembly.members is None:
-                continue  # one of which the request has not come is opened by a MARK: the request follows it
+                continue  # one of which the request has not come is opened by a MARKER: the request follows it
             if self.context.now_ms - assembly.at_ms > 2 * TIMEOUT_FACTOR_MAX * timeout_ms:
                 self.give_up(request)  # maybe somebody, here or there, waits for it after all
             elif self.context.now_ms - assembly.wanted_ms >= timeout_ms / 2:
@@ -137,10 +144,10 @@ class Captures:
 
     # ------------------------------------------------------------------ a parity holder
     def is_full(self) -> bool:
-        """No capture more: each may have the bytes of a repair. One is always taken."""
+        """No capture more: the next one may have the bytes of a repair. One is always taken."""
         config = self.context.config
-        captures = sum(a.capture is not None for a in self.assemblies.values())
-        return captures > 0 and (captures + 1) * config.repair_bytes_max > config.captures_bytes_max
+        taken = [assembly.nbytes for assembly in self.assemblies.values() if assembly.capture is not None]
+        return bool(taken) and sum(taken) + config.repair_bytes_max > config.captures_bytes_max
 
     def open(self, request: int, view: int, stripes: Stripes, keys: Any) -> Assembly:
         """The request's assembly; at its first sign the capture is taken, if there is room."""
@@ -159,7 +166,7 @@ class Captures:
         return assembly
 
     def drop(self, request: int) -> None:
-        """Keep nothing of it, but for who has yet to mark: a MARK that comes later must not open it again."""
+        """Keep nothing of it, but for who has yet to send a MARKER: one that comes later must not open it again."""
         assembly = self.assemblies[request]
         assembly.capture = assembly.finish = assembly.fail = None
         assembly.rows.clear()
@@ -175,7 +182,7 @@ class Captures:
             fail()
 
     def fold_captures(self, peer: Peer, mask: int, keys: Any, records: Any) -> None:
-        """A later delta belongs to the capture until its sender's MARK."""
+        """A later delta belongs to the capture until its sender's MARKER."""
         for assembly in self.assemblies.values():
             if assembly.capture is None or peer.shard in assembly.marked:
                 continue
@@ -183,17 +190,17 @@ class Captures:
                 assembly.capture.fold(peer.shard, keys, records)
 
     def on_repair(self, peer: Peer, message: m.Repair, frames: m.Frames) -> None:
-        """I am the assembler: capture, ask the members to mark, and the other holders I need for their captures."""
+        """I am the assembler: capture, ask the members for markers, and the other holders I need for their captures."""
         context = self.context
         stripes, keys = message.stripes, arrays.keys(frames[0])
         check_stripes(context, stripes, keys, as_data=False)
         if peer.shard not in context.placement.classes[stripes.class_id].data:
             raise ValueError(f"shard {peer.shard} asks to repair class {stripes.class_id}, of which it holds no data")
         code = context.placement.code_of(stripes.class_id)
-        # trap: a member that is itself recovering must mark too, its new deltas are in flight
+        # trap: a member that is itself recovering must send a marker too, its new deltas are in flight
         members = [p for p in self._members(stripes.class_id) if p.running and p.shard != peer.shard]
         full = [p.shard for p in members if p.has_data]
-        # I am one of them: the rows come to me with the marks. Any other order gives the same rows.
+        # I am one of them: the rows come to me with the markers. Any other order gives the same rows.
         holders = sorted(self.holders(stripes.class_id), key=lambda p: p.shard != context.shard)
         holders = holders[: code.k - len(full)]
         if len(full) + len(holders) < code.k or holders[0].shard != context.shard:
@@ -211,7 +218,7 @@ class Captures:
             self._say(peer, message.view, message.request, stripes.class_id, gone=True)
 
         if assembly.capture is None:
-            del self.assemblies[message.request]  # nobody has been asked to mark
+            del self.assemblies[message.request]  # nobody has been asked for a marker
             fail()
             return
         assembly.members, assembly.full = {p.shard for p in members}, full
@@ -263,7 +270,7 @@ class Captures:
         """So many rows were touched since the stripes were chosen that no frame holds their records."""
         return bool(records.nbytes > self.context.config.frame_bytes_max)
 
-    def on_mark(self, peer: Peer, message: m.Mark, frames: m.Frames) -> None:
+    def on_marker(self, peer: Peer, message: m.Marker, frames: m.Frames) -> None:
         keys = arrays.keys(frames[0])
         check_stripes(self.context, message.stripes, keys, as_data=False)
         rows = arrays.keys(frames[1]), arrays.records(frames[2])
@@ -347,13 +354,13 @@ class Captures:
 
     # ------------------------------------------------------------------ a data member
     def on_snap(self, peer: Peer, message: m.Snap, frames: m.Frames) -> None:
-        """Put my MARK in the streams right behind the deltas that the coded rows contain."""
+        """Put my MARKER in the streams right behind the deltas that the coded rows contain."""
         context = self.context
         keys, stripes = arrays.keys(frames[0]), message.stripes
         check_stripes(context, stripes, keys, as_data=True)
         for shard in message.holders:
             if shard not in context.peers or shard == context.shard:
-                raise ValueError(f"shard {shard} cannot get a MARK from shard {context.shard}")
+                raise ValueError(f"shard {shard} cannot get a MARKER from shard {context.shard}")
         rows: tuple[Any, Any] = NO_KEYS, NO_RECORDS
         if message.with_rows and stripes.last:
             rows = context.store.coded_rows(stripes.class_id, stripes.first, stripes.last)
@@ -361,14 +368,14 @@ class Captures:
             rows = context.store.coded_rows_of(keys)
         context.checked()
         if context.has_open():
-            self.windows.close()  # nothing is applied in between: the rows are those of the MARK
+            self.windows.close()  # nothing is applied in between: the rows are those of the MARKER
         too_long = self._is_too_long(rows[1])
         for shard in message.holders:
             if context.peers[shard].running:
                 is_for_peer = shard == peer.shard
                 part = rows if is_for_peer and not too_long else (NO_KEYS, NO_RECORDS)
-                mark = m.Mark(message.view, message.request, stripes, is_for_peer and too_long)
-                context.send(context.peers[shard], mark, (keys, *part))
+                marker = m.Marker(message.view, message.request, stripes, is_for_peer and too_long)
+                context.send(context.peers[shard], marker, (keys, *part))
 
 
 def check_stripes(context: ShardContext, stripes: Stripes, keys: Any, as_data: bool) -> None:

@@ -46,7 +46,7 @@ def check_census(n: int, groups: int, source: Address, census: m.ShardCensus) ->
     )
     for view in views:
         member = getattr(view, "shard", 0)
-        fits = not isinstance(view, m.Start) and 0 <= member < n and getattr(view, "epoch", 0) <= COUNT_MAX
+        fits = not isinstance(view, m.FullView) and 0 <= member < n and getattr(view, "epoch", 0) <= COUNT_MAX
         _require(fits, f"a {type(view).__name__} of shard {member}")
         _require(getattr(view, "window", 0) <= COUNT_MAX, f"a {type(view).__name__} with window {view}")
         _require(getattr(view, "worker", 0) < m.WORKERS_MAX, f"a fence of worker {getattr(view, 'worker', 0)}")
@@ -66,7 +66,7 @@ def check_tables(n: int, groups: int, tables: Sequence[TableSpec]) -> Placement:
     return placement
 
 
-def check_start(placement: Placement, start: m.Start) -> None:
+def check_start(placement: Placement, start: m.FullView) -> None:
     """Raise ConfigurationError for a view of a group's members that contradicts itself."""
     members = {member.shard: member for member in start.members}
     listed = sorted(member.shard for member in start.members)

@@ -126,9 +126,9 @@ class Channel:
         self.quiet_ms = 0.0
         return [Send(self.address, Hello(worker_epoch))]
 
-    def welcome(self, mark: int) -> None:
+    def welcome(self, watermark: int) -> None:
         """The watermark of this life's first push."""
-        self.base = self.pushed = self.acked = self.before = mark
+        self.base = self.pushed = self.acked = self.before = watermark
         self.welcomed = True
         self.step(WELCOME)
 
@@ -137,22 +137,22 @@ class Channel:
         self.welcomed = True
         self.step(WELCOME)
 
-    def go_on(self, worker: int, mark: int, durable: int | None = None) -> int:
+    def go_on(self, worker: int, watermark: int, durable: int | None = None) -> int:
         """Go on with an incarnation that has this watermark; returns the bytes of pushes that are kept no more.
 
         Raises WatermarkError if it does not fit.
         """
-        if mark < self.acked:
+        if watermark < self.acked:
             raise WatermarkError(
-                f"{self.address} goes on from push {mark} of worker {worker}, but push {self.acked} was "
+                f"{self.address} goes on from push {watermark} of worker {worker}, but push {self.acked} was "
                 "acknowledged as durable: updates were lost"
             )
-        if mark > self.pushed:
+        if watermark > self.pushed:
             raise WatermarkError(
-                f"{self.address} goes on from push {mark} of worker {worker}, which made only {self.pushed}: "
+                f"{self.address} goes on from push {watermark} of worker {worker}, which made only {self.pushed}: "
                 "another process pushes in its name"
             )
-        freed = self.forget(mark if durable is None else min(mark, durable))
+        freed = self.forget(watermark if durable is None else min(watermark, durable))
         self.step(WELCOME)
         self.patience = 1
         return freed

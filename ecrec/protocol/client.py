@@ -55,6 +55,7 @@ from ecrec.protocol.messages import (
     Fenced,
     Flush,
     Frames,
+    FullView,
     Hello,
     InitialiseTable,
     Leased,
@@ -76,7 +77,6 @@ from ecrec.protocol.messages import (
     ShardDown,
     ShardUp,
     ShardWhole,
-    Start,
     Succeeded,
     Succession,
     SuccessionOver,
@@ -138,7 +138,8 @@ class ClientMachine:
     - ``run``: the run is over, and a push was made whose partners will never come;
     - ``lost``: data was lost;
     - ``fenced``: another process is this worker now, or it was given up;
-    - ``watermark``: pushes that were acknowledged are gone, or somebody else pushes in this worker's name.
+    - ``watermark``: pushes that were acknowledged are gone, or somebody else pushes in this worker's name;
+    - ``broken``: an error inside ecrec, in the middle of an event.
     """
 
     def __init__(self, worker: int, process: str, role: int = WORKER, config: ProtocolConfig | None = None) -> None:
@@ -671,11 +672,12 @@ class ClientMachine:
     def _hear_origin(self, message: Views) -> bool:
         """Follow a scheduler whose state was made again from its first full view on; False: this is none."""
         if message.origin.generation > self.origin.generation and self._started:
-            if not any(isinstance(view, Start) for view in message.views):
+            if not any(isinstance(view, FullView) for view in message.views):
                 return False
             # trap: views that I know may have the numbers of others there
             self._views = [-1] * len(self._views)
-        self.origin = message.origin
+        if message.origin.generation > self.origin.generation or message.origin.serial > self.origin.serial:
+            self.origin = message.origin
         return True
 
     def _status(self) -> Send:
@@ -705,18 +707,18 @@ class ClientMachine:
         return [Send(SCHEDULER_ADDRESS, census)]
 
     def _check_views(self, message: Views) -> None:
-        """Raise ValueError for views that cannot be."""
+        """Raise ValueError for invalid views."""
         n, groups = self.n, self.groups
         for view in message.views:
-            if isinstance(view, Start):
+            if isinstance(view, FullView):
                 if not self._started:
                     n, groups = view.n, view.groups
                 members = sorted(member.shard for member in view.members)
                 if (view.n, view.groups) != (n, groups) or not 1 <= n <= SHARDS_IN_GROUP_MAX or members != [*range(n)]:
-                    raise ValueError(f"Start: {len(members)} members in {view.groups} group(s) of {view.n}")
+                    raise ValueError(f"FullView: {len(members)} members in {view.groups} group(s) of {view.n}")
             elif isinstance(view, ShardDown | ShardUp | Succeeded) and n and not 0 <= view.shard < n:
                 raise ValueError(f"{type(view).__name__} of shard {view.shard}, in a group of {n}")
-        known = self._started or any(isinstance(view, Start) for view in message.views)
+        known = self._started or any(isinstance(view, FullView) for view in message.views)
         if known and not 0 <= message.group < groups <= GROUPS_MAX:
             raise ValueError(f"views of group {message.group}, there are {groups}")
 
@@ -726,7 +728,7 @@ class ClientMachine:
         return self._fail("run", broken) if broken and not self.failed else []
 
     def _on_view(self, group: int, view: View) -> list[Effect]:
-        if isinstance(view, Start):
+        if isinstance(view, FullView):
             if group < len(self._views) and view.number <= self._views[group]:
                 return []
             return self._on_start(group, view)
@@ -776,7 +778,7 @@ class ClientMachine:
             shard.before = shard.pushed
         return [self._status()] if self.epoch else []
 
-    def _on_start(self, group: int, view: Start) -> list[Effect]:
+    def _on_start(self, group: int, view: FullView) -> list[Effect]:
         if view.lost:
             return self._fail("lost", f"data was lost in group {group}: {view.lost}")
         if not self._started:
@@ -814,7 +816,7 @@ class ClientMachine:
         effects = shard.gone(view.epoch, self._now_ms) + shard.meet(view.epoch, view.endpoint)
         if not shard.welcomed:
             return effects + self._greet(shard)
-        return effects + self._continue(shard, view.marks.get(self.worker, 0))
+        return effects + self._continue(shard, view.watermarks.get(self.worker, 0))
 
     # ------------------------------------------------------------------ from the shards
     def _on_shard(self, event: Received, now_ms: float) -> list[Effect]:
@@ -856,12 +858,12 @@ class ClientMachine:
         if shard.greeted:
             return []
         if shard.welcomed:
-            return self._continue(shard, message.mark, message.durable)
+            return self._continue(shard, message.watermark, message.durable)
         # Pushes of an earlier life of this worker that are not durable can still be undone, and numbers that
         # went on from them would then skip: wait for them (Hello is repeated until then).
-        if message.durable < message.mark:
+        if message.durable < message.watermark:
             return []
-        shard.welcome(message.mark)
+        shard.welcome(message.watermark)
         return self._resend(shard)
 
     def _on_rows(self, shard: Channel, message: Rows, frames: Frames, now_ms: float) -> list[Effect]:
@@ -943,10 +945,10 @@ class ClientMachine:
         shard.greet()
         return self._resend(shard)
 
-    def _continue(self, shard: Channel, mark: int, durable: int | None = None) -> list[Effect]:
+    def _continue(self, shard: Channel, watermark: int, durable: int | None = None) -> list[Effect]:
         """Go on with an incarnation that has this watermark: forget what is covered, send the rest again."""
         try:
-            self._freed(shard.go_on(self.worker, mark, durable))
+            self._freed(shard.go_on(self.worker, watermark, durable))
         except WatermarkError as error:
             return self._fail("watermark", str(error))
         return self._resend(shard)

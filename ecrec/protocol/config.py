@@ -39,14 +39,15 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     deltas would not fit is refused; what is cut in pieces (seeds, repairs, scrubs) stays far below."""
 
     ack_delay_ms: Milliseconds = 20.0
-    """An acknowledgement waits so long for a push that opens a window, and then for that window, which takes it along.
+    """An acknowledgement waits at most this long for a push that opens a window; that window then carries it.
     Nobody waits for it but the limit of pushes in flight; a second window that comes meanwhile has its own at once."""
 
     heartbeat_ms: WholeMilliseconds = 100
     """How often a shard or worker reports to the scheduler."""
 
     heartbeat_timeout_ms: WholeMilliseconds = 800
-    """A shard that was silent for so long is down. Below 1 s, above what a busy core makes a process wait."""
+    """A shard that is silent for longer than this is declared down. Below 1 s, above what a busy core makes a process
+    wait."""
 
     heartbeat_timeout_many_ms: WholeMilliseconds = 5000
     """The same where data would be lost by it, and for those who heard of the shard last, its peers included: a machine
@@ -59,11 +60,11 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     link_timeout_ms: WholeMilliseconds = 4000
     """Of two members one of which waits for the other's acknowledgement, and one of which has heard nothing of the
-    other for so long, one is to be replaced, though the scheduler hears both: no push can become durable. What they
+    other for this long, one is to be replaced, though the scheduler hears both: no push can become durable. What they
     have not read yet is no silence, so that a busy host does not look like a cut."""
 
     stuck_timeout_ms: WholeMilliseconds = 60_000
-    """A member that is heard, and acknowledges no window for so long, is replaced if nothing is lost: something is
+    """A member that is heard, and acknowledges no window for this long, is replaced if nothing is lost: something is
     wrong with it. Far above what a loaded host makes it wait."""
 
     blocked_timeout_ms: WholeMilliseconds = 20_000
@@ -82,12 +83,12 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     peer of the shard still has a connection to it, or the shard is heard."""
 
     form_after_ms: WholeMilliseconds = 300
-    """A scheduler without a state starts no group before it has listened for so long: members of a cluster that lives,
-    whose state was lost, are heard by then, and processes that wait for a place must not be made a cluster of."""
+    """A scheduler without a state starts no group before it has listened for this long: members of a cluster that
+    lives, whose state was lost, are heard by then. Processes that wait for a place must not become a new cluster."""
 
     reach_timeout_ms: WholeMilliseconds = 5000
     """A process gets a place when the scheduler has reached it at the endpoint that it names. One that was not reached
-    for so long is told to end, and why; so is one that has a place and is reached by no other member."""
+    for this long is told to end, and why; so is one that has a place and is reached by no other member."""
 
     view_resend_ms: WholeMilliseconds = 200
     """A member whose heartbeat shows an old view is sent the views after it again, at most this often."""
@@ -174,13 +175,13 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Of messages to a process that has no place yet. A process that was never placed has no config but this one."""
 
     resend_ms: WholeMilliseconds = 500
-    """A worker sends what a shard has not answered for so long again; the shard drops what it has."""
+    """A worker sends what a shard has not answered for this long again; the shard drops what it has."""
 
     reinitialise_lost: bool = False
-    """After more deaths than the code stands: go on with the lost rows at their initial records, counted, instead of
+    """After more deaths than the code tolerates: go on with the lost rows at their initial records, counted, instead of
     stopping. Off, because nobody should train on a damaged model without having asked for it."""
     lease_timeout_ms: WholeMilliseconds = 15_000
-    """A worker that was silent for so long is over, and its splits go to others. It reports only while it waits for
+    """A worker that is silent for longer is given up, and its splits go to others. It reports only while it waits for
     shards: a step must take less, and so must a pause of a worker of a run (`sync`). The splits of a worker that
     is started again are handed on without that wait."""
 
@@ -228,14 +229,14 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Readers of changes whose marks a shard keeps. One that was not heard for longest gets all rows again."""
 
     checkpoint_told_timeout_ms: WholeMilliseconds = 1000
-    """A checkpoint is given up when a worker has not told for so long which pushes it has made: the next pushes of
+    """A checkpoint is given up when a worker has not told for this long which pushes it has made: the next pushes of
     those who have told wait meanwhile. A worker that ends just then is noticed by nothing else so soon."""
 
     checkpoint_cut_timeout_ms: WholeMilliseconds = 10_000
     """The same when a shard has not reached the cut: it lacks pushes that a worker has made."""
 
     checkpoint_stall_timeout_ms: WholeMilliseconds = 60_000
-    """A checkpoint of which nothing was written for so long is given up: the storage hangs."""
+    """A checkpoint of which nothing was written for this long is given up: the storage hangs."""
 
     checkpoint_part_bytes: Count = 8 << 20
     """Of a part, at least one row: copying it out takes milliseconds, in which no push is applied; each is a file."""

@@ -1,10 +1,12 @@
 """What the parts of a `SchedulerMachine` share: the persisted state, and what one event makes of it.
 
-The state is written before anything that depends on it is said: whoever changes it says so (`changed`), and the
+The state is written before anything that depends on it is said: a part that changes it says so (`changed`), and the
 machine puts a `Persist` before all effects of the event.
 """
 
 from typing import Any
+
+import msgspec
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
@@ -89,6 +91,14 @@ class Context:
         del self.state.history[:-HISTORY_MAX]
         self.note("info", f"shard {shard} (epoch {epoch}): {event}")
         self.changed()
+
+    def explain(self, event: str, shard: int, epoch: int, what: str) -> None:
+        """Add to the reason of an event of the history, if it is still there. ``shard``: numbered over all groups."""
+        for i, entry in enumerate(self.state.history):
+            if (entry.event, entry.shard, entry.epoch) == (event, shard, epoch):
+                reason = f"{entry.reason}; {what}"[:REASON_CHARACTERS_MAX]
+                self.state.history[i] = msgspec.structs.replace(entry, reason=reason)
+                self.changed()
 
     # ------------------------------------------------------------------ places
     def address_of(self, group: int, shard: int) -> Address:

@@ -23,6 +23,9 @@ from ecrec.protocol.successions import Successions
 from ecrec.protocol.suspicion import Suspicions
 from ecrec.protocol.transitions import DIED
 
+DIED_MAX = 64
+"""Processes whose ends may still be described."""
+
 
 class Deaths:
     """The part of a `SchedulerMachine` that declares members down."""
@@ -41,6 +44,8 @@ class Deaths:
         self.departures = Departures(context, members)
         self._unheard: dict[int, set[int]] = {}
         """Shards -> workers that did not hear them at the last tick."""
+        self._died: dict[str, tuple[int, int]] = {}
+        """Process -> shard, numbered over all groups, and epoch: of the last ones whose end nobody has described."""
         self._asked_ms = -NEVER_MS
         """When peers of such a shard were asked about it last."""
         self._unreached_ms: list[dict[tuple[int, int], float]] = [{} for _ in context.state.groups]
@@ -184,7 +189,7 @@ class Deaths:
         return {each.base + shard: reason for each in self.suspicions for shard, reason in each.held.items()}
 
     def blocking(self) -> dict[int, str]:
-        """The same of those who keep others waiting, and for so long that these are told."""
+        """Suspects that others have waited for longer than `blocked_timeout_ms` -> why; their waiters are told."""
         found = ((each.base, each.blocking(self.context.now_ms)) for each in self.suspicions)
         return {base + shard: reason for base, held in found for shard, reason in held.items()}
 
@@ -263,6 +268,10 @@ class Deaths:
         self.announcer.add(group, m.ShardDown(self.announcer.next_view(group), shard, place.epoch))
         group.settlements[shard] = Settlement(place.epoch)
         self.context.remember("down", number, shard, place.epoch, reason, heard_ms)
+        if place.process:
+            self._died[place.process] = number * self.context.state.n + shard, place.epoch
+        if len(self._died) > DIED_MAX:
+            del self._died[next(iter(self._died))]
         self.losses.check(number, group, shard)
 
     def on_unfit(self, message: m.Unfit) -> None:
@@ -271,3 +280,15 @@ class Deaths:
             for shard, place in enumerate(group.places):
                 if place.process == message.process and place.state != DOWN:
                     self._down(number, shard, f"its process ends: {message.reason}")
+
+    def on_ended(self, process: str, how: str) -> None:
+        """A process has ended, and who started it says how: that it is down need not be found out. For people, too."""
+        for number, group in enumerate(self.context.state.groups):
+            for shard, place in enumerate(group.places):
+                if place.process == process and place.state != DOWN:
+                    self._down(number, shard, f"its process {how}")
+                    self._died.pop(process)
+                    return
+        died = self._died.pop(process, None)
+        if died is not None:
+            self.context.explain("down", *died, f"its process {how}")

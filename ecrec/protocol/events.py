@@ -60,6 +60,9 @@ class FileWritten(NamedTuple):
     """Why it could not be written; empty if it was."""
 
 
+Link: TypeAlias = Disconnected | Connection
+"""What became of a connection."""
+
 Event: TypeAlias = Received | Tick | Disconnected | Connection | ToldToEnd | FileWritten
 
 

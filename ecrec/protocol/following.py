@@ -35,7 +35,7 @@ class _Answer:
     to: Address
     message: m.Changed
     frames: tuple[Any, Any]
-    marks: dict[int, int]
+    watermarks: dict[int, int]
 
 
 NO_ROWS = np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -122,7 +122,7 @@ class Following:
             message.request, reader.until, table, place, is_last, is_all=reader.changes is None, reason=reason
         )
         self._waiting[message.reader] = _Answer(
-            source, answer, (rows, weights.view(np.float32)), dict(context.marks)
+            source, answer, (rows, weights.view(np.float32)), dict(context.watermarks)
         )  # fmt: skip
         self.answer_due()
 
@@ -130,6 +130,6 @@ class Following:
         """Send what is durable by now."""
         durable = self.context.durable
         for reader, answer in list(self._waiting.items()):
-            if all(durable.get(key, 0) >= mark for key, mark in answer.marks.items()):
+            if all(durable.get(key, 0) >= mark for key, mark in answer.watermarks.items()):
                 del self._waiting[reader]
                 self.context.reply(answer.to, answer.message, answer.frames)

@@ -256,9 +256,9 @@ class Handover:
         context, succession = self.context, self.succession
         assert succession is not None
         received = {peer.shard: peer.received or 0 for peer in context.others()}
-        marks = {peer.shard: peer.marks_received() for peer in context.others()}
+        watermarks = {peer.shard: peer.watermarks_received() for peer in context.others()}
         self.step(ALL_SENT)
-        self._send(m.CopyEnd(succession.number, self._sent + 1, received, marks), ())
+        self._send(m.CopyEnd(succession.number, self._sent + 1, received, watermarks), ())
 
     def _send(self, message: m.Copy | m.CopyEnd, frames: m.Frames) -> None:
         context = self.context
@@ -286,7 +286,7 @@ class Handover:
         level = self.state == LEVEL
         told = m.Handover(
             context.process, self.succession.number, is_near=self.state == NEAR, is_level=level,
-            window=context.window_number - 1 if level else 0, marks=dict(context.marks) if level else {},
+            window=context.window_number - 1 if level else 0, watermarks=dict(context.watermarks) if level else {},
             halts=self.state in (HALTING, ENDING, LEVEL), failure=self._failure[:1000], is_refused=self._is_refused,
             left_bytes=left,
         )  # fmt: skip

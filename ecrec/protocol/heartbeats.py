@@ -46,6 +46,8 @@ class Heartbeats:
         self.successor = successor
         self.resident_bytes: Callable[[], int] | None = None
         """Of this process, for people; None where it is no process."""
+        self.predecessor: tuple[str, str] = "", ""
+        """Of this process, and how it ended."""
         self.said_ms = -1e18
         """When the last heartbeat, or the wish for a place, was said."""
         self._said: m.ShardStatus | None = None
@@ -109,7 +111,14 @@ class Heartbeats:
         context.effects.append(
             Send(
                 SCHEDULER_ADDRESS,
-                m.Register(context.process, context.endpoint, self.wanted, self._reached, self.successor.since),
+                m.Register(
+                    context.process,
+                    context.endpoint,
+                    self.wanted,
+                    self._reached,
+                    self.successor.since,
+                    *self.predecessor,
+                ),
             )
         )
 
@@ -136,7 +145,7 @@ class Heartbeats:
         heard = {p.shard: int(max(0.0, read_ms - p.heard_ms)) for p in running if p.heard_ms is not None}
         status = m.ShardStatus(
             context.process, context.view, context.state == UP, list(self.membership.reports.values()),
-            dict(context.marks), dict(context.durable), figures, dict(self.repairs.reinitialised),
+            dict(context.watermarks), dict(context.durable), figures, dict(self.repairs.reinitialised),
             late=self.windows.late(), unheard=self.unheard(),
             broken=[p.shard for p in running if p.broken], heard=heard,
             linked=[p.shard for p in running if p.linked], severed=[p.shard for p in running if p.severed],

@@ -62,29 +62,31 @@ def _check_windows(context: ShardContext) -> None:
     known: dict[int, int] = {}
     for number, unstable in context.unstable.items():
         assert unstable.waiting <= running, f"window {number} waits for {unstable.waiting}, of {running} that run"
-        for worker, mark in unstable.marks.items():
-            assert known.get(worker, 0) <= mark, f"the mark of worker {worker} falls in window {number}"
-            known[worker] = mark
+        for worker, watermark in unstable.watermarks.items():
+            assert known.get(worker, 0) <= watermark, f"the watermark of worker {worker} falls in window {number}"
+            known[worker] = watermark
     if context.unstable:
         first = next(iter(context.unstable.values()))
         assert first.waiting, "the oldest window waits for nobody, and is not stable"
-    for worker, mark in context.open_marks.items():
-        assert known.get(worker, 0) <= mark == context.marks[worker], (worker, mark, context.marks[worker])
-        known[worker] = mark
-    for worker, mark in known.items():
-        assert mark == context.marks[worker], f"worker {worker}: {context.marks[worker]} applied, windows say {mark}"
+    for worker, watermark in context.open_watermarks.items():
+        applied = context.watermarks[worker]
+        assert known.get(worker, 0) <= watermark == applied, (worker, watermark, applied)
+        known[worker] = watermark
+    for worker, watermark in known.items():
+        applied = context.watermarks[worker]
+        assert watermark == applied, f"worker {worker}: {applied} applied, windows say {watermark}"
 
 
 def _check_workers(context: ShardContext) -> None:
     for worker, durable in context.durable.items():
-        assert durable <= context.marks.get(worker, 0), f"worker {worker}: {durable} durable, not all applied"
+        assert durable <= context.watermarks.get(worker, 0), f"worker {worker}: {durable} durable, not all applied"
     for worker, state in context.workers.items():
         numbers = [queued.number for queued in state.queue]
-        first = context.marks.get(worker, 0) + 1
-        assert numbers == list(range(first, first + len(numbers))), (worker, context.marks.get(worker, 0), numbers)
+        first = context.watermarks.get(worker, 0) + 1
+        assert numbers == list(range(first, first + len(numbers))), (worker, context.watermarks.get(worker, 0), numbers)
         fenced = context.fenced.get(worker, 0)
         assert not numbers or state.address.epoch > fenced, f"pushes of a fenced life of worker {worker} wait"
-    assert set(context.open_pushes) <= set(context.open_marks)
+    assert set(context.open_pushes) <= set(context.open_watermarks)
 
 
 def _check_peer(machine: ShardMachine, peer: Peer) -> None:

@@ -123,7 +123,7 @@ class Leases:
         return len(known) - 1
 
     def _check(self, dataset: m.Dataset) -> None:
-        """Raise ConfigurationError for a data set that cannot be."""
+        """Raise ConfigurationError for an invalid data set."""
         if not 1 <= len(dataset.name) <= NAME_MAX:
             raise ConfigurationError(f"data set name {dataset.name[:300]!r}: expected 1 to {NAME_MAX} characters")
         if not (1 <= dataset.examples <= EXAMPLES_MAX and 0 <= dataset.end <= EXAMPLES_MAX):
@@ -255,7 +255,7 @@ class Leases:
                 # trap: the view that a heartbeat names may be of another history
                 if place.state == DOWN or contact is None or status is None or contact.view < fence.views[number]:
                     return None
-                cursor = status.marks.get(key, 0)
+                cursor = status.watermarks.get(key, 0)
                 if status.durable.get(key, 0) != cursor:
                     return None  # it can still be undone
                 cursors.append(cursor)
@@ -357,10 +357,11 @@ class Leases:
             return False
         return True
 
-    def raise_number(self, marks: dict[int, int]) -> None:
+    def raise_number(self, watermarks: dict[int, int]) -> None:
         """Numbers of leases that a shard has heard of are not given again."""
         if self.state.unheard:
-            newest = max((mark for key, mark in marks.items() if key >= m.WORKERS_MAX), default=0) >> m.CURSOR_BITS
+            cursors = [number for key, number in watermarks.items() if key >= m.WORKERS_MAX]
+            newest = max(cursors, default=0) >> m.CURSOR_BITS
             if newest > self.state.number:
                 self.state.number = newest
                 self.context.changed()

@@ -1,4 +1,4 @@
-"""More deaths than the code stands: which stripes cannot be decoded, and which rows are lost with them.
+"""More deaths than the code tolerates: which stripes cannot be decoded, and which rows are lost with them.
 
 Everything here follows from the placement and from who is whole; nobody has to be asked (docs/protocol.md).
 """

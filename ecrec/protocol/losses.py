@@ -1,4 +1,4 @@
-"""More deaths than the code stands: what is lost, how it is said, and how training goes on (docs/protocol.md).
+"""More deaths than the code tolerates: what is lost, how it is said, and how training goes on (docs/protocol.md).
 
 A part of the `SchedulerMachine`. ``loss.py`` has the arithmetic.
 """
@@ -53,7 +53,7 @@ class Losses:
         rows, tables = sum(some.rows for some in lost), len({some.table for some in lost})
         most = "up to " if any(group.places[s].state == RECOVERING for s in gone) else ""
         group.lost = (
-            f"data lost: shards {names} are not whole, and code {weakest} stands {weakest.r} such shard(s) in a "
+            f"data lost: shards {names} are not whole, and code {weakest} tolerates {weakest.r} such shard(s) in a "
             f"stripe; {most}{rows:,} rows of {tables} table(s) are gone: "
             f"{describe_rows(lost, self.context.state.tables)}{why}"
         )
@@ -89,11 +89,11 @@ class Losses:
     def _applied(self, number: int, shard: int, settlement: Settlement | None) -> int:
         """Pushes that a shard had applied, as far as is known here."""
         if settlement is not None and settlement.view >= 0:
-            return m.pushes_of(settlement.marks)
+            return m.pushes_of(settlement.watermarks)
         if settlement is not None:
-            return max((m.pushes_of(report.marks) for report in settlement.reports.values()), default=0)
+            return max((m.pushes_of(report.watermarks) for report in settlement.reports.values()), default=0)
         status = self.members.status(number, shard)
-        return m.pushes_of(status.marks) if status else 0
+        return m.pushes_of(status.watermarks) if status else 0
 
     def _add_loss(
         self, number: int, view: int, rows: list[m.LostRows], updates: int, reinitialised: bool = False
@@ -142,7 +142,7 @@ class Losses:
             self._add_loss(number, view, rows, updates, reinitialised=True)
         count = sum(some.rows for some in rows)
         reason = (
-            f"more deaths than the code stands: {count:,} rows begin again at their initial records, and up to "
+            f"more deaths than the code tolerates: {count:,} rows begin again at their initial records, and up to "
             f"{updates:,} updates are lost in part: {describe_rows(rows, self.context.state.tables)}"
         )
         self.context.note("warning", reason)
@@ -162,6 +162,6 @@ class Losses:
     ) -> None:
         """A shard that recovered when rows were re-initialised says how many of its own are among them."""
         place.losses_counted = view
-        self._add_loss(number, view, rows, m.pushes_of(status.marks), reinitialised=True)
+        self._add_loss(number, view, rows, m.pushes_of(status.watermarks), reinitialised=True)
         self.context.remember("reinitialised", number, shard, place.epoch)
         self.context.note("warning", f"re-initialised too: {describe_rows(rows, self.context.state.tables)}")

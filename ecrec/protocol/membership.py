@@ -83,7 +83,7 @@ class Membership:
         """Number of my first view."""
         self._concerned: dict[int, int] = {}
         """Class -> number of the last view that concerned it, if it was not my first one."""
-        self.start: m.Start | None = None
+        self.start: m.FullView | None = None
         """What I was started with,"""
         self.recent: deque[m.AnyView] = deque(maxlen=m.VIEWS_TOLD_MAX)
         """and the newest views since: what a scheduler that lost its state is told."""
@@ -128,7 +128,7 @@ class Membership:
             if not adopted or new[0].number != context.view + 1:
                 return
         for view in message.views:
-            if isinstance(view, m.Start):
+            if isinstance(view, m.FullView):
                 if not context.state and self._place(view, message.origin):
                     release_held()
                 continue
@@ -177,7 +177,7 @@ class Membership:
         placement = self.context.placement
         n = placement.n if placement else 0
         for view in views:
-            if isinstance(view, m.Start):
+            if isinstance(view, m.FullView):
                 if self.context.state:
                     continue
                 n = view.n
@@ -186,7 +186,7 @@ class Membership:
                 for member in view.members:
                     PLACE.check(member.state)
                 if not 1 <= n <= SHARDS_IN_GROUP_MAX or listed != list(range(n)) or view.window < 0:
-                    raise ValueError(f"Start: {len(view.members)} members, window {view.window}, in a group of {n}")
+                    raise ValueError(f"FullView: {len(view.members)} members, window {view.window}, in a group of {n}")
             elif isinstance(view, m.CheckpointCut):
                 if placement:
                     self.saver.check(view)
@@ -205,7 +205,7 @@ class Membership:
                     raise ValueError(f"{type(view).__name__} of shard {shard}, in a group of {n}")
 
     # ------------------------------------------------------------------ the first view
-    def _place(self, start: m.Start, origin: m.Origin) -> bool:
+    def _place(self, start: m.FullView, origin: m.Origin) -> bool:
         """Become an incarnation: a fresh one, or the replacement of a dead one. False: it cannot be."""
         context = self.context
         placement, end = Placement(start.n), self.successor.end
@@ -240,7 +240,7 @@ class Membership:
         self._first = start.number
         context.buffers = WindowBuffers(context.store)
         context.step(GIVEN_DEAD if start.recovering else GIVEN_COPIED if start.succeeds else GIVEN_NEW)
-        context.marks, context.durable = dict(start.marks), dict(start.marks)
+        context.watermarks, context.durable = dict(start.watermarks), dict(start.watermarks)
         context.fenced = dict(start.fenced)
         self.saver.over = start.checkpoint
         context.window_number, context.stable = start.window + 1, start.window
@@ -269,7 +269,7 @@ class Membership:
                 peer.received = 0
                 if start.succeeds and end is not None:
                     # trap: should it die before I hear from it, the cut is no later than what I was given
-                    peer.received, peer.marks = end.received[peer.shard], dict(end.marks[peer.shard])
+                    peer.received, peer.watermarks = end.received[peer.shard], dict(end.watermarks[peer.shard])
                 self._limit(peer, UNLIMITED)
         context.status_due = True
         return True
@@ -289,7 +289,7 @@ class Membership:
         # trap: until a recovering peer says what it wants seeded, my deltas to it would be wrong
         peer.step_stream(JOIN_BLIND if restarted and peer.state in NOT_WHOLE else JOIN)
         peer.begins, peer.ends = {}, []
-        context.send(peer, m.Join(context.window_number - 1, dict(context.marks), restarted))
+        context.send(peer, m.Join(context.window_number - 1, dict(context.watermarks), restarted))
         self._limit(peer, UNLIMITED)
         if peer.state != UP:
             self.seeding.hold_back(peer)
@@ -301,7 +301,7 @@ class Membership:
             context.send(peer, m.Joined(self.seeding.wanted_from(peer.shard)))
         peer.received = message.window
         peer.undo.clear()
-        peer.marks = dict(message.marks)
+        peer.watermarks = dict(message.watermarks)
 
     # ------------------------------------------------------------------ views
     def _on_down(self, view: m.ShardDown) -> None:
@@ -321,7 +321,7 @@ class Membership:
         context.buffers.buffer(peer.shard).take()
         # trap: the watermarks belong to the report of the window, and are told with it
         window = -1 if peer.received is None else peer.received
-        self.reports[peer.shard] = m.Report(peer.shard, peer.epoch, window, peer.marks_received())
+        self.reports[peer.shard] = m.Report(peer.shard, peer.epoch, window, peer.watermarks_received())
         for unstable in context.unstable.values():
             unstable.waiting.discard(peer.shard)
         self.windows.settle()
@@ -353,7 +353,7 @@ class Membership:
         peer.heard_awake_ms = context.awake_ms
         context.peers[view.shard] = peer
         # trap: should it die before I hear from it, the cut is the one it started from
-        peer.received, peer.marks = view.window, dict(view.marks)
+        peer.received, peer.watermarks = view.window, dict(view.watermarks)
         context.effects.append(Connect(self._address(peer), view.endpoint))
         self.join(peer, restarted=False)
 
@@ -373,7 +373,7 @@ class Membership:
         peer.heard_awake_ms = context.awake_ms
         context.peers[view.shard] = peer
         peer.step_stream(JOIN)
-        peer.received, peer.marks = view.window, dict(view.marks)
+        peer.received, peer.watermarks = view.window, dict(view.watermarks)
         context.effects.append(Connect(self._address(peer), view.endpoint))
         self.handover.over()
 
@@ -451,7 +451,7 @@ class Membership:
         self.context.note("error", view.reason)
 
     def _on_reinitialise(self, view: m.Reinitialise) -> None:
-        """More died than the code stands: what cannot be decoded begins again at its initial records."""
+        """More died than the code tolerates: what cannot be decoded begins again at its initial records."""
         context = self.context
         lost = set(view.classes)
         for peer in context.peers.values():
@@ -462,7 +462,7 @@ class Membership:
         if context.state == RECOVERING:
             self.repairs.reinitialise(lost)
         elif lost.intersection(context.placement.parity_classes(context.shard)):
-            # trap: what I reported before, that I am whole, is no longer so
+            # trap: an earlier heartbeat said that this shard is whole; that is no longer true
             known_whole = context.peers[context.shard].state == RESEEDING
             context.step(LOST_PARITY if known_whole else LOST_PARITY_EARLY)
         self.seeding.reinitialise(lost)

@@ -46,7 +46,7 @@ ACKS_MS = 100.0
 before. A fifth of what makes a peer send again."""
 
 HELD_MS = 2000.0
-"""A process without a place keeps messages to a shard for so long: the one that places it may come a little later."""
+"""A process without a place keeps messages to a shard for this long: the one that places it may come a little later."""
 
 HELD_MAX = 256
 HELD_BYTES_MAX = ProtocolConfig().unplaced_bytes_max
@@ -131,7 +131,7 @@ class _Held(NamedTuple):
 class NodeCore:
     """One machine, its streams and its manners.
 
-    ``grace_ms``: tell the machine of shards whose connection stayed closed for so long (a scheduler).
+    ``grace_ms``: tell the machine of shards whose connection stayed closed for this long (a scheduler).
     ``term``: of a scheduler among several; by it others know a newer one.
 
     Every call may raise HalfHandledError or MemoryError: nothing that the machine holds may be used any more then, and
@@ -147,7 +147,7 @@ class NodeCore:
         self.stop_kind = ""
         """The kind of that `Stop`."""
         self.results: list[Result] = []
-        """For the session; whoever takes them clears the list."""
+        """For the session, which clears the list when it takes them."""
         self.closed_ms: dict[Address, float] = {}
         """Watched connections that are closed -> since when."""
         self.held: deque[_Held] = deque()
@@ -233,7 +233,7 @@ class NodeCore:
         if again:
             self._resend(address, self.streams.reconnected(address, now_ms))
         if address.role == SHARD and self.address.role == SHARD:
-            self._send_ack(address)  # whoever says nothing is the first to go when descriptors run out
+            self._send_ack(address)  # connections that never spoke are closed first when descriptors run out
         self.handle(Connection(address, up=True), now_ms)
 
     def unlinked(self, address: Address, now_ms: float) -> None:
@@ -242,7 +242,7 @@ class NodeCore:
         self.handle(Connection(address, up=False), now_ms)
 
     def arrived(self, frames: Frames, now_ms: float) -> None:
-        """A message came, of whomever and with whatever in it."""
+        """A message came, from any sender, with any content."""
         if self._offenders.ignores(frames.route, now_ms):
             return
         try:

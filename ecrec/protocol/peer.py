@@ -30,7 +30,7 @@ class Undo:
     """Classes that were folded; the others were skipped."""
     keys: Any
     records: Any
-    marks: dict[int, int]
+    watermarks: dict[int, int]
     ends: list[int]
 
 
@@ -51,7 +51,7 @@ class Peer:
     """Its last window is not acknowledged."""
     broken: bool = False
     """Something in its stream did not fit: nothing more is taken from this incarnation."""
-    marks: dict[int, int] = field(default_factory=dict)
+    watermarks: dict[int, int] = field(default_factory=dict)
     """Its watermarks at the last window that left the undo records."""
     undo: deque[Undo] = field(default_factory=deque)
     rounds: dict[int, int] = field(default_factory=dict)
@@ -134,9 +134,9 @@ class Peer:
         """Its parity rows of the class fit the data."""
         return self.state == UP or (self.state == RESEEDING and class_id not in self.reseeding)
 
-    def marks_received(self) -> dict[int, int]:
+    def watermarks_received(self) -> dict[int, int]:
         """Its watermarks at the last window that I have."""
-        marks = dict(self.marks)
+        watermarks = dict(self.watermarks)
         for undo in self.undo:
-            marks.update(undo.marks)
-        return marks
+            watermarks.update(undo.watermarks)
+        return watermarks

@@ -34,7 +34,7 @@ class PeerWindows:
             self.captures.fold_captures(peer, mask, keys, records)
         peer.received, peer.rounds = window.number, rounds
         ends = self.seeding.accepted_ends(peer, window.ends)
-        peer.undo.append(Undo(window.number, mask, keys, records, window.marks, ends))
+        peer.undo.append(Undo(window.number, mask, keys, records, window.watermarks, ends))
         self.windows.must_acknowledge(peer)
         self.windows.acknowledged(peer, window.ack)
         self.commit(peer, window.stable)
@@ -47,6 +47,6 @@ class PeerWindows:
         """What every peer holds is final. Only now do its watermarks and the ends of its seeds count."""
         while peer.undo and peer.undo[0].number <= stable:
             undo = peer.undo.popleft()
-            peer.marks.update(undo.marks)
+            peer.watermarks.update(undo.watermarks)
             for class_id in undo.ends:
                 self.seeding.seeded(class_id, peer.shard)

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from ecrec._native import optimizers
 from ecrec.errors import ConfigurationError
 
 SHARDS_IN_GROUP_MAX = 16
@@ -47,22 +48,31 @@ class CodeSpec(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.k}+{self.r}"
 
 
+class StatePart(NamedTuple):
+    """A part of what an optimizer keeps of a row: a float32 for each weight, and so many numbers besides."""
+
+    name: str
+    per_weight: bool
+    floats: int
+    doubles: int
+
+    def floats_of(self, dim: int) -> int:
+        """float32 numbers in the record of a row of ``dim`` weights; a float64 is two."""
+        return self.per_weight * dim + self.floats + 2 * self.doubles
+
+
 class OptimizerKind(NamedTuple):
-    """What a fused optimizer is told, in this order, and the float32 numbers of state that a record holds for it."""
+    """What a fused optimizer is told, in this order, and what a record holds for it behind the weights."""
 
     hyper: tuple[str, ...]
-    state_per_weight: int = 0
-    state_per_row: int = 0
+    state: tuple[StatePart, ...]
+    divides_by_rate: bool
+    """A learning rate of zero is none."""
 
 
 OPTIMIZERS: Final = {
-    "sgd": OptimizerKind(("lr",)),
-    "momentum": OptimizerKind(("lr", "momentum"), state_per_weight=1),
-    "nesterov": OptimizerKind(("lr", "momentum"), state_per_weight=1),
-    "adagrad": OptimizerKind(("lr", "eps"), state_per_weight=1),
-    "rowwise-adagrad": OptimizerKind(("lr", "eps"), state_per_row=1),
-    "adam": OptimizerKind(("lr", "beta1", "beta2", "eps"), state_per_weight=2, state_per_row=4),
-    "ftrl": OptimizerKind(("lr", "beta", "l1", "l2"), state_per_weight=2),
+    name: OptimizerKind(hyper, tuple(StatePart(*part) for part in state), divides)
+    for name, (hyper, state, divides) in optimizers().items()
 }
 """The native store's optimizers by name."""
 
@@ -90,7 +100,7 @@ class OptimizerSpec(msgspec.Struct, frozen=True, array_like=True):
 
     def rate_error(self, rate: float) -> str:
         """Why no step can be taken at this learning rate; empty if one can. As the native store decides."""
-        divides = self.name == "ftrl"
+        divides = OPTIMIZERS[self.name].divides_by_rate
         try:
             (rounded,) = _FLOAT.unpack(_FLOAT.pack(rate))
         except OverflowError:
@@ -103,8 +113,7 @@ class OptimizerSpec(msgspec.Struct, frozen=True, array_like=True):
 
     def state_floats(self, dim: int) -> int:
         """Floats of state in the record of a row of ``dim`` weights."""
-        kind = OPTIMIZERS[self.name]
-        return kind.state_per_weight * dim + kind.state_per_row
+        return sum(part.floats_of(dim) for part in OPTIMIZERS[self.name].state)
 
 
 class TableSpec(msgspec.Struct, frozen=True, array_like=True):

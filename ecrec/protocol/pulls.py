@@ -59,7 +59,7 @@ class Pulls:
         waiting: list[QueuedPull] = []
         for queued in context.pulls:
             after = queued.pull.after
-            due = after <= context.marks.get(queued.source.id, 0) or queued.source.role != WORKER
+            due = after <= context.watermarks.get(queued.source.id, 0) or queued.source.role != WORKER
             if not due or not self._answer(queued):
                 waiting.append(queued)
         context.pulls = waiting

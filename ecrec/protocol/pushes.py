@@ -36,8 +36,8 @@ class Pushes:
         if worker is None:
             return
         context.worked_ms = context.now_ms
-        mark = context.marks.get(source.id, 0)
-        if push.number <= mark:
+        watermark = context.watermarks.get(source.id, 0)
+        if push.number <= watermark:
             context.reply(source, m.PushAck(context.durable.get(source.id, 0)))
             return
         if push.barrier > 1 and (refusal := self.barriers.refusal(source.id, push)):
@@ -46,7 +46,7 @@ class Pushes:
             return
         if self.workers.is_behind(source, push):
             return
-        last = worker.queue[-1].number if worker.queue else mark
+        last = worker.queue[-1].number if worker.queue else watermark
         # A worker never has more on the way; what it would lose here it sends again.
         if (
             push.number == last + 1
@@ -114,13 +114,13 @@ class Pushes:
             return False
         for p in batch:
             context.workers[p.worker].queue.popleft()
-            context.marks[p.worker] = context.open_marks[p.worker] = p.number
+            context.watermarks[p.worker] = context.open_watermarks[p.worker] = p.number
             context.open_pushes[p.worker] += 1
             context.counts.pushes += 1
             context.counts.pushed_bytes += p.nbytes
             if p.push.cursor:
                 key = m.cursor_key(p.worker)
-                context.marks[key] = context.open_marks[key] = p.push.cursor
+                context.watermarks[key] = context.open_watermarks[key] = p.push.cursor
         self.saver.applied(batch)
         if context.observer is not None:
             context.observer.applied(context.address, context.window_number, batch)
@@ -128,7 +128,7 @@ class Pushes:
 
     def _check_cursor(self, p: QueuedPush) -> None:
         """Raise ValueError for a cursor that cannot follow the one of the push before."""
-        before = self.context.marks.get(m.cursor_key(p.worker), 0)
+        before = self.context.watermarks.get(m.cursor_key(p.worker), 0)
         if p.push.cursor and not before < p.push.cursor <= m.NUMBER_MAX:
             raise ValueError(
                 f"the cursor goes from lease {before >> m.CURSOR_BITS}, {before % (1 << m.CURSOR_BITS)} examples done, "

@@ -9,7 +9,7 @@ from ecrec.errors import ConfigurationError
 from ecrec.protocol import messages as m
 from ecrec.protocol.adoption import Adoption, Told
 from ecrec.protocol.context import Context
-from ecrec.protocol.events import OUTDATED, Event, Received, Stop
+from ecrec.protocol.events import OUTDATED, Event, Link, Received, Stop
 from ecrec.protocol.messages import Address
 from ecrec.protocol.state import State
 
@@ -17,6 +17,10 @@ HEARD_IN_ADOPTION = (m.ShardStatus, m.ShardCensus, m.Register, m.StoryQuery)
 """All that a scheduler takes while it makes its state again; everything else is said again."""
 HEARD_UNVERIFIED = (m.ShardStatus, m.Register, m.ClusterQuery, m.StoryQuery)
 """All that it takes while its state may turn out to be an older one."""
+
+
+AHEAD_MAX = 1 << 12
+"""Workers and tools of which is kept that they know a newer state."""
 
 
 class Rebuilt(NamedTuple):
@@ -46,6 +50,8 @@ class Rebuilding:
         self._heard_own = False
         self._stranger: tuple[Address, str, str] | None = None
         """The last member of another cluster that was heard, its cluster, and what it shows."""
+        self._links: dict[int, Link] = {}
+        self._ahead_of_it: set[Address] = set()
         self._may_adopt = may_adopt
 
     @property
@@ -135,6 +141,43 @@ class Rebuilding:
         if source.epoch > place.epoch:
             return f"{source} is newer than the newest that this state knows (epoch {place.epoch})"
         return ""
+
+    def keeps(self, event: Link) -> bool:
+        """Whether what became of a connection waits until the state is made: of each shard what was last heard of its
+        newest life."""
+        if self.adoption is None:
+            return False
+        address, known = event.address, self._links.get(event.address.id)
+        is_place = self.adoption.is_place(address)
+        if is_place and (known is None or address.epoch >= known.address.epoch):
+            self._links[address.id] = event
+        return True
+
+    def take_links(self) -> list[Link]:
+        """What `keeps` has kept."""
+        links, self._links = list(self._links.values()), {}
+        return links
+
+    def serves(self, source: Address, origin: m.Origin) -> bool:
+        """Whether a worker or tool is given anything: not one that is ahead of this state, which may then be an older
+        one, and would grant splits, epochs and tables a second time. Nothing ends for its word: it is no server."""
+        ours = self.context.origin
+        is_ahead = (origin.generation, origin.serial) > (ours.generation, ours.serial)
+        if self.adoption is not None or not origin.is_of(ours) or not is_ahead:
+            self._ahead_of_it.discard(source)
+            return True
+        if len(self._ahead_of_it) < AHEAD_MAX:
+            self._ahead_of_it.add(source)
+        self.context.note(
+            "warning",
+            f"{source} knows state {origin.generation}.{origin.serial}, this is {ours.generation}.{ours.serial}: it is "
+            "given nothing; if that is so, start the scheduler with its newest state, or with --adopt",
+        )
+        return False
+
+    def is_ahead(self, source: Address) -> bool:
+        """Whether its last heartbeat was."""
+        return source in self._ahead_of_it
 
     def _outdated(self, source: Address, cluster: str, evidence: str) -> None:
         what = "is not of this cluster" if self._is_new else "is older than its cluster"

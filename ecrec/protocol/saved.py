@@ -22,7 +22,7 @@ import msgspec
 
 from ecrec._native import crc32c
 from ecrec.errors import CheckpointError, CheckpointVersionError
-from ecrec.protocol.placement import OptimizerSpec, TableSpec
+from ecrec.protocol.placement import OPTIMIZERS, OptimizerSpec, TableSpec
 
 VERSION, VERSION_OF_INCREMENTS = 1, 2
 """Who reads only the first one would take an increment for all."""
@@ -76,33 +76,19 @@ class Column(NamedTuple):
     """Of a row."""
 
 
-STATE_NAMES = {
-    "sgd": (),
-    "momentum": ("momentum",),
-    "nesterov": ("momentum",),
-    "adagrad": ("sum",),
-    "rowwise-adagrad": ("sum",),
-    "adam": ("exp_avg", "exp_avg_sq", "bias_corrections"),
-    "ftrl": ("n", "z"),
-}
-"""The parts of each optimizer's state, in the order in which a record has them. ``sum`` is of squares of gradients.
-``bias_corrections`` are the two ``1 - beta**t`` of Adam as float64, of which t, the steps of the row, follows."""
-
-
 def columns_of(dim: int, optimizer: OptimizerSpec) -> list[Column]:
     """The tensors of a part, without ``rows``, in the order in which a record has them.
 
+    ``sum`` is of squares of gradients; ``bias_corrections`` are the two ``1 - beta**t`` of Adam, of which t, the steps
+    of the row, follows.
     Raises KeyError for an optimizer that there is not (`OptimizerSpec.check`).
     """
-    each = Column("weights", "F32", dim, 4 * dim)
-    columns = [each]
-    for name in STATE_NAMES[optimizer.name]:
-        if name == "bias_corrections":
-            columns.append(Column(name, "F64", 2, 16))
-        elif optimizer.name == "rowwise-adagrad":
-            columns.append(Column(name, "F32", 0, 4))
+    columns = [Column("weights", "F32", dim, 4 * dim)]
+    for part in OPTIMIZERS[optimizer.name].state:
+        if part.doubles:
+            columns.append(Column(part.name, "F64", part.doubles, 8 * part.doubles))
         else:
-            columns.append(each._replace(name=name))
+            columns.append(Column(part.name, "F32", dim * part.per_weight, 4 * part.floats_of(dim)))
     return columns
 
 
@@ -140,7 +126,7 @@ class ShardIndex(msgspec.Struct):
     checkpoint: int
     shard: int
     """Numbered over all groups."""
-    marks: dict[int, int]
+    watermarks: dict[int, int]
     """The watermarks at the cut: worker -> its last push that is in the checkpoint; and by `cursor_key` how far its
     split was trained on."""
     parts: list[Part]
@@ -182,7 +168,7 @@ class SavedLease(msgspec.Struct):
     first: int
     last: int
     done: int
-    """Examples of it that were done and durable, at least; the marks of the shards may know of more."""
+    """Examples of it that were done and durable, at least; the watermarks of the shards may know of more."""
 
 
 class SavedDataset(msgspec.Struct):

@@ -57,7 +57,7 @@ class Saver:
         self._parts: list[Part] = []
         self._made: dict[str, Part] = {}
         """Parts that are being written."""
-        self._marks: dict[int, int] = {}
+        self._watermarks: dict[int, int] = {}
         self._nbytes = self._rows = self._number = 0
         self._index_bytes = self._index_crc32c = 0
         self._error = ""
@@ -126,7 +126,7 @@ class Saver:
             return False
         context = self.context
         self.over = cut.checkpoint
-        self._marks = dict(context.marks)
+        self._watermarks = dict(context.watermarks)
         self.resume_ms = self._paced_ms = self._shared_ms = context.now_ms
         context.status_due = True
         if strangers := self._strangers(cut):
@@ -139,7 +139,7 @@ class Saver:
         except (RuntimeError, MemoryError) as error:
             self._fail(str(error))
         if context.observer is not None:
-            context.observer.snapshot(context.address, cut.checkpoint, self._marks)
+            context.observer.snapshot(context.address, cut.checkpoint, self._watermarks)
         context.story.tell(context.now_ms, f"checkpoint {cut.checkpoint}: its cut is reached")
         return True
 
@@ -193,7 +193,7 @@ class Saver:
             newer = known is not None and known.address.epoch > cut.epochs[worker]
             if newer or context.fenced.get(worker, 0) >= cut.epochs[worker]:
                 continue  # that life is over: what it has not sent does not come
-            if context.marks.get(worker, 0) < last[context.shard]:
+            if context.watermarks.get(worker, 0) < last[context.shard]:
                 return False
             if worker in cut.barriers and worker not in self._passed:
                 return False
@@ -235,7 +235,7 @@ class Saver:
         self._touched = []
         self._cut = None
         self._passed.clear()
-        self._parts, self._made, self._marks = [], {}, {}
+        self._parts, self._made, self._watermarks = [], {}, {}
         self._nbytes = self._rows = self._number = self._in_flight = 0
         self._index_bytes = self._index_crc32c = 0
         self._error = ""
@@ -301,7 +301,9 @@ class Saver:
         context = self.context
         shard = context.base + context.shard
         base = self._base
-        index = ShardIndex(version_of(base), self._cut.checkpoint, shard, self._marks, self._parts, base, self._touched)
+        index = ShardIndex(
+            version_of(base), self._cut.checkpoint, shard, self._watermarks, self._parts, base, self._touched
+        )
         self._write(INDEX, (encode(index),), urgent=True)
 
     def on_written(self, event: FileWritten) -> None:

@@ -22,12 +22,12 @@ from ecrec.protocol.context import Context
 from ecrec.protocol.deaths import Deaths
 from ecrec.protocol.drains import Drains
 from ecrec.protocol.events import (
-    Connection,
     Disconnected,
     Effect,
     Event,
     FileWritten,
     HalfHandledError,
+    Link,
     Persist,
     Received,
     Stop,
@@ -64,9 +64,10 @@ SPEAKERS = {
 """Message -> roles that may send it; all others are the clients'."""
 NOT_IN_A_RESTORE = (m.CreateTable, m.LeaseSplit, m.InitialiseTable, m.JoinRun, m.Save)
 """What nobody is given before a restore is done."""
+HEARD_OF_THOSE_AHEAD = (m.WorkerStatus, m.ClusterQuery, m.StoryQuery)
+"""What is taken of a worker or tool that knows a newer state."""
 RESTORING = (
-    "a checkpoint is being brought into this cluster: wait until that is done; if it was interrupted, start a new "
-    "cluster"
+    "a checkpoint is being brought into this cluster: wait until that is done; after an interrupted one, start anew"
 )
 
 
@@ -176,16 +177,14 @@ class SchedulerMachine:
             context.checked()
             self._on_tick(context.now_ms - self._ticked_ms)
             self._ticked_ms = context.now_ms
-        elif not self.rebuilding.hears(event):
-            pass  # it is said again
+        elif isinstance(event, Link):
+            context.checked()  # trap: also while the state is in doubt, for nobody says it again
+            self._on_link(event)
+        elif not self.rebuilding.hears(event):  # all but this is said again
+            if isinstance(event, Received) and isinstance(event.message, m.WorkerStatus):
+                self.rebuilding.serves(event.source, event.message.origin)
         elif isinstance(event, Received):
             self._on_received(event)
-        elif isinstance(event, Disconnected):
-            context.checked()
-            self.deaths.on_disconnected(event.address)
-        elif isinstance(event, Connection):
-            context.checked()
-            self.deaths.on_connection(event)
         elif isinstance(event, FileWritten):
             context.checked()
             self.checkpoints.on_written(event)
@@ -200,6 +199,13 @@ class SchedulerMachine:
         if context.is_changed:
             context.is_changed = False
             context.effects.insert(0, Persist(encode_state(context.state)))
+
+    def _on_link(self, event: Link) -> None:
+        if self.rebuilding.keeps(event):
+            return  # the parts that judge it are made again with the state
+        self.deaths.on_disconnected(event.address) if isinstance(event, Disconnected) else self.deaths.on_connection(
+            event
+        )
 
     def _advance(self) -> None:
         """Do what has become possible."""
@@ -284,6 +290,8 @@ class SchedulerMachine:
                 group.table_views.append(added)
             for shard in list(group.settlements):
                 self.losses.check(number, group, shard)
+        for event in self.rebuilding.take_links():
+            self._on_link(event)
         self.announcer.configure()
         self.checkpoints.adopted()
         names = ", ".join(str(told.address) for told in rebuilt.told.values())
@@ -291,8 +299,9 @@ class SchedulerMachine:
 
     # ------------------------------------------------------------------ messages
     def _on_received(self, event: Received) -> None:
-        kind = type(event.message)
-        handler = self._handlers.get(kind)
+        handler = self._handlers.get(kind := type(event.message))
+        if self.rebuilding.is_ahead(event.source) and kind not in HEARD_OF_THOSE_AHEAD:
+            return
         restorer = self.state.saving.restorer
         if kind in NOT_IN_A_RESTORE and restorer >= 0 and (event.source.role, event.source.id) != (WORKER, restorer):
             # trap: who trains on a half of a checkpoint would never know
@@ -309,6 +318,9 @@ class SchedulerMachine:
             handler(event.source, event.message, event.frames)
 
     def _on_register(self, source: Address, message: m.Register, frames: m.Frames) -> None:
+        if message.predecessor:
+            self.context.checked()
+            self.deaths.on_ended(message.predecessor, message.ended)
         self.admission.on_register(source, message, self.deaths.suspicions)
         self.successions.on_register(source, message)
         self.drains.on_register(source, message.process)
@@ -343,7 +355,7 @@ class SchedulerMachine:
             contact.repaired_ms = context.now_ms
         if self.rebuilding.verified((number, shard)):
             self.announcer.configure()
-        self.leases.raise_number(status.marks)
+        self.leases.raise_number(status.watermarks)
         self.tables.preparing.heard(status.prepared)
         self.checkpoints.heard_shard(status)
         self.settlements.take(group, reporter, reports)
@@ -395,7 +407,7 @@ class SchedulerMachine:
         self.drains.on_drain(source, message)
 
     def _on_worker_status(self, source: Address, status: m.WorkerStatus, frames: m.Frames) -> None:
-        if self.workers.on_status(source, status):
+        if self.rebuilding.serves(source, status.origin) and self.workers.on_status(source, status):
             suspected = self.deaths.suspected()
             if suspected or status.waits:
                 self.context.send(source, m.Suspected(suspected))

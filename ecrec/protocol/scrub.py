@@ -1,6 +1,6 @@
 """The scrub: all parity of a class against its data at one cut, while training goes on (docs/protocol.md).
 
-It is made of the parts of a repair: captures that follow the deltas of each data member until its MARK. The first
+It is made of the parts of a repair: captures that follow the deltas of each data member until its MARKER. The first
 parity holder of a class leads. It takes the coded rows of all data members out of the captures of all parity holders;
 what is left, the *syndromes*, is zero where all fits.
 """
@@ -115,7 +115,7 @@ class Scrubs:
         self.context.reply(tool, m.ScrubBusy(request, reason))
 
     def _begin(self, request: int, stripes: Stripes) -> None:
-        """Capture here and on the other parity holders, and have all data members mark."""
+        """Capture here and on the other parity holders, and have all data members send a marker."""
         context = self.context
         stripe = context.placement.classes[stripes.class_id]
         assembly = self.captures.open(request, context.view, stripes, NO_KEYS)

@@ -24,13 +24,13 @@ ROWS_MAX = 16_384
 """Stripes in one question: about 4 MB from each member at 64 floats a row."""
 
 QUESTION_S = 0.25
-"""With a rate, a question asks for what may be read in so long, so that the load is even."""
+"""With a rate, a question asks for what may be read in this time, so that the load is even."""
 
 AGAIN_MS = 50.0
-"""A shard that is busy (the membership changed, a member is not whole) is asked again after so long."""
+"""A shard that is busy (the membership changed, a member is not whole) is asked again after this time."""
 
 SILENCE_MS = 3000.0
-"""A question that was not answered for so long is asked again."""
+"""A question that was not answered for this long is asked again."""
 
 _KEY_BITS = 48
 

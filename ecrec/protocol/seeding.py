@@ -25,7 +25,8 @@ class Seeding:
         self.context = context
         self.repairs = repairs
         self.tasks: dict[tuple[int, int], bool] = {}
-        """(peer, class) that my rows are held back from -> has it asked for them."""
+        """(peer, class) that I have yet to seed -> whether the peer has asked for it. Deltas of rows that are not yet
+        seeded are held back."""
         self.rounds: dict[int, int] = {}
         """My parity class -> round of seeding."""
         self.done: dict[int, set[int]] = {}

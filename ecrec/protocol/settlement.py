@@ -95,21 +95,21 @@ class Settlements:
             place.step(FORMED)
             place.epoch, place.process, place.endpoint = 1, process, candidate.endpoint
         for shard in range(context.state.n):
-            self.start(number, shard, view, fenced, recovering=False, window=0, marks={})
+            self.start(number, shard, view, fenced, recovering=False, window=0, watermarks={})
             context.remember("up", number, shard, 1)
 
     def start(
         self, number: int, shard: int, view: int, fenced: Fenced, recovering: bool, window: int,
-        marks: dict[int, int], reinitialised: Iterable[int] = (), succeeds: bool = False,
+        watermarks: dict[int, int], reinitialised: Iterable[int] = (), succeeds: bool = False,
     ) -> None:  # fmt: skip
-        """Write the Start of a place and begin to talk to its process."""
+        """Write the FullView of a place and begin to talk to its process."""
         state = self.context.state
         group = state.groups[number]
         place = group.places[shard]
         members = members_of(group)
         unsettled = [members[s] for s, settlement in group.settlements.items() if settlement.view < 0]
-        place.start = m.Start(
-            view, number, len(state.groups), state.n, shard, place.epoch, recovering, window, marks, members,
+        place.start = m.FullView(
+            view, number, len(state.groups), state.n, shard, place.epoch, recovering, window, watermarks, members,
             list(state.tables), unsettled, "", self.context.config, list(reinitialised), list(group.damaged),
             fenced(), _cuts(group), self.context.state.saving.number, succeeds,
         )  # fmt: skip
@@ -131,7 +131,7 @@ class Settlements:
                 reports.append(report)
         if reports:
             cut = min(reports, key=lambda report: report.window)
-            settlement.window, settlement.marks = cut.window, cut.marks
+            settlement.window, settlement.watermarks = cut.window, cut.watermarks
         elif group.to_reinitialise or self.context.state.losses:
             # Those who knew it are dead themselves: what it acknowledged cannot be told any more.
             group.to_reinitialise = group.to_reinitialise or self.context.placement.data_classes(shard)
@@ -140,9 +140,9 @@ class Settlements:
             return
         else:  # nobody had heard of it: it goes on from where it started
             start = group.places[shard].start
-            settlement.window, settlement.marks = (start.window, start.marks) if start else (0, {})
+            settlement.window, settlement.watermarks = (start.window, start.watermarks) if start else (0, {})
         view = settlement.view = self.announcer.next_view(group)
-        self.announcer.add(group, m.Settle(view, shard, settlement.epoch, settlement.window, settlement.marks))
+        self.announcer.add(group, m.Settle(view, shard, settlement.epoch, settlement.window, settlement.watermarks))
         self.context.remember("settled", number, shard, settlement.epoch)
 
     def _try_replace(self, number: int, group: Group, shard: int, fenced: Fenced) -> None:
@@ -160,8 +160,9 @@ class Settlements:
         place.epoch, place.process, place.endpoint = place.next_epoch, process, candidate.endpoint
         place.weak_since = place.losses_counted = 0
         view = self.announcer.next_view(group)
-        self.start(number, shard, view, fenced, True, settlement.window, settlement.marks, settlement.reinitialised)
-        up = m.ShardUp(view, shard, place.epoch, place.endpoint, settlement.window, settlement.marks)
+        window, watermarks = settlement.window, settlement.watermarks
+        self.start(number, shard, view, fenced, True, window, watermarks, settlement.reinitialised)
+        up = m.ShardUp(view, shard, place.epoch, place.endpoint, window, watermarks)
         self.announcer.add(group, up)
         self.context.remember("up", number, shard, place.epoch)
 
@@ -179,7 +180,7 @@ def _is_awaited(group: Group, reporter: str, report: m.Report) -> bool:
 
 def _cuts(group: Group) -> list[m.Cut]:
     return [
-        m.Cut(shard, some.window, some.marks, some.view, some.reinitialised)
+        m.Cut(shard, some.window, some.watermarks, some.view, some.reinitialised)
         for shard, some in group.settlements.items()
         if some.view >= 0
     ]

@@ -68,7 +68,7 @@ PINGS_IN_LINK_TIMEOUT = 8
 
 
 class ShardMachine:
-    """One process of a shard: unplaced until the scheduler's Start, then one incarnation to its end.
+    """One process of a shard: unplaced until the scheduler's FullView, then one incarnation to its end.
 
     ``wanted`` is the shard (over all groups) that this process wants to be; -1 makes it a spare. ``leave_timeout_ms``:
     the longest time, after it was told to end, that it waits to be let go; 0: no limit.
@@ -122,7 +122,7 @@ class ShardMachine:
             m.Repair: self.captures.on_repair,
             m.CaptureParity: self.captures.on_capture_parity,
             m.Snap: self.captures.on_snap,
-            m.Mark: self.captures.on_mark,
+            m.Marker: self.captures.on_marker,
             m.Captured: self.captures.on_captured,
             m.Repaired: self.repairs.on_repaired,
             m.CorrectParity: self.scrubs.on_correct_parity,
@@ -190,9 +190,9 @@ class ShardMachine:
         return self.context.peers
 
     @property
-    def marks(self) -> dict[int, int]:
+    def watermarks(self) -> dict[int, int]:
         """Worker -> its last push that is applied."""
-        return self.context.marks
+        return self.context.watermarks
 
     @property
     def durable(self) -> dict[int, int]:
@@ -522,6 +522,7 @@ class ShardMachine:
 
     def _on_tick(self) -> None:
         context = self.context
+        self.successor.on_tick()
         if not context.state:
             context.status_due = False
             if context.now_ms - self.heartbeats.said_ms >= context.config.heartbeat_ms:

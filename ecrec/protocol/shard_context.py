@@ -33,7 +33,7 @@ class Observer(Protocol):
 
     def reinitialised(self, shard: Address, view: int, keys: Any) -> None: ...
 
-    def snapshot(self, shard: Address, checkpoint: int, marks: dict[int, int]) -> None: ...
+    def snapshot(self, shard: Address, checkpoint: int, watermarks: dict[int, int]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Unstable:
     """A closed window that some running peer has not acknowledged."""
 
     waiting: set[int]
-    marks: dict[int, int]
+    watermarks: dict[int, int]
     closed_ms: float
     """In the time that passed while this process was awake."""
     nbytes: int
@@ -89,7 +89,7 @@ class ShardContext:
         """The newest copy of the scheduler's state,"""
         self.copied = 0
         """and its serial."""
-        self.marks: dict[int, int] = {}
+        self.watermarks: dict[int, int] = {}
         self.durable: dict[int, int] = {}
         self.workers: dict[int, WorkerState] = {}
         self.fenced: dict[int, int] = {}
@@ -106,7 +106,7 @@ class ShardContext:
         self.unstable_bytes = 0
         self.buffers: WindowBuffers = None  # type: ignore[assignment]
         """Deltas in the open window,"""
-        self.open_marks: dict[int, int] = {}
+        self.open_watermarks: dict[int, int] = {}
         """watermarks that it raises,"""
         self.open_pushes: Counter[int] = Counter()
         """and pushes in it, by worker."""
@@ -219,4 +219,4 @@ class ShardContext:
 
     def has_open(self) -> bool:
         """Whether the open window has anything to say."""
-        return bool(self.open_marks or self.announces or self.buffers.rows())
+        return bool(self.open_watermarks or self.announces or self.buffers.rows())

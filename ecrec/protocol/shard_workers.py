@@ -15,8 +15,8 @@ class ShardWorkers:
     def on_hello(self, source: Address, message: m.Hello, frames: m.Frames) -> None:
         context = self.context
         if self.known(source) is not None:
-            mark = context.marks.get(source.id, 0)
-            context.reply(source, m.Welcome(mark, context.durable.get(source.id, 0)))
+            watermark = context.watermarks.get(source.id, 0)
+            context.reply(source, m.Welcome(watermark, context.durable.get(source.id, 0)))
 
     def known(self, source: Address) -> WorkerState | None:
         """The worker's state; None for what is none and (with a refusal) for a process that a newer one replaced."""

@@ -1,4 +1,7 @@
-"""What the scheduler must remember: one blob, written by `Persist` before anything that depends on it is said."""
+"""What the scheduler must remember: one blob, written by `Persist` before anything that depends on it is said.
+
+A field that this version does not know is refused: passed over, it would be forgotten with the next write.
+"""
 
 import struct
 
@@ -14,28 +17,28 @@ from ecrec.protocol.saved import StateFile
 from ecrec.protocol.transitions import ASKED, CHECKPOINT, NO_CHECKPOINT, PLACE, WRITING
 
 
-class Settlement(msgspec.Struct):
+class Settlement(msgspec.Struct, forbid_unknown_fields=True):
     """A dead incarnation: what the survivors said, and the cut once it is decided."""
 
     epoch: int
     reports: dict[str, m.Report] = {}
     """``"shard:epoch"`` of the survivor -> its report."""
     window: int = -1
-    marks: dict[int, int] = {}
+    watermarks: dict[int, int] = {}
     view: int = -1
     """Number of the Settle view; -1 until decided."""
     reinitialised: list[int] = []
     """Classes whose rows the replacement does not repair, because nobody can."""
 
 
-class Place(msgspec.Struct):
+class Place(msgspec.Struct, forbid_unknown_fields=True):
     """A shard of a group as the scheduler knows it."""
 
     epoch: int = 0
     state: str = DOWN
     process: str = ""
     endpoint: str = ""
-    start: m.Start | None = None
+    start: m.FullView | None = None
     """What its process was, or is to be, started with."""
     reseeding: list[int] = []
     """Classes whose parity on it is seeded anew."""
@@ -55,7 +58,7 @@ class Place(msgspec.Struct):
         self.state = PLACE.after(self.state, happening)
 
 
-class Succeeding(msgspec.Struct):
+class Succeeding(msgspec.Struct, forbid_unknown_fields=True):
     """A process copies a shard that is to leave, and would have this epoch in its place."""
 
     shard: int
@@ -68,7 +71,7 @@ class Succeeding(msgspec.Struct):
     """The group may have halted: no checkpoint begins."""
 
 
-class Group(msgspec.Struct):
+class Group(msgspec.Struct, forbid_unknown_fields=True):
     """A coding group: its view, its places and what happened since it started."""
 
     view: int = 0
@@ -88,7 +91,7 @@ class Group(msgspec.Struct):
 
 
 # ---------------------------------------------------------------------- what the parts keep
-class Lease(msgspec.Struct):
+class Lease(msgspec.Struct, forbid_unknown_fields=True):
     """Examples first <= i < last of a data set, in the hands of one life of a worker."""
 
     number: int
@@ -103,7 +106,7 @@ class Lease(msgspec.Struct):
     """Examples that the worker has said are done and durable. Shards know more."""
 
 
-class Fence(msgspec.Struct):
+class Fence(msgspec.Struct, forbid_unknown_fields=True):
     """A life of a worker that is over and whose splits wait to be handed on."""
 
     worker: int
@@ -114,7 +117,7 @@ class Fence(msgspec.Struct):
     """It had not told its leases after the state was made again: it may have had some that nobody knows."""
 
 
-class DatasetState(msgspec.Struct):
+class DatasetState(msgspec.Struct, forbid_unknown_fields=True):
     """A data set, and what has become of its examples: next is the first that was never leased."""
 
     dataset: m.Dataset
@@ -130,7 +133,7 @@ class DatasetState(msgspec.Struct):
     """It came from a checkpoint, and nobody has asked for it since: who asks first says anew where it ends."""
 
 
-class LeaseState(msgspec.Struct):
+class LeaseState(msgspec.Struct, forbid_unknown_fields=True):
     """All of it that must survive a restart of the scheduler."""
 
     datasets: list[DatasetState] = []
@@ -165,7 +168,7 @@ class LeaseState(msgspec.Struct):
             )
 
 
-class RunMember(msgspec.Struct):
+class RunMember(msgspec.Struct, forbid_unknown_fields=True):
     """One life of a worker in a run."""
 
     epoch: int
@@ -174,7 +177,7 @@ class RunMember(msgspec.Struct):
     """It has left, was started again, or was silent for too long."""
 
 
-class Run(msgspec.Struct):
+class Run(msgspec.Struct, forbid_unknown_fields=True):
     """A run, with its workers in order."""
 
     number: int
@@ -184,7 +187,7 @@ class Run(msgspec.Struct):
     done: int = 0
 
 
-class RunState(msgspec.Struct):
+class RunState(msgspec.Struct, forbid_unknown_fields=True):
     """All of it that must survive a restart of the scheduler."""
 
     runs: list[Run] = []
@@ -194,7 +197,7 @@ class RunState(msgspec.Struct):
     """Runs up to this one may be of a state that was lost: one that is not listed is taken up as a worker names it."""
 
 
-class Claim(msgspec.Struct):
+class Claim(msgspec.Struct, forbid_unknown_fields=True):
     """One life of a worker writes a table's first values."""
 
     worker: int
@@ -204,7 +207,7 @@ class Claim(msgspec.Struct):
     another one begins anew when all shards have confirmed these views: no push of it can come behind that."""
 
 
-class InitialState(msgspec.Struct):
+class InitialState(msgspec.Struct, forbid_unknown_fields=True):
     """All of it that must survive a restart of the scheduler."""
 
     fresh: list[int] = []
@@ -220,14 +223,14 @@ class InitialState(msgspec.Struct):
         return known and all(len(claim.views) in (0, groups) for claim in self.claims.values())
 
 
-class Preparing(msgspec.Struct):
+class Preparing(msgspec.Struct, forbid_unknown_fields=True):
     """A table that shards are to prepare, or will be."""
 
     number: int
     table: TableSpec
 
 
-class NewTablesState(msgspec.Struct):
+class NewTablesState(msgspec.Struct, forbid_unknown_fields=True):
     """All of it that must survive a restart of the scheduler."""
 
     queue: list[Preparing] = []
@@ -237,7 +240,7 @@ class NewTablesState(msgspec.Struct):
     """Number of the last step of that kind."""
 
 
-class Told(msgspec.Struct):
+class Told(msgspec.Struct, forbid_unknown_fields=True):
     """The last pushes of one life of a worker before a checkpoint."""
 
     epoch: int
@@ -248,7 +251,7 @@ class Told(msgspec.Struct):
     """Of its last push with a barrier in that run."""
 
 
-class SavingState(msgspec.Struct):
+class SavingState(msgspec.Struct, forbid_unknown_fields=True):
     """The newest checkpoint: all of it that must survive a restart of the scheduler."""
 
     number: int = 0
@@ -295,7 +298,7 @@ class SavingState(msgspec.Struct):
 
 
 # ---------------------------------------------------------------------- all of it
-class State(msgspec.Struct):
+class State(msgspec.Struct, forbid_unknown_fields=True):
     """All that must survive a restart of the scheduler."""
 
     n: int

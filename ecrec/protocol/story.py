@@ -12,13 +12,13 @@ LAST = 20
 """Events that an error shows."""
 
 
-def describe(view: m.Start | m.View) -> str:
+def describe(view: m.FullView | m.View) -> str:
     """A view as one short line."""
-    if isinstance(view, m.Start):
+    if isinstance(view, m.FullView):
         unsettled = [(some.shard, some.epoch) for some in view.unsettled]
         return (
-            f"#{view.number} Start(shard={view.shard} epoch={view.epoch} recovering={view.recovering} "
-            f"window={view.window} marks={view.marks} unsettled={unsettled})"
+            f"#{view.number} FullView(shard={view.shard} epoch={view.epoch} recovering={view.recovering} "
+            f"window={view.window} watermarks={view.watermarks} unsettled={unsettled})"
         )
     if isinstance(view, m.TableAdded):
         table = view.table

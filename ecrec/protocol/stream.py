@@ -6,8 +6,8 @@ the next number and nothing else. Over one connection ZeroMQ keeps the order and
 connection broke: everything after it is on its way again, and buffering it would not pay.
 
 What is kept is bounded by the protocol: of a peer that acknowledges nothing, no window becomes stable, and there are at
-most `windows_in_flight_max` of them but for those that close at their size limit, or for a MARK, before workers stop at
-`pushes_in_flight_max`. Copies are bounded here: to a peer that hangs all is sent again once, then the oldest alone.
+most `windows_in_flight_max` of them but for those that close at their size limit, or for a MARKER, before workers stop
+at `pushes_in_flight_max`. Copies are bounded here: to a peer that hangs all is sent again once, then the oldest alone.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ from ecrec.protocol.messages import Address
 Item = TypeVar("Item")
 
 RESEND_MS = 500.0
-"""Without progress for so long, everything not acknowledged is sent again. A broken connection is noticed sooner by
+"""Without progress for this long, everything not acknowledged is sent again. A broken connection is noticed sooner by
 other means; this is for what nobody noticed."""
 
 ASKED_MS = 100.0

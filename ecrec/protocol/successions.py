@@ -231,8 +231,8 @@ class Successions:
         context.fence_off(left, f"{left} has handed its place over")
         context.effects.append(Disconnect(left))
         self._end(number, group)
-        self.settlements.start(number, shard, view, fenced, False, message.window, message.marks, succeeds=True)
-        succeeded = m.Succeeded(view, shard, place.epoch, place.endpoint, message.window, message.marks)
+        self.settlements.start(number, shard, view, fenced, False, message.window, message.watermarks, succeeds=True)
+        succeeded = m.Succeeded(view, shard, place.epoch, place.endpoint, message.window, message.watermarks)
         self.announcer.add(group, succeeded)
         context.remember("handed over", number, shard, place.epoch)
         return True

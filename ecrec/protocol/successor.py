@@ -27,6 +27,8 @@ class Successor:
         """It has everything."""
         self._taken = 0
         self._refusal = ""
+        self._given_up: list[Store] = []
+        """What was copied in vain, until its memory has gone back."""
 
     @property
     def since(self) -> int:
@@ -69,8 +71,16 @@ class Successor:
         """Follow nobody any more; what was copied is forgotten, or somebody else's now."""
         if self.leaver is not None:
             self.context.effects.append(Disconnect(self.leaver, for_good=succeeds))
+        if self.store is not None and not succeeds:
+            self.store.on_pause(None)
+            self._given_up.append(self.store)
         self.told = self.store = self.placement = self.end = None
         self.tables, self._taken, self._refusal = [], 0, ""
+
+    def on_tick(self) -> None:
+        """Give back some memory of what was copied in vain: all at once it could take seconds."""
+        if self._given_up and not self._given_up[-1].give_up():
+            self._given_up.pop()
 
     def takes(self, event: Received) -> bool:
         """Whether it comes from the shard that is copied; then it is taken."""
@@ -102,7 +112,7 @@ class Successor:
         if keys.size:
             store.put(keys, records)
 
-    def is_for(self, start: m.Start) -> bool:
+    def is_for(self, start: m.FullView) -> bool:
         """Whether this is the place that it was to get, and it has everything."""
         told = self.told
         return (

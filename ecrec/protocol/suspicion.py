@@ -1,4 +1,4 @@
-"""Who of a group is to be declared down, and why: the one place that decides it, for every reason (docs/protocol.md).
+"""Which suspects of a group are declared down, and why: the one place that weighs evidence (docs/protocol.md).
 
 A part of the `SchedulerMachine`. It keeps what speaks against members, takes what is known of them as arguments, and
 returns decisions with their reasons; it does nothing itself. To declare a member down that the code does not tolerate

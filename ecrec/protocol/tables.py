@@ -21,7 +21,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 TEXT_MAX = 4096
 """Characters of what workers say of a table."""
 CREATING_MAX = 1 << 16
-"""Requests for tables that are not everywhere yet; they are repeated by whoever waits."""
+"""Requests for tables that are not everywhere yet; clients that wait repeat them."""
 
 
 class Tables:

@@ -1,4 +1,4 @@
-"""The windows of a shard: when the open one is closed, who has those that are closed, and what is durable by that."""
+"""The windows of a shard: when the open one closes, which peers have the closed ones, and which pushes are durable."""
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import NEVER_MS
@@ -45,34 +45,37 @@ class Windows:
     def _is_waited_for(self) -> bool:
         """A worker waits for its pushes in the open window, or will soon have too many in flight."""
         context = self.context
+        pushes_max, watermarks = context.config.window_pushes_max, context.open_watermarks
         return any(
-            count >= context.config.window_pushes_max or context.workers[worker].flush >= context.open_marks[worker]
+            count >= pushes_max or context.workers[worker].flush >= watermarks[worker]
             for worker, count in context.open_pushes.items()
         )
 
     def close(self) -> None:
         """Close the open window, empty or not, and send it to every running peer that has joined."""
         context = self.context
-        marks, context.open_marks = context.open_marks, {}
+        watermarks, context.open_watermarks = context.open_watermarks, {}
         context.open_pushes.clear()
         if not context.coded():
             # Nobody else keeps anything of it. Windows are numbered from the first on that is sent.
             context.announces = context.open_seeds = False
-            self._make_durable(marks)
+            self._make_durable(watermarks)
             return
         targets = [p for p in context.others() if p.joined]
         size = 0
         for peer in targets:
             keys, records = context.buffers.buffer(peer.shard).take()
             size += keys.nbytes + records.nbytes
-            window = m.Window(context.window_number, context.stable, marks, peer.begins, peer.ends, peer.received or 0)
+            received = peer.received or 0
+            window = m.Window(context.window_number, context.stable, watermarks, peer.begins, peer.ends, received)
             peer.ack_due = False
             context.send(peer, window, (keys, records))
             peer.begins, peer.ends = {}, []
         self.acknowledge_all()
         context.announces = context.open_seeds = False
         self._closed_ms, self._due_ms = context.now_ms, NEVER_MS
-        context.unstable[context.window_number] = Unstable({p.shard for p in targets}, marks, context.awake_ms, size)
+        waiting = {peer.shard for peer in targets}
+        context.unstable[context.window_number] = Unstable(waiting, watermarks, context.awake_ms, size)
         context.unstable_bytes += size
         context.window_number += 1
         self.settle()
@@ -86,7 +89,7 @@ class Windows:
             stable += 1
             window = context.unstable.pop(stable)
             context.unstable_bytes -= window.nbytes
-            durable.update(window.marks)
+            durable.update(window.watermarks)
         if stable == context.stable:
             return
         context.stable = stable
@@ -96,9 +99,9 @@ class Windows:
             if peer.joined and peer.state in NOT_WHOLE:
                 context.send(peer, m.Stable(stable))
 
-    def _make_durable(self, marks: dict[int, int]) -> None:
+    def _make_durable(self, watermarks: dict[int, int]) -> None:
         context = self.context
-        for worker, number in marks.items():
+        for worker, number in watermarks.items():
             context.durable[worker] = number
             state = context.workers.get(worker)
             if state is not None:
@@ -107,7 +110,7 @@ class Windows:
     def first_coded(self) -> None:
         """From now on there are peers that keep something of mine: what was pushed before, they have yet to hear."""
         context = self.context
-        context.open_marks, context.announces = dict(context.marks), True
+        context.open_watermarks, context.announces = dict(context.watermarks), True
 
     def on_ack(self, peer: Peer, message: m.WindowAck, frames: m.Frames) -> None:
         self.context.checked()

@@ -185,7 +185,7 @@ class RayTraining:
         return at
 
     def pump(self, timeout_s: float) -> list[Line | Ended]:
-        """Hear the workers for at most so long."""
+        """Hear the workers for at most this long."""
         ray = import_ray()
         if time.monotonic() - self._asked_s > STANDING_S:
             self._look()

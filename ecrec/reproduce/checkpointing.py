@@ -54,7 +54,7 @@ class Holding:
             self._changed.notify_all()
 
     def pause(self, timeout_s: float) -> bool:
-        """Have all workers stand still; False if they did not within so long."""
+        """Have all workers stand still; False if they did not within this time."""
         with self._changed:
             self._holders += 1
             self._control.pause()

@@ -15,6 +15,8 @@ Rows = list[dict[str, Any]]
 Figures = dict[str, list[float]]
 
 MET, WITHIN, MISSED, NOT_MEASURED = "met", "within tolerance", "MISSED", "not measured"
+TOO_SHORT = "too short to judge"
+"""Of times that were measured in runs of seconds, which only show that all of it runs."""
 
 BASELINE = "none"
 
@@ -46,14 +48,16 @@ class Finding(NamedTuple):
         words = {each.verdict for each in self.verdicts}
         if not words:
             return "described" if self.rows else NOT_MEASURED
-        return next(word for word in (MISSED, NOT_MEASURED, WITHIN, MET) if word in words)
+        return next(word for word in (MISSED, NOT_MEASURED, TOO_SHORT, WITHIN, MET) if word in words)
 
 
-def judge(target: Target, values: Sequence[float]) -> str:
+def judge(target: Target, values: Sequence[float], is_smoke: bool = False) -> str:
     """The median, compared with the target."""
     middle = median(values)
     if middle is None:
         return NOT_MEASURED
+    if is_smoke and target.is_timing:
+        return TOO_SHORT
     over = middle - target.at_most if target.at_most is not None else 0.0
     under = target.at_least - middle if target.at_least is not None else 0.0
     missed = max(over, under)
@@ -62,15 +66,18 @@ def judge(target: Target, values: Sequence[float]) -> str:
     return WITHIN if missed <= target.tolerance + 1e-12 else MISSED
 
 
-def find(claims: Mapping[str, Claim], names: Iterable[str], records: Sequence[Record]) -> list[Finding]:
-    """All claims of these names, from all records there are."""
+def find(
+    claims: Mapping[str, Claim], names: Iterable[str], records: Sequence[Record], is_smoke: bool = False
+) -> list[Finding]:
+    """All claims of these names, from all records there are. ``is_smoke``: their runs took seconds."""
     measured = [measure(record) for record in records]
     found = []
     for name in names:
         mine = [each for each in measured if name in each.record.run.claims]
         rows, figures = FINDERS[name](mine)
         verdicts = [
-            Verdict(t, figures.get(t.figure, []), judge(t, figures.get(t.figure, []))) for t in claims[name].targets
+            Verdict(t, figures.get(t.figure, []), judge(t, figures.get(t.figure, []), is_smoke))
+            for t in claims[name].targets
         ]
         found.append(Finding(name, claims[name], rows, figures, verdicts))
     return found

@@ -39,7 +39,7 @@ END_TIMEOUT_S = 60.0
 """Until the workers have ended, and all is whole."""
 
 HEARTBEATS_AFTER_MS = 300.0
-"""A watermark counts as final when the shard was heard so long after the workers were done: three heartbeats."""
+"""A watermark counts as final when the shard was heard this long after the workers were done: three heartbeats."""
 
 
 class _GoesBackError(Exception):
@@ -379,7 +379,7 @@ class Driver:
         figures: dict[str, Any] = {}
         if run.mode.recovery == PARITY and run.mode.r and not any(state.losses) and life.number == 1:
             acked = {rank: {int(s): n for s, n in done["acked"].items()} for rank, done in life.done.items()}
-            figures["lost_updates"] = lost_updates(acked, {s.shard: s.marks for s in state.shards})
+            figures["lost_updates"] = lost_updates(acked, {s.shard: s.watermarks for s in state.shards})
         if run.exact and run.mode.r:
             with contextlib.suppress(DataLostError):
                 figures["parity_ok"] = scrub(life.endpoint, END_TIMEOUT_S, lambda: _drop(life.cluster.pump(0.0))).ok

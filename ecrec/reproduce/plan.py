@@ -13,7 +13,8 @@ import msgspec
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.placement import CodeSpec
 
-SCALES = ("smoke", "laptop", "paper")
+SMOKE = "smoke"
+SCALES = (SMOKE, "laptop", "paper")
 FILE = "experiments.toml"
 
 START_S = 7.0
@@ -143,6 +144,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     at_least: float | None = None
     tolerance: float = 0.0
     """A figure that misses by no more than this counts as within the tolerance."""
+    is_timing: bool = True
+    """Judged of runs that are long enough to tell; else at every scale."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

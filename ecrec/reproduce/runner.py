@@ -20,7 +20,7 @@ from ecrec.errors import ConfigurationError
 from ecrec.reproduce import plots, raw, summary, tables
 from ecrec.reproduce.available import why_not
 from ecrec.reproduce.claims import Finding, find
-from ecrec.reproduce.plan import Plan, Run, check_only, runs
+from ecrec.reproduce.plan import SMOKE, Plan, Run, check_only, runs
 from ecrec.reproduce.resources import in_namespace
 from ecrec.reproduce.summary import NotDone
 from ecrec.tether import module_command
@@ -192,7 +192,7 @@ class Runner:
                     f"{self._folder / RAW / record.name}{raw.SUFFIX} is of another machine ({', '.join(differ)} "
                     "differ): results of different machines are not mixed; remove it, or name another folder with --out"
                 )
-        findings = find(self._plan.claims, self._claims, records)
+        findings = find(self._plan.claims, self._claims, records, is_smoke=self._scale == SMOKE)
         tables.write(self._folder / CSV, findings, records)
         (self._folder / PLOTS).mkdir(exist_ok=True)
         titles = {name: mode.title for name, mode in self._plan.modes.items()}
@@ -224,7 +224,7 @@ def _minutes(seconds: float) -> str:
 
 
 def run_command(command: list[str], limit_s: float) -> tuple[int, str]:
-    """Run it to its end, or for so long at most; its exit code, and the end of what it said on stderr."""
+    """Run it to its end, or for at most this long; its exit code, and the end of what it said on stderr."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
         try:

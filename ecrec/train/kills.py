@@ -72,7 +72,7 @@ def check_kills(kills: Sequence[Kill], tolerance: Tolerance, steps: int | None, 
             of_group = f" of group {group}" if groups.count > 1 else ""
             warnings.append(
                 f"killing {count} shard{'s' if count > 1 else ''}{of_group} at step {step} is more than "
-                f"the code stands (r = {r}): data will be lost, and {AFTER_LOSS[on_data_loss]}"
+                f"the code tolerates (r = {r}): data will be lost, and {AFTER_LOSS[on_data_loss]}"
             )
     return warnings
 
@@ -146,7 +146,7 @@ class KillSchedule:
     A kill is due at its step. It is put off while it cannot mean what was asked for:
 
     * until the shard's process has been given its place, when the one before was killed too (the shard may
-      still be recovering: the code stands a second death of the same shard);
+      still be recovering: the code tolerates a second death of the same shard);
     * while a group would lose data by it, together with the group's shards that are not whole yet, unless the
       kills of its step are too many by themselves: then losing data is what was asked for.
     """

@@ -12,7 +12,7 @@ from ecrec.errors import ConfigurationError, DataError
 from ecrec.launch.environment import WAIT_TIMEOUT_HELP
 from ecrec.launch.flags import Flag, check
 from ecrec.launch.groups import DEFAULT_CODE, ON_DATA_LOSS_OF_RUNS, RESTORE, STOP, Groups, Tolerance, deal
-from ecrec.launch.local.cluster import DEATHS_MAX
+from ecrec.launch.local.cluster import DEATHS_MAX, default_heartbeat_timeout_ms
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec
 from ecrec.train.kills import Kill, WorkerKill, check_kills, check_worker_kills, parse_interval, parse_kill
@@ -36,6 +36,8 @@ DENSE_LEARNING_RATES = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adagrad
 TRANSPORTS = ("tcp", "ipc")
 ENGINES = LOCAL, RAY = ("local", "ray")
 STOP_AT_BAD_ROWS, SKIP_BAD_ROWS = "stop", "skip"
+NONFINITE = ("error", "zero")
+"""As `ecrec.training.session.NONFINITE`, which needs torch."""
 BAD_ROWS = (STOP_AT_BAD_ROWS, SKIP_BAD_ROWS)
 """As `ecrec.data.BAD_ROWS`, which needs numpy."""
 TRACE_STEPS_MAX = 10_000
@@ -79,6 +81,13 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         Flag("Shuffle the training rows within windows of so many, anew in each pass, by --seed; no.", at_least=1),
     ] = None
+    nonfinite: Annotated[
+        str,
+        Flag(
+            "A gradient that is infinite or not a number: an error before it is sent, or set to zero and counted.",
+            choices=NONFINITE,
+        ),
+    ] = "error"
     bad_rows: Annotated[
         str, Flag(f"What becomes of rows that cannot be read: {' or '.join(BAD_ROWS)}.", choices=BAD_ROWS)
     ] = STOP_AT_BAD_ROWS
@@ -94,7 +103,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     workers: Annotated[int, Flag("Worker processes.", at_least=1)] = 1
     steps: Annotated[int | None, Flag("Steps of each worker; as many as the data gives.", at_least=1)] = None
     epochs: Annotated[int, Flag("Passes over the training data.", at_least=1)] = 1
-    seconds: Annotated[float | None, Flag("Begin no step after so long.")] = None
+    seconds: Annotated[float | None, Flag("Begin no step after this many seconds.")] = None
     batch: Annotated[int, Flag("Examples in a step, over all workers.", at_least=1)] = 512
     dim: Annotated[int, Flag("Floats in an embedding vector.", at_least=1)] = 64
     rows: Annotated[int, Flag("Hash buckets a table.", at_least=1)] = 50_000
@@ -177,14 +186,14 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     on_data_loss: Annotated[
         str,
         Flag(
-            "After more deaths than the code stands: stop, reinitialise the lost rows, or restore the newest "
+            "After more deaths than the code tolerates: stop, reinitialise the lost rows, or restore the newest "
             "checkpoint of this run (--checkpoint, --checkpoint-every) and go on from there.",
             choices=ON_DATA_LOSS_OF_RUNS,
         ),
     ] = STOP
-    lease_timeout_ms: Annotated[int, Flag("A worker that was silent for so long is over; its splits go to others.")] = (
-        ProtocolConfig().lease_timeout_ms
-    )
+    lease_timeout_ms: Annotated[
+        int, Flag("A worker that is silent for longer is given up; its splits go to others.")
+    ] = ProtocolConfig().lease_timeout_ms
     wait_timeout_ms: Annotated[float | None, Flag(WAIT_TIMEOUT_HELP, kind=int)] = None
     checkpoint: Annotated[
         str | None, Flag("Write checkpoints here, a path or URL: one at the end, and with --checkpoint-every more.")
@@ -287,7 +296,7 @@ def check_options(options: TrainOptions) -> list[str]:
         raise ConfigurationError(
             f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
         )
-    silence_ms = options.heartbeat_timeout_ms or ProtocolConfig().heartbeat_timeout_ms
+    silence_ms = options.heartbeat_timeout_ms or default_heartbeat_timeout_ms(options.shards)
     if options.link_timeout_ms is not None and options.link_timeout_ms <= silence_ms:
         raise ConfigurationError(
             f"--link-timeout-ms {options.link_timeout_ms}: must be more than --heartbeat-timeout-ms, {silence_ms}"
@@ -307,7 +316,7 @@ def check_options(options: TrainOptions) -> list[str]:
         raise ConfigurationError("--seconds with --sync: the workers would stop at different steps; give --steps")
     if options.chaos_kill_every_s is not None:
         if code.r < 1:
-            raise ConfigurationError(f"--chaos-kill-every: code {options.code} stands no death")
+            raise ConfigurationError(f"--chaos-kill-every: code {options.code} tolerates no death")
         if options.kills:
             raise ConfigurationError(
                 "--chaos-kill-every and --kill: give one of them; together they could kill too many"

@@ -180,7 +180,7 @@ def lost_updates(acked: Mapping[int, Mapping[int, int]], watermarks: Mapping[int
 
 
 def loss_entries(state: ClusterState) -> list[dict[str, Any]]:
-    """One entry for each time that more shards died than the code stands: which rows, how many updates with them."""
+    """One entry for each time that more shards died than the code tolerates: which rows, how many updates with them."""
     sizes = {table.name: table.rows for table in state.tables}
     return [
         {
@@ -202,8 +202,8 @@ def loss_entries(state: ClusterState) -> list[dict[str, Any]]:
                 for some in loss.rows
             ],
             "text": (
-                f"more servers died than the code stands: {sum(some.rows for some in loss.rows):,} rows were lost, and "
-                f"up to {loss.updates:,} updates in part: {describe_rows(loss.rows, state.tables)}"
+                f"more servers died than the code tolerates: {sum(some.rows for some in loss.rows):,} rows were lost, "
+                f"and up to {loss.updates:,} updates in part: {describe_rows(loss.rows, state.tables)}"
             ),
         }
         for loss in state.losses

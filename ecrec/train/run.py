@@ -72,13 +72,13 @@ SCRUB_TIMEOUT_S = 60.0
 """A scrub that does not go on for that long is given up; times `crowding`."""
 
 FENCED_GRACE_S = 10.0
-"""A worker that the scheduler has given up ends on its own, if it runs at all; after so long it is killed."""
+"""A worker that the scheduler has given up ends on its own, if it runs at all; after this time it is killed."""
 
 FAILURES_SHOWN = 2
 """Ends of servers that an error message tells of."""
 
 COUNTING_SAID_S = 2.0
-"""Who waits for so long for the rows to be counted is told what for."""
+"""Who waits for this long for the rows to be counted is told what for."""
 
 BAD_ROWS_SAID = 5
 """Bad rows of the data that are told one by one."""
@@ -143,8 +143,8 @@ class TrainingRun:
         """Train, kill, wait until all is whole again, compare everything; return the report.
 
         Raises ClusterError when a process fails or the cluster does not become whole, DataLostError when more
-        shards died than the code stands, unless the run could go back to a checkpoint, DataError when data to train on
-        cannot be read, CheckpointError for a checkpoint to resume that cannot be.
+        shards died than the code tolerates, unless the run could go back to a checkpoint, DataError when data to train
+        on cannot be read, CheckpointError for a checkpoint to resume that cannot be.
         """
         try:
             with RowCount(self._options.data, self._options.columns) as rows:  # while the servers start
@@ -568,7 +568,7 @@ class TrainingRun:
             "bad_rows": len(self._bad_rows),
             "bad_row": next((text for _, text in sorted(self._bad_rows.items()) if text), None),
             "model_digest": first["model_digest"],
-            "lost_updates": lost_updates(acked, {s.shard: s.marks for s in state.shards}) + state.updates_damaged,
+            "lost_updates": lost_updates(acked, {s.shard: s.watermarks for s in state.shards}) + state.updates_damaged,
             "updates_damaged": state.updates_damaged,
             "rows_reinitialised": state.rows_reinitialised,
             "losses": loss_entries(state),

@@ -59,6 +59,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Places in each file that were noted then."""
     shuffle_window: int | None = None
     """Rows that are shuffled together, by `seed`; none: rows come as they are in the files."""
+    nonfinite: str = "error"
+    """What becomes of gradients that are not finite: ``error`` or ``zero``."""
     bad_rows: str = "stop"
     """What becomes of rows that cannot be read: ``stop`` or ``skip``."""
     test_fraction: float = 0.2
@@ -82,7 +84,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefetch: int = 1
     """Batches whose rows are fetched ahead."""
     seconds: float | None = None
-    """No batch is begun after so long."""
+    """No batch is begun after this time."""
     threads: int | None = None
     wait_timeout_ms: float | None = None
     dense_code: str | None = None
@@ -143,6 +145,7 @@ def run(
         rank=rank,
         world_size=world_size,
         sync=config.sync,
+        nonfinite=config.nonfinite,
         wait_timeout_ms=config.wait_timeout_ms,
         keys=keys,
     ) as session:

@@ -23,8 +23,8 @@ RECONNECT_MS = 20
 """Constant, so that a connection that broke is back, or known to be gone, within `reconnect_grace_ms`."""
 
 UNACKNOWLEDGED_MS = 15_000
-"""A connection is given up when the other host's kernel acknowledged nothing for so long: it lost its power, or moved.
-By itself TCP would wait for a quarter of an hour."""
+"""A connection is given up when the other host's kernel acknowledged nothing for this long: it lost its power, or
+moved. By itself TCP would wait for a quarter of an hour."""
 
 QUEUED_MESSAGES_MAX = 1000
 """High-water mark of each connection, at either end. What the protocol has in flight to one node is far below it; what

@@ -39,7 +39,7 @@ from ecrec.transport.poller import Poller
 from ecrec.transport.visitors import Visitors, connections_max, end
 
 HANDSHAKE_MS = 5000
-"""Whoever connects and does not speak ZeroMQ is gone after so long."""
+"""Whoever connects and does not speak ZeroMQ is gone after this time."""
 
 DRAIN_MAX = 64
 """Messages taken from one socket before the others, and the clock, have their turn."""
@@ -55,7 +55,7 @@ FOLLOW_MS = 50.0
 """How often connections that do not stand are looked at."""
 
 ROTATE_MS = 250.0
-"""A host with several addresses is tried at the next one when a connection does not stand after so long."""
+"""A host with several addresses is tried at the next one when a connection does not stand after this time."""
 
 
 class Arrived(NamedTuple):
@@ -144,8 +144,8 @@ class Links:
         host = parse(bind, port_min=0).host
         if self._keys is None and not self._plain_network and not is_loopback(bind):
             raise ConfigurationError(
-                f"{bind} can be reached from other machines, and without keys whoever reaches it may do anything: give "
-                "--curve-dir DIR (made by `ecrec keygen`), listen at tcp://127.0.0.1:PORT, or, on a network where "
+                f"{bind} can be reached from other machines, and without keys anyone who reaches it may do anything: "
+                "give --curve-dir DIR (made by `ecrec keygen`), listen at tcp://127.0.0.1:PORT, or, on a network where "
                 "everybody is trusted, give --allow-plain-network"
             )
         inbox = self._inbox = self._context.socket(zmq.ROUTER)

@@ -30,15 +30,15 @@ FILES_MS = 5.0
 """How often a node looks whether files that are being written are done."""
 
 TICK_PATIENCE_MS = 100.0
-"""A tick that is due, though it is no deadline of the machine, lets waiting messages pass for so long. A scheduler that
-was stopped for a while must read the heartbeats that piled up before it counts silences; a client in a flood of answers
-must still send its own."""
+"""A due tick that is no deadline of the machine waits at most this long while messages are pending. After a stall, a
+scheduler must read the heartbeats that piled up before it counts silences. A client that is flooded with answers must
+still send its own messages."""
 
 LAST_WORDS_MS = 20.0
-"""A process that ends stays so long for its last message to leave."""
+"""A process that ends stays this long for its last message to leave."""
 
 LEASE_WAIT_MS = 50.0
-"""A scheduler that cannot tell whether it still leads waits for so long before it looks whether it is to stop."""
+"""A scheduler that cannot tell whether it still leads waits for this long before it looks whether it is to stop."""
 
 _LEVELS = {"info": logging.INFO, "error": logging.ERROR}
 
@@ -104,7 +104,7 @@ class Node:
     ``scheduler_endpoint``: connect to the scheduler there, or to the one that leads there (``zk://``, ``file://``).
     ``state_store``: carries out Persist, and says whether a scheduler may act.
     ``files``: carries out WriteFile.
-    ``grace_ms``: tell the machine of shards whose connection stayed closed for so long (a scheduler).
+    ``grace_ms``: tell the machine of shards whose connection stayed closed for this long (a scheduler).
     ``scheduler_wait``: what is said until a scheduler answers for the first time, and when the process ends for it.
     """
 

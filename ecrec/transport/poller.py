@@ -58,7 +58,7 @@ class Poller:
             self._receive(socket)
 
     def wait(self, timeout_ms: int) -> None:
-        """At most so long for any socket, and receive from all that have something."""
+        """At most this long for any socket, and receive from all that have something."""
         for descriptor, _ in self._descriptors.poll(0 if self._again else timeout_ms):
             # An earlier one of these may have closed it.
             if (socket := self._by_descriptor.get(descriptor)) is not None:

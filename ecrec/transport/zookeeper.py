@@ -63,7 +63,7 @@ RECONNECT_S = 1.0
 
 RETRY_S = 0.05
 RECHECK_S = 5.0
-"""A standby looks at the election again after so long, whatever it was told."""
+"""A standby looks at the election again after this time, whatever it was told."""
 
 CONFIRMATIONS_IN_SESSION = 6
 """How often a leader has its place confirmed; with the lease of half a session it may miss two."""
@@ -244,7 +244,7 @@ class Candidate:
 
     # ------------------------------------------------------------------ the lease
     def may_act(self, wait_ms: float) -> bool:
-        """Whether this process leads for certain; waits at most so long. DeposedError if it will not any more."""
+        """Whether this process leads for certain; waits at most this long. DeposedError if it will not any more."""
         if self._leased():
             return True
         with self._news:

@@ -262,11 +262,11 @@ def _shard_fingerprint(machine: ShardMachine) -> Any:
     if not machine.state:
         return placed, machine.store is None, machine.placement is None
     context = machine.context
-    numbers = context.window_number, context.stable, dict(context.marks), dict(context.durable)
+    numbers = context.window_number, context.stable, dict(context.watermarks), dict(context.durable)
     told = context.origin, context.copied, context.copy, machine.membership.prepared, machine.membership.refusal
-    windows = dict(context.open_marks), sorted(context.unstable), context.buffers.rows()
+    windows = dict(context.open_watermarks), sorted(context.unstable), context.buffers.rows()
     peers = {
-        n: (p.epoch, p.state, p.joined, p.received, p.marks_received(), [u.number for u in p.undo], dict(p.rounds))
+        n: (p.epoch, p.state, p.joined, p.received, p.watermarks_received(), [u.number for u in p.undo], dict(p.rounds))
         for n, p in machine.peers.items()
     }
     store, placement = machine.store, machine.placement

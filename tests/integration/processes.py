@@ -211,8 +211,8 @@ class Cluster(Processes):
         assert min(acked.values()) >= least_pushes
         assert np.array_equal(worker.pull(), worker.expected), self.logs()
         state = self.wait(lambda state: all(s.state == UP for s in state.shards))
-        state = self.wait(lambda state: all(s.marks.get(0, 0) >= acked[s.shard] for s in state.shards))
-        lost = sum(max(0, acked[s.shard] - s.marks.get(0, 0)) for s in state.shards)
+        state = self.wait(lambda state: all(s.watermarks.get(0, 0) >= acked[s.shard] for s in state.shards))
+        lost = sum(max(0, acked[s.shard] - s.watermarks.get(0, 0)) for s in state.shards)
         assert lost == 0
         try:
             outcome = scrub(self.endpoint, DEADLINE_S)

@@ -48,7 +48,7 @@ def test_random_kills_for_minutes_change_nothing(trainer, options):
 def test_chaos_without_parity_is_refused(trainer):
     finished = trainer.run(*SMALL, "--code", "4+0", "--chaos-kill-every", "1s")
     assert finished.code == 2, finished.story
-    assert "--chaos-kill-every: code 4+0 stands no death" in finished.err
+    assert "--chaos-kill-every: code 4+0 tolerates no death" in finished.err
 
 
 def test_training_ends_after_so_many_seconds(trainer):

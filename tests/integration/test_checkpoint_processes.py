@@ -119,7 +119,7 @@ def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(trainer, tmp_path
 def pushes_in(url):
     """Pushes of worker 0 in the newest complete checkpoint; 0: there is none."""
     complete = [info.number for info in checkpoints(url) if info.is_complete]
-    return open_checkpoint(url, complete[-1]).index(0).marks.get(0, 0) if complete else 0
+    return open_checkpoint(url, complete[-1]).index(0).watermarks.get(0, 0) if complete else 0
 
 
 def test_two_workers_in_step_are_cut_at_one_barrier(trainer, tmp_path):

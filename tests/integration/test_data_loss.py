@@ -1,4 +1,4 @@
-"""More servers are killed at once than the code stands: it is said what is lost, and by option training goes on."""
+"""More servers are killed at once than the code tolerates: it is said what is lost, and by option training goes on."""
 
 from runs import SMALL
 
@@ -36,7 +36,7 @@ def test_training_goes_on_and_the_report_says_what_was_lost(trainer):
     assert report["rows_reinitialised"] == loss["rows"] == rows_of(report, (1, 3), 5, "4+1") > 1000
     # all updates of these two shards touched rows that are gone; none was lost beyond that
     assert report["lost_updates"] == report["updates_damaged"] == loss["updates"] > 0, finished.story
-    assert "warning: more servers died than the code stands" in finished.err
+    assert "warning: more servers died than the code tolerates" in finished.err
     assert f"{loss['rows']:,} rows were lost" in finished.err
 
 

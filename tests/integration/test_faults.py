@@ -401,13 +401,13 @@ while True:
 """Pushes of 2.5 MB: it dies while one is on its way."""
 
 
-def pushes_of(worker: Worker, marks: dict[int, int], size: int) -> np.ndarray:
+def pushes_of(worker: Worker, watermarks: dict[int, int], size: int) -> np.ndarray:
     """What the rows must be when each shard has the pushes up to its watermark, and of no later one anything."""
     worker.expected[:] = 0
     worker.rng = np.random.default_rng(7)
-    for number in range(1, max(marks.values()) + 1):
+    for number in range(1, max(watermarks.values()) + 1):
         rows, gradients = worker.draw(size)
-        there = np.array([number <= marks[shard] for shard in range(SHARDS)])[worker.places[rows]]
+        there = np.array([number <= watermarks[shard] for shard in range(SHARDS)])[worker.places[rows]]
         worker.expected[rows[there]] -= gradients[there]
     return worker.expected
 
@@ -435,10 +435,10 @@ def test_a_worker_killed_in_the_middle_of_a_push(cluster: Cluster, seed: int) ->
         acked = [int(word) for word in whole_lines[-1].split()]
     worker = cluster.worker = Worker(cluster.endpoint, 20_000, 128)
     worker.start()
-    marks = worker.machine.pushed
-    assert all(marks[shard] >= acked[shard] for shard in range(SHARDS)), (marks, acked)
-    assert max(marks.values()) > 10
-    pushes_of(worker, marks, 5000)
+    watermarks = worker.machine.pushed
+    assert all(watermarks[shard] >= acked[shard] for shard in range(SHARDS)), (watermarks, acked)
+    assert max(watermarks.values()) > 10
+    pushes_of(worker, watermarks, 5000)
     assert np.array_equal(worker.pull(), worker.expected)
     cluster.push(10)
     cluster.check(10)

@@ -52,7 +52,7 @@ def test_kills_in_both_groups_at_once_and_again_change_nothing(trainer, calm):
 def test_a_group_that_loses_data_is_named_by_its_shards_and_the_other_by_none(trainer):
     finished = trainer.run(*SMALL, *TWO_OF_FIVE, *kills("ps:6@8", "ps:8@8"), timeout_s=TIMEOUT_S)
     assert finished.code == 3, finished.story
-    assert "warning: killing 2 shards of group 1 at step 8 is more than the code stands" in finished.err
+    assert "warning: killing 2 shards of group 1 at step 8 is more than the code tolerates" in finished.err
     assert "error: data lost: shards 6 (" in finished.err, finished.story
     assert "on shard 6" in finished.err and "on shard 8" in finished.err, finished.story
     assert not any(f"on shard {shard}" in finished.err for shard in range(5)), finished.story

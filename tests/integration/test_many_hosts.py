@@ -1,5 +1,6 @@
 """docs/operations.md, followed word by word: each host is a network namespace with a home and names of its own."""
 
+import ast
 import json
 import os
 import re
@@ -50,12 +51,13 @@ class Hosts:
         (programs / "scp").write_text('#!/bin/bash\nto=${3#*:}; cp -r "$2" "$HOMES/${3%%:*}/${to:-$2}"\n')
         (programs / "scp").chmod(0o755)
         table = "".join(f"{address} {host}\n" for host, address in {**self.addresses, "localhost": "127.0.0.1"}.items())
+        bin_dir = Path(sys.executable).parent
         for host in HOSTS:
-            (directory / host).mkdir()
+            (directory / host / "ecrec").mkdir(parents=True)
+            (directory / host / "ecrec" / "bin").symlink_to(bin_dir)
             names = Path("/etc/netns") / self.netns(host)
             names.mkdir(parents=True)
             (names / "hosts").write_text(table)
-        bin_dir = Path(sys.executable).parent
         self.environment = {
             **os.environ, "PATH": f"{programs}:{bin_dir}:{os.environ['PATH']}", "HOMES": str(directory),
             "OMP_NUM_THREADS": "1", "EXAMPLES": "300000",
@@ -82,7 +84,8 @@ class Hosts:
         options = unit(name)
         assert options["Restart"] == "always" and options["WorkingDirectory"] == "%h"
         never = "|".join(options["RestartPreventExitStatus"].split())
-        command = options["ExecStart"].replace("%H", host)
+        command = options["ExecStart"].replace("%H", host).replace("%h", str(self.directory / host))
+        assert command.startswith("/"), "systemd looks for a program in places of its own"
         script = (
             f"ulimit -n $(( $(ulimit -Hn) < {options['LimitNOFILE']} ? $(ulimit -Hn) : {options['LimitNOFILE']} ))\n"
             f'while true; do code=0; {command} || code=$?; case "$code" in {never}) exit "$code";; esac; '
@@ -190,3 +193,43 @@ def test_the_messages_on_the_page_are_those_of_the_programs() -> None:
     for message in re.findall(r"^\| `([^`]*)`", DOCS.read_text().partition("## Messages")[2], re.MULTILINE):
         for part in re.split(r"\.\.\.|'|: |shard 2 \(epoch 1\)|shard 2", message):
             assert part.strip() in source, f"nothing says {part.strip()!r} of {message!r}"
+
+
+def test_every_warning_of_a_server_is_on_the_page() -> None:
+    page = DOCS.read_text().partition("## Messages")[2]
+    missing = [f"{path}:{line}: {text}" for path, line, text in warnings() if text not in page]
+    assert not missing, "say what each means, and what to do:\n" + "\n".join(missing)
+
+
+def warnings() -> Iterator[tuple[Path, int, str]]:
+    """Where a server, a scheduler or a launcher warns, and the longest part of the text that is always the same."""
+    package = DOCS.parents[1] / "ecrec"
+    for folder in ("protocol", "transport", "launch/servers", "launch/local"):
+        for path in sorted((package / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                text = warned(node)
+                parts = [part.strip(" :,.;()\n") for part in constants(text) if text is not None]
+                longest = max(parts, key=len, default="")
+                if len(longest) > 7:  # else it is what somebody else says
+                    yield path.relative_to(package), node.lineno, longest  # type: ignore[attr-defined]
+
+
+def warned(node: ast.AST) -> ast.expr | None:
+    """The text, if this is a call that warns."""
+    if not isinstance(node, ast.Call):
+        return None
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name in ("warning", "error") and node.args:
+        return node.args[0]
+    if len(node.args) < 2:
+        return None
+    kind = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+    return node.args[1] if name == "complain" or (name in ("note", "Note") and kind in ("warning", "error")) else None
+
+
+def constants(text: ast.expr | None) -> list[str]:
+    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+        return re.split(r"%[-.0-9]*[sdfr]", text.value)
+    if isinstance(text, ast.JoinedStr):
+        return [str(part.value) for part in text.values if isinstance(part, ast.Constant)]
+    return []

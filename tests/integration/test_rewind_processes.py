@@ -1,4 +1,4 @@
-"""More servers die than the code stands, and training goes back to a checkpoint by itself: on real processes."""
+"""More servers die than the code tolerates, and training goes back to a checkpoint by itself: on real processes."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ BACK = ("--on-data-loss", "restore")
 def pushes_in(url):
     """Pushes of worker 0 in the newest complete checkpoint; 0: there is none."""
     complete = [info.number for info in checkpoints(url) if info.is_complete]
-    return open_checkpoint(url, complete[-1]).index(0).marks.get(0, 0) if complete else 0
+    return open_checkpoint(url, complete[-1]).index(0).watermarks.get(0, 0) if complete else 0
 
 
 def test_training_goes_back_to_the_newest_checkpoint_and_on_by_itself(trainer, tmp_path):

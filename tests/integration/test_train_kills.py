@@ -1,4 +1,4 @@
-"""After any deaths that the code stands, the model is the one that a run without deaths gives, bit for
+"""After any deaths that the code tolerates, the model is the one that a run without deaths gives, bit for
 bit."""
 
 import pytest
@@ -87,7 +87,7 @@ def test_without_parity_a_death_is_lost_data_and_said(trainer):
     finished = trainer.run(*SMALL, "--code", "4+0", "--kill", "ps:2@8")
     assert finished.code == 3, finished.story
     assert finished.report is None
-    assert "warning: killing 1 shard at step 8 is more than the code stands" in finished.err
+    assert "warning: killing 1 shard at step 8 is more than the code tolerates" in finished.err
     assert "error: data lost" in finished.err
     assert "code 4+0" in finished.err
     assert "Traceback" not in finished.err

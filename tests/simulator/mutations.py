@@ -72,9 +72,9 @@ def a_push_that_comes_again_is_applied_again() -> AbstractContextManager[Any]:
     real = Pushes.on_push
 
     def on_push(self: Pushes, source: Any, push: m.Push, frames: Any) -> None:
-        marks = self.context.marks
-        if 0 < push.number == marks.get(source.id, 0):
-            marks[source.id] -= 1
+        watermarks = self.context.watermarks
+        if 0 < push.number == watermarks.get(source.id, 0):
+            watermarks[source.id] -= 1
         real(self, source, push, frames)
 
     return mock.patch.object(Pushes, "on_push", on_push)
@@ -112,7 +112,7 @@ def a_busy_shard_tells_of_the_event_that_it_is_in() -> AbstractContextManager[An
 
     def while_busy(self: ShardMachine, now_ms: float) -> list[Any]:
         return [
-            e._replace(message=msgspec.structs.replace(e.message, view=self.view, marks=dict(self.marks)))
+            e._replace(message=msgspec.structs.replace(e.message, view=self.view, watermarks=dict(self.watermarks)))
             if isinstance(e.message, m.ShardStatus)
             else e
             for e in real(self, now_ms)
@@ -208,9 +208,9 @@ def the_longest_report_is_the_cut() -> AbstractContextManager[Any]:
     return mock.patch.object(settlement, "min", longest, create=True)
 
 
-@mutation("marks-with-report", 1)
+@mutation("watermarks-with-report", 1)
 def watermarks_are_not_those_of_the_reported_window() -> AbstractContextManager[Any]:
-    return mock.patch.object(Peer, "marks_received", lambda self: dict(self.marks))
+    return mock.patch.object(Peer, "watermarks_received", lambda self: dict(self.watermarks))
 
 
 @mutation("reporter-dies", 107)
@@ -246,7 +246,7 @@ def an_incarnation_that_was_not_heard_of_is_not_reported() -> AbstractContextMan
 def a_shard_younger_than_the_dead_reports_too() -> AbstractContextManager[Any]:
     real = Membership._place
 
-    def place(self: Membership, start: m.Start, origin: m.Origin) -> bool:
+    def place(self: Membership, start: m.FullView, origin: m.Origin) -> bool:
         placed = real(self, start, origin)
         for shard, report in list(self.reports.items()):
             self.reports[shard] = m.Report(report.shard, report.epoch, 0, {})
@@ -310,8 +310,8 @@ def peers_are_not_asked_about_a_closed_connection() -> AbstractContextManager[An
 
 
 # ------------------------------------------------------------------ repair
-@mutation("recovering-marks", 92)
-def a_recovering_member_does_not_mark() -> AbstractContextManager[Any]:
+@mutation("recovering-markers", 92)
+def a_recovering_member_sends_no_marker() -> AbstractContextManager[Any]:
     real = Captures._members
 
     def members(self: Captures, class_id: int) -> list[Peer]:

@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nightly", action="store_true", help=f"{SEEDS_NIGHTLY} schedules")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--large", action="store_true", help="every seed with tables of thousands of rows")
+    parser.add_argument(
+        "--validate-all", action="store_true", help="machines check themselves after every event of all"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     parser.add_argument("--coverage", action="store_true", help="say what was reached, and how often")
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _minimise(options.minimise, options.large, options.keep, options.last)
     totals = Totals()
     count = SEEDS_NIGHTLY if options.nightly else options.seeds
-    for outcome in run_many(range(options.first, options.first + count), options.jobs, options.large):
+    seeds = range(options.first, options.first + count)
+    for outcome in run_many(seeds, options.jobs, options.large, options.validate_all):
         totals.add(outcome)
         if outcome.code:
             print(outcome.report(), flush=True)

@@ -1,5 +1,5 @@
-"""More deaths than the code stands, often in the middle of what follows such deaths: rows are as their lineage says, or
-were re-initialised, and are counted. Mistakes in it, put into the shipped machines, are caught.
+"""More deaths than the code tolerates, often in the middle of what follows such deaths: rows are as their lineage says,
+or were re-initialised, and are counted. Mistakes in it, put into the shipped machines, are caught.
 
 ``python tests/simulator/test_beyond.py SCHEDULES`` plays more of them, and says how they went.
 """
@@ -24,7 +24,7 @@ SCHEDULES = 60
 
 
 def outcomes(goes_on: bool, count: int) -> Iterator[Outcome]:
-    """Schedules with more deaths than the code stands, which stop, or go on, when data is lost."""
+    """Schedules with more deaths than the code tolerates, which stop, or go on, when data is lost."""
     plans = (plan for plan in map(draw, itertools.count()) if plan.too_many)
     wanted = (plan.seed for plan in plans if plan.config.reinitialise_lost == goes_on)
     return map(run_seed, itertools.islice(wanted, count))

@@ -5,7 +5,7 @@ from unittest import mock
 
 from simulation.draw import draw
 from simulation.plan import Plan
-from simulation.run import SEEDS_CI, run_seed
+from simulation.run import SEEDS_SEARCH, run_seed
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.membership import Membership
@@ -41,7 +41,7 @@ def test_undoing_what_was_wiped_changes_nothing() -> None:
         undone.extend(u for u in records if any(u is kept for kept in kept_masks))
         real_settle(self, view)
 
-    for seed in itertools.chain(SEEN, range(SEEDS_CI)):
+    for seed in itertools.chain(SEEN, range(SEEDS_SEARCH)):
         if not may_undo_what_was_wiped(draw(seed)):
             continue
         with (
@@ -53,4 +53,4 @@ def test_undoing_what_was_wiped_changes_nothing() -> None:
         if undone:
             assert outcome.digest == run_seed(seed).digest
             return
-    raise AssertionError(f"{SEEDS_CI} schedules never undo what was wiped")
+    raise AssertionError(f"{SEEDS_SEARCH} schedules never undo what was wiped")

@@ -101,7 +101,7 @@ def what_is_counted_ends_with_the_oldest_lease() -> AbstractContextManager[Any]:
     [
         (shards_do_not_know_who_is_fenced, 0),
         (the_split_goes_on_where_some_shard_is, 0),
-        (the_split_is_handed_on_before_the_shards_know, 95),
+        (the_split_is_handed_on_before_the_shards_know, 65),
         (a_new_life_gets_a_split_before_the_last_one_of_the_old_is_settled, 35),
         (a_request_that_comes_late_is_granted_again, 0),
         (what_is_counted_ends_with_the_oldest_lease, 0),

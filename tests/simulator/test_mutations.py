@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from mutations import MUTATIONS
 from simulation.coverage import TRAPS
-from simulation.run import CORRECTNESS, CRASH, LIVENESS, SEEDS_CI, Outcome, run_seed
+from simulation.run import CORRECTNESS, CRASH, LIVENESS, SEEDS_SEARCH, Outcome, run_seed
 
 OTHERS = 30
 """Seeds that are tried when the known one catches its mutation no more, because the protocol or the drawing changed."""
@@ -46,7 +46,7 @@ def first_catching(name: str, seeds: Iterable[int]) -> Outcome | None:
 @pytest.mark.parametrize("name", [name for name, each in MUTATIONS.items() if SEARCH or each.seed is not None])
 def test_a_known_trap_is_caught(name: str) -> None:
     known = [seed for seed in [MUTATIONS[name].seed] if seed is not None]
-    outcome = first_catching(name, range(SEEDS_CI) if SEARCH else itertools.chain(known, range(OTHERS)))
+    outcome = first_catching(name, range(SEEDS_SEARCH) if SEARCH else itertools.chain(known, range(OTHERS)))
     assert outcome is not None, f"not caught; which seed does: python tests/simulator/test_mutations.py {name}"
     assert run_seed(outcome.seed).code == 0, "without the mutation the seed must pass"
 
@@ -66,5 +66,5 @@ def test_each_mistake_has_a_seed_or_a_scenario() -> None:
 
 if __name__ == "__main__":
     for chosen in sys.argv[1:] or MUTATIONS:
-        found = first_catching(chosen, range(SEEDS_CI))
+        found = first_catching(chosen, range(SEEDS_SEARCH))
         print(chosen, found and f"{found.seed}: {found.where}", flush=True)

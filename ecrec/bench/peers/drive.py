@@ -35,7 +35,7 @@ from ecrec.tether import module_command
 F32 = NDArray[np.float32]
 
 END_TIMEOUT_S = 20.0
-"""Client and server have so long to end."""
+"""Client and server have this long to end."""
 _MISSING = "missing"
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from ecrec.tether import module_command
 
 END_TIMEOUT_S = 10.0
-"""A server that was asked to end has so long."""
+"""A server that was asked to end has this long."""
 
 
 def free_port() -> int:

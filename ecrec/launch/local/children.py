@@ -24,7 +24,7 @@ line."""
 
 _READ_BYTES = 1 << 16
 _ENDING_POLL_S = 0.005
-"""A process whose pipe is closed is gone within microseconds; so long is waited between looks."""
+"""A process whose pipe is closed is gone within microseconds; looks are this far apart."""
 
 
 class Child:

@@ -111,6 +111,8 @@ class LocalCluster:
         self._endpoints: dict[str, Child] = {}
         self._with_spares = False
         self._ready: set[Child] = set()
+        self._processes: dict[Child, str] = {}
+        """Server -> its random name, by which the scheduler knows it."""
         self._asked: set[Child] = set()
         self._ends: defaultdict[str, deque[float]] = defaultdict(deque)
         self._heard: list[ChildEvent] = []
@@ -174,7 +176,7 @@ class LocalCluster:
 
     # ------------------------------------------------------------------ while it runs
     def pump(self, timeout_s: float) -> list[ChildEvent]:
-        """Hear the children for at most so long; return what those that are not servers said.
+        """Hear the children for at most this long; return what those that are not servers said.
 
         Raises ClusterError when a server keeps ending.
         """
@@ -286,13 +288,15 @@ class LocalCluster:
             arguments += ["--set", f"{name}={json.dumps(value)}"]
         self._scheduler = self._start("scheduler", self.settings.scheduler_module, arguments)
 
-    def _start_shard(self, shard: int) -> None:
+    def _start_shard(self, shard: int, predecessor: str = "") -> None:
         self._incarnations += 1
         bind = self._bind(f"ps-{self._incarnations}")
         place = ["--spare"] if shard == SPARE else ["--shard", str(shard)]
         name = f"spare {self._incarnations - self.settings.shards}" if shard == SPARE else f"ps {shard}"
         # The scheduler is a child, too, and started again by the same hand: it may be late.
         arguments = ["--scheduler", self.endpoint, *place, "--bind", bind, "--scheduler-timeout-ms", "0"]
+        if predecessor:
+            arguments += ["--predecessor", predecessor]
         child = self._start(name, self.settings.shard_module, arguments)
         self._shards[child] = shard
 
@@ -323,6 +327,7 @@ class LocalCluster:
         if "ready" not in line.data:
             return
         self._ready.add(line.child)
+        self._processes[line.child] = str(line.data.get("process", ""))
         endpoint = str(line.data["endpoint"])
         if line.child is not self._scheduler:
             self._endpoints[endpoint] = line.child
@@ -345,7 +350,9 @@ class LocalCluster:
             shard = self._shards.pop(child)
             kind = "spare" if shard == SPARE else child.name
             self._endpoints = {at: server for at, server in self._endpoints.items() if server is not child}
-            start = partial(self._start_shard, SPARE if self._with_spares else shard)
+            process, how = self._processes.pop(child, ""), child.describe_end(lines=1)
+            predecessor = f"{process}:{' '.join(how.split())}" if process and child not in self._asked else ""
+            start = partial(self._start_shard, SPARE if self._with_spares else shard, predecessor)
         wait_s = 0.0
         if child not in self._asked:
             self.failures.append(child.describe_end())
@@ -375,7 +382,8 @@ class LocalCluster:
         while ends[0] < now - DEATHS_SPAN_S:
             ends.popleft()
         most = self.settings.deaths_max * ((self.settings.groups or 1) if kind == "spare" else 1)
-        # A scheduler without room for its state goes on as soon as there is some; training needs it only at a death.
-        if len(ends) >= most and code != ExitCode.STATE:
+        # A scheduler without room for its state goes on as soon as there is some; training needs it only at a death. A
+        # server whose place another one has was taken for dead, and is not: busy hosts do that.
+        if len(ends) >= most and code not in (ExitCode.STATE, ExitCode.REPLACED):
             raise ClusterError(f"{kind} keeps ending, {len(ends)} times in {DEATHS_SPAN_S:.0f} s: {how}")
         return BACK_OFF_S[min(len(ends), len(BACK_OFF_S)) - 1]

@@ -40,6 +40,10 @@ STATM = "/proc/self/statm"
 """Pages of this process; the second number counts those that are resident."""
 
 
+ENDED_CHARACTERS_MAX = 300
+"""Of how a predecessor ended."""
+
+
 class PsOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of ``ecrec-ps``, each in one place."""
 
@@ -48,6 +52,13 @@ class PsOptions(msgspec.Struct, frozen=True, kw_only=True):
     spare: Annotated[bool, Flag("Take any place that is or gets free.")] = False
     bind: Annotated[str, Flag("Where to listen; port 0 takes a free one.")] = "tcp://127.0.0.1:0"
     advertise: Annotated[str, Flag("Host name or address that others reach this machine by.")] = ""
+    predecessor: Annotated[
+        str,
+        Flag(
+            "PROCESS:HOW of the server that this one is started in place of: the name that its line on standard output "
+            'gave as "process", and how it ended, for `ecrec status`. Launchers say it.'
+        ),
+    ] = ""
     curve_dir: Annotated[str | None, Flag(CURVE_DIR_HELP)] = None
     allow_plain_network: Annotated[bool, Flag(PLAIN_HELP)] = False
     leave_timeout_ms: Annotated[
@@ -89,13 +100,15 @@ def ps(options: PsOptions) -> int:
     process = secrets.token_hex(8)
 
     def make() -> Node:
-        configure_native()
         links = Links(options.bind, curve_keys(options.curve_dir), options.allow_plain_network)
         try:
+            configure_native()  # trap: not before: its threads may be all that a limit leaves, and ZeroMQ would abort
             endpoint = advertised(links.endpoint, options.advertise, options.scheduler)
             warn_of_loopback(links.endpoint, endpoint)
             machine = ShardMachine(process, endpoint, options.shard, options.leave_timeout_ms)
             machine.heartbeats.resident_bytes = resident_bytes_reader()
+            before, _, how = options.predecessor.partition(":")
+            machine.heartbeats.predecessor = before[:ENDED_CHARACTERS_MAX], how[:ENDED_CHARACTERS_MAX]
             wait = SchedulerWait(options.scheduler, options.scheduler_timeout_ms)
             return Node(machine, links, scheduler_endpoint=options.scheduler, files=FileWriter(), scheduler_wait=wait)
         except Exception:

@@ -71,7 +71,7 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     coordinator_timeout_ms: Annotated[
         int,
         Flag(
-            "Session with ZooKeeper: another scheduler leads after so long without a word. ZooKeeper takes 2 to 20 of "
+            "Session with ZooKeeper: another scheduler leads after this silence. ZooKeeper takes 2 to 20 of "
             "its ticks: by default, 4 to 40 s.",
             at_least=100,
             at_most=40_000,
@@ -90,7 +90,7 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     heartbeat_ms: Annotated[int, Flag("How often members report.", at_least=1)] = DEFAULTS.heartbeat_ms
-    heartbeat_timeout_ms: Annotated[int, Flag("A shard that was silent for so long is down.", at_least=1)] = (
+    heartbeat_timeout_ms: Annotated[int, Flag("A shard that is silent for longer is declared down.", at_least=1)] = (
         DEFAULTS.heartbeat_timeout_ms
     )
     link_timeout_ms: Annotated[
@@ -104,18 +104,18 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     lease_timeout_ms: Annotated[
         int,
         Flag(
-            "A worker that was silent for so long is over, and its splits of the data go to others. A worker says "
+            "A worker that is silent for longer is given up, and its splits of the data go to others. A worker says "
             "nothing while it computes: more than a step takes.",
             at_least=1,
         ),
     ] = DEFAULTS.lease_timeout_ms
     reconnect_grace_ms: Annotated[
-        int, Flag("A shard whose connection stays closed for so long is down.", at_least=1)
+        int, Flag("A shard whose connection stays closed for longer is declared down.", at_least=1)
     ] = DEFAULTS.reconnect_grace_ms
     on_data_loss: Annotated[
         str,
         Flag(
-            "When more shards die than the code stands: stop, or reinitialise: go on with the lost rows at their "
+            "When more shards die than the code tolerates: stop, or reinitialise: go on with the lost rows at their "
             "initial values, counted.",
             choices=ON_DATA_LOSS,
         ),

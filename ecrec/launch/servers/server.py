@@ -51,8 +51,8 @@ SCHEDULER_HELP = (
 )
 
 PLAIN_HELP = (
-    "Listen without keys where other machines reach it: whoever does may read and change everything. Only for a "
-    "network on which everybody is trusted."
+    "Listen without keys on an address that other machines can reach. Anyone who reaches it may read and change "
+    "everything. Only for a network on which everybody is trusted."
 )
 
 
@@ -271,7 +271,7 @@ def _run(make: Callable[[], Server], ready: dict[str, Any], pages: Pages, until:
     finally:
         node.close()
     if not node.stopped:
-        return ExitCode.DONE
+        return ExitCode.LEFT_EARLY if signals.hurried else ExitCode.DONE
     log.log(logging.INFO if node.stop_kind == LEFT else logging.ERROR, "stopping: %s", node.stopped)
     return EXIT_CODES[node.stop_kind]
 

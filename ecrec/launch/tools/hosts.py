@@ -65,6 +65,10 @@ class Hosts(msgspec.Struct, forbid_unknown_fields=True):
     port: int = 7070
     """Of the scheduler."""
     ssh_options: list[str] = []
+    scheduler_options: list[str] = []
+    """More options of ``ecrec-scheduler``, such as ``["--link-timeout-ms", "20000"]``; so of the other programs."""
+    server_options: list[str] = []
+    worker_options: list[str] = []
 
     def with_role(self, role: str) -> list[Host]:
         return [host for host in self.hosts if role in host.runs]
@@ -185,7 +189,9 @@ class Launch:
         keys = ["--curve-dir", "keys"]
         bind = ["--bind", f"tcp://0.0.0.0:{hosts.port}"]
         state = ["--shards", str(hosts.shards), "--state", f"scheduler-{time.time_ns()}.sqlite"]
-        self._add("scheduler", first, "ecrec.launch.servers.scheduler", [*bind, *state, *keys])
+        self._add(
+            "scheduler", first, "ecrec.launch.servers.scheduler", [*bind, *state, *keys, *hosts.scheduler_options]
+        )
         for host in hosts.with_role(SERVER):
             place = [
                 "--spare",
@@ -196,11 +202,11 @@ class Launch:
                 "--advertise",
                 host.reached_at,
             ]
-            self._add(f"ps {host.reached_at}", host, "ecrec.launch.servers.ps", [*place, *keys])
+            self._add(f"ps {host.reached_at}", host, "ecrec.launch.servers.ps", [*place, *keys, *hosts.server_options])
         workers = hosts.with_role(WORKER)
         for rank, host in enumerate(workers):
             options = ["--scheduler", self._endpoint, "--rank", str(rank), "--world-size", str(len(workers))]
-            options += ["--curve-dir", "keys-workers", "script.py", *self._arguments]
+            options += ["--curve-dir", "keys-workers", *hosts.worker_options, "script.py", *self._arguments]
             self._add(f"worker {rank}", host, "ecrec.launch.worker", options)
             self._left.add(f"worker {rank}")
 

@@ -109,7 +109,7 @@ from ecrec.protocol.messages.shards import (
     Halted,
     Join,
     Joined,
-    Mark,
+    Marker,
     ParityCorrected,
     Ping,
     Repair,
@@ -160,13 +160,13 @@ from ecrec.protocol.messages.views import (
     Configured,
     Cut,
     DataLost,
+    FullView,
     Member,
     Reinitialise,
     Settle,
     ShardDown,
     ShardUp,
     ShardWhole,
-    Start,
     Succeeded,
     Succession,
     SuccessionOver,
@@ -232,6 +232,7 @@ __all__ = [
     "Fenced",
     "Flush",
     "Frames",
+    "FullView",
     "Halt",
     "HaltNow",
     "Halted",
@@ -251,7 +252,7 @@ __all__ = [
     "LeaveWaits",
     "Loss",
     "LostRows",
-    "Mark",
+    "Marker",
     "Member",
     "Message",
     "NoSplit",
@@ -300,7 +301,6 @@ __all__ = [
     "ShardWhole",
     "Snap",
     "Stable",
-    "Start",
     "StateCopy",
     "StoryEvent",
     "StoryQuery",
@@ -340,7 +340,7 @@ AnyMessage: TypeAlias = (
     | Repair
     | CaptureParity
     | Snap
-    | Mark
+    | Marker
     | Captured
     | Repaired
     | CorrectParity

@@ -7,7 +7,7 @@ import msgspec
 from ecrec.protocol.messages.common import Message, Number, Origin
 from ecrec.protocol.messages.leases import Dataset
 from ecrec.protocol.messages.members import Fenced, Views
-from ecrec.protocol.messages.views import AnyView, Start
+from ecrec.protocol.messages.views import AnyView, FullView
 
 VIEWS_TOLD_MAX = 64
 """Newest views that a member keeps for a scheduler that lost its state: more than copies of that are ever behind."""
@@ -36,7 +36,7 @@ class ShardCensus(Message, frozen=True):
     origin: Origin
     copied: Number
     """Serial of the copy."""
-    start: Start
+    start: FullView
     """What the sender was started with."""
     views: list[AnyView]
     """The newest that it took, in order."""

@@ -22,7 +22,7 @@ class Hello(Message, frozen=True, gc=False):
 
 
 class Welcome(Message, frozen=True, gc=False):
-    mark: Number
+    watermark: Number
     durable: Number
 
 
@@ -40,8 +40,8 @@ class Push(Message, frozen=True, gc=False):
     run: Number = 0
     """Of a push with a barrier: the run that the scheduler has given to the workers that take part."""
     sequence: Number = 0
-    """Of a push with a barrier: the how manieth of the worker's in this run, from 1. The numbers of its pushes go on
-    from its earlier lives, and differ from worker to worker."""
+    """Of a push with a barrier: its position among the worker's pushes with a barrier in this run, from 1. The numbers
+    of its pushes go on from its earlier lives, and differ from worker to worker."""
     tables: Number = 0
     """So many tables the worker knows of: a shard that knows of fewer lacks a view."""
     rates: dict[Number, float] = {}
@@ -96,7 +96,7 @@ class AskChanges(Message, frozen=True, gc=False):
 
     request: Number
     reader: Number
-    """Who reads, over all its processes: a shard keeps the marks of `READERS_MAX` readers."""
+    """Who reads, over all its processes: a shard keeps the marks of `changes_readers_max` readers."""
     epoch: Number
     """Of the incarnation that has set the marks."""
     since: Number

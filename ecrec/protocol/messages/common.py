@@ -25,9 +25,9 @@ def cursor_key(worker: int) -> int:
     return WORKERS_MAX + worker
 
 
-def pushes_of(marks: dict[int, int]) -> int:
+def pushes_of(watermarks: dict[int, int]) -> int:
     """How many pushes of all workers watermarks stand for; cursors are none. At most NUMBER_MAX, as the wire takes."""
-    return min(NUMBER_MAX, sum(number for worker, number in marks.items() if worker < WORKERS_MAX))
+    return min(NUMBER_MAX, sum(number for worker, number in watermarks.items() if worker < WORKERS_MAX))
 
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]

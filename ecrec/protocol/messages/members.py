@@ -21,6 +21,10 @@ class Register(Message, frozen=True):
     """Number of the last `Knock` that came in at the endpoint."""
     since: Number = 0
     """View of the succession that it follows (`Succeed`)."""
+    predecessor: str = ""
+    """Random name of the process that it was started in place of,"""
+    ended: str = ""
+    """and how that one ended, as the launcher of both has seen."""
 
 
 class Knock(Message, frozen=True):
@@ -37,7 +41,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     shard: int
     epoch: Number
     window: NumberOrNone
-    marks: dict[Number, Number]
+    watermarks: dict[Number, Number]
 
 
 class ShardStatus(Message, frozen=True):
@@ -47,7 +51,7 @@ class ShardStatus(Message, frozen=True):
     view: Number
     whole: bool
     reports: list[Report]
-    marks: dict[Number, Number]
+    watermarks: dict[Number, Number]
     durable: dict[Number, Number]
     figures: dict[str, float]
     """For people: rows touched, bytes, rows still to repair, ..."""
@@ -82,7 +86,7 @@ class ShardStatus(Message, frozen=True):
 class WorkerStatus(Message, frozen=True):
     """A worker's or tool's heartbeat: the last view it knows of each group (-1: none).
 
-    A process that has no epoch yet sends 0 in its address; the Start views it gets name its epoch.
+    A process that has no epoch yet sends 0 in its address; the FullView that it gets names its epoch.
     """
 
     process: str
@@ -192,7 +196,7 @@ class Handover(Message, frozen=True):
     """Its successor has everything, and nothing changes any more."""
     window: Number = 0
     """Its last window,"""
-    marks: dict[Number, Number] = {}
+    watermarks: dict[Number, Number] = {}
     """and the watermarks at it."""
     halts: bool = False
     """Its group has halted, or is about to."""

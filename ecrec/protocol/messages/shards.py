@@ -17,7 +17,7 @@ class Window(Message, frozen=True, gc=False):
     FRAMES: ClassVar[int] = 2
     number: Number
     stable: Number
-    marks: dict[Number, Number]
+    watermarks: dict[Number, Number]
     """Watermarks that this window raises: worker -> push, and `cursor_key` of the worker -> its cursor."""
     begins: dict[Number, Number]
     """Classes whose seeding begins before the rows of this window: class -> round."""
@@ -41,7 +41,7 @@ class Join(Message, frozen=True, gc=False):
     """First message of a stream. The next window is ``window`` + 1."""
 
     window: Number
-    marks: dict[Number, Number]
+    watermarks: dict[Number, Number]
     ask: bool
     """The sender has just been restarted: answer with Joined."""
 
@@ -87,11 +87,11 @@ class CaptureParity(Message, frozen=True, gc=False):
     request: Number
     stripes: Stripes
     members: list[int]
-    """Data members that will send a MARK."""
+    """Data members that will send a MARKER."""
 
 
 class Snap(Message, frozen=True, gc=False):
-    """Assembler to a data member: put a MARK in the streams to ``holders``. Frames: keys."""
+    """Assembler to a data member: put a MARKER in the streams to ``holders``. Frames: keys."""
 
     FRAMES: ClassVar[int] = 1
     view: Number
@@ -102,7 +102,7 @@ class Snap(Message, frozen=True, gc=False):
     """The assembler wants the member's coded rows."""
 
 
-class Mark(Message, frozen=True, gc=False):
+class Marker(Message, frozen=True, gc=False):
     """Frames: keys of the stripes asked for, then keys, records: the member's coded rows, for the assembler alone."""
 
     FRAMES: ClassVar[int] = 3
@@ -147,7 +147,7 @@ class CorrectParity(Message, frozen=True, gc=False):
 
 
 class ParityCorrected(Message, frozen=True, gc=False):
-    """It is done."""
+    """The parity rows named in `CorrectParity` are corrected."""
 
     view: Number
     request: Number
@@ -185,13 +185,13 @@ class Copy(Message, frozen=True, gc=False):
 
 
 class CopyEnd(Message, frozen=True, gc=False):
-    """That was all, and nothing changes any more."""
+    """The leaver has sent everything, and nothing changes any more."""
 
     since: Number
     number: Number
     received: dict[Number, Number]
     """Member -> its last window that the sender has, and so the successor,"""
-    marks: dict[Number, dict[Number, Number]]
+    watermarks: dict[Number, dict[Number, Number]]
     """and its watermarks at that window."""
 
 
@@ -211,7 +211,7 @@ class Halt(Message, frozen=True, gc=False):
 
 
 class Halted(Message, frozen=True, gc=False):
-    """It has, and this was its last window; every member has all of them."""
+    """The sender has halted. ``window`` is its last window; every member has all of them."""
 
     since: Number
     window: Number

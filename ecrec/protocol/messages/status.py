@@ -91,7 +91,7 @@ class ShardFigures(msgspec.Struct, frozen=True):
     state: str
     endpoint: str
     silent_ms: float
-    marks: dict[Number, Number]
+    watermarks: dict[Number, Number]
     durable: dict[Number, Number]
     figures: dict[str, float]
 

@@ -38,7 +38,7 @@ class InitialiseTable(Message, frozen=True):
     done: bool
     """It has written them, and all is durable."""
     failure: str = ""
-    """It was to make them and could not, and why: whoever waits for them is told."""
+    """Why it could not make them; workers that wait for them are told."""
 
 
 class TableInitial(Message, frozen=True):

@@ -32,7 +32,7 @@ class Cut(msgspec.Struct, frozen=True, array_like=True):
 
     shard: int
     window: int
-    marks: dict[Number, Number]
+    watermarks: dict[Number, Number]
     view: Number
     """That settled it."""
     reinitialised: list[int]
@@ -45,19 +45,22 @@ class View(msgspec.Struct, frozen=True, array_like=True, tag=True):
     number: Number
 
 
-class Start(View, frozen=True):
-    """First view of a member. To a shard it says who it is; to a worker or tool ``shard`` is -1."""
+class FullView(View, frozen=True):
+    """All of a group at once: the first view that a member gets, and what it gets when views between are not kept.
+
+    To a shard it also says which one it is; to a worker or tool ``shard`` is -1.
+    """
 
     group: int
     groups: int
     n: int
     shard: int
     epoch: Number
-    """The receiver's epoch, be it a shard or a worker."""
+    """The epoch of the receiver, a shard or a worker."""
     recovering: bool
     window: Number
     """Windows go on from this one + 1."""
-    marks: dict[Number, Number]
+    watermarks: dict[Number, Number]
     members: list[Member]
     tables: list[TableSpec]
     unsettled: list[Member]
@@ -88,7 +91,7 @@ class Settle(View, frozen=True):
     shard: int
     epoch: Number
     window: Number
-    marks: dict[Number, Number] = {}
+    watermarks: dict[Number, Number] = {}
     """The watermarks at the cut: with them a lost state of the scheduler can be made again."""
 
 
@@ -97,7 +100,7 @@ class ShardUp(View, frozen=True):
     epoch: Number
     endpoint: str
     window: Number
-    marks: dict[Number, Number]
+    watermarks: dict[Number, Number]
 
 
 class ShardWhole(View, frozen=True):
@@ -131,7 +134,7 @@ class Succeeded(View, frozen=True):
     epoch: Number
     endpoint: str
     window: Number
-    marks: dict[Number, Number]
+    watermarks: dict[Number, Number]
 
 
 class TableAdded(View, frozen=True):
@@ -146,7 +149,7 @@ class WorkerFenced(View, frozen=True):
 
 
 class DataLost(View, frozen=True):
-    """More shards are gone than the code can stand."""
+    """More shards are gone than the code tolerates."""
 
     reason: str
 
@@ -211,7 +214,7 @@ class CheckpointOver(View, frozen=True):
 
 
 AnyView: TypeAlias = (
-    Start
+    FullView
     | ShardDown
     | Settle
     | ShardUp

@@ -44,6 +44,7 @@ struct FileWriter::Shared {
     std::condition_variable changed;
     std::deque<Job> jobs, urgent_jobs;
     std::vector<Done> done;
+    std::size_t pending = 0;  // submitted, and not taken: `done` has room for them, as a thread must not fail
     bool ends = false;
 };
 
@@ -59,14 +60,19 @@ void FileWriter::submit(Job job) {
     }
     {
         const std::lock_guard lock(shared_->mutex);
+        shared_->done.reserve(shared_->pending + 1);
         (job.urgent ? shared_->urgent_jobs : shared_->jobs).push_back(std::move(job));
+        ++shared_->pending;
     }
     shared_->changed.notify_all();
 }
 
 std::vector<Done> FileWriter::take() {
     const std::lock_guard lock(shared_->mutex);
-    return std::exchange(shared_->done, {});
+    std::vector<Done> left;
+    left.reserve(shared_->pending - shared_->done.size());
+    shared_->pending -= shared_->done.size();
+    return std::exchange(shared_->done, std::move(left));
 }
 
 std::vector<std::uint64_t> FileWriter::close() {
@@ -78,6 +84,7 @@ std::vector<std::uint64_t> FileWriter::close() {
             for (const Job& job : *jobs) given_up.push_back(job.id);
             jobs->clear();
         }
+        shared_->pending -= given_up.size();
     }
     shared_->changed.notify_all();
     return given_up;

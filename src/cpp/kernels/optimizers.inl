@@ -28,7 +28,7 @@ struct Delta {
     std::size_t reach;
 };
 
-// One that is only written, in whole blocks, past the caches.
+// A delta that is only written: whole blocks, with non-temporal stores.
 struct StreamedDelta {
     explicit StreamedDelta(std::uint8_t* to) : bytes(to) {}
 

@@ -20,6 +20,8 @@ public:
 
     void fold(int source, std::span<const std::uint64_t> keys, std::span<const std::uint8_t> records);
     RowsBlob take() { return rows_.take(); }
+    // Of what take() would give.
+    std::size_t nbytes() const { return rows_.size() * sizeof(std::uint64_t) + rows_.record_bytes(); }
 
     const Store& store() const { return *store_; }
     InUse& in_use() const { return in_use_; }

@@ -50,9 +50,9 @@ void Deltas::append(std::span<const RowPlace> rows) {
     // By peer: two classes may have the same one, while others recover.
     std::array<RowBuffer::End, shards_max> ends;
     std::array<std::size_t, shards_max> added{};
-    // Nobody reads a delta before it is sent. Whole lines that go past the caches need not be read first.
-    const bool is_rowwise = table_->shape().optimizer == Optimizer::rowwise_adagrad;
-    const std::size_t alignment = is_rowwise ? 16 : line;
+    // Nobody reads a delta before it is sent. Whole lines written with non-temporal
+    // stores need not be read first.
+    const std::size_t alignment = table_->shape().optimizer->alignment;
     streams_ = rows.size() * bytes >= streamed_bytes_min_ && bytes % alignment == 0 &&
                table_->weight_bytes() % line == 0;
     for (const Target& target : targets_) {

@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <utility>
+#include <vector>
 
 #include "base/mapping.hpp"
 
@@ -57,6 +59,11 @@ public:
     std::size_t record_bytes() const { return record_bytes_; }
     // Of an indexed one: records lie below this.
     std::size_t placed_bytes() const { return placed_ * record_bytes_; }
+    // Its memory, which is the caller's now; it is not used again.
+    void give_up(std::vector<Mapping>& to) {
+        to.push_back(std::move(records_));
+        to.push_back(std::move(index_));
+    }
     const Mapping& records() const { return records_; }
     const Mapping& index_memory() const { return index_; }
     static constexpr std::size_t index_bytes = sizeof(std::uint32_t);

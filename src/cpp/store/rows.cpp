@@ -17,11 +17,14 @@
 namespace ecrec {
 namespace {
 
-// Adam's step size for the next step of a row: learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t), where t counts the
-// steps of this row. `corrections`, the last of the row's state, are the two 1 - beta^t as doubles, zero before the
-// first step; delta takes in the bits of them that change, or is set to them. In double, because a float would stand still 3e-5 before 1;
-// and by the rule of m and v, c += (1 - c) * (1 - beta), because that needs no powers.
-float adam_step(const TableShape& shape, std::uint8_t* corrections, std::uint8_t* delta, bool merges) {
+constexpr std::size_t corrections_floats = 4;  // two doubles
+
+// Adam's step size for the next step of a row (Optimizer::corrects_bias):
+// learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t), where t counts the steps of this row. `corrections`, the last of the
+// row's state, are the two 1 - beta^t as doubles, zero before the first step; delta takes in the bits of them that change,
+// or is set to them. In double, because a float would stay 3e-5 below 1; and by the rule of m and v,
+// c += (1 - c) * (1 - beta), because that needs no powers.
+float corrected_step(const TableShape& shape, std::uint8_t* corrections, std::uint8_t* delta, bool merges) {
     double old[2], next[2];
     std::memcpy(old, corrections, sizeof old);
     for (std::size_t i = 0; i < 2; ++i) next[i] = old[i] + (1.0 - old[i]) * shape.hyper_exact[1 + i];
@@ -413,7 +416,7 @@ void Store::check_rates(const Sections& sections, std::span<const double> rates)
     }
     for (std::size_t s = 0; s < rates.size(); ++s) {
         const TableShape& shape = tables_[static_cast<std::size_t>(sections.tables[s])].shape();
-        const bool is_divisor = shape.optimizer == Optimizer::ftrl;
+        const bool is_divisor = shape.optimizer->divides_by_rate;
         const float rate = static_cast<float>(rates[s]);
         if (!std::isfinite(rate) || rate < 0 || (is_divisor && rate == 0) || rates[s] * shape.decoupled_decay >= 1) {
             refuse(ErrorKind::value, "apply: learning rate ", rates[s], " of table ", sections.tables[s],
@@ -435,29 +438,21 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
         own = table.shape().at_rate(rates[s]);
         return own;
     };
-    const auto step = [&](const TableShape& shape, Steps steps) {
-        switch (shape.optimizer) {
-            case Optimizer::sgd: operations.sgd(steps); break;
-            case Optimizer::momentum: operations.momentum(steps); break;
-            case Optimizer::nesterov: operations.nesterov(steps); break;
-            case Optimizer::adagrad: operations.adagrad(steps); break;
-            case Optimizer::rowwise_adagrad: operations.rowwise_adagrad(steps); break;
-            case Optimizer::adam: {
-                std::vector<float> step_sizes(steps.rows);
-                steps.step_sizes = step_sizes.data();
-                for (std::size_t m = 0; m < steps.rows; ++m) {
-                    // The first steps.rows are set wherever any is.
-                    // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult)
-                    std::uint8_t* delta = steps.deltas == nullptr ? nullptr : steps.deltas[m] + 12 * steps.dim;
-                    step_sizes[m] =
-                        adam_step(shape, reinterpret_cast<std::uint8_t*>(steps.records[m] + 3 * steps.dim),
-                                  delta, steps.merges[m]);
-                }
-                operations.adam(steps);
-                break;
+    const auto step = [&](const TableShape& shape, Steps steps) {  // in several threads
+        std::vector<float> step_sizes;
+        if (shape.optimizer->corrects_bias) {
+            step_sizes.resize(steps.rows);
+            steps.step_sizes = step_sizes.data();
+            const std::size_t before = steps.dim + shape.state_floats() - corrections_floats;
+            for (std::size_t m = 0; m < steps.rows; ++m) {
+                // The first steps.rows are set wherever any is.
+                // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult)
+                std::uint8_t* delta = steps.deltas == nullptr ? nullptr : steps.deltas[m] + 4 * before;
+                step_sizes[m] = corrected_step(shape, reinterpret_cast<std::uint8_t*>(steps.records[m] + before), delta,
+                                               steps.merges[m]);
             }
-            case Optimizer::ftrl: operations.ftrl(steps); break;
         }
+        (operations.*shape.optimizer->step)(steps);
     };
     update(sections, gradients, false, window, shape_of, [&](const Table&, const TableShape& shape, const Steps& steps) {
         if (shape.adjusts_steps()) {

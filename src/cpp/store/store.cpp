@@ -23,32 +23,16 @@ float checked_float(const char* what, double value) {
     return narrow;
 }
 
-struct OptimizerName {
-    const char* name;
-    Optimizer optimizer;
-    std::array<const char*, hyper_max> hyper;  // as many as are not null
-};
-
-constexpr OptimizerName optimizer_names[] = {
-    {"sgd", Optimizer::sgd, {"lr"}},
-    {"momentum", Optimizer::momentum, {"lr", "momentum"}},
-    {"nesterov", Optimizer::nesterov, {"lr", "momentum"}},
-    {"adagrad", Optimizer::adagrad, {"lr", "eps"}},
-    {"rowwise-adagrad", Optimizer::rowwise_adagrad, {"lr", "eps"}},
-    {"adam", Optimizer::adam, {"lr", "beta1", "beta2", "eps"}},
-    {"ftrl", Optimizer::ftrl, {"lr", "beta", "l1", "l2"}},
-};
-
-const OptimizerName& optimizer_named(const std::string& name) {
+const Optimizer& optimizer_named(const std::string& name) {
     std::string names;
-    for (const OptimizerName& each : optimizer_names) {
+    for (const Optimizer& each : optimizers) {
         if (name == each.name) return each;
         names += (names.empty() ? "" : ", ") + std::string(each.name);
     }
     refuse(ErrorKind::value, "add_table: unknown optimizer '", name, "', expected one of ", names);
 }
 
-void set_optimizer(const OptimizerName& named, const std::vector<double>& hyper, TableShape& shape) {
+void set_optimizer(const Optimizer& named, const std::vector<double>& hyper, TableShape& shape) {
     std::size_t expected = 0;
     std::string names;
     for (; expected < hyper_max && named.hyper[expected] != nullptr; ++expected) {
@@ -58,11 +42,11 @@ void set_optimizer(const OptimizerName& named, const std::vector<double>& hyper,
         refuse(ErrorKind::value, "add_table: ", named.name, " got ", hyper.size(), " hyperparameters, expected [",
                names, "]");
     }
-    shape.optimizer = named.optimizer;
+    shape.optimizer = &named;
     for (std::size_t i = 0; i < expected; ++i) {
         checked_float(named.hyper[i], hyper[i]);
         // Taken before rounding: 1 - float(0.999) is 1e-5 away from float(1 - 0.999).
-        const bool is_beta = named.optimizer == Optimizer::adam && (i == 1 || i == 2);
+        const bool is_beta = named.corrects_bias && (i == 1 || i == 2);
         shape.hyper_exact[i] = is_beta ? 1.0 - hyper[i] : hyper[i];
         shape.hyper[i] = static_cast<float>(shape.hyper_exact[i]);
     }
@@ -211,6 +195,15 @@ bool Store::use_huge_pages(std::size_t extents) {
 void Store::release_dropped() {
     if (dropped_.empty()) [[likely]] return;
     if (!dropped_.back().shrink(tuning.dropped_bytes_max)) dropped_.pop_back();
+}
+
+bool Store::give_up() {
+    dropped_.reserve(dropped_.size() + 4 * tables_.size());
+    for (Table& table : tables_) table.give_up(dropped_);
+    tables_.clear();
+    codes_.clear();
+    release_dropped();
+    return !dropped_.empty();
 }
 
 void Store::check_peer(int peer) const {

@@ -84,6 +84,9 @@ public:
     // moved nothing, and the next one may wait; or the system cannot do it at all, and nothing more is tried. What it
     // cannot do at the moment is tried again in the next look.
     bool use_huge_pages(std::size_t extents);
+    // There are no tables any more; gives back a part of their memory. False when nothing of it is left. Nothing that was
+    // made of the store may be there.
+    bool give_up();
 
     void check_peer(int peer) const;
     void check_class(int class_id) const;

@@ -14,20 +14,6 @@ std::uint64_t count_of(std::uint64_t total, std::uint64_t remainder, std::uint64
     return total > remainder ? ceil_divide(total - remainder, step) : 0;
 }
 
-// Floats of state that start at TableShape::state; they are the first ones.
-std::size_t state_floats_set(const TableShape& shape) {
-    switch (shape.optimizer) {
-        case Optimizer::adagrad:
-        case Optimizer::ftrl: return shape.dim;
-        case Optimizer::rowwise_adagrad: return 1;
-        case Optimizer::sgd:
-        case Optimizer::momentum:
-        case Optimizer::nesterov:
-        case Optimizer::adam: break;
-    }
-    return 0;
-}
-
 }  // namespace
 
 TableShape TableShape::at_rate(double rate) const {
@@ -36,19 +22,6 @@ TableShape TableShape::at_rate(double rate) const {
     other.hyper[0] = static_cast<float>(rate);
     if (decoupled_decay != 0) other.kept = static_cast<float>(1.0 - rate * decoupled_decay);
     return other;
-}
-
-std::size_t TableShape::state_floats() const {
-    switch (optimizer) {
-        case Optimizer::sgd: break;
-        case Optimizer::momentum:
-        case Optimizer::nesterov:
-        case Optimizer::adagrad: return dim;
-        case Optimizer::rowwise_adagrad: return 1;
-        case Optimizer::adam: return 2 * dim + adam_row_floats;
-        case Optimizer::ftrl: return 2 * dim;
-    }
-    return 0;
 }
 
 Table::Table(const TableShape& shape, const ShardPlace& place, int code, std::uint64_t offset, bool recovered)
@@ -102,7 +75,7 @@ void Table::write_initial(const Operations& operations, std::uint64_t row, float
     } else {
         std::fill_n(record, shape_.dim, 0.0f);
     }
-    const std::size_t set = state_floats_set(shape_);
+    const std::size_t set = shape_.optimizer->state_floats_set(shape_.dim);
     std::fill_n(record + shape_.dim, set, shape_.state);
     std::fill_n(record + shape_.dim + set, shape_.state_floats() - set, 0.0f);
 }

@@ -17,6 +17,7 @@
 #include "base/bitmap.hpp"
 #include "base/divider.hpp"
 #include "base/mapping.hpp"
+#include "store/optimizers.hpp"
 #include "store/record_memory.hpp"
 #include "store/recovered.hpp"
 
@@ -27,7 +28,6 @@ inline constexpr int classes_max = 64;
 inline constexpr int stripe_bits = 48;
 inline constexpr std::uint64_t unlimited = ~std::uint64_t{0};
 
-enum class Optimizer { sgd, momentum, nesterov, adagrad, rowwise_adagrad, adam, ftrl };
 enum class Initial { zeros, uniform };
 
 // A shard's place in the cluster.
@@ -42,16 +42,13 @@ struct ShardPlace {
     int slot_of(int other, int residue) const { return (other - residue + shards) % shards; }
 };
 
-inline constexpr std::size_t hyper_max = 4;
-inline constexpr std::size_t adam_row_floats = 4;  // two doubles behind m and v: see adam_step in rows.cpp
-
 struct TableShape {
     std::uint64_t rows = 0;
     std::uint64_t dim = 0;
     int k = 1;
     int r = 0;
-    Optimizer optimizer = Optimizer::sgd;
-    // In the order of add_table, of Adam 1 - beta for each beta; hyper is hyper_exact rounded.
+    const Optimizer* optimizer = &optimizers[0];
+    // In the order of Optimizer::hyper, with 1 - beta for each beta; hyper is hyper_exact rounded.
     std::array<double, hyper_max> hyper_exact{};
     std::array<float, hyper_max> hyper{};
     // Before each step of a row: each number of its gradient is cut off to [-max_gradient, max_gradient] (0: not), then the
@@ -63,9 +60,9 @@ struct TableShape {
     Initial initial = Initial::zeros;
     std::uint64_t seed = 0;
     float scale = 0;
-    float state = 0;  // where Adagrad's sums and FTRL's n start; all other state starts at zero
+    float state = 0;  // where the state that Optimizer::sets_state names starts; all other starts at zero
 
-    std::size_t state_floats() const;
+    std::size_t state_floats() const { return optimizer->state_floats(dim); }
     double rate() const { return hyper_exact[0]; }
     // The same with another learning rate.
     TableShape at_rate(double rate) const;
@@ -210,6 +207,12 @@ public:
     // All parity rows are untouched, and zero when they are touched again; until then they keep what they held. Returns
     // memory that the caller gives back, bit by bit if it is large.
     Mapping wipe_parity(int index);
+
+    // The memory of all records; the table is not used again.
+    void give_up(std::vector<Mapping>& to) {
+        data_.give_up(to);
+        parity_.give_up(to);
+    }
 
     // -- huge pages: extents of all that has them: records of data and of parity, then the indexes to both
     std::size_t extents() const;

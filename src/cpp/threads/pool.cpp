@@ -18,26 +18,22 @@
 namespace ecrec::threads {
 namespace {
 
+// Where threads are limited so many are left to others of the process, some of which end it if they get none: two of
+// ZeroMQ, one that checks keys, two that write files, and that of a page.
+constexpr std::size_t threads_left = 6;
+
 class Pool {
 public:
-    // Starts as many helpers as the operating system has room for, at most `helpers`.
+    // Starts as many helpers as the operating system has room for, at most `helpers`. Where that is less, those that run do
+    // the work.
     explicit Pool(std::size_t helpers) {
         threads_.reserve(helpers);
-        try {
-            while (threads_.size() < helpers) threads_.emplace_back([this] { help(); });
-        } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch)
-            // A limit on threads or memory. Those that run do the work.
-        } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch)
-        }
+        if (start(helpers)) return;
+        const std::size_t room = threads_.size() > threads_left ? threads_.size() - threads_left : 0;
+        end();
+        start(room);
     }
-    ~Pool() {
-        {
-            const std::lock_guard lock(mutex_);
-            ends_ = true;
-        }
-        wanted_.notify_all();
-        for (std::thread& thread : threads_) thread.join();
-    }
+    ~Pool() { end(); }
 
     std::size_t helpers() const { return threads_.size(); }
 
@@ -59,6 +55,29 @@ public:
     }
 
 private:
+    // False if a limit on threads or memory was met before.
+    bool start(std::size_t helpers) {
+        ends_ = false;
+        try {
+            while (threads_.size() < helpers) threads_.emplace_back([this] { help(); });
+        } catch (const std::system_error&) {
+            return false;
+        } catch (const std::bad_alloc&) {
+            return false;
+        }
+        return true;
+    }
+
+    void end() {
+        {
+            const std::lock_guard lock(mutex_);
+            ends_ = true;
+        }
+        wanted_.notify_all();
+        for (std::thread& thread : threads_) thread.join();
+        threads_.clear();
+    }
+
     void help() {
         std::unique_lock lock(mutex_);
         for (;;) {

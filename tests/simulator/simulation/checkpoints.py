@@ -119,7 +119,7 @@ class Checkpoints:
         return self.states[time_s]
 
     # ------------------------------------------------------------------ the cut of a shard
-    def snapshot(self, shard: Address, checkpoint: int, marks: dict[int, int]) -> None:
+    def snapshot(self, shard: Address, checkpoint: int, watermarks: dict[int, int]) -> None:
         """A shard takes its snapshot."""
         who = shard.id
         if self.record.epochs.get(who) != shard.epoch:
@@ -131,7 +131,7 @@ class Checkpoints:
                 pushes[p.worker, p.push.worker_epoch] += 1
                 if p.push.checkpoint:
                     stamps.append((p.worker, p.push.worker_epoch, p.push.checkpoint))
-        known = {worker: mark for worker, mark in marks.items() if mark}
+        known = {worker: mark for worker, mark in watermarks.items() if mark}
         if known != self.record.watermarks[who]:
             raise ViolationError(
                 f"{shard}: checkpoint {checkpoint} has watermarks {known}, its lineage {self.record.watermarks[who]}",

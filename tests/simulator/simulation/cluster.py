@@ -33,6 +33,7 @@ from simulation.network import Link, Parcel, Process
 from simulation.plan import BARRIER, Plan
 from simulation.rows import RowsOf, gather, sections_of
 from simulation.story import LivenessError, Story, ViolationError
+from simulation.strangers import Strange, is_strange
 from simulation.workload import Oracle, ScrubTool, Worker
 from simulation.world import World
 
@@ -140,6 +141,19 @@ class Node(NodeCore):
             self._cluster.coverage.faults["delivered again after a reconnect, and dropped"] += 1
         return taken
 
+    def _is_mine(self, envelope: Envelope, frames: Any, now_ms: float) -> bool:
+        kept = len(self.held)
+        is_mine = super()._is_mine(envelope, frames, now_ms)
+        if len(self.held) > kept:
+            self._cluster.coverage.faults["message kept for an incarnation to come"] += 1
+        return is_mine
+
+    def _takes_from(self, source: Address) -> bool:
+        takes = super()._takes_from(source)
+        if not takes:
+            self._cluster.coverage.faults["message left with a peer for want of room"] += 1
+        return takes
+
     def carry_out(self, effect: e.Effect, now_ms: float) -> None:
         self._cluster.before_effect(self._process, effect)
         if isinstance(effect, e.Disconnect) and not self._cluster.network.cut_on_disconnect:
@@ -181,6 +195,9 @@ class _Port:
     def answer(self, route: bytes, parts: Sequence[Any]) -> bool:
         if self._cluster.flips.strike:  # the version of one was damaged
             return False
+        if is_strange(route):
+            self._cluster.coverage.faults["stranger of another version is told so"] += 1
+            return True
         raise ViolationError(f"{self._process.label} refuses a message as unreadable")
 
     def persist(self, state: bytes) -> None:
@@ -196,8 +213,9 @@ class _Port:
             raise ViolationError(f"{process.label} reports an error: {text}", [process.address.id])
 
     def complain(self, kind: str, text: str, now_ms: float) -> None:
-        if kind == "deposed":
-            self._cluster.coverage.faults["message of a deposed scheduler dropped"] += 1
+        counted = {"deposed": "message of a deposed scheduler dropped", "ignored": "stranger is ignored"}
+        if kind in counted:
+            self._cluster.coverage.faults[counted[kind]] += 1
         self._cluster.note(f"complains: {text}", self._process.label)
 
 
@@ -275,7 +293,7 @@ class Cluster(World):
             return
         if self._whole_and_quiet():
             if self.faults.must_lose and not self.record.lost and not self.record.damaged:
-                raise ViolationError(f"more died than the code stands, and nobody said so: {self.faults.must_lose}")
+                raise ViolationError(f"more died than the code tolerates, and nobody said so: {self.faults.must_lose}")
             self.ended = True
         elif self.now_ms > self.faults.deadline_ms:
             since_ms = self.now_ms - self.faults.quiet_at_ms
@@ -617,6 +635,10 @@ class Cluster(World):
         if process.alive and address in process.links:
             self._enter(process, lambda now_ms: process.core.unlinked(address, now_ms))
 
+    def arrives(self, process: Process, strange: Strange) -> None:
+        if process.alive:
+            self._enter(process, partial(process.core.arrived, strange))
+
     def _enter(self, process: Process, call: Callable[[float], None]) -> None:
         """Let a process do something, and look at what came of it."""
         process.spent_ms = 0.0
@@ -757,18 +779,18 @@ class Cluster(World):
         elif machine.state and not process.placed:
             process.placed = True
             process.address = address
-            process.marks = dict(machine.marks)
+            process.watermarks = dict(machine.watermarks)
             self.shards[address.id] = process
             self.note(f"is {address}", process.name)
             self.faults.placed(process)
             if not process.alive:
                 raise EndedError
-        if machine.marks != process.marks:
-            for worker, mark in process.marks.items():
-                now = machine.marks.get(worker, -1)
+        if machine.watermarks != process.watermarks:
+            for worker, mark in process.watermarks.items():
+                now = machine.watermarks.get(worker, -1)
                 if now < mark:
                     raise ViolationError(f"{address}: worker {worker}'s mark fell from {mark} to {now}", [address.id])
-            process.marks = dict(machine.marks)
+            process.watermarks = dict(machine.watermarks)
 
     def _check_copy(self, shard: int, endpoint: str) -> None:
         """A place changes hands: bit by bit the new process has what the one before has, which changes no more."""
@@ -778,10 +800,10 @@ class Cluster(World):
             raise ViolationError(f"shard {shard} is handed over, and its successor has not everything", [shard])
         mine, its = _rows_and_parity(left, successor.store), _rows_and_parity(left, left.store)
         peers = [peer for peer in left.peers.values() if peer.shard != left.shard]
-        mine |= {"windows": end.received, "marks": {s: dict(marks) for s, marks in end.marks.items()}}
+        mine |= {"windows": end.received, "watermarks": {s: dict(each) for s, each in end.watermarks.items()}}
         its |= {
             "windows": {p.shard: p.received or 0 for p in peers},
-            "marks": {p.shard: p.marks_received() for p in peers},
+            "watermarks": {p.shard: p.watermarks_received() for p in peers},
         }
         if mine != its:
             what = [name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name)]
@@ -959,7 +981,7 @@ class Cluster(World):
         if process.machine.view != process.view_before:
             self.coverage.traps["half-done"] += 1
         if message.view > process.view_before or any(
-            number > process.marks.get(worker, 0) for worker, number in message.marks.items()
+            number > process.watermarks.get(worker, 0) for worker, number in message.watermarks.items()
         ):
             raise ViolationError(f"{process.label} tells of an event in the middle of it", [shard])
 
@@ -991,7 +1013,7 @@ class Cluster(World):
                 rows += [part.tobytes() for part in machine.store.coded_rows(stripe.class_id, 0, end)]
             elif machine.shard in stripe.parity:
                 rows += [part.tobytes() for part in Capture(machine.store, stripe.class_id, 0, end).take()]
-        return dict(machine.marks), dict(machine.durable), received, rows
+        return dict(machine.watermarks), dict(machine.durable), received, rows
 
     def _check_repaired(self, process: Process, frames: Sequence[Any]) -> None:
         """Rows that came in a repair, now that they were taken."""

@@ -13,12 +13,13 @@ from ecrec.protocol.placement import (
 )
 from simulation.draw_tables import draw_tables, draw_wide_tables
 from simulation.plan import ASYNC, BARRIER, SINGLE, Fault, Network, Operation, Plan
+from simulation.strangers import draw_strangers
 from simulation.variations import vary
 
 WATCHED = (
-    "Window", "WindowAck", "Stable", "Join", "Joined", "Reseed", "Repair", "CaptureParity", "Snap", "Mark", "Captured",
-    "Repaired", "ShardDown", "Settle", "ShardUp", "ShardStatus", "Views", "Push", "Flush", "PushAck", "Pull", "Rows",
-    "Hello", "Welcome", "any", "any",
+    "Window", "WindowAck", "Stable", "Join", "Joined", "Reseed", "Repair", "CaptureParity", "Snap", "Marker",
+    "Captured", "Repaired", "ShardDown", "Settle", "ShardUp", "ShardStatus", "Views", "Push", "Flush", "PushAck",
+    "Pull", "Rows", "Hello", "Welcome", "any", "any",
 )  # fmt: skip
 """Messages at whose delivery, and views at whose decision, a crash may be aimed: the rare ones of recovery are where
 the traps are."""
@@ -119,7 +120,7 @@ def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_m
             Fault("crash", message=rng.choice(("Join", "Reseed", "Window", "ShardStatus")), since="ShardUp",
                   count=rng.choice((1, 2, 4, 8, 16, 32)), side="other", burst=rng.randint(1, 2), noticed=True,
                   lasts_ms=rng.random() * 20.0),
-            Fault("partition", message="Start", since="ShardUp", count=1, side="peers",
+            Fault("partition", message="FullView", since="ShardUp", count=1, side="peers",
                   lasts_ms=(0.5 + rng.random()) * timeout_ms),
         ]  # fmt: skip
     for _ in range(rng.randint(1, 2 if triple else 5)):
@@ -150,7 +151,8 @@ def _draw_storm(rng: random.Random, tolerance: int, horizon_ms: float, timeout_m
         # Or of what a member sends, be it one that has just come up: what it sends to others overtakes it by far.
         faults.append(
             Fault(
-                "partition", message=rng.choice(("Start", "Start", "Joined", "Reseed", "Repair", "Snap", "Mark")),
+                "partition",
+                message=rng.choice(("FullView", "FullView", "Joined", "Reseed", "Repair", "Snap", "Marker")),
                 count=rng.choice((1, 2, 3, 5)), since="ShardUp", side="peers", lasts_ms=rng.random() * timeout_ms,
             )
         )  # fmt: skip
@@ -227,7 +229,7 @@ def _draw_troubles(rng: random.Random, timeout_ms: float, tolerance: int, horizo
 
 
 def _draw_beyond(rng: random.Random, horizon_ms: float) -> list[Fault]:
-    """Deaths that the code does not stand, some in the middle of what follows such deaths."""
+    """Deaths that the code does not tolerate, some in the middle of what follows such deaths."""
     faults = []
     for _ in range(rng.randint(0, 4)):
         aimed = rng.random() < 0.7
@@ -273,7 +275,7 @@ def draw(seed: int, large: bool = False) -> Plan:
     for table in tables:
         placement.add(table.code)
     # Workers that wait for nothing, be it a pull or an acknowledgement, go on through every recovery. Else they soon
-    # stand still in one, and there are no deltas for which it matters where a MARK stands in the stream.
+    # stand still in one, and there are no deltas for which it matters where a MARKER stands in the stream.
     eager = storm and (rng.random() < 0.4 or late_views)
     config = _draw_config(rng, storm, eager)
     mode = rng.choice((SINGLE, ASYNC, ASYNC, BARRIER) if storm else (SINGLE, SINGLE, ASYNC, ASYNC, BARRIER))
@@ -338,4 +340,4 @@ def draw(seed: int, large: bool = False) -> Plan:
         too_many=too_many,
         validate=seed % 4 == 0,
     )
-    return vary(plan, large)
+    return draw_strangers(seed, vary(plan, large))

@@ -33,7 +33,18 @@ def draw_successions(seed: int, plan: Plan) -> Plan:
         )
         for _ in range(rng.randint(1, 3))
     ]  # fmt: skip
-    steps = ("Succession", "Copy", "Copied", "Handover", "HaltNow", "Halt", "Halted", "CopyEnd", "Succeeded", "Start")
+    steps = (
+        "Succession",
+        "Copy",
+        "Copied",
+        "Handover",
+        "HaltNow",
+        "Halt",
+        "Halted",
+        "CopyEnd",
+        "Succeeded",
+        "FullView",
+    )
     faults: list[Fault] = []
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
         message = rng.choice(steps)

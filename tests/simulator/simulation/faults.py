@@ -18,6 +18,7 @@ from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, WORKER, Address
 from ecrec.protocol.placement import Placement
 from ecrec.protocol.state import read_state
 from ecrec.protocol.transitions import NOT_COPIED
+from simulation import strangers
 from simulation.network import Link, Process
 from simulation.plan import PAUSE, Fault
 from simulation.story import ViolationError, show_keys
@@ -132,7 +133,7 @@ class Faults:
         elif isinstance(view, m.SuccessionOver):
             self.counts["succession given up"] += 1
         elif isinstance(view, m.DataLost | m.Reinitialise) and not self.plan.too_many:
-            raise ViolationError(f"said to be lost, with no more deaths than the code stands: {view.reason}")
+            raise ViolationError(f"said to be lost, with no more deaths than the code tolerates: {view.reason}")
         for kind, aimed in self._aimed.items():
             since = type(view).__name__
             self._aimed[kind] = [(self._counts[kind] + f.count if f.since == since else at, f) for at, f in aimed]
@@ -232,7 +233,7 @@ class Faults:
     def placed(self, process: Process) -> None:
         """A process has become an incarnation, and has sent nothing yet."""
         self._placed_ms[process] = self.world.now_ms
-        self._strike_aimed("Start", process, process)
+        self._strike_aimed("FullView", process, process)
 
     def delivered(self, kind: str, source: Process, to: Process) -> None:
         """A message was delivered: is a fault aimed at it?"""
@@ -324,7 +325,7 @@ class Faults:
         return self._missed(group) | self._given_up(group)
 
     def _victim(self, fault: Fault, source: Process | None, to: Process | None) -> Process | None:
-        """A running shard whose death the code stands, or None."""
+        """A running shard whose death the code tolerates, or None."""
         group = self.rng.randrange(self.plan.groups)
         at_hand = source if fault.side == "sender" else to if fault.side == "receiver" else None
         if at_hand is not None and at_hand.role == SHARD and at_hand.alive and at_hand.address.epoch:
@@ -437,6 +438,19 @@ class Faults:
         nobody = Address(SHARD, -1, 0)
         scheduler.routes.pop(nobody, None)  # an answer is not for another process without a place
         self.world.handle(scheduler, e.Received(nobody, register))
+        return True
+
+    def _strike_stranger(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
+        """Somebody sends a server all that it must not take, some of it so often that it is ignored."""
+        living = [p for p in self.world.processes.values() if p.alive and p.role in (SHARD, SCHEDULER)]
+        if not living:
+            return False
+        process = living[fault.count % len(living)]
+        self.world.note("is sent what nobody takes", process.label)
+        for _ in range(fault.burst):
+            for strange in strangers.messages(process, fault.count):
+                self.world.arrives(process, strange)
+        self.counts["stranger sends what nobody takes"] += 1
         return True
 
     def _strike_deaf(self, fault: Fault, source: Process | None, to: Process | None) -> bool:

@@ -71,7 +71,7 @@ class Process:
         self.address = Address(role, -1, 0)
         self.placed = False
         """It has a place."""
-        self.marks: dict[int, int] = {}
+        self.watermarks: dict[int, int] = {}
         self.lineage_before = 0
         """Length of the shard's lineage before the machine's last event."""
 

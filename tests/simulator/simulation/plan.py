@@ -21,6 +21,7 @@ FAULTS = (
     "crash", "massacre", "pause", "stall", "slow-pair", "slow-shard", "partition", "clock", "scheduler", "worker",
     "worker-stall", "disconnect", "deaf", "copy", "flip-parity", "depose", "old-state", "lost-state", "torn-state",
     "worker-twice", "isolate", "silence", "slow-reader", "leave", "stay", "successor",
+    "stranger",
 )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ class Network:
 @dataclass(frozen=True)
 class Fault:
     """It strikes at ``at_ms`` after the tables are there, or at the delivery of the ``count``-th ``message`` ("any": of
-    any kind), or when the ``count``-th view of that name is decided; at a Start, before the newcomer says anything.
+    any kind), or when the ``count``-th view of that name is decided; at a FullView, before the newcomer says anything.
 
     With ``since`` they are counted anew from each view of that name: it strikes in the middle of a recovery.
     """
@@ -68,8 +69,8 @@ class Fault:
     """Whom a crash at a message hits (sender, receiver, other); of a partition, what is cut off (peers, worker,
     from-scheduler, to-scheduler); of a clock, whose it is (scheduler, member)."""
     burst: int = 1
-    """Shards that crash together, as far as the code stands it; whose connections close together; that are silenced
-    together, at least one more than the code stands; that are told to end together, as many as it says."""
+    """Shards that crash together, as far as the code tolerates it; whose connections close together; that are silenced
+    together, at least one more than the code tolerates; that are told to end together, as many as it says."""
     lasts_ms: float = 0.0
     """How long a pause, a slow link, a partition or the scheduler's absence lasts; until a replacement process comes;
     how far a clock jumps."""
@@ -77,7 +78,7 @@ class Fault:
     """The scheduler sees the connection close; else only the heartbeats stop."""
     prefer_recovering: bool = False
     beyond: bool = False
-    """It also hits where the code does not stand it."""
+    """It also hits where the code does not tolerate it."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Plan:
     scrubs_ms: tuple[float, ...]
     """When a tool begins to scrub the running cluster, after the tables are there."""
     too_many: bool
-    """More shards may be lost than the code can stand."""
+    """More shards may be lost than the code tolerates."""
     validate: bool
     """Machines check all their invariants after every event; else after some (`cluster.VALIDATE_EVERY`)."""
     leases: LeasePlan | None = None

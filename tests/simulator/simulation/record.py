@@ -71,7 +71,7 @@ class Record:
         self._born: dict[tuple[int, int], int] = {}
         """Incarnation -> number of the view that made it."""
         self._views: dict[tuple[int, int], m.View] = {}
-        self._starts: dict[tuple[int, int], m.Start] = {}
+        self._starts: dict[tuple[int, int], m.FullView] = {}
         self._shadows: dict[int, tuple[Any, int]] = {}
         self._pushed: dict[tuple[int, int, int, int], list[bytes]] = {}
         self.examples: dict[tuple[int, int, int, int], range] = {}
@@ -105,7 +105,7 @@ class Record:
         last = self.lineage[who][-1].window if self.lineage[who] else 0
         if window < last:
             raise ViolationError(f"{shard}: window {window} was opened after {last}", [who])
-        marks = self.watermarks[who]
+        watermarks = self.watermarks[who]
         for p in some:
             life = self._life_before(who, p.worker)
             if p.push.worker_epoch < life:
@@ -113,14 +113,14 @@ class Record:
                     f"{shard} applies push {p.number} of worker {p.worker}'s life {p.push.worker_epoch}, and has "
                     f"applied one of life {life}", [who],
                 )  # fmt: skip
-            if p.number != marks.get(p.worker, 0) + 1:
+            if p.number != watermarks.get(p.worker, 0) + 1:
                 raise ViolationError(
                     f"exactly once, in order: {shard} applies push {p.number} of worker {p.worker} after push "
-                    f"{marks.get(p.worker, 0)}", [who],
+                    f"{watermarks.get(p.worker, 0)}", [who],
                 )  # fmt: skip
-            marks[p.worker] = p.number
+            watermarks[p.worker] = p.number
             if p.push.cursor:
-                marks[m.cursor_key(p.worker)] = p.push.cursor
+                watermarks[m.cursor_key(p.worker)] = p.push.cursor
         if len({(p.push.run, p.push.sequence, p.push.assign) for p in some}) > 1:
             raise ViolationError(f"{shard} applies pushes of different runs, barriers or kinds as one", [who])
         if some[0].push.barrier > 1 and [p.worker for p in some] != list(range(some[0].push.barrier)):
@@ -130,9 +130,9 @@ class Record:
         self.lineage[who].append(Entry(epoch, window, some))
         self.pushes_applied += len(some)
 
-    def snapshot(self, shard: Address, checkpoint: int, marks: dict[int, int]) -> None:
+    def snapshot(self, shard: Address, checkpoint: int, watermarks: dict[int, int]) -> None:
         """The observer of every `ShardMachine`."""
-        self.on_snapshot(shard, checkpoint, marks)
+        self.on_snapshot(shard, checkpoint, watermarks)
 
     def _life_before(self, shard: int, worker: int) -> int:
         """The life of a worker whose push is the last one of it in a lineage; 0 without one."""
@@ -181,7 +181,7 @@ class Record:
     # ------------------------------------------------------------------ what the scheduler announces
     def announced(self, group: int, view: m.View) -> list[m.View]:
         """A view was sent; returns it if it is new. One number means one view, whoever is told and however often."""
-        if isinstance(view, m.Start):
+        if isinstance(view, m.FullView):
             if view.lost and not self.lost:
                 self.lost = view.lost
                 return [m.DataLost(view.number, view.lost)]
@@ -194,7 +194,7 @@ class Record:
                 self._born.setdefault((shard, view.epoch), view.number)
                 self._start(shard, view)
                 return [view]
-            if (known.window, known.marks, known.recovering) != (view.window, view.marks, view.recovering):
+            if (known.window, known.watermarks, known.recovering) != (view.window, view.watermarks, view.recovering):
                 raise ViolationError(f"shard {shard} epoch {view.epoch} is started as {known} and as {view}", [shard])
             return []
         earlier = self._views.get((group, view.number))
@@ -210,10 +210,10 @@ class Record:
             self._settle(base + view.shard, view)
         elif isinstance(view, m.ShardUp):
             self._born.setdefault((base + view.shard, view.epoch), view.number)
-            self._up(base + view.shard, view.epoch, view.window, view.marks)
+            self._up(base + view.shard, view.epoch, view.window, view.watermarks)
         elif isinstance(view, m.Succeeded):
             self._born.setdefault((base + view.shard, view.epoch), view.number)
-            self._succeeded(base + view.shard, view.epoch, view.window, view.marks)
+            self._succeeded(base + view.shard, view.epoch, view.window, view.watermarks)
         elif isinstance(view, m.ShardDown):
             self.whole[base + view.shard] = False
             self.down[base + view.shard, view.epoch] = view.number
@@ -235,7 +235,7 @@ class Record:
             self._reinitialise(group, view)
         return [view]
 
-    # ------------------------------------------------------------------ more deaths than the code stands
+    # ------------------------------------------------------------------ more deaths than the code tolerates
     def _reinitialise(self, group: int, view: m.Reinitialise) -> None:
         """All rows of these classes that dead shards held are initial ones from here on."""
         self.damaged = True
@@ -317,11 +317,11 @@ class Record:
         if not heard <= rows <= len(self.set_back):
             raise ViolationError(f"{rows} rows are said to be re-initialised, and {len(self.set_back)} were")
 
-    def _start(self, shard: int, view: m.Start) -> None:
+    def _start(self, shard: int, view: m.FullView) -> None:
         if view.recovering:
-            self._up(shard, view.epoch, view.window, view.marks)
+            self._up(shard, view.epoch, view.window, view.watermarks)
         elif view.succeeds:
-            self._succeeded(shard, view.epoch, view.window, view.marks)
+            self._succeeded(shard, view.epoch, view.window, view.watermarks)
         elif shard in self.epochs:
             raise ViolationError(f"shard {shard} starts as new, after epoch {self.epochs[shard]}", [shard])
         else:
@@ -354,24 +354,24 @@ class Record:
         kept = [e for e in lineage if e.window <= view.window]
         undone = lineage[len(kept) :]
         self.lineage[shard] = kept
-        marks: dict[int, int] = {}
+        watermarks: dict[int, int] = {}
         for entry in kept:
             for p in entry.pushes:
-                marks[p.worker] = p.number
+                watermarks[p.worker] = p.number
                 if p.push.cursor:
-                    marks[m.cursor_key(p.worker)] = p.push.cursor
-        self.watermarks[shard] = marks
+                    watermarks[m.cursor_key(p.worker)] = p.push.cursor
+        self.watermarks[shard] = watermarks
         for (who, worker), number in self.acked.items():
-            if who == shard and number > marks.get(worker, 0):
+            if who == shard and number > watermarks.get(worker, 0):
                 raise ViolationError(
                     f"acknowledged push {number} of worker {worker} is lost: SETTLE(shard {shard}, epoch {view.epoch}, "
-                    f"window {view.window}) goes back to push {marks.get(worker, 0)}", [shard],
+                    f"window {view.window}) goes back to push {watermarks.get(worker, 0)}", [shard],
                 )  # fmt: skip
         self.undone += len(undone)
         if undone:
             self._shadows.pop(shard, None)
 
-    def _up(self, shard: int, epoch: int, window: int, marks: dict[int, int]) -> None:
+    def _up(self, shard: int, epoch: int, window: int, watermarks: dict[int, int]) -> None:
         if self.epochs.get(shard) == epoch:
             return
         before = self.epochs.get(shard, 0)
@@ -380,7 +380,7 @@ class Record:
             raise ViolationError(f"shard {shard} starts in epoch {epoch}, but epoch {before} was not settled", [shard])
         if window != cut:
             raise ViolationError(f"shard {shard} starts from window {window}, its cut is {cut}", [shard])
-        known = {worker: number for worker, number in marks.items() if number}
+        known = {worker: number for worker, number in watermarks.items() if number}
         if known != self.watermarks[shard]:
             raise ViolationError(
                 f"shard {shard} epoch {epoch} starts with watermarks {known}; the lineage up to its cut {cut} has "
@@ -390,7 +390,7 @@ class Record:
         self.whole[shard] = False
         self._lives[shard, epoch] = list(self.lineage[shard]), []
 
-    def _succeeded(self, shard: int, epoch: int, window: int, marks: dict[int, int]) -> None:
+    def _succeeded(self, shard: int, epoch: int, window: int, watermarks: dict[int, int]) -> None:
         """Another process goes on with all that a shard had: nothing is undone, and it is whole all the time."""
         if self.epochs.get(shard) == epoch:
             return
@@ -403,7 +403,7 @@ class Record:
                 f"shard {shard} is succeeded at window {window}, and has applied to {entries[-1].window}",
                 [shard],
             )
-        known = {worker: number for worker, number in marks.items() if number}
+        known = {worker: number for worker, number in watermarks.items() if number}
         if known != self.watermarks[shard]:
             raise ViolationError(
                 f"shard {shard} is succeeded with watermarks {known}; its lineage has {self.watermarks[shard]}", [shard]

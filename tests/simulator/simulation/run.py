@@ -5,7 +5,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +21,8 @@ FAILURES = (COVERAGE, LIVENESS, CRASH, CORRECTNESS)
 """Exit codes, the gravest last. 1 and 2 are Python's own, for a program that raises and for wrong arguments."""
 NAMES = {CORRECTNESS: "correctness", LIVENESS: "liveness", CRASH: "exception"}
 
-SEEDS_CI, SEEDS_NIGHTLY = 1_200, 10_000
-"""How many schedules are tried before a change lands, and how many at night."""
+SEEDS_CI, SEEDS_SEARCH, SEEDS_NIGHTLY = 1_200, 2_000, 20_000
+"""How many schedules are tried before a change lands; until one catches a mistake made on purpose; and at night."""
 
 TWIN_EVERY = 16
 """One deterministic seed of so many is also run without faults. All are compared with the oracle."""
@@ -50,7 +50,7 @@ class Outcome:
     scrubs: int = 0
     lost: bool = False
     reinitialised: int = 0
-    """Rows that more deaths than the code stands have set back."""
+    """Rows that more deaths than the code tolerates have set back."""
     simulated_ms: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
 
@@ -112,9 +112,11 @@ def play(plan: Plan, story: Story) -> Ending:
         return Cluster(plan, story).run()
 
 
-def run_seed(seed: int, echo: bool = False, last: int = 60, large: bool = False) -> Outcome:
-    """Run one seed with all checks. Never raises for what a machine does."""
-    return run_plan(draw(seed, large), echo, last)
+def run_seed(seed: int, echo: bool = False, last: int = 60, large: bool = False, validate: bool = False) -> Outcome:
+    """Run one seed with all checks; ``validate``: those of machines after every event. Never raises for what a machine
+    does."""
+    plan = draw(seed, large)
+    return run_plan(replace(plan, validate=True) if validate else plan, echo, last)
 
 
 def run_plan(plan: Plan, echo: bool = False, last: int = 60) -> Outcome:
@@ -153,9 +155,9 @@ def _where(error: BaseException) -> str:
     return f"{Path(frame.filename).stem}.{frame.name}"
 
 
-def run_many(seeds: Iterable[int], jobs: int = 1, large: bool = False) -> Iterator[Outcome]:
+def run_many(seeds: Iterable[int], jobs: int = 1, large: bool = False, validate: bool = False) -> Iterator[Outcome]:
     """Outcomes, in order of the seeds."""
-    run = partial(run_seed, large=large)
+    run = partial(run_seed, large=large, validate=validate)
     if jobs <= 1:
         yield from map(run, seeds)
         return

@@ -10,7 +10,7 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.story import describe
 
 KEY_FRAME: dict[Any, int] = {
-    m.Window: 0, m.Repair: 0, m.CaptureParity: 0, m.Snap: 0, m.Mark: 1, m.Captured: 0, m.Repaired: 1,
+    m.Window: 0, m.Repair: 0, m.CaptureParity: 0, m.Snap: 0, m.Marker: 1, m.Captured: 0, m.Repaired: 1,
 }  # fmt: skip
 """Which frame of a message holds the keys of the rows it carries."""
 
@@ -52,11 +52,12 @@ def show(message: Any, frames: Any = ()) -> str:
         return message
     if isinstance(message, m.Views):
         return "Views " + "; ".join(show(view) for view in message.views)
-    if isinstance(message, m.Start | m.View):
+    if isinstance(message, m.FullView | m.View):
         return describe(message)
     if isinstance(message, m.ShardStatus):
-        reports = [(r.shard, r.epoch, r.window, r.marks) for r in message.reports]
-        return f"ShardStatus(view={message.view} whole={message.whole} reports={reports} marks={message.marks})"
+        reports = [(r.shard, r.epoch, r.window, r.watermarks) for r in message.reports]
+        told = f"view={message.view} whole={message.whole} reports={reports} watermarks={message.watermarks}"
+        return f"ShardStatus({told})"
     text = type(message).__name__
     if hasattr(message, "__struct_fields__"):
         fields = (f"{name}={getattr(message, name)}" for name in message.__struct_fields__)

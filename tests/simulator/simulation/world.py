@@ -17,6 +17,7 @@ from simulation.network import Link, Process
 from simulation.plan import Plan
 from simulation.record import Record
 from simulation.story import Story
+from simulation.strangers import Strange
 from simulation.workload import ScrubTool, Worker
 
 STATES_MAX = 64
@@ -106,6 +107,10 @@ class World(ABC):
     @abstractmethod
     def handle(self, process: Process, event: e.Event) -> None:
         """Give a machine an event that comes from nobody."""
+
+    @abstractmethod
+    def arrives(self, process: Process, strange: Strange) -> None:
+        """Bytes of nobody in this world come to a process."""
 
     # ------------------------------------------------------------------ links
     @abstractmethod

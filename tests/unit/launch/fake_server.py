@@ -19,7 +19,13 @@ def main():
     if "FAKE_LATE" not in os.environ:
         print("words that are no JSON")
         print(
-            json.dumps({"ready": "ps" if option("--scheduler") else "scheduler", "endpoint": bind}),
+            json.dumps(
+                {
+                    "ready": "ps" if option("--scheduler") else "scheduler",
+                    "endpoint": bind,
+                    "process": f"name-{os.getpid()}",
+                }
+            ),
             flush=True,
         )
     signal.pause()

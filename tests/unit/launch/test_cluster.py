@@ -64,6 +64,34 @@ def test_a_killed_shard_gets_a_replacement_in_its_place(cluster, tmp_path):
     assert pids(tmp_path)["ps 0"] == before["ps 0"]
 
 
+def test_a_replacement_is_told_how_the_server_before_it_ended(cluster, tmp_path):
+    """For `ecrec status`: only who started it knows that it was out of memory, for example."""
+    before = pids(tmp_path)["ps 1"]
+    os.kill(before, signal.SIGKILL)
+    pump_until(cluster, lambda: cluster.replaced)
+    cluster.wait_ready(20)
+
+    def last_start():
+        lines = (tmp_path / "logs" / "ps-1.log").read_text().splitlines()
+        return [line for line in lines if line.startswith("started with")][-1]
+
+    assert f"--predecessor name-{before}:ps 1 was ended by SIGKILL; last lines of" in last_start()
+    cluster.kill(endpoint(tmp_path, "ps 1"))  # from here: nobody needs to be told
+    pump_until(cluster, lambda: len(cluster.replaced) == 2)
+    cluster.wait_ready(20)
+    assert "--predecessor" not in last_start()
+
+
+def test_a_server_that_another_one_has_replaced_is_not_given_up(cluster, tmp_path, monkeypatch):
+    """A busy host takes it for dead again and again; the cluster lives."""
+    monkeypatch.setattr(cluster_module, "BACK_OFF_S", (0.0, 0.0))
+    monkeypatch.setenv("FAKE_EXIT", "9")
+    os.kill(pids(tmp_path)["ps 0"], signal.SIGKILL)
+    pump_until(cluster, lambda: len(cluster.replaced) > 12)
+    monkeypatch.delenv("FAKE_EXIT")
+    cluster.wait_ready(20)
+
+
 def test_many_kills_are_no_failure(cluster, tmp_path):
     for count in range(1, 7):
         cluster.kill(endpoint(tmp_path, "ps 0"))

@@ -115,7 +115,7 @@ def test_for_programs_every_field_has_its_name():
         "",
     )
     shown = plain(state)
-    assert shown["shards"][0]["marks"] == {"3": 5}
+    assert shown["shards"][0]["watermarks"] == {"3": 5}
     assert shown["tables"][0]["optimizer"]["hyper"] == [0.1]
     assert shown["history"] == [{"at_ms": 1.0, "event": "up", "shard": 0, "epoch": 1, "reason": "", "since_ms": -1.0}]
 

@@ -22,10 +22,10 @@ from ecrec.protocol.messages import (
     Address,
     Cut,
     Fenced,
+    FullView,
     Member,
     Origin,
     ShardCensus,
-    Start,
     StateCopy,
     Views,
 )
@@ -37,16 +37,16 @@ AGAIN_MS = 200.0
 OURS, OTHER = Origin("ours", 0, 5), Origin("theirs", 0, 9)
 
 
-def started(shard: int = 0, n: int = N, groups: int = 1, **fields: Any) -> Start:
+def started(shard: int = 0, n: int = N, groups: int = 1, **fields: Any) -> FullView:
     """What a shard of a healthy group was started with."""
     epoch, recovering = fields.get("epoch", 1), fields.get("recovering", False)
     members = [Member(i, 1, UP, f"inproc://{i}") for i in range(n)]
     members[shard] = Member(shard, epoch, RECOVERING if recovering else UP, f"inproc://{shard}")
-    start = Start(1, 0, groups, n, shard, 1, False, 0, {}, members, [SPEC], [], "", ProtocolConfig())
+    start = FullView(1, 0, groups, n, shard, 1, False, 0, {}, members, [SPEC], [], "", ProtocolConfig())
     return msgspec.structs.replace(start, **fields)
 
 
-def tells(start: Start, *views: m.AnyView, origin: Origin = OURS) -> ShardCensus:
+def tells(start: FullView, *views: m.AnyView, origin: Origin = OURS) -> ShardCensus:
     return ShardCensus(f"p{start.group}.{start.shard}", f"inproc://{start.shard}", origin, 0, start, [*views])
 
 
@@ -273,7 +273,8 @@ def test_a_group_that_had_begun_and_of_which_nobody_answers_is_an_error() -> Non
 def test_what_a_copy_is_too_old_for_the_youngest_member_was_started_with() -> None:
     up = m.ShardUp(9, 2, 2, "inproc://2", 7, {0: 3})
     told = [tells(started(i), up) for i in range(2)]
-    state, _ = made(*told, tells(started(2, epoch=2, recovering=True, number=9, window=7, marks={0: 3})), copy=copied())
+    replacement = started(2, epoch=2, recovering=True, number=9, window=7, watermarks={0: 3})
+    state, _ = made(*told, tells(replacement), copy=copied())
     assert state.groups[0].view == 9 and state.groups[0].places[2].state == RECOVERING
 
 
@@ -294,7 +295,7 @@ def test_a_shard_that_is_down_keeps_no_process_of_those_that_told() -> None:
 
 def test_the_first_that_has_heard_of_a_replacement_may_be_the_replacement_itself() -> None:
     """It was started by the view that says so."""
-    up = started(2, epoch=2, recovering=True, number=4, window=7, marks={0: 3})
+    up = started(2, epoch=2, recovering=True, number=4, window=7, watermarks={0: 3})
     told = [tells(started(i), m.ShardDown(2, 2, 1), m.Settle(3, 2, 1, 7, {0: 3})) for i in range(2)]
     state, _ = made(*told, tells(up), copy=copied())
     place = state.groups[0].places[2]

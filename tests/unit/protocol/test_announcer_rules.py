@@ -10,7 +10,7 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.announcer import Announcer, Client
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Send
-from ecrec.protocol.messages import DOWN, SHARD, Address, Origin, ShardDown, Start, StateCopy, Views
+from ecrec.protocol.messages import DOWN, SHARD, Address, FullView, Origin, ShardDown, StateCopy, Views
 from ecrec.protocol.state import Group, Place, encode_copy, read_state
 
 RESEND_MS, COPY_MS = ProtocolConfig().view_resend_ms, ProtocolConfig().state_copy_ms
@@ -23,7 +23,7 @@ class Scheduler(Parts):
         super().__init__(n=3)
         self.group = self.state.groups[0]
         for shard, place in enumerate(self.group.places):
-            place.start = Start(1, 0, 1, 3, shard, 1, False, 0, {}, [], [], [], "", ProtocolConfig())
+            place.start = FullView(1, 0, 1, 3, shard, 1, False, 0, {}, [], [], [], "", ProtocolConfig())
             self.members.contacts[0, shard].view = 3
         self.group.view = views
         self.group.views = [m.WorkerFenced(number, 9, number) for number in range(2, views + 1)]
@@ -109,7 +109,7 @@ def test_a_worker_is_sent_what_it_lacks_or_the_present_view(view: int, epoch: in
     assert [[v.number for v in message.views] for message in sent] == ([] if views is None else [views])
     if view < 1 or not epoch:
         (start,) = sent[0].views
-        assert isinstance(start, Start) and (start.shard, start.epoch) == (-1, 4), "its epoch is in it"
+        assert isinstance(start, FullView) and (start.shard, start.epoch) == (-1, 4), "its epoch is in it"
 
 
 def test_a_worker_is_sent_again_what_it_has_not_confirmed_after_a_while() -> None:

@@ -57,13 +57,13 @@ def test_a_barrier_waits_for_the_push_of_the_other_worker_not_for_an_earlier_one
     gradient = np.ones(spec.dim, np.float32)
     early = Push(5, 1, 0, False, [Section([0], [1])])
     cluster.give(cluster.shards[1], Received(OTHER, early, (np.array([lost], np.int64), gradient)))
-    assert (replacement.marks.get(0), replacement.marks.get(1)) == (1, None)
+    assert (replacement.watermarks.get(0), replacement.watermarks.get(1)) == (1, None)
 
     cluster.blocked.clear()
-    cluster.settle_down(lambda: replacement.marks.get(1) == 1)
-    assert replacement.marks[0] == 1
+    cluster.settle_down(lambda: replacement.watermarks.get(1) == 1)
+    assert replacement.watermarks[0] == 1
     cluster.give(cluster.shards[1], Received(OTHER, barrier_of(9, 1, 2), ()))
-    assert (replacement.marks[0], replacement.marks[1]) == (2, 2)
+    assert (replacement.watermarks[0], replacement.watermarks[1]) == (2, 2)
 
 
 def test_pushes_of_one_barrier_need_not_have_one_number() -> None:
@@ -87,7 +87,7 @@ def test_pushes_of_one_barrier_need_not_have_one_number() -> None:
     for machine in (third, second, first):
         push(cluster, machine, spec, {3: 1.0}, barrier=3)
     cluster.settle_down(lambda: all(machine.durable for machine in (first, second, third)))
-    assert cluster.shard(0).marks == {0: 5, 1: 2, 2: 1}
+    assert cluster.shard(0).watermarks == {0: 5, 1: 2, 2: 1}
 
 
 def test_a_plain_gradient_of_another_run_is_never_written_as_weights() -> None:
@@ -99,7 +99,7 @@ def test_a_plain_gradient_of_another_run_is_never_written_as_weights() -> None:
     push(cluster, first, spec, {0: 42.0}, barrier=2, assign=True)
     push(cluster, second, spec, {1: 1.0})  # of the same number, and no part of the barrier
     cluster.settle_down(lambda: second.durable)
-    assert cluster.shard(0).marks.get(0, 0) == 0
+    assert cluster.shard(0).watermarks.get(0, 0) == 0
     push(cluster, second, spec, {}, barrier=2, assign=True)
     cluster.settle_down(lambda: first.durable and second.durable)
     after = cluster.read(spec)
@@ -126,7 +126,7 @@ def test_workers_that_disagree_about_the_kind_are_told_at_once_and_nothing_is_ap
         assert machine.failed_kind == "refused"
         for part in ("barrier 1 of worker", "worker 1 (its push 1) sets weights", "steps with gradients", "run 1"):
             assert part in machine.failed
-    assert all(sum(cluster.shard(s).marks.values()) == 0 for s in range(3))
+    assert all(sum(cluster.shard(s).watermarks.values()) == 0 for s in range(3))
     reader = add_worker(cluster, 3)
     cluster.client = reader
     cluster.machines["worker-0"] = reader
@@ -144,7 +144,7 @@ def test_a_disagreement_is_the_same_on_a_replacement_that_hears_of_one_push_alon
     cluster.settle_down(lambda: first.failed and second.failed)
     cluster.replace(1)
     cluster.settle_down(cluster.whole)
-    assert [sum(cluster.shard(s).marks.values()) for s in range(3)] == [0, 0, 0]
+    assert [sum(cluster.shard(s).watermarks.values()) for s in range(3)] == [0, 0, 0]
 
 
 def test_runs_of_two_sizes_are_refused_with_both_workers_names() -> None:
@@ -217,7 +217,7 @@ def test_a_worker_that_dies_in_a_barrier_ends_the_run_for_the_others(again: bool
     push(cluster, first, spec, {0: 1.0}, barrier=2)
     push(cluster, second, spec, {0: 1.0}, barrier=2)
     cluster.settle_down(lambda: first.durable and second.durable)
-    assert cluster.shard(0).marks == {0: 2, 1: 2}
+    assert cluster.shard(0).watermarks == {0: 2, 1: 2}
 
 
 def test_workers_that_were_given_up_and_come_back_are_told() -> None:

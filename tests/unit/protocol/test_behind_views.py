@@ -44,7 +44,7 @@ def recovers(cluster: Cluster, pushes: int) -> None:
     cluster.shards[DEAF] = cluster.start(DEAF)
     cluster.drain()
     assert not cluster.failed
-    assert all(cluster.shard(shard).marks.get(0, 0) == pushes for shard in range(5))
+    assert all(cluster.shard(shard).watermarks.get(0, 0) == pushes for shard in range(5))
     cluster.scrub()
 
 
@@ -81,7 +81,7 @@ def test_one_newer_table_does_not_keep_pushes_to_known_ones_from_being_made() ->
     cluster = with_a_deaf_shard(table("late"), before=(known,))
     cluster.push(known, dict.fromkeys(range(known.rows), 1.0))
     cluster.run()
-    assert cluster.shard(DEAF).marks[0] == 1 and cluster.client.acked[DEAF] == 0
+    assert cluster.shard(DEAF).watermarks[0] == 1 and cluster.client.acked[DEAF] == 0
     recovers(cluster, pushes=1)
 
 
@@ -97,7 +97,7 @@ def test_what_is_dropped_for_a_missing_view_is_said() -> None:
         effects = machine.handle(Received(source, message, frames), cluster.now_ms)
         assert [effect.level for effect in effects if isinstance(effect, Note)] == ["warning"]
         assert not any(isinstance(getattr(effect, "message", None), PushRefused) for effect in effects)
-        assert not machine.context.pulls and not machine.marks
+        assert not machine.context.pulls and not machine.watermarks
 
 
 def test_watermarks_are_told_when_lost_rows_may_begin_again_from_now_on() -> None:
@@ -111,5 +111,5 @@ def test_watermarks_are_told_when_lost_rows_may_begin_again_from_now_on() -> Non
     cluster.settle_down(lambda: all(cluster.shard(shard).config.reinitialise_lost for shard in range(3)))
     pass_time(cluster, 1000.0)
     for shard in range(3):
-        told = [cluster.shard(other).peers[shard].marks_received() for other in range(3) if other != shard]
+        told = [cluster.shard(other).peers[shard].watermarks_received() for other in range(3) if other != shard]
         assert told == [{0: 1}] * 2

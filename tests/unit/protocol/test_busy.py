@@ -82,12 +82,12 @@ def test_in_the_middle_of_a_large_push_the_shard_is_heard_and_nothing_of_the_pus
         busy = Busy(cluster, machine)
         queue = cluster.channels["worker-0", cluster.shards[2]]
         event = next(e for e in queue if isinstance(e.message, m.Push))
-        before, began_ms = dict(machine.marks), machine.heartbeats.said_ms
+        before, began_ms = dict(machine.watermarks), machine.heartbeats.said_ms
         cluster.now_ms = began_ms
         effects = machine.handle(event, cluster.now_ms)
         check_signs(cluster, busy, began_ms)
-    assert all(status.marks == before for status in busy.statuses)
-    assert machine.marks != before
+    assert all(status.watermarks == before for status in busy.statuses)
+    assert machine.watermarks != before
     assert any(isinstance(effect, Send) and isinstance(effect.message, m.Window) for effect in effects)
 
 

@@ -71,7 +71,7 @@ def test_no_frame_is_too_long_when_wide_rows_are_repaired_and_seeded() -> None:
     assert (cluster.read(WIDE) == before).all()
     cluster.scrub()
     assert max(cluster.longest.values()) <= LIMIT
-    for kind in ("Repaired", "Mark", "Captured"):
+    for kind in ("Repaired", "Marker", "Captured"):
         assert 1024 < cluster.longest[kind] <= CONFIG.repair_bytes_max, kind
     assert 1024 < cluster.longest["Window"] <= CONFIG.seed_bytes_max
 
@@ -119,7 +119,7 @@ def test_a_scrub_covers_no_more_than_a_server_allows() -> None:
 # ------------------------------------------------------------------ pushes and windows
 def test_a_push_whose_deltas_no_frame_can_hold_is_refused_with_the_numbers() -> None:
     cluster = filled()
-    number = {s: cluster.shard(s).marks.get(0, 0) for s in range(5)}
+    number = {s: cluster.shard(s).watermarks.get(0, 0) for s in range(5)}
     with pytest.raises(RefusedError, match=r"table 'wide'.* 24,576 bytes .* 16,384 can be sent"):
         cluster.push(WIDE, {row: 1.0 for row in range(WIDE.rows)})
     # A shard refuses it too, of a client that does not look.
@@ -130,7 +130,7 @@ def test_a_push_whose_deltas_no_frame_can_hold_is_refused_with_the_numbers() -> 
     (refusal,) = [e.message.reason for e in effects if isinstance(e, Send) and isinstance(e.message, m.PushRefused)]
     assert "would have up to 24576 bytes" in refusal and "16384" in refusal
     cluster.run()
-    assert {s: cluster.shard(s).marks.get(0, 0) for s in range(5)} == number
+    assert {s: cluster.shard(s).watermarks.get(0, 0) for s in range(5)} == number
     assert not cluster.stopped
 
 
@@ -175,8 +175,9 @@ def test_a_message_that_cannot_be_sent_ends_the_process() -> None:
     """Left out it would be a hole in a stream that has none."""
     machine = filled().shard(0)
     keys = np.zeros(LIMIT // 8 + 1, np.uint64)
-    with pytest.raises(HalfHandledError, match="a Mark for shard 1 has a frame of 16392 bytes, and 16384 can be sent"):
-        machine.context.send(machine.peers[1], m.Mark(1, 1, m.Stripes(0, 0, 0)), (keys, keys[:0], keys[:0]))
+    text = "a Marker for shard 1 has a frame of 16392 bytes, and 16384 can be sent"
+    with pytest.raises(HalfHandledError, match=text):
+        machine.context.send(machine.peers[1], m.Marker(1, 1, m.Stripes(0, 0, 0)), (keys, keys[:0], keys[:0]))
 
 
 def test_no_push_is_applied_while_too_many_bytes_wait_for_a_peer() -> None:

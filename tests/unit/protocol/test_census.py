@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_adoption import DATA, SPEC, Living, fenced, lease, train
 from test_wire import values
 
+from ecrec.errors import ConfigurationError
 from ecrec.protocol import invariants
 from ecrec.protocol import messages as m
 from ecrec.protocol.client import ClientMachine
@@ -34,6 +35,17 @@ def stopped(effects: list[Effect]) -> str:
 
 
 # ---------------------------------------------------------------------- copies that nobody can read
+def test_a_state_with_a_field_that_this_version_does_not_know_is_refused() -> None:
+    """Passed over, it would be forgotten with the next write, without a word."""
+    later = msgspec.msgpack.decode(without_checksum(encode_state(State(3, []))))
+    for place in (later, later["leases"]):
+        place["of_a_later_version"] = 1
+        with pytest.raises(ConfigurationError, match=r"not written by this version.*of_a_later_version"):
+            read_state(with_checksum(msgspec.msgpack.encode(later)))
+        del place["of_a_later_version"]
+    assert read_state(with_checksum(msgspec.msgpack.encode(later))) == State(3, [])
+
+
 def test_an_adoption_ends_with_the_reason_when_no_copy_can_be_read(living: Living) -> None:
     for shard in range(5):
         living.shard(shard).context.copy = b"of another version"
@@ -223,7 +235,7 @@ def test_true_answers_are_adopted(step: str) -> None:
     check_adopted(machine)
 
 
-def member(start: m.Start, which: int, **fields: Any) -> list[m.Member]:
+def member(start: m.FullView, which: int, **fields: Any) -> list[m.Member]:
     return [msgspec.structs.replace(e, **fields) if e.shard == which else e for e in start.members]
 
 
@@ -274,7 +286,7 @@ def test_a_census_that_cannot_be_is_dropped_and_its_member_named(what: str) -> N
 
 VIEWS: dict[str, Any] = {
     "a gap": lambda v: [m.WorkerFenced(v + 2, 1, 1)],
-    "a start": lambda v: [m.Start(v + 1, 0, 1, 5, 1, 1, False, 0, {}, [], [], [], "", ProtocolConfig())],
+    "a start": lambda v: [m.FullView(v + 1, 0, 1, 5, 1, 1, False, 0, {}, [], [], [], "", ProtocolConfig())],
     "a shard out of range": lambda v: [m.ShardDown(v + 1, 17, 1)],
     "a negative shard": lambda v: [m.ShardWhole(v + 1, -2, 1)],
     "a huge window": lambda v: [m.ShardDown(v + 1, 3, 1), m.Settle(v + 2, 3, 1, HUGE)],

@@ -18,6 +18,7 @@ from ecrec.protocol.messages import (
     CreateTable,
     DataLost,
     Fenced,
+    FullView,
     Hello,
     Member,
     Message,
@@ -30,7 +31,6 @@ from ecrec.protocol.messages import (
     Section,
     ShardDown,
     ShardUp,
-    Start,
     TableAdded,
     TableReady,
     View,
@@ -65,7 +65,7 @@ class Driver:
                 Member(s, (epochs or {}).get(s, 1), (state or {}).get(s, UP), f"tcp://{group}.{s}")
                 for s in range(self.n)
             ]
-            start = Start(number, group, self.groups, self.n, -1, 7, False, 0, {}, members, [], [], "", CONFIG)
+            start = FullView(number, group, self.groups, self.n, -1, 7, False, 0, {}, members, [], [], "", CONFIG)
             effects += self.view(start, group)
         for asked in self.machine.create_table(FIRST):
             assert isinstance(asked, Send) and isinstance(asked.message, CreateTable)
@@ -461,8 +461,8 @@ def test_pushes_are_applied_once_and_exact_pulls_see_their_point_under_deaths_an
             case 7 if s in down:
                 number += 1
                 shards[s] = FakeShard(shard.epoch + 1, shard.applied[: down.pop(s)])
-                marks = {1: len(shards[s].applied)}
-                carry(driver.view(ShardUp(number, s, shards[s].epoch, "tcp://x", 0, marks)))
+                watermarks = {1: len(shards[s].applied)}
+                carry(driver.view(ShardUp(number, s, shards[s].epoch, "tcp://x", 0, watermarks)))
         if draining and not exact and driver.machine.durable and driver.machine.ready:
             break
     assert driver.machine.durable and not exact

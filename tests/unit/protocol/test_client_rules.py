@@ -31,6 +31,7 @@ from ecrec.protocol.messages import (
     CreateTable,
     DataLost,
     Dataset,
+    FullView,
     InitialiseTable,
     JoinRun,
     Leased,
@@ -46,7 +47,6 @@ from ecrec.protocol.messages import (
     RunOver,
     ShardDown,
     ShardUp,
-    Start,
     TableInitial,
     TableReady,
     View,
@@ -61,9 +61,9 @@ DATA = Dataset("d", 100, 100, 10)
 AGAIN_MS = 100.0
 
 
-def started(number: int = 1, group: int = 0, groups: int = 1, n: int = 3, **fields: Any) -> Start:
+def started(number: int = 1, group: int = 0, groups: int = 1, n: int = 3, **fields: Any) -> FullView:
     members = [Member(i, 1, UP, f"tcp://{group}.{i}") for i in range(n)]
-    start = Start(number, group, groups, n, -1, 7, False, 0, {}, members, [], [], "", CONFIG)
+    start = FullView(number, group, groups, n, -1, 7, False, 0, {}, members, [], [], "", CONFIG)
     return msgspec.structs.replace(start, **fields)
 
 
@@ -78,10 +78,10 @@ def tool() -> ClientMachine:
         (started(), 0, ""),
         (started(), 1, "views of group 1, there are 1"),
         (started(), -1, "views of group -1, there are 1"),
-        (started(members=[]), 0, "Start: 0 members"),
-        (started(members=[Member(0, 1, UP, "")] * 3), 0, "Start: 3 members"),
+        (started(members=[]), 0, "FullView: 0 members"),
+        (started(members=[Member(0, 1, UP, "")] * 3), 0, "FullView: 3 members"),
         (started(n=1), 0, ""),
-        (started(n=0, members=[]), 0, "Start: 0 members in 1 group"),
+        (started(n=0, members=[]), 0, "FullView: 0 members in 1 group"),
         (started(n=SHARDS_IN_GROUP_MAX), 0, ""),
         (started(n=SHARDS_IN_GROUP_MAX + 1), 0, f"group(s) of {SHARDS_IN_GROUP_MAX + 1}"),
         (started(groups=GROUPS_MAX), 0, ""),
@@ -89,13 +89,13 @@ def tool() -> ClientMachine:
         (started(groups=0), 0, "there are 0"),
     ],
 )
-def test_a_first_view_that_cannot_be_is_refused(view: Start, group: int, why: str) -> None:
+def test_a_first_view_that_cannot_be_is_refused(view: FullView, group: int, why: str) -> None:
     machine = ClientMachine(1, "p")
     if not why:
         machine.handle(Received(Address(SCHEDULER, 0, 0), Views(group, [view])), 0.0)
         assert machine.n == view.n
         return
-    with pytest.raises(ValueError, match=r"Start|views|shard") as error:
+    with pytest.raises(ValueError, match=r"FullView|views|shard") as error:
         machine.handle(Received(Address(SCHEDULER, 0, 0), Views(group, [view])), 0.0)
     assert why in str(error.value) and machine.n == 0
 
@@ -103,7 +103,7 @@ def test_a_first_view_that_cannot_be_is_refused(view: Start, group: int, why: st
 @pytest.mark.parametrize(
     ("view", "why"),
     [
-        (started(2, n=4), "Start: 4 members in 1 group(s) of 4"),
+        (started(2, n=4), "FullView: 4 members in 1 group(s) of 4"),
         (started(2, groups=2), "in 2 group(s) of 3"),
         (ShardDown(2, 2, 1), ""),
         (ShardDown(2, 3, 1), "ShardDown of shard 3, in a group of 3"),
@@ -117,7 +117,7 @@ def test_a_later_view_that_does_not_fit_the_first_one_is_refused(view: View, why
     if not why:
         driver.view(view)
         return
-    with pytest.raises(ValueError, match=r"Start|views|shard") as error:
+    with pytest.raises(ValueError, match=r"FullView|views|shard") as error:
         driver.view(view)
     assert why in str(error.value)
 
@@ -193,6 +193,20 @@ def test_a_scheduler_whose_state_was_made_again_is_followed_from_its_first_full_
     assert driver.machine._views == [5] and driver.machine.origin == Origin("c", 0, 1)
     driver.scheduler(Views(0, [started(4)], Origin("c", 1, 1)))
     assert driver.machine._views == [4] and driver.machine.origin == Origin("c", 1, 1)
+
+
+def test_the_newest_state_that_a_worker_has_heard_of_does_not_fall() -> None:
+    """It would then be ended by a scheduler that knows less than it."""
+    driver = Driver()
+    driver.scheduler(Views(0, [started(5)], Origin("c", 1, 7)))
+    driver.scheduler(Views(0, [], Origin("c", 1, 3)))
+    assert driver.machine.origin == Origin("c", 1, 7)
+    driver.scheduler(m.Fenced("you are another", Origin("c", 1, 3)))
+    assert not driver.machine.failed
+    driver.scheduler(Views(0, [], Origin("c", 1, 8)))
+    assert driver.machine.origin == Origin("c", 1, 8)
+    driver.scheduler(Views(0, [started(6)], Origin("c", 2, 1)))
+    assert driver.machine.origin == Origin("c", 2, 1)
 
 
 def test_who_is_asked_for_its_splits_tells_them_if_it_is_a_worker_that_has_a_life() -> None:

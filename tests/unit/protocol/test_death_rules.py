@@ -9,7 +9,7 @@ from parts import Parts
 from ecrec.protocol import messages as m
 from ecrec.protocol.admission import Admission, Candidate
 from ecrec.protocol.config import NEVER_MS, ProtocolConfig
-from ecrec.protocol.deaths import Deaths
+from ecrec.protocol.deaths import DIED_MAX, Deaths
 from ecrec.protocol.events import Connection, Disconnect, Note, Send
 from ecrec.protocol.losses import Losses
 from ecrec.protocol.messages import (
@@ -20,11 +20,11 @@ from ecrec.protocol.messages import (
     UP,
     Address,
     Fenced,
+    FullView,
     Leave,
     LeaveWaits,
     Origin,
     Probe,
-    Start,
 )
 from ecrec.protocol.placement import TableSpec
 from ecrec.protocol.settlement import Settlements
@@ -40,8 +40,8 @@ def shard(number: int, epoch: int = 1) -> Address:
     return Address(SHARD, number, epoch)
 
 
-def started(number: int = 1) -> Start:
-    return Start(number, 0, 1, N, 0, 1, False, 0, {}, [], [], [], "", CONFIG)
+def started(number: int = 1) -> FullView:
+    return FullView(number, 0, 1, N, 0, 1, False, 0, {}, [], [], [], "", CONFIG)
 
 
 class Scheduler(Parts):
@@ -95,6 +95,46 @@ class Scheduler(Parts):
 
     def states(self) -> list[str]:
         return [place.state for place in self.group.places]
+
+
+# ------------------------------------------------------------------ last words
+def reasons(scheduler: Scheduler) -> list[tuple[int, str]]:
+    return [(entry.shard, entry.reason) for entry in scheduler.state.history if entry.event == "down"]
+
+
+def test_a_process_of_which_somebody_says_that_it_has_ended_is_down_and_why_is_kept() -> None:
+    scheduler = Scheduler("3+1")
+    scheduler.group.places[1].process = "p1"
+    scheduler.deaths.on_ended("somebody", "ended with exit code 1")
+    scheduler.deaths.on_ended("", "ended")
+    assert DOWN not in scheduler.states()
+    for _ in range(2):  # its successor says it until it has a place
+        scheduler.deaths.on_ended("p1", "was ended by SIGKILL")
+    assert scheduler.states() == [UP, DOWN, UP, UP]
+    assert reasons(scheduler) == [(1, "its process was ended by SIGKILL")]
+
+
+def test_how_a_process_ended_is_added_to_what_was_seen_of_its_death() -> None:
+    scheduler = Scheduler("3+1", groups=2)
+    place = scheduler.state.groups[1].places[2]
+    place.process = "p6"
+    scheduler.deaths._down(1, 2, "its connection is closed")
+    place.process, place.epoch, place.state = "another", 2, UP  # a spare was faster
+    for _ in range(2):
+        scheduler.deaths.on_ended("p6", "was ended by SIGKILL")
+    assert reasons(scheduler) == [(6, "its connection is closed; its process was ended by SIGKILL")]
+    assert scheduler.context.is_changed and place.state == UP
+
+
+def test_of_many_deaths_the_last_ones_may_be_described() -> None:
+    scheduler = Scheduler("1+3")
+    place = scheduler.group.places[0]
+    for number in range(DIED_MAX + 1):
+        place.process, place.state, place.epoch = f"one {number}", UP, number
+        scheduler.deaths._down(0, 0, "gone")
+    for number in (0, 1, DIED_MAX):
+        scheduler.deaths.on_ended(f"one {number}", "burnt")
+    assert [text for _, text in reasons(scheduler) if "burnt" in text] == ["gone; its process burnt"] * 2
 
 
 # ------------------------------------------------------------------ signs

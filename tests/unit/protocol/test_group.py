@@ -140,7 +140,7 @@ def test_a_refused_push_changes_nothing_and_names_the_row() -> None:
     effects = holder.handle(Received(Address(WORKER, 0, 1), push, frames), cluster.now_ms)
     (reason,) = [e.message.reason for e in effects if isinstance(e, Send) and isinstance(e.message, PushRefused)]
     assert "row 2" in reason and "finite" in reason
-    assert holder.marks == {}
+    assert holder.watermarks == {}
     out = np.empty(16, np.uint8)
     holder.store.gather(np.array([0], np.int32), np.array([1], np.int64), np.array([2], np.int64), out)
     assert out.tobytes() == before[2].tobytes()

@@ -96,8 +96,8 @@ def kind_of(event: Event) -> str:
 
 
 KINDS = (
-    "Tick", "Start", "ShardDown", "Settle", "ShardUp", "ShardWhole", "TableAdded", "Window", "WindowAck", "Stable",
-    "Join", "Reseed", "Repair", "CaptureParity", "Snap", "Mark", "Captured", "Repaired", "Hello", "Push", "Pull",
+    "Tick", "FullView", "ShardDown", "Settle", "ShardUp", "ShardWhole", "TableAdded", "Window", "WindowAck", "Stable",
+    "Join", "Reseed", "Repair", "CaptureParity", "Snap", "Marker", "Captured", "Repaired", "Hello", "Push", "Pull",
     "Scrub", "PrepareTable", "StateCopy", "Probe", "Ping", "Flush",
 )  # fmt: skip
 

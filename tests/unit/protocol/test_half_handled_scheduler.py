@@ -127,7 +127,7 @@ KINDS = (
     "scheduler: LeaveRun", "scheduler: ClusterQuery", "scheduler: StoryQuery", "scheduler: Unfit", "scheduler: Leave",
     "scheduler: Handover", "scheduler: Drain",
     "scheduler: ShardCensus", "scheduler: WorkerCensus", "scheduler: Save", "scheduler: Restore",
-    "worker: Tick", "worker: view Start", "worker: view ShardDown", "worker: view Settle", "worker: view ShardUp",
+    "worker: Tick", "worker: view FullView", "worker: view ShardDown", "worker: view Settle", "worker: view ShardUp",
     "worker: view TableAdded", "worker: Welcome", "worker: PushAck", "worker: Rows", "worker: TableReady",
     "worker: Leased", "worker: TableInitial", "worker: RunJoined", "worker: RunOver", "worker: Census",
 )  # fmt: skip

@@ -29,7 +29,7 @@ def shard() -> ShardMachine:
     """Shard 2 of five that run."""
     machine = ShardMachine("p", "tcp://x:2", 2)
     members = [m.Member(i, 1, m.UP, f"tcp://x:{i}") for i in range(5)]
-    start = m.Start(1, 0, 1, 5, 2, 1, False, 0, {}, members, [TABLE], [], "", ProtocolConfig())
+    start = m.FullView(1, 0, 1, 5, 2, 1, False, 0, {}, members, [TABLE], [], "", ProtocolConfig())
     machine.handle(Received(SCHEDULER, m.Views(0, [start])), 0.0)
     return machine
 

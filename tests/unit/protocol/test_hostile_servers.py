@@ -119,7 +119,7 @@ def test_rows_of_a_member_that_do_not_fit_end_the_repair_and_no_more(cluster: Cl
     snaps = [effect for effect in effects if isinstance(effect, Send) and isinstance(effect.message, m.Snap)]
     notes = []
     for snap in snaps:
-        mark = m.Mark(machine.view, snap.message.request, snap.message.stripes)
+        mark = m.Marker(machine.view, snap.message.request, snap.message.stripes)
         bad = np.array([0], np.uint64).tobytes(), b"short"
         notes += machine.handle(Received(snap.to, mark, (b"", *bad)), cluster.now_ms)
     for effect in effects:
@@ -193,7 +193,7 @@ def test_views_of_a_shard_that_there_is_not_are_not_taken(cluster: Cluster, shar
 
 def test_a_start_that_cannot_be_leaves_the_process_without_a_place() -> None:
     members = [m.Member(i, 1, m.UP, f"tcp://x:{i}") for i in range(5)]
-    good = m.Start(1, 0, 1, 5, 2, 1, False, 0, {}, members, [SPEC], [], "", ProtocolConfig())
+    good = m.FullView(1, 0, 1, 5, 2, 1, False, 0, {}, members, [SPEC], [], "", ProtocolConfig())
     replace = msgspec.structs.replace
     machine = ShardMachine("p", "tcp://x:2", 2)
     for bad in (
@@ -232,9 +232,9 @@ def test_a_worker_takes_no_views_that_cannot_be(cluster: Cluster) -> None:
     client = cluster.client
     before = list(client._views)
     down = m.ShardDown(before[0] + 1, 9, 1)
-    start = m.Start(before[0] + 1, 0, 1, 4, -1, 1, False, 0, {}, [], [], [], "", ProtocolConfig())
+    start = m.FullView(before[0] + 1, 0, 1, 4, -1, 1, False, 0, {}, [], [], [], "", ProtocolConfig())
     for views in (m.Views(0, [down]), m.Views(5, []), m.Views(0, [start])):
-        with pytest.raises(ValueError, match=r"in a group of 5|views of group 5|Start: 0 members"):
+        with pytest.raises(ValueError, match=r"in a group of 5|views of group 5|FullView: 0 members"):
             client.handle(Received(SCHEDULER, views), cluster.now_ms)
     assert client._views == before
     new = ClientMachine(1, "new")

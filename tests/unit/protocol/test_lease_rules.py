@@ -167,8 +167,8 @@ def fenced(somewhere: int = 0, **more: Any) -> Scheduler:
     scheduler.leases.fence(0, 1, "silent")
     for group in range(len(scheduler.state.groups)):
         for shard in range(2):
-            marks = {m.cursor_key(0): somewhere} if shard else {}
-            scheduler.says(group, shard, marks=marks, durable=dict(marks)).view = 2
+            watermarks = {m.cursor_key(0): somewhere} if shard else {}
+            scheduler.says(group, shard, watermarks=watermarks, durable=dict(watermarks)).view = 2
     return scheduler
 
 
@@ -196,7 +196,7 @@ def test_no_split_is_handed_on_while_one_shard_may_still_change_what_it_has(lack
     elif lacks == "has not confirmed":
         contact.view = 1
     else:
-        scheduler.says(1, 1, marks={m.cursor_key(0): cursor(1, 6)}, durable={m.cursor_key(0): cursor(1, 5)})
+        scheduler.says(1, 1, watermarks={m.cursor_key(0): cursor(1, 6)}, durable={m.cursor_key(0): cursor(1, 5)})
     scheduler.leases.advance(scheduler.members)
     assert scheduler.fences() == [(0, 1)] and scheduler.held(0) == [(0, 10)]
 
@@ -218,8 +218,8 @@ def test_what_is_handed_on_begins_with_the_first_example_that_some_shard_lacks(
     scheduler = fenced()
     scheduler.of.leases[0].done = done
     for shard, at in enumerate((everywhere, somewhere)):
-        marks = {m.cursor_key(0): at}
-        scheduler.says(0, shard, marks=marks, durable=marks)
+        watermarks = {m.cursor_key(0): at}
+        scheduler.says(0, shard, watermarks=watermarks, durable=watermarks)
     scheduler.leases.advance(scheduler.members)
     (dataset,) = scheduler.of.datasets
     assert (dataset.trained, dataset.repeated, dataset.returned) == (trained, repeated, [rest] if rest else [])

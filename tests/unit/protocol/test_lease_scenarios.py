@@ -191,11 +191,11 @@ def test_a_silent_worker_is_fenced_and_its_late_pushes_change_nothing() -> None:
     assert workers.lease(other) == (4, 8), "so long it may take its time"
     workers.pass_ms(1000)
     assert workers.lease(other) == (1, 4), "from its cursor on"
-    marks = [dict(workers.shard(s).marks) for s in range(3)]
+    watermarks = [dict(workers.shard(s).watermarks) for s in range(3)]
     workers.machines[zombie.process] = machine
     workers.carry_out(zombie.process, zombie, effects)
     workers.run()
-    assert [dict(workers.shard(s).marks) for s in range(3)] == marks
+    assert [dict(workers.shard(s).watermarks) for s in range(3)] == watermarks
     workers.settle_down(lambda: bool(zombie.failed))
     assert zombie.failed_kind == "fenced"
     assert (workers.figures.trained, workers.figures.repeated, workers.figures.deaths) == (1, 0, 1)
@@ -375,13 +375,13 @@ def test_a_shard_refuses_a_push_whose_cursor_goes_back() -> None:
     workers.train(client, 3)
     workers.durable(client)
     shard = workers.shard(0)
-    mark = shard.marks[0]
+    mark = shard.watermarks[0]
     for cursor in ((1 << CURSOR_BITS) + 3, (1 << CURSOR_BITS) + 1, -5):
         push = m.Push(client.epoch, mark + 1, 0, False, [], cursor)
         effects = shard.handle(Received(client.address, push), workers.now_ms)
         (refused,) = [e.message for e in effects if isinstance(getattr(e, "message", None), m.PushRefused)]
         assert "it only rises" in refused.reason
-        assert shard.marks[0] == mark
+        assert shard.watermarks[0] == mark
 
 
 def test_a_push_of_more_than_is_left_of_the_split_is_an_error() -> None:

@@ -80,7 +80,7 @@ def test_a_group_that_has_lost_data_loses_nothing_more() -> None:
     ("spec", "down", "again", "why"),
     [
         (CODED, {0, 1}, True, None),
-        (CODED, {0, 1}, False, "data lost: shards 0 (down), 1 (down) are not whole, and code 2+1 stands 1 such"),
+        (CODED, {0, 1}, False, "data lost: shards 0 (down), 1 (down) are not whole, and code 2+1 tolerates 1 such"),
         (PLAIN, {0}, True, "it cannot go on, because without parity nobody knows what they had applied"),
         (CODED, {0, 1, 2, 3}, True, "it cannot go on, because nobody is left that knows what they had applied"),
     ],
@@ -115,7 +115,7 @@ def test_pushes_that_may_be_lost_are_those_of_the_cut_or_of_the_longest_report_o
     assert applied(0, 0, Settlement(1, reports, -1, {0: 99}, -1)) == 4
     assert applied(0, 0, Settlement(1)) == 0
     assert applied(0, 0, None) == 0, "it was never heard"
-    scheduler.says(0, 0, marks={0: 5})
+    scheduler.says(0, 0, watermarks={0: 5})
     assert applied(0, 0, None) == 5
 
 

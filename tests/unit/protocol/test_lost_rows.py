@@ -1,4 +1,4 @@
-"""More deaths than the code stands: what is lost is named; by option training goes on without it."""
+"""More deaths than the code tolerates: what is lost is named; by option training goes on without it."""
 
 from typing import Any
 
@@ -233,7 +233,7 @@ def test_what_was_pushed_before_the_first_coded_table_is_known_to_all() -> None:
     cluster.run()
     cluster.kill(1)
     machine = cluster.replace(1)
-    assert machine.marks == {0: 3}
+    assert machine.watermarks == {0: 3}
     cluster.push(plain, dict.fromkeys(range(plain.rows), 1.0))
     cluster.drain()
     assert not cluster.failed

@@ -126,9 +126,9 @@ def test_what_waited_for_a_view_is_taken_when_it_comes(cluster: Cluster) -> None
 
 
 # ------------------------------------------------------------------ which cannot be
-def start(n: int, shard: int = 0, window: int = 0, members: int | None = None) -> m.Start:
+def start(n: int, shard: int = 0, window: int = 0, members: int | None = None) -> m.FullView:
     listed = [m.Member(i, 1, m.UP, f"inproc://{i}") for i in range(n if members is None else members)]
-    return m.Start(1, 0, 1, n, shard, 1, False, window, {}, listed, [], [], "", ProtocolConfig())
+    return m.FullView(1, 0, 1, n, shard, 1, False, window, {}, listed, [], [], "", ProtocolConfig())
 
 
 @pytest.mark.parametrize(("view", "fits"), [
@@ -136,7 +136,7 @@ def start(n: int, shard: int = 0, window: int = 0, members: int | None = None) -
     (start(3, window=-1), False), (start(3, members=2), False), (start(3, shard=3), False), (start(3, shard=2), True),
     (start(3, shard=-1), False),
 ])  # fmt: skip
-def test_a_start_that_cannot_be_is_refused(view: m.Start, fits: bool) -> None:
+def test_a_start_that_cannot_be_is_refused(view: m.FullView, fits: bool) -> None:
     machine = ShardMachine("p", "inproc://p", 0)
     event = Received(SCHEDULER_ADDRESS, m.Views(0, [view]))
     if fits:

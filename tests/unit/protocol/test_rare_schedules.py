@@ -28,7 +28,7 @@ def test_pushes_that_were_acknowledged_before_the_first_coded_table_are_known_af
     cluster.kill(1)
     cluster.blocked.clear()
     cluster.declared(1)
-    assert cluster.replace(1).marks == {0: 2}
+    assert cluster.replace(1).watermarks == {0: 2}
     cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
     cluster.drain()
 
@@ -50,9 +50,9 @@ def test_a_member_that_heard_nothing_of_a_replacement_reports_its_first_cut() ->
     cluster.push(other, dict.fromkeys(range(other.rows), 1.0))
     cluster.run()
     assert replacement.state == RECOVERING and replacement.context.unstable
-    cluster.settle_down(lambda: not replacement.context.open_marks)
+    cluster.settle_down(lambda: not replacement.context.open_watermarks)
     cluster.settle_down(lambda: all(window.waiting == {3} for window in replacement.context.unstable.values()))
-    assert any(window.marks for window in replacement.context.unstable.values())
+    assert any(window.watermarks for window in replacement.context.unstable.values())
     cluster.kill(2)
     cluster.blocked.clear()
     cluster.declared(2)

@@ -13,7 +13,17 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.adoption import Adoption, Told
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.context import Context
-from ecrec.protocol.events import OUTDATED, Connection, Disconnected, HalfHandledError, Received, Send, Stop, Tick
+from ecrec.protocol.events import (
+    OUTDATED,
+    Connection,
+    Disconnected,
+    HalfHandledError,
+    Note,
+    Received,
+    Send,
+    Stop,
+    Tick,
+)
 from ecrec.protocol.messages import (
     DOWN,
     RECOVERING,
@@ -23,13 +33,13 @@ from ecrec.protocol.messages import (
     Address,
     Census,
     Fenced,
+    FullView,
     Origin,
     ShardCensus,
     ShardStatus,
-    Start,
     StateCopy,
 )
-from ecrec.protocol.rebuilding import Rebuilding, Rebuilt
+from ecrec.protocol.rebuilding import AHEAD_MAX, Rebuilding, Rebuilt
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.state import Group, Place, Settlement, State, encode_state
 
@@ -42,9 +52,9 @@ def shard(number: int, epoch: int = 1) -> Address:
     return Address(SHARD, number, epoch)
 
 
-def started(number: int, groups: int = 1) -> Start:
+def started(number: int, groups: int = 1) -> FullView:
     members = [m.Member(i, 1, UP, f"inproc://{i}") for i in range(N)]
-    return Start(1, 0, groups, N, number, 1, False, 0, {}, members, [], [], "", CONFIG)
+    return FullView(1, 0, groups, N, number, 1, False, 0, {}, members, [], [], "", CONFIG)
 
 
 def state_of(groups: int = 1, **fields: Any) -> State:
@@ -405,6 +415,88 @@ def test_nothing_is_decided_while_the_state_is_in_doubt() -> None:
             assert not scheduler.rebuilding.is_over
         scheduler.handle(Tick(), TIMEOUT_MS)
     assert scheduler.rebuilding.is_over, "and from the next tick on"
+
+
+@pytest.mark.parametrize("broken", [Disconnected(shard(1)), Connection(shard(1), up=False)])
+def test_a_connection_that_ends_while_the_state_is_in_doubt_is_not_forgotten(broken: Any) -> None:
+    """Nobody says it again: taken for silence, the death would be noticed seconds later."""
+    scheduler = SchedulerMachine(N, 1, CONFIG, encode_state(state_of()), "ours")
+    scheduler.handle(broken, 0.0)
+    assert not scheduler.rebuilding.is_over
+    now_ms = 0.0
+    while scheduler.state.groups[0].places[1].state == UP and now_ms < 3 * TIMEOUT_MS:
+        now_ms += 50.0
+        for number in (0, 2):
+            beats(scheduler, number, now_ms=now_ms)
+        scheduler.handle(Tick(), now_ms)
+    silent = SchedulerMachine(N, 1, CONFIG, encode_state(state_of()), "ours")
+    until_ms = 0.0
+    while silent.state.groups[0].places[1].state == UP:
+        until_ms += 50.0
+        for number in (0, 2):
+            beats(silent, number, now_ms=until_ms)
+        silent.handle(Tick(), until_ms)
+    assert scheduler.state.groups[0].places[1].state == DOWN and now_ms < until_ms
+
+
+def test_a_connection_that_ends_while_a_state_is_made_again_is_judged_with_the_new_state() -> None:
+    scheduler = SchedulerMachine(N, 1, CONFIG, encode_state(state_of()), "ours", adopt=True)
+    scheduler.handle(Tick(), 0.0)
+    beats(scheduler, 0, origin=Origin("ours", 2, 9))
+    assert scheduler.rebuilding.adoption is not None
+    strangers = [Disconnected(Address(TOOL, 1, 1)), Disconnected(shard(N)), Disconnected(shard(-1))]
+    for event in (Disconnected(shard(1)), Connection(shard(1, 0), up=True), *strangers):
+        scheduler.handle(event, 1.0)
+    scheduler.rebuilding.adoption = None  # all have told
+    with mock.patch("ecrec.protocol.deaths.Deaths.on_disconnected") as heard:
+        scheduler._adopt(Rebuilt(state_of(), {}))
+    heard.assert_called_once_with(shard(1))
+
+
+@pytest.mark.parametrize("role", [m.WORKER, TOOL])
+@pytest.mark.parametrize(
+    ("origin", "is_ahead"),
+    [
+        (Origin("ours", 2, 6), True),
+        (Origin("ours", 3, 0), True),
+        (Origin("ours", 2, 5), False),
+        (Origin("ours", 1, 99), False),
+        (Origin("theirs", 9, 9), False),
+        (Origin(), False),
+    ],
+)
+@pytest.mark.parametrize("in_doubt", [True, False])
+def test_a_worker_that_knows_more_than_the_state_is_given_nothing(
+    role: int, origin: Origin, is_ahead: bool, in_doubt: bool
+) -> None:
+    """Else it would be granted splits that others have, where no shard is heard that could tell."""
+    state = state_of(workers={7: (1, "p")})
+    scheduler = SchedulerMachine(N, 1, CONFIG, encode_state(state), "ours") if in_doubt else scheduler_of(state)
+    one = Address(role, 7, 1)
+    effects = scheduler.handle(Received(one, m.WorkerStatus("p", [4], {}, 0, origin=origin)), 1.0)
+    assert not any(isinstance(effect, Stop) for effect in effects)
+    notes = [effect.text for effect in effects if isinstance(effect, Note) and "it is given nothing" in effect.text]
+    assert bool(notes) == is_ahead
+    for now_ms in range(0, int(TIMEOUT_MS) + 2, 100):
+        scheduler.handle(Tick(), float(now_ms))
+    scheduler.handle(Tick(), TIMEOUT_MS + 1.0)
+    assert scheduler.rebuilding.is_over
+    created = m.CreateTable(5, table("t", code="2+1"))
+    scheduler.handle(Received(one, created), TIMEOUT_MS + 2.0)
+    assert bool(scheduler.tables.preparing.tables()) == (not is_ahead)
+    query = scheduler.handle(Received(one, m.ClusterQuery(6)), TIMEOUT_MS + 3.0)
+    assert messages(query, m.ClusterState), "people may look"
+    behind = m.WorkerStatus("p", [4], {}, 0, origin=Origin("ours", 2, 5))
+    scheduler.handle(Received(one, behind), TIMEOUT_MS + 4.0)
+    assert not scheduler.rebuilding.is_ahead(one)
+
+
+def test_of_invented_workers_no_more_are_kept_than_there_is_room_for() -> None:
+    doubt = Doubt()
+    for number in range(AHEAD_MAX + 5):
+        assert not doubt.rebuilding.serves(Address(m.WORKER, number, 1), Origin("ours", 9, 9))
+    assert doubt.rebuilding.is_ahead(Address(m.WORKER, AHEAD_MAX - 1, 1))
+    assert not doubt.rebuilding.is_ahead(Address(m.WORKER, AHEAD_MAX, 1))
 
 
 # ------------------------------------------------------------------ the next generation

@@ -40,8 +40,8 @@ def parts_of(cluster: Cluster, spec: TableSpec = SPEC, rows: Any = range(12), va
     }
 
 
-def marks(cluster: Cluster) -> list[int]:
-    return [cluster.shard(shard).marks.get(0, 0) for shard in range(cluster.n)]
+def watermarks(cluster: Cluster) -> list[int]:
+    return [cluster.shard(shard).watermarks.get(0, 0) for shard in range(cluster.n)]
 
 
 def goes_on(cluster: Cluster) -> None:
@@ -50,7 +50,7 @@ def goes_on(cluster: Cluster) -> None:
     cluster.push(SPEC, {row: 2.0 for row in range(SPEC.rows)})
     cluster.drain()
     assert cluster.read(SPEC).tobytes() == (before - np.float32(1.0)).tobytes()
-    assert len(set(marks(cluster))) == 1
+    assert len(set(watermarks(cluster))) == 1
     assert not cluster.failed and not cluster.client.failed
     cluster.scrub()
 
@@ -282,12 +282,12 @@ OF_ROWS = [
 )
 def test_a_push_that_one_shard_would_refuse_goes_to_no_shard(change: Callable[[Parts], Parts], words: str) -> None:
     cluster = cluster_of()
-    before, sent, pushed = cluster.read(SPEC), marks(cluster), cluster.client.pushed
+    before, sent, pushed = cluster.read(SPEC), watermarks(cluster), cluster.client.pushed
     parts = change(parts_of(cluster))
     with pytest.raises((RefusedError, GradientError), match=words):
         cluster.client.push(parts)
     cluster.run()
-    assert cluster.client.pushed == pushed and marks(cluster) == sent
+    assert cluster.client.pushed == pushed and watermarks(cluster) == sent
     assert cluster.read(SPEC).tobytes() == before.tobytes()
     goes_on(cluster)
 
@@ -372,7 +372,7 @@ def test_a_push_that_is_longer_than_a_frame_is_cut_into_sections_and_stays_one_p
         assert all(memoryview(frame).nbytes <= limit for k in kept for frame in k.frames)
         assert (max(len(k.sections) for k in kept) > 3) == (limit == 1000)
         cluster.drain()
-        assert marks(cluster) == [1, 1, 1]
+        assert watermarks(cluster) == [1, 1, 1]
         steps.append((cluster.read(SPEC).tobytes(), cluster.read(ADAM).tobytes()))
         cluster.scrub()
     assert steps[0] == steps[1]
@@ -465,10 +465,10 @@ def test_what_a_shard_refuses_of_a_client_that_checks_nothing_leaves_it_as_it_wa
             if isinstance(getattr(e, "message", None), m.PushRefused)
         ]
         assert reply.number == 1 and not reply.nowhere
-        assert not shard.context.workers[0].queue and not shard.marks.get(0)
+        assert not shard.context.workers[0].queue and not shard.watermarks.get(0)
     good = Received(client.address, m.Push(client.epoch, 1, 0, False, sections), tuple(frames))
     shard.handle(good, cluster.now_ms)
-    assert shard.marks[0] == 1
+    assert shard.watermarks[0] == 1
 
 
 def test_what_the_scheduler_says_of_others_is_not_taken() -> None:

@@ -215,7 +215,7 @@ def test_a_member_that_marks_or_a_capture_that_is_asked_for_where_there_is_no_pa
     machine, stripes = cluster.shard(2), m.Stripes(1, 0, 1)
     source = cluster.shard(1).address
     for message, frames in (
-        (m.Mark(machine.view, 9, stripes), [b"", b"", b""]), (m.CaptureParity(machine.view, 9, stripes, [1]), [b""]),
+        (m.Marker(machine.view, 9, stripes), [b"", b"", b""]), (m.CaptureParity(machine.view, 9, stripes, [1]), [b""]),
     ):  # fmt: skip
         machine.peers[1].broken = False
         with pytest.raises(BAD_CONTENT, match="not on shard 2"):

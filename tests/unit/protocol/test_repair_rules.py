@@ -221,7 +221,7 @@ def test_rows_that_begin_again_are_counted_where_they_were_lacking_and_nowhere_e
 
 # ------------------------------------------------------------------ at a parity holder
 def assembly_of(machine: ShardMachine, class_id: int = 0, **fields: Any) -> Assembly:
-    capture = SimpleNamespace(fold=lambda *delta: None, take=lambda: (NO, np.zeros(0, np.uint8)))
+    capture = SimpleNamespace(fold=lambda *delta: None, take=lambda: (NO, np.zeros(0, np.uint8)), nbytes=0)
     made = Assembly(machine.view, Stripes(class_id, 0, 1), capture, NO, machine.context.now_ms)  # type: ignore[arg-type]
     made.wanted_ms = machine.context.now_ms
     for name, value in fields.items():
@@ -253,8 +253,8 @@ def test_what_is_dropped_keeps_no_rows_and_is_over_when_all_have_marked() -> Non
     machine.captures.give_up(9)
     assert failed == [1] and not one.rows and not one.captures and one.capture is None
     for member, left in ((0, [9]), (1, [])):
-        mark = m.Mark(machine.view, 9, Stripes(0, 0, 1))
-        machine.captures.on_mark(machine.peers[member], mark, [b"", b"", b""])
+        mark = m.Marker(machine.view, 9, Stripes(0, 0, 1))
+        machine.captures.on_marker(machine.peers[member], mark, [b"", b"", b""])
         assert list(machine.captures.assemblies) == left, "a mark that comes later must not open it again"
 
 
@@ -292,37 +292,39 @@ def captures(cluster: Cluster, machine: ShardMachine, request: int = 9) -> list[
     return machine.handle(Received(cluster.shard(1).address, message, [b""]), cluster.now_ms)
 
 
-def marks(cluster: Cluster, machine: ShardMachine, member: int, request: int = 9, too_long: bool = False) -> list[Any]:
-    message = m.Mark(machine.view, request, Stripes(0, 0, 1), too_long)
+def marker_of(
+    cluster: Cluster, machine: ShardMachine, member: int, request: int = 9, too_long: bool = False
+) -> list[Any]:
+    message = m.Marker(machine.view, request, Stripes(0, 0, 1), too_long)
     return machine.handle(Received(cluster.shard(member).address, message, [b"", b"", b""]), cluster.now_ms)
 
 
 def test_a_capture_is_sent_when_all_have_marked() -> None:
     cluster, machine = holder()
-    assert captures(cluster, machine) == [] and not told(marks(cluster, machine, 0), m.Captured)
-    assert told(marks(cluster, machine, 1), m.Captured) and not machine.captures.assemblies
+    assert captures(cluster, machine) == [] and not told(marker_of(cluster, machine, 0), m.Captured)
+    assert told(marker_of(cluster, machine, 1), m.Captured) and not machine.captures.assemblies
 
 
 @pytest.mark.parametrize("before", [0, 1, 2])
 def test_a_capture_for_which_there_was_no_room_is_said_to_be_gone_and_does_not_come_back(before: int) -> None:
-    """However many marks come before the request."""
+    """However many markers come before the request."""
     cluster, machine = holder(ProtocolConfig(captures_bytes_max=1))
     machine.captures.assemblies = {1: assembly_of(machine, members={0, 1})}
     for member in range(before):
-        marks(cluster, machine, member)
+        marker_of(cluster, machine, member)
     effects = captures(cluster, machine)
     assert [answer.gone for answer in told(effects, m.RepairWorking)] == [True]
     for member in range(before, 2):
-        assert not told(marks(cluster, machine, member), m.Captured)
+        assert not told(marker_of(cluster, machine, member), m.Captured)
     assert list(machine.captures.assemblies) == [1]
 
 
 def test_a_capture_that_no_frame_holds_is_said_to_be_gone() -> None:
     cluster, machine = holder()
     captures(cluster, machine)
-    marks(cluster, machine, 0)
+    marker_of(cluster, machine, 0)
     with mock.patch.object(machine.captures, "_is_too_long", return_value=True):
-        effects = marks(cluster, machine, 1)
+        effects = marker_of(cluster, machine, 1)
     assert [answer.gone for answer in told(effects, m.RepairWorking)] == [True] and not told(effects, m.Captured)
 
 
@@ -335,14 +337,14 @@ def test_rows_that_cannot_be_given_are_said_to_be_gone(how: str) -> None:
     else:
         broken = mock.patch.object(machine.captures, "_solve", side_effect=ValueError("7 bytes"))
     with broken:
-        effects = marks(cluster, machine, 0)
+        effects = marker_of(cluster, machine, 0)
     assert [answer.gone for answer in told(effects, m.RepairWorking)] == [True] and not told(effects, m.Repaired)
 
 
 def test_a_member_whose_rows_are_too_long_ends_the_request() -> None:
     cluster, machine = holder()
     repair(cluster, machine, 1, 0)
-    effects = marks(cluster, machine, 0, too_long=True)
+    effects = marker_of(cluster, machine, 0, too_long=True)
     assert [answer.gone for answer in told(effects, m.RepairWorking)] == [True] and not machine.captures.assemblies
 
 

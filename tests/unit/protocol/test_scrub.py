@@ -153,7 +153,7 @@ def test_pushes_between_the_cut_and_the_correction_are_kept() -> None:
         cluster.push(spec, dict.fromkeys(range(spec.rows), 0.5))
         cluster.run()
     cluster.blocked.clear()
-    # the capture there begins with the first MARK, not with the leader's question
+    # the capture there begins with the first MARKER, not with the leader's question
     cluster.run()
     assert found(cluster)[1] == [(0, 4, LOCATED)]
     cluster.push(spec, dict.fromkeys(range(spec.rows), 0.5))

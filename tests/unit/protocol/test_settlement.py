@@ -28,10 +28,10 @@ def formed(n: int = 5, code: str = "3+2") -> Cluster:
 def settle(reports: list[m.Report | None], **fields: Any) -> tuple[Any, list[Any], list[Any]]:
     """Settle shard 0 of a group; what became of it, the views, and what was announced as lost."""
     settlement = SimpleNamespace(
-        view=-1, epoch=4, window=-1, marks={},
+        view=-1, epoch=4, window=-1, watermarks={},
         reports={f"{shard}:1": report for shard, report in enumerate(reports, 1) if report is not None},
     )  # fmt: skip
-    start = SimpleNamespace(window=11, marks={7: 3})
+    start = SimpleNamespace(window=11, watermarks={7: 3})
     places = [SimpleNamespace(state=DOWN, epoch=4, start=start)]
     places += [SimpleNamespace(state=UP, epoch=1, start=start) for _ in reports]
     group = SimpleNamespace(places=places, settlements={0: settlement}, lost=fields.get("lost", ""), to_reinitialise=[])
@@ -54,7 +54,7 @@ def report(window: int, mark: int = 0) -> m.Report:
 
 def test_the_shortest_report_is_the_cut_and_brings_its_watermarks() -> None:
     settlement, views, _ = settle([report(31, 9), report(30, 8), report(-1)])
-    assert (settlement.window, settlement.marks, settlement.view) == (30, {7: 8}, 20)
+    assert (settlement.window, settlement.watermarks, settlement.view) == (30, {7: 8}, 20)
     assert views == [m.Settle(20, 0, 4, 30, {7: 8})]
 
 
@@ -65,7 +65,7 @@ def test_nothing_is_settled_before_every_running_shard_has_reported() -> None:
 
 def test_where_nobody_heard_of_it_a_shard_goes_on_from_where_it_started() -> None:
     settlement, _, lost = settle([report(-1), report(-1)])
-    assert (settlement.window, settlement.marks) == (11, {7: 3}) and not lost
+    assert (settlement.window, settlement.watermarks) == (11, {7: 3}) and not lost
 
 
 @pytest.mark.parametrize("fields", [{"to_reinitialise": [2]}, {"losses": ["some"]}])
@@ -81,7 +81,7 @@ def test_nothing_is_settled_in_a_group_that_lost_data() -> None:
 
 
 def test_only_deaths_that_are_settled_have_a_cut() -> None:
-    settled, waits = (SimpleNamespace(view=view, window=3, marks={}, reinitialised=[]) for view in (0, -1))
+    settled, waits = (SimpleNamespace(view=view, window=3, watermarks={}, reinitialised=[]) for view in (0, -1))
     group: Any = SimpleNamespace(settlements={1: settled, 2: waits})
     assert [cut.shard for cut in _cuts(group)] == [1]
 

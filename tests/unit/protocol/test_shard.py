@@ -186,7 +186,7 @@ def test_only_workers_push(cluster: Cluster) -> None:
     machine, rows = cluster.shard(0), own_rows(cluster, 0, 2)
     assert answers(machine, push(1, rows, source=TOOL), cluster.now_ms) == []
     assert answers(machine, Received(TOOL, m.Hello(1)), cluster.now_ms) == []
-    assert TOOL.id not in machine.context.workers and TOOL.id not in machine.marks
+    assert TOOL.id not in machine.context.workers and TOOL.id not in machine.watermarks
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_push_whose_deltas_fill_a_frame_is_taken_and_a_larger_one_refused(
     machine.context.config = msgspec.structs.replace(machine.config, frame_bytes_max=limit)
     said = answers(machine, push(1, own_rows(cluster, 0, 5)), cluster.now_ms)
     assert [type(message) for message in said] == ([] if fits else [m.PushRefused])
-    assert machine.marks.get(SOMEBODY.id, 0) == fits
+    assert machine.watermarks.get(SOMEBODY.id, 0) == fits
 
 
 @pytest.mark.parametrize(("limit", "answer"), [(80, m.Rows), (79, m.PullRefused)])
@@ -235,7 +235,7 @@ def test_a_cursor_rises_up_to_the_largest_number_and_is_refused_where_it_does_no
     (said,) = answers(machine, push(2, rows, cursor=7), cluster.now_ms)
     assert isinstance(said, m.PushRefused) and "only rises" in said.reason
     assert answers(machine, push(2, rows, cursor=m.NUMBER_MAX), cluster.now_ms) == []
-    assert machine.marks[m.cursor_key(SOMEBODY.id)] == m.NUMBER_MAX
+    assert machine.watermarks[m.cursor_key(SOMEBODY.id)] == m.NUMBER_MAX
 
 
 def test_pulls_of_two_with_the_same_number_both_wait_and_one_that_is_asked_again_waits_once(cluster: Cluster) -> None:

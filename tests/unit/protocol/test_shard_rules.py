@@ -15,7 +15,7 @@ from test_shard import SOMEBODY, TOOL, answers, own_rows, peer, pull, push, sent
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import BAD_CONTENT, Connection, HalfHandledError, Note, Received, Send, Tick, ToldToEnd
-from ecrec.protocol.messages import RECOVERING, SCHEDULER_ADDRESS, UP, Address, Member, Start, Views
+from ecrec.protocol.messages import RECOVERING, SCHEDULER_ADDRESS, UP, Address, FullView, Member, Views
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.transitions import JOINED_BLIND
@@ -100,7 +100,7 @@ def test_a_part_of_a_push_that_was_applied_ends_the_process(cluster: Cluster) ->
         event = Received(SOMEBODY, both, frames)
         if error is None:
             (refused,) = answers(machine, event, cluster.now_ms)
-            assert isinstance(refused, m.PushRefused) and machine.marks.get(SOMEBODY.id, 0) == 0
+            assert isinstance(refused, m.PushRefused) and machine.watermarks.get(SOMEBODY.id, 0) == 0
             machine.context.store = machine.store.store  # type: ignore[attr-defined]
         else:
             with pytest.raises(error, match="applied a part of a push: so"):
@@ -135,9 +135,9 @@ def test_rows_that_cannot_be_asked_for_are_no_refusal_of_who_waits_for_them(clus
 
 
 # ------------------------------------------------------------------ places
-def started(n: int, shard: int = 0, members: Any = None, **fields: Any) -> Start:
+def started(n: int, shard: int = 0, members: Any = None, **fields: Any) -> FullView:
     listed = [Member(i, 1, UP, f"inproc://{i}") for i in range(n)] if members is None else members
-    start = Start(1, 0, 1, n, shard, 1, False, 0, {}, listed, [], [], "", ProtocolConfig())
+    start = FullView(1, 0, 1, n, shard, 1, False, 0, {}, listed, [], [], "", ProtocolConfig())
     return msgspec.structs.replace(start, **fields)
 
 
@@ -155,7 +155,7 @@ def started(n: int, shard: int = 0, members: Any = None, **fields: Any) -> Start
         (started(3, unsettled=[Member(3, 1, UP, "")]), False),
     ],
 )
-def test_a_place_that_cannot_be_is_refused_and_nothing_of_it_is_kept(start: Start, fits: bool) -> None:
+def test_a_place_that_cannot_be_is_refused_and_nothing_of_it_is_kept(start: FullView, fits: bool) -> None:
     machine = ShardMachine("p", "inproc://p", 0)
     event = Received(SCHEDULER_ADDRESS, Views(0, [start]))
     if fits:
@@ -216,7 +216,7 @@ def test_a_push_that_is_applied_is_acknowledged_again_whatever_else_is_wrong_wit
 ) -> None:
     machine, rows = cluster.shard(0), own_rows(cluster, 0, 2)
     machine.handle(push(1, rows), cluster.now_ms)
-    assert machine.marks[SOMEBODY.id] == 1
+    assert machine.watermarks[SOMEBODY.id] == 1
     again = push(1, rows, barrier=2, run=0)
     assert answers(machine, again, cluster.now_ms) == [m.PushAck(machine.durable.get(SOMEBODY.id, 0))]
 
@@ -229,7 +229,7 @@ def test_a_barrier_that_can_never_be_is_refused_with_all_that_waits_before_it(cl
     assert isinstance(refused, m.PushRefused) and refused.nowhere and refused.number == 2
     assert not machine.context.workers[0].queue, "a hole would be before what follows"
     machine.handle(push(1, rows, source=Address(m.WORKER, 1, 1), barrier=2, run=7, sequence=1), cluster.now_ms)
-    assert machine.marks.get(1, 0) == 0, "its partner is gone"
+    assert machine.watermarks.get(1, 0) == 0, "its partner is gone"
     (refused,) = answers(machine, push(1, rows, source=first, barrier=2, run=0, sequence=1), cluster.now_ms)
     assert isinstance(refused, m.PushRefused) and not machine.context.workers[0].queue
 
@@ -240,14 +240,14 @@ def test_a_barrier_is_applied_with_all_its_pushes_and_those_that_differ_are_refu
     machine, rows = cluster.shard(0), own_rows(cluster, 0, 2)
     one, two = Address(m.WORKER, 0, 1), Address(m.WORKER, 1, 1)
     machine.handle(push(1, rows, source=one, barrier=2, run=7, sequence=1), cluster.now_ms)
-    assert machine.marks.get(0, 0) == 0
+    assert machine.watermarks.get(0, 0) == 0
     machine.handle(push(1, rows, source=two, barrier=2, run=7, sequence=1), cluster.now_ms)
-    assert (machine.marks[0], machine.marks[1]) == (1, 1)
+    assert (machine.watermarks[0], machine.watermarks[1]) == (1, 1)
     machine.handle(push(2, rows, source=one, barrier=2, run=7, sequence=2), cluster.now_ms)
     effects = machine.handle(push(2, rows, source=two, barrier=2, run=7, sequence=3), cluster.now_ms)
     told = {e.to: e.message for e in effects if isinstance(e, Send) and isinstance(e.message, m.PushRefused)}
     assert told.keys() == {one, two} and all(message.nowhere for message in told.values())
-    assert (machine.marks[0], machine.marks[1]) == (1, 1)
+    assert (machine.watermarks[0], machine.watermarks[1]) == (1, 1)
     assert not machine.context.workers[0].queue and not machine.context.workers[1].queue
 
 
@@ -256,10 +256,10 @@ def test_while_a_peer_has_yet_to_say_what_it_wants_seeded_nothing_is_applied(clu
     machine, rows = cluster.shard(0), own_rows(cluster, 0, 2)
     stream, machine.peers[1].stream = machine.peers[1].stream, JOINED_BLIND
     machine.handle(push(1, rows), cluster.now_ms)
-    assert machine.marks.get(SOMEBODY.id, 0) == 0 and len(machine.context.workers[SOMEBODY.id].queue) == 1
+    assert machine.watermarks.get(SOMEBODY.id, 0) == 0 and len(machine.context.workers[SOMEBODY.id].queue) == 1
     machine.peers[1].stream = stream
     machine.handle(Tick(), cluster.now_ms)
-    assert machine.marks[SOMEBODY.id] == 1
+    assert machine.watermarks[SOMEBODY.id] == 1
 
 
 def test_pushes_wait_when_so_many_bytes_of_windows_are_not_stable(cluster: Cluster) -> None:
@@ -268,7 +268,7 @@ def test_pushes_wait_when_so_many_bytes_of_windows_are_not_stable(cluster: Clust
     for number, kept, applied in ((1, limit - 1, 1), (2, limit, 1), (2, 0, 2)):
         machine.context.unstable_bytes = kept
         machine.handle(push(number, rows), cluster.now_ms)
-        assert machine.marks[SOMEBODY.id] == applied
+        assert machine.watermarks[SOMEBODY.id] == applied
         machine.context.unstable_bytes = 0 if kept else machine.context.unstable_bytes
 
 
@@ -285,7 +285,7 @@ def test_learning_rates_at_which_no_step_can_be_taken_are_refused(
     if why:
         (refused,) = told
         assert isinstance(refused, m.PushRefused) and why in refused.reason
-    assert machine.marks.get(SOMEBODY.id, 0) == (0 if why else 1)
+    assert machine.watermarks.get(SOMEBODY.id, 0) == (0 if why else 1)
 
 
 # ------------------------------------------------------------------ requests that a shard is behind of

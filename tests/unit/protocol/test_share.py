@@ -37,7 +37,7 @@ def watched(cluster: Cluster, message_ms: float = 0.0) -> Counter[str]:
         message = effect.message
         sent[type(message).__name__] += 1
         if isinstance(message, Window):
-            said = bool(effect.frames[0].size or message.marks or message.begins or message.ends)
+            said = bool(effect.frames[0].size or message.watermarks or message.begins or message.ends)
             windows[name, message.number] = windows.get((name, message.number), False) or said
             sent["empty"] = sum(not each for each in windows.values())
         if isinstance(message, Repaired):
@@ -112,8 +112,8 @@ def test_a_mark_closes_no_empty_window() -> None:
     sent = watched(cluster)
     cluster.replace(LOST)
     cluster.settle_down(cluster.whole)
-    assert sent["Mark"] > 100 and sent["Repair"] > 30
-    assert sent["empty"] <= 10, "one to each peer before a Join, and none for a MARK"
+    assert sent["Marker"] > 100 and sent["Repair"] > 30
+    assert sent["empty"] <= 10, "one to each peer before a Join, and none for a MARKER"
     cluster.scrub()
 
 

@@ -65,7 +65,7 @@ def let_go(cluster: Counting, delay_ms: float = 0.0) -> None:
     cluster.late = [(cluster.now_ms + delay_ms, where, event) for _, where, event in cluster.late]
 
 
-@pytest.mark.parametrize("slow", ["Snap", "Mark", "Captured", "Repaired"])
+@pytest.mark.parametrize("slow", ["Snap", "Marker", "Captured", "Repaired"])
 @pytest.mark.parametrize("delay_ms", [5_000.0, 3 * ABANDONED_MS])
 def test_a_slow_repair_is_asked_for_once_of_each_holder_and_ends(slow: str, delay_ms: float) -> None:
     """Asked again for ever, it drowned the peers, and none of the requests lived long enough to be answered."""
@@ -122,7 +122,7 @@ def test_a_round_trip_longer_than_the_time_out_is_learned() -> None:
 def test_a_capture_that_nobody_wants_is_dropped_and_its_asker_told() -> None:
     cluster, machine = recovering()
     let_go(cluster)
-    cluster.delays_ms = {"Mark": 1e9, "RepairWanted": 1e9}
+    cluster.delays_ms = {"Marker": 1e9, "RepairWanted": 1e9}
     for _ in range(20):
         cluster.tick()
         cluster.run()
@@ -145,7 +145,7 @@ def test_a_capture_that_nobody_wants_is_dropped_and_its_asker_told() -> None:
 
 
 def test_rows_that_no_frame_holds_put_a_repair_off_and_end_nobody() -> None:
-    """So many may be touched between the choice of the stripes and the MARK."""
+    """So many may be touched between the choice of the stripes and the MARKER."""
     cluster, machine = recovering()
     let_go(cluster)
     small = {s: cluster.shard(s).config for s in range(5)}
@@ -214,7 +214,7 @@ def test_a_message_of_a_view_that_concerned_its_class_since_is_dropped() -> None
     holder = cluster.shard(3)
     old = holder.view
     keys = np.zeros(0, np.uint64)
-    mark = m.Mark(old, 12345, m.Stripes(0, 0, 1))
+    mark = m.Marker(old, 12345, m.Stripes(0, 0, 1))
     holder.handle(Received(SCHEDULER, m.Views(0, [m.WorkerFenced(old + 1, 77, 1)])), cluster.now_ms)
     holder.handle(Received(m.Address(m.SHARD, 0, 1), mark, (keys, keys, b"")), cluster.now_ms)
     assert 12345 in holder.captures.assemblies

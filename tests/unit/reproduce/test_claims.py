@@ -8,7 +8,7 @@ import pytest
 from hand_made import MACHINE, end, event, make_run, record_of, second, servers
 
 from ecrec.reproduce import summary, tables
-from ecrec.reproduce.claims import MET, MISSED, NOT_MEASURED, WITHIN, find, judge
+from ecrec.reproduce.claims import MET, MISSED, NOT_MEASURED, TOO_SHORT, WITHIN, find, judge
 from ecrec.reproduce.plan import KillAt, Resources, Target, load
 from ecrec.reproduce.raw import Record
 from ecrec.reproduce.summary import NotDone
@@ -38,6 +38,14 @@ def finding(name: str, *records: Record) -> Any:
 )
 def test_a_median_is_compared_with_its_target(limits: dict[str, float], values: list[float], verdict: str) -> None:
     assert judge(Target(figure="f", text="t", **limits), values) == verdict
+
+
+def test_in_runs_of_seconds_only_what_is_no_time_is_judged() -> None:
+    """A reader would take a missed target for one."""
+    assert judge(Target(figure="f", text="t", at_most=0.05), [9.0], is_smoke=True) == TOO_SHORT
+    assert judge(Target(figure="f", text="t", at_most=0.05, is_timing=False), [9.0], is_smoke=True) == MISSED
+    judged = {t.figure for claim in PLAN.claims.values() for t in claim.targets if not t.is_timing}
+    assert judged == {"same model ec41", "lost updates", "parity / data ec41"}
 
 
 def calm(tmp_path: Path, mode: str, rate: float, repeat: int = 0, **fields: Any) -> Record:

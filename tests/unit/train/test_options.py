@@ -46,7 +46,7 @@ def test_the_defaults_are_fine():
         ({"kills": ("ps:9@1",)}, "no shard 9"),
         ({"seconds": 0.0}, "--seconds 0.0"),
         ({"seconds": 5.0, "sync": True, "workers": 2}, "--seconds with --sync"),
-        ({"chaos_kill_every_s": 5.0, "code": "4+0"}, "--chaos-kill-every: code 4.0 stands no death"),
+        ({"chaos_kill_every_s": 5.0, "code": "4+0"}, "--chaos-kill-every: code 4.0 tolerates no death"),
         ({"chaos_kill_every_s": 5.0, "kills": ("ps:1@1",)}, "give one of them"),
         ({"kills": ("worker:1@1",)}, "no worker 1"),
         ({"kills": ("worker:1@1",), "workers": 2, "sync": True}, "with --sync no worker may die"),

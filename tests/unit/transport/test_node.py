@@ -501,7 +501,7 @@ def test_a_message_that_a_machine_cannot_handle_kills_nobody(node, raw, caplog) 
 
 
 def test_a_machine_without_memory_ends_with_its_process(node, raw) -> None:
-    """It may have stopped in the middle of a push: a death, which the code stands, is better than a wrong row."""
+    """It may have stopped in the middle of a push: a death, which the code tolerates, is better than a wrong row."""
     shard, machine = node(A)
 
     def fail(event):
