@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ecrec.launch.connect import connect, local_cluster
+    from ecrec.training import metrics
     from ecrec.training.distribute import distribute
 
 if find_spec("ecrec._native") is None:
@@ -19,7 +20,7 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0.0.0+uninstalled"
 
-__all__ = ["__version__", "connect", "distribute", "local_cluster"]
+__all__ = ["__version__", "connect", "distribute", "local_cluster", "metrics"]
 
 
 def __getattr__(name: str) -> Any:
@@ -32,4 +33,8 @@ def __getattr__(name: str) -> Any:
         from ecrec.training.distribute import distribute as entry_point
 
         return entry_point
+    if name == "metrics":
+        from ecrec.training import metrics as figures
+
+        return figures
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a PyTorch user sees; the only package of ecrec that imports torch."""
+"""What a PyTorch user sees. No server imports it, nor torch."""
 
 from ecrec.training.changes import Change, Changes, Resent
 from ecrec.training.configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType

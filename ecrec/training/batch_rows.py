@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ecrec._native import first_nonfinite
 from ecrec.errors import DivergedError
@@ -25,13 +24,13 @@ class BatchRows:
         self,
         configs: Sequence[BaseEmbeddingConfig],
         indices: NDArray[np.int32],
-        ids: Tensor,
+        features: Any,
         plan: tuple[I64, I64, NDArray[np.int32]],
         bag_offsets: I64,
         batch: int,
     ) -> None:
         rows, counts, inverse = plan
-        self._ids = ids.detach().numpy().copy()
+        self._seen = _numbers_of(features)
         self._dims = dims = np.array([config.embedding_dim for config in configs], np.int64)
         self._configs, self._rows, self._counts = configs, rows, counts
         self._used: dict[int, NDArray[np.intp]] = {}
@@ -72,10 +71,12 @@ class BatchRows:
         config = self._configs[table]
         return f"row {self._rows[row]} of the embedding table {config.name!r}, column {at - self.value_offsets[row]}"
 
-    def is_of(self, ids: Tensor) -> bool:
-        """Nobody has changed the ids since these rows were looked up. Compared one by one: versions of tensors do not
-        tell of changes through numpy, or in `torch.inference_mode`."""
-        return np.array_equal(ids.detach().numpy(), self._ids)
+    def is_of(self, features: Any) -> bool:
+        """These rows were looked up for features that are equal, whatever object has them. Compared one by one:
+        versions of tensors do not tell of changes through numpy, or in `torch.inference_mode`."""
+        keys, ids, offsets = _numbers_of(features, copied=False)
+        seen_keys, seen_ids, seen_offsets = self._seen
+        return keys == seen_keys and np.array_equal(ids, seen_ids) and np.array_equal(offsets, seen_offsets)
 
     def shares_with(self, gradients: F32, trained: NDArray[np.bool_] | None) -> dict[int, Share]:
         """The same rows with their gradients, which are not copied; only those of tables that are ``trained``."""
@@ -116,3 +117,9 @@ class Gradients(NamedTuple):
 
     def shares(self) -> dict[int, Share]:
         return self.batch.shares_with(self.values, self.trained)
+
+
+def _numbers_of(features: Any, copied: bool = True) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
+    """Keys, ids and bag offsets of a KeyedJaggedTensor; somebody may change his later."""
+    ids, offsets = features.values().detach().numpy(), features.offsets().detach().numpy()
+    return list(features.keys()), ids.copy() if copied else ids, offsets.copy() if copied else offsets

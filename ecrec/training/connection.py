@@ -32,11 +32,14 @@ from ecrec.training.spans import Spans
 from ecrec.transport.client_node import check_process
 
 SCHEDULER_TIMEOUT_S = 60.0
-"""Without a limit of its own, a wait ends with ClusterError when the scheduler says nothing for so long: only it knows
-whether a recovery is possible. It is started again within seconds."""
+"""Without a limit of its own, a wait ends with ClusterError when no scheduler has ever answered for this long,"""
+
+SCHEDULER_AWAY_TIMEOUT_S = 300.0
+"""or when the one that did says nothing for this long: only it knows whether a recovery is possible. It is started
+again within seconds, with its host within minutes."""
 
 WAITS_S = 1.0
-"""After so long a wait asks all shards for signs of life, and the scheduler for an answer."""
+"""A wait that takes longer asks all shards for signs of life, and the scheduler for an answer."""
 
 SAID_S = 10.0
 """How often the log says who is waited for."""
@@ -44,7 +47,7 @@ SAID_S = 10.0
 PUMP_MS = 20.0
 
 BEAT_S = 0.25
-"""A session that is not called for so long is pumped by its heartbeat."""
+"""A session that is not called for this long is pumped by its heartbeat."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -256,7 +259,7 @@ class Connection:
             raise DataLostError(
                 f"rows of the replicated module {', '.join(sorted(lost))} were lost in all their copies, and training "
                 "cannot go on with some parameters zero: start the cluster and all workers again. More copies "
-                '(replicate(..., code="1+2")) stand more deaths'
+                '(replicate(..., code="1+2")) tolerate more deaths'
             )
 
     @locked
@@ -286,6 +289,25 @@ class Connection:
             if self.spans is not None:
                 self.spans.add("wait", begin, end, {"for": what})
 
+    def meanwhile(self, work: Callable[[], R], name: str) -> R:
+        """What ``work`` returns, or raises, in a thread of its own, ``ecrec-NAME``; meanwhile this worker answers."""
+        answer: list[R] = []
+        error: list[Exception] = []
+
+        def run() -> None:
+            try:
+                answer.append(work())
+            except Exception as failed:
+                error.append(failed)
+
+        thread = threading.Thread(target=run, name=f"ecrec-{name}", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self.pump(PUMP_MS)
+        if error:
+            raise error[0]
+        return answer[0]
+
     def _advice(self) -> str:
         return advice(self.machine, self._sync_workers, self._node.scheduler_trouble())
 
@@ -294,8 +316,9 @@ class Connection:
         if self.wait_timeout_ms is not None:
             return waited_s * 1e3 > self.wait_timeout_ms
         silent_ms = self.machine.scheduler_silent_ms
-        silent_s = waited_s if silent_ms is None else min(waited_s, silent_ms / 1e3)
-        return silent_s > SCHEDULER_TIMEOUT_S
+        if silent_ms is None:
+            return waited_s > SCHEDULER_TIMEOUT_S
+        return min(waited_s, silent_ms / 1e3) > SCHEDULER_AWAY_TIMEOUT_S
 
     def _raise(self, reason: str) -> NoReturn:
         kind = self.machine.failed_kind

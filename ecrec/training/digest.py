@@ -8,9 +8,8 @@ import numpy as np
 
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import TableSpec
-from ecrec.training.parts import I64, Share
+from ecrec.training.parts import I64, Share, TableSession
 from ecrec.training.pulls import RecordsAsked
-from ecrec.training.session import Session
 from ecrec.training.whole import chunks, places_of
 
 _CHUNKS_AHEAD = 2
@@ -24,7 +23,7 @@ class _Chunk(NamedTuple):
     record_bytes: int
 
 
-def model_digest(session: Session, specs: Sequence[TableSpec]) -> str:
+def model_digest(session: TableSession, specs: Sequence[TableSpec]) -> str:
     """SHA-256, in hex, over the records (weights and optimizer state) of these tables, in their order, row 0 first.
 
     The pulls are exact: all pushes of this worker are in it. Other workers must have none on the way.
@@ -40,7 +39,7 @@ def model_digest(session: Session, specs: Sequence[TableSpec]) -> str:
     return digest.hexdigest()
 
 
-def _chunks(session: Session, specs: Sequence[TableSpec]) -> Iterator[_Chunk]:
+def _chunks(session: TableSession, specs: Sequence[TableSpec]) -> Iterator[_Chunk]:
     for spec in specs:
         index = session.machine.tables[spec.name][0]
         size = spec.record_bytes

@@ -33,7 +33,7 @@ WINDOW_SHARE = 0.002
 they come every five seconds or so."""
 
 CLOSE_S = 10.0
-"""At its end an observation waits so long for a disk that hangs."""
+"""At its end an observation waits at most this long for a disk that hangs."""
 
 TRACE_STEPS = 100
 """Steps of a trace, where nothing else is said."""

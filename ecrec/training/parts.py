@@ -43,6 +43,18 @@ class WaitingGradients(NamedTuple):
     by_row: bool
 
 
+class TableSession(Protocol):
+    """What reading and writing whole tables wants of a session."""
+
+    machine: ClientMachine
+
+    def pull_records(self, shares: Mapping[int, Share]) -> Any: ...
+
+    def fetch(self, *fetches: "Fetch", exact: bool | None = None) -> None: ...
+
+    def assign(self, shares: Mapping[int, Share]) -> None: ...
+
+
 class Fetch(Protocol):
     """One part's rows of one pull."""
 
@@ -60,8 +72,10 @@ class PartSession(Protocol):
     """What a part wants of its session; `Session` says what each does."""
 
     machine: ClientMachine
-    world_size: int
     read_only: bool
+
+    @property
+    def world_size(self) -> int: ...
 
     @property
     def closed(self) -> bool: ...

@@ -29,6 +29,13 @@ class _OnTheServers(torch.nn.Parameter):
         )
 
 
+NO_EFFECT = frozenset(
+    ("weight_decay", "momentum", "nesterov", "dampening", "betas", "beta1", "beta2", "eps", "amsgrad", "maximize",
+     "lr_decay", "initial_accumulator_value", "alpha", "centered", "max_gradient", "beta", "l1", "l2")
+)  # fmt: skip
+"""What torch's optimizers have in a group besides ``lr``, and these."""
+
+
 class ShardOptimizer(torch.optim.Optimizer):
     """The optimizers that the shards apply, as ``torch.optim.lr_scheduler`` sees them; `Session.optimizer` makes it.
 
@@ -42,6 +49,8 @@ class ShardOptimizer(torch.optim.Optimizer):
         if not tables:
             raise ConfigurationError("session.optimizer: make the model's tables and replicated modules first")
         self._session = session
+        self.has_emptied = False
+        """`zero_grad` was called since the last push."""
         self._tables = dict(tables)
         groups = [
             {
@@ -64,11 +73,13 @@ class ShardOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """`Session.discard`: gradients that were not pushed are forgotten."""
+        self.has_emptied = True
         self._session.discard()
 
     def pushed(self) -> None:
         """A push was made, by `step` or not: torch's schedulers warn where they think that none was."""
         self._opt_called = True
+        self.has_emptied = False
 
     def rates(self) -> dict[int, float]:
         """Table -> learning rate of the next step, where it is not the table's own.
@@ -78,6 +89,12 @@ class ShardOptimizer(torch.optim.Optimizer):
         groups = self.param_groups
         if [group.get("name") for group in groups] != [spec.name for spec in self._tables.values()]:
             raise ConfigurationError("session.optimizer: its param_groups were changed; only lr may be")
+        for group in groups:
+            if others := sorted(NO_EFFECT & group.keys()):
+                raise ConfigurationError(
+                    f"session.optimizer: {', '.join(others)} of {group['name']!r} would have no effect: servers take "
+                    "it from the optimizer that the table was made with; only lr may change"
+                )
         found = {}
         for (index, spec), group in zip(self._tables.items(), groups, strict=True):
             rate = float(group["lr"])

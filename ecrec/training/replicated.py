@@ -90,19 +90,24 @@ class ReplicatedModule:
         rows = int(ends[-1])
         self._row_parameter = np.repeat(np.arange(len(counts)), counts)
         self._first_rows = ends - counts
-        self.spec = _spec(name, rows, row_floats, code, optimizer, named)
+        constants = _digest_of_buffers(module) if buffers == CONSTANT else ""
+        self.spec = _spec(name, rows, row_floats, code, optimizer, named, constants)
         try:
             self._index = session.create_tables([self.spec])[0]
             there = session.machine.tables[name][1]
             if there.init_seed != self.spec.init_seed:  # only where the session reads
                 raise RefusedError(f"table {name!r} has other parameters")
+            if there.first_values != self.spec.first_values:
+                raise RefusedError(f"table {name!r} has other parameters or buffers")
             self.spec = there
         except RefusedError as error:
             if "other p" not in str(error):
                 raise
             raise RefusedError(
                 f"{error}. What is replicated as {name!r} on this cluster is another module, or has another optimizer "
-                "or code (init_seed stands for the names and shapes of the parameters): give another name="
+                "or code (init_seed stands for the names and shapes of the parameters), or other values in buffers "
+                "that no training changes (first_values stands for them): give another name=, or make the buffers of "
+                "all workers alike before they are replicated"
             ) from None
         self._rows = places_by_shard(np.arange(rows, dtype=np.int64), 1, session.machine.n, session.machine.groups)
         self._values: F32 = np.zeros((rows, row_floats), np.float32)
@@ -111,9 +116,15 @@ class ReplicatedModule:
         self._gradient_views = list(self._views(self._gradients))
         self._reached: set[int] = set()
         """Parameters that a backward pass has reached since the last push."""
+        self._pushes = 0
         self._is_stale = False
-        """There was a push since the parameters were pulled."""
+        """There was a push since the parameters were pulled for a step."""
+        self._is_behind = False
+        """What is here is older than the last push: also in a step that `Session.prefetch` made to be, ``depth`` steps
+        behind."""
         self._constant = buffers == CONSTANT
+        self._calls = 0
+        """Calls of the module, and of modules in it, that are not over."""
         self._buffers: dict[str, tuple[Tensor, int]] = {}
         """As they were last known, with their versions, where training must not change them."""
         for parameter, value in zip(self._parameters, self._value_views, strict=True):
@@ -136,13 +147,11 @@ class ReplicatedModule:
             parameter.requires_grad_(trained)
         self._versions = [p._version for p in self._parameters]
         # First, so that other hooks see the parameters of now.
-        hook = _PullBefore(self)
-        module.register_forward_pre_hook(hook, prepend=True)
-        of_parts = _PullBefore(self, of_part=True)
         for part in module.modules():
-            if part is not module and dense_parameters(part):
-                part.register_forward_pre_hook(of_parts, prepend=True)
-            part.register_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+            if part is module or dense_parameters(part):
+                part.register_forward_pre_hook(_PullBefore(self, of_part=part is not module), prepend=True)
+                part.register_forward_hook(_CallIsOver(self), always_call=True)
+            part.register_state_dict_pre_hook(_PullBeforeSave(self))  # type: ignore[no-untyped-call]
             part._register_load_state_dict_pre_hook(_PullBeforeLoad(self))  # type: ignore[no-untyped-call]
             part.register_load_state_dict_post_hook(_KnowBuffers(self))  # type: ignore[no-untyped-call]
         self.buffers_are_known()
@@ -214,7 +223,7 @@ class ReplicatedModule:
         not a number.
         """
         self._check_same(values=False)
-        if self._is_stale:
+        if self._is_behind:
             raise ConfigurationError(
                 f"replicated module {self.name!r}: the parameters here are older than the last push, which this would "
                 "undo: pull() them, change them, and then assign(); pull(undo=True) gives a change up"
@@ -222,7 +231,7 @@ class ReplicatedModule:
         self._session.assign(self._shares(self._values))
         self._known[:] = self._values
         self._versions = [p._version for p in self._parameters]
-        self._is_stale = False
+        self._is_stale = self._is_behind = False
 
     def remember(self) -> Callable[[], None]:
         """What brings the values of now back, as if they had never been changed."""
@@ -259,7 +268,7 @@ class ReplicatedModule:
     # ------------------------------------------------------------------ as a part of a session
     def plan(self, features: Any) -> _DenseRows:
         """All rows, whatever the batch."""
-        return _DenseRows(self.fetch_shares)
+        return _DenseRows(self.fetch_shares, self._pushes)
 
     def offer(self, features: Any, fetch: _DenseRows) -> None:
         """A step begins: only now may the parameters change."""
@@ -278,7 +287,7 @@ class ReplicatedModule:
             for parameter in self._parameters:
                 increment_version(parameter)
             self._versions = [p._version for p in self._parameters]
-        self._is_stale = False
+        self._is_stale, self._is_behind = False, fetch.pushes != self._pushes
 
     def check_gradients(self) -> None:
         """Raise what is wrong with them; nothing is taken."""
@@ -333,7 +342,8 @@ class ReplicatedModule:
 
     def pushed(self) -> None:
         """What is here is older than what the shards have."""
-        self._is_stale = True
+        self._pushes += 1
+        self._is_stale = self._is_behind = True
 
     def discard(self) -> None:
         """Forget the gradients since the last push."""
@@ -355,19 +365,31 @@ class ReplicatedModule:
 
     # ------------------------------------------------------------------ helpers
     def before_forward(self) -> None:
-        """The module is called, saved or loaded: its parameters must be those after the last push, and, where others
-        push, those of now when it is evaluated."""
+        """The module, or one in it, is called: its parameters must be those after the last push; and those of now where
+        others push and this is no step of training: with gradients disabled, and always where the session reads.
+
+        Not a module in one that is being called: in one pass all have the parameters of one moment.
+        """
         session = self._session
-        if session.closed:
-            return  # it has what the shards had last
+        self._calls += 1
+        if session.closed or self._calls > 1:
+            return  # it has what the shards had last, or what the call around it has pulled
         self._check_kind()
-        shared = session.read_only or session.world_size > 1
-        if self._is_stale or (shared and not torch.is_grad_enabled()):
+        of_others = session.read_only or (session.world_size > 1 and not torch.is_grad_enabled())
+        if self._is_stale or of_others:
             self._pull(exact=None)
 
-    def before_forward_of_part(self) -> None:
-        """A module in it is called: its parameters must not be older than the last push."""
-        if self._is_stale and not self._session.closed:
+    def after_forward(self) -> None:
+        """That call is over, with or without an error."""
+        self._calls = max(0, self._calls - 1)
+
+    def before_saving(self) -> None:
+        """The module is saved or loaded: its parameters must be those after the last push, and of all workers'."""
+        session = self._session
+        if session.closed:
+            return
+        self._check_kind()
+        if self._is_behind or session.read_only or session.world_size > 1:
             self._pull(exact=None)
 
     def _pull(self, exact: bool | None) -> None:
@@ -377,17 +399,17 @@ class ReplicatedModule:
 
     def finish(self) -> None:
         """The session ends: what is here from now on is what the shards had last."""
-        if not self._is_stale:
+        if not self._is_behind:
             return
         self.discard()
         try:
             self.pull()
-        except (ConfigurationError, DivergedError) as error:
+        except ConfigurationError as error:
             log.warning("the module keeps the parameters of before its last step: %s", error)
 
     def check_fresh(self, what: str) -> None:
         """Raise ConfigurationError if the parameters are older than the last push."""
-        if self._is_stale:
+        if self._is_behind:
             raise ConfigurationError(
                 f"replicated module {self.name!r}: {what} would have parameters that are older than the last push: "
                 "pull() before"
@@ -461,11 +483,10 @@ class ReplicatedModule:
         return shares
 
 
-class _PullBefore:
-    """A hook of the module. A copy of the module, or one that was loaded from a file, pulls nothing.
+class _Hook:
+    """A hook of the module. A copy of the module, or one that was loaded from a file, has none that does anything.
 
-    ``of_part``: of a module in it, which pulls only what is older than the last push: in a pass through several of them
-    all are to have the parameters of one moment.
+    ``of_part``: of a module in it. Where the whole is compiled, that one's hook is enough: each ends a graph.
     """
 
     def __init__(self, part: ReplicatedModule | None, of_part: bool = False) -> None:
@@ -474,26 +495,47 @@ class _PullBefore:
     def __call__(self, *_: Any) -> None:
         if self.part is None:
             return
-        if self.of_part:
-            if not torch.compiler.is_compiling():  # the module that is compiled pulls, and each wait ends a graph
-                self.part.before_forward_of_part()
-        elif torch.compiler.is_compiling():  # it waits for sockets, and no compiler sees into that
-            torch.compiler.disable(self.part.before_forward)()  # type: ignore[no-untyped-call]
-        else:
-            self.part.before_forward()
+        if not torch.compiler.is_compiling():
+            self._act(self.part)
+        elif not self.of_part:  # it waits for sockets, and no compiler sees into that
+            torch.compiler.disable(self._act)(self.part)  # type: ignore[no-untyped-call]
 
-    def __deepcopy__(self, memo: Any) -> _PullBefore:
+    def _act(self, part: ReplicatedModule) -> None:
+        raise NotImplementedError
+
+    def __deepcopy__(self, memo: Any) -> _Hook:
         if self.part is not None:
             self.part.check_fresh("a copy")
-        return _PullBefore(None)  # also of those of a load: one that pulls nothing checks nothing
+        return _Hook(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.part is not None:
             self.part.check_fresh("a file")
-        return _PullBefore, (None,)
+        return _Hook, (None,)
 
 
-class _PullBeforeLoad(_PullBefore):
+class _PullBefore(_Hook):
+    """The hook before a call."""
+
+    def _act(self, part: ReplicatedModule) -> None:
+        part.before_forward()
+
+
+class _CallIsOver(_Hook):
+    """The hook after a call."""
+
+    def _act(self, part: ReplicatedModule) -> None:
+        part.after_forward()
+
+
+class _PullBeforeSave(_Hook):
+    """The hook of ``state_dict``."""
+
+    def _act(self, part: ReplicatedModule) -> None:
+        part.before_saving()
+
+
+class _PullBeforeLoad(_PullBeforeSave):
     """The hook of ``load_state_dict``, which is told whether other tensors are to take the parameters' places."""
 
     def __call__(self, *given: Any) -> None:
@@ -533,10 +575,11 @@ class _Reached:
 
 
 class _DenseRows:
-    """One pull of all rows; the answers are kept until the step begins."""
+    """One pull of all rows; the answers are kept until the step begins. ``pushes``: made before it was asked for."""
 
-    def __init__(self, shares: dict[int, Share]) -> None:
+    def __init__(self, shares: dict[int, Share], pushes: int) -> None:
         self.shares = shares
+        self.pushes = pushes
         self.answers: Mapping[int, Any] = {}
 
     def fill(self, answers: Mapping[int, Any]) -> None:
@@ -594,16 +637,28 @@ def _running_statistics(module: nn.Module, of_training: bool = False) -> list[st
     ]
 
 
+def _digest_of_buffers(module: nn.Module) -> str:
+    """Of their names and values, to the bit; empty without any. Workers that differ in one train different models."""
+    digest = hashlib.sha256()
+    buffers = _buffers(module)
+    for name, buffer in sorted(buffers.items()):
+        digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)};".encode())
+        digest.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"buffers {digest.hexdigest()[:16]}" if buffers else ""
+
+
 def _spec(
-    name: str, rows: int, row_floats: int, code: CodeSpec, optimizer: Optimizer, parameters: Mapping[str, Tensor]
-) -> TableSpec:
+    name: str, rows: int, row_floats: int, code: CodeSpec, optimizer: Optimizer, parameters: Mapping[str, Tensor],
+    constants: str = "",
+) -> TableSpec:  # fmt: skip
     """The seed, which tables of zeros do not need, says which parameters it is of."""
     shapes = "".join(f"{name} {tuple(parameter.shape)};" for name, parameter in parameters.items())
     digest = hashlib.sha256(shapes.encode()).digest()
     seed = int.from_bytes(digest[:7], "little")
     return TableSpec(
-        name, rows, row_floats, code, optimizer.spec, "zeros", seed, init_state=optimizer.init_state, is_module=True
-    )
+        name, rows, row_floats, code, optimizer.spec, "zeros", seed, init_state=optimizer.init_state, is_module=True,
+        first_values=constants,
+    )  # fmt: skip
 
 
 def check_replicable(what: str, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:

@@ -6,14 +6,10 @@ Everything happens while the session waits or is pumped (`connection.py`). A ste
 This file is long because it is what a script sees, with what each call raises: life, tables and parts, steps.
 """
 
-import gc
 import operator
 import os
 import secrets
-import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,58 +17,48 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, SupportsFloat, TypeVar
 
-import numpy as np
 from torch import nn
 
-from ecrec._native import first_nonfinite
 from ecrec.checkpoint.importing import Imported, import_weights
 from ecrec.checkpoint.reading import open_checkpoint
 from ecrec.checkpoint.restore import restore, restored_from
 from ecrec.checkpoint.saving import SAVE_TIMEOUT_S, Increments, save_checkpoint
 from ecrec.checkpoint.user_state import encode as encode_state
-from ecrec.errors import (
-    ConfigurationError,
-    EcrecError,
-    GradientError,
-    RefusedError,
-)
-from ecrec.protocol.arrays import frames_bytes
+from ecrec.errors import ConfigurationError, EcrecError, RefusedError
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.client_changes import ChangedAt
-from ecrec.protocol.messages import TOOL, WAIT, WORKER, WRITE, WRITTEN, Dataset, Section
+from ecrec.protocol.messages import TOOL, WORKER, Dataset
 from ecrec.protocol.placement import CodeSpec, TableSpec
-from ecrec.protocol.requests import SectionsAndFrames
 from ecrec.training import exits
 from ecrec.training.changes import Changes
-from ecrec.training.clipping import check_norms, clip, zero_nonfinite
 from ecrec.training.configs import NOT_POOLED
 from ecrec.training.connection import PUMP_MS, Connection, Figures, Node, locked
+from ecrec.training.digest import model_digest
 from ecrec.training.observation import EVERY_S, TRACE_STEPS, WINDOW_EXAMPLES, Observation
 from ecrec.training.optimizers import Optimizer
-from ecrec.training.parts import F32, Fetch, Part, Share
-from ecrec.training.pulls import Asked, RecordsAsked
+from ecrec.training.owners import Owners
+from ecrec.training.parts import Fetch, Part, Share
+from ecrec.training.prefetch import BatchT, prefetch
+from ecrec.training.pulls import RecordsAsked
 from ecrec.training.rates import ShardOptimizer
 from ecrec.training.replicated import CONSTANT, ReplicatedModule
 from ecrec.training.reported import Reported
 from ecrec.training.splits import Split, Splits
+from ecrec.training.steps import Steps
 from ecrec.training.user_state import convert, make
 from ecrec.transport.client_node import ClientNode
 from ecrec.transport.curve import CurveKeys
 
-BatchT = TypeVar("BatchT")
 ResultT = TypeVar("ResultT")
 
 LEAVE_S = 1.0
-"""A worker that ends waits so long for the scheduler to know it, at most."""
-
-REASON_MAX = 1000
-"""Characters of an error that other workers are told."""
+"""A worker that ends waits at most this long for the scheduler to know it."""
 
 END_S = 10.0
-"""A session that nobody has closed waits so long at the end of the interpreter, at most."""
+"""A session that nobody has closed waits at most this long at the end of the interpreter."""
 
 STALE_S = 0.1
-"""Before that it reads for so long what came earlier."""
+"""Before that it reads, for this long, what came earlier."""
 
 NONFINITE = ("error", "zero")
 
@@ -90,9 +76,9 @@ class Session:
     ``world_size`` workers are there, which then form a run; it ends for all with the first of them that dies.
     ``exact``: a pull sees all pushes made before it and none later, so that a run is repeatable, bit for bit, whatever
     dies (with one worker, or with ``sync``); otherwise pulls and up to ``pushes_in_flight_max`` pushes run freely, and
-    **no two runs need to be equal**. Default: exact with one worker or sync. ``nonfinite``: what `push` does with a
+    **two runs may differ**. Default: exact with one worker or sync. ``nonfinite``: what `push` does with a
     gradient that is infinite or not a number: ``"error"`` raises GradientError before anything is sent, ``"zero"`` sets
-    it to zero and counts it in ``figures``. ``wait_timeout_ms``: whatever it waits for, it waits for so long at most,
+    it to zero and counts it in ``figures``. ``wait_timeout_ms``: whatever it waits for, it waits for at most this long,
     and then raises ClusterError. None: as long as the scheduler is there and does not say that data is lost. Every 10 s
     the log names who is missing, and since when.
 
@@ -125,11 +111,7 @@ class Session:
         self.machine = machine
         self.read_only = machine.role != WORKER
         """It pulls, and changes nothing."""
-        self.nonfinite = nonfinite
         self.code = None if code is None else CodeSpec.of(code)
-        self.rank = rank
-        self.world_size = world_size
-        self.sync = sync
         self.exact = (sync or world_size == 1) if exact is None else exact
         self.scheduler: tuple[str, CurveKeys | None] = ("", None)
         """Its endpoint, and the keys to speak to it with."""
@@ -144,14 +126,13 @@ class Session:
             wait_timeout_ms=wait_timeout_ms,
         )
         self.pid, self.lock = self._connection.pid, self._connection.lock
-        self._parts: list[Callable[[], Part | None]] = []
-        self._owners: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
-        """Table -> the part that has it."""
+        self._owners = Owners()
+        self._steps = Steps(
+            self._connection, self._owners, rank=rank, world_size=world_size, sync=sync, nonfinite=nonfinite
+        )
         self._splits = Splits(machine, self._connection.perform, self.wait, self.lock)
-        self._pushes = self._assigns = 0
         self._tables: dict[int, TableSpec] = {}
         """Those of its parts: index -> spec."""
-        self._optimizer: ShardOptimizer | None = None
         self._observation: Observation | None = None
 
     # ------------------------------------------------------------------ life
@@ -247,15 +228,11 @@ class Session:
 
     @locked
     def flush(self) -> None:
-        """Wait until every push is durable: no death of as many shards as the code stands can take it back any more.
+        """Wait until every push is durable: no death of as many shards as the code tolerates can take it back.
 
         Raises ClusterError with advice after the timeout.
         """
-        self._flush("all pushes to be durable")
-
-    def _flush(self, what: str) -> None:
-        self._connection.perform(self.machine.flush())
-        self.wait(lambda: self.machine.durable, what)
+        self._steps.flush("all pushes to be durable")
 
     @locked
     def save(
@@ -289,7 +266,7 @@ class Session:
                 endpoint, url, timeout_s, keys, state=data, increments=increments, rate_mb_s=rate_mb_s
             ).checkpoint
 
-        return self._meanwhile(write, "save")
+        return self._connection.meanwhile(write, "save")
 
     @locked
     def restored_state(self) -> dict[str, Any] | None:
@@ -304,7 +281,7 @@ class Session:
             begun = restored_from(endpoint, keys)
             return None if begun is None else open_checkpoint(begun.url, begun.checkpoint).state(make)
 
-        return self._meanwhile(read, "restored-state")
+        return self._connection.meanwhile(read, "restored-state")
 
     @locked
     def restore(
@@ -350,30 +327,9 @@ class Session:
     def _write_weights(self, work: Callable[[], ResultT], name: str) -> ResultT:
         """What ``work`` returns, which writes weights by a way of its own: what the parts have pulled is old then."""
         self.flush()
-        done = self._meanwhile(work, name)
-        self._assigns += 1
-        for part in self.parts:
-            part.pushed()
+        done = self._connection.meanwhile(work, name)
+        self._steps.written()
         return done
-
-    def _meanwhile(self, work: Callable[[], ResultT], name: str) -> ResultT:
-        """What ``work`` returns, or raises, in a thread of its own; meanwhile this worker answers."""
-        answer: list[ResultT] = []
-        error: list[Exception] = []
-
-        def run() -> None:
-            try:
-                answer.append(work())
-            except Exception as failed:
-                error.append(failed)
-
-        thread = threading.Thread(target=run, name=f"ecrec-{name}", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            self.pump(PUMP_MS)
-        if error:
-            raise error[0]
-        return answer[0]
 
     def changes(self, since: str | None = None) -> Changes:
         """Rows that changed since a token of an earlier call, or all that were ever trained: iterate over it to the
@@ -428,6 +384,26 @@ class Session:
         return self._connection.closed
 
     @property
+    def rank(self) -> int:
+        """Which of the `world_size` workers it is, from 0."""
+        return self._steps.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers."""
+        return self._steps.world_size
+
+    @property
+    def sync(self) -> bool:
+        """Every push is summed with those of all other workers."""
+        return self._steps.sync
+
+    @property
+    def nonfinite(self) -> str:
+        """What `push` does with a gradient that is not finite: ``"error"`` or ``"zero"``."""
+        return self._steps.nonfinite
+
+    @property
     def shards(self) -> int:
         """Number of shards of all coding groups."""
         return self.machine.shards
@@ -477,7 +453,7 @@ class Session:
         """
         machine = self.machine
         names = [spec.name for spec in specs]
-        if self._optimizer is not None:
+        if self._steps.optimizer is not None:
             raise ConfigurationError(
                 f"tables {', '.join(names)}: session.optimizer does not have them; make all parts before it"
             )
@@ -499,9 +475,9 @@ class Session:
 
         Made when it is first asked for; no part can be made after that. Its ``step()`` is `push`.
         """
-        if self._optimizer is None:
-            self._optimizer = ShardOptimizer(self, dict(sorted(self._tables.items())))
-        return self._optimizer
+        if self._steps.optimizer is None:
+            self._steps.optimizer = ShardOptimizer(self, dict(sorted(self._tables.items())))
+        return self._steps.optimizer
 
     def _check_tables(self, specs: Sequence[TableSpec]) -> None:
         """They are on the cluster, and a row of them is what the caller takes it for."""
@@ -544,37 +520,24 @@ class Session:
 
     def check_claim(self, names: Sequence[str]) -> None:
         """Raise ConfigurationError if one of these is a living part's: it would be stepped twice, or overwritten."""
-        if any(name in self._owners for name in names):
-            gc.collect()  # a module and its part hold each other, and may be gone for all others
-        for name in names:
-            other = self._owners.get(name)
-            if other is not None:
-                raise ConfigurationError(
-                    f"table {name!r}: this session has a table of that name already, in a {type(other).__name__}; use "
-                    "another name, or that one, or delete it first"
-                )
+        self._owners.check_claim(names)
 
     def claim(self, names: Sequence[str], owner: object) -> None:
         """These tables are this part's, as long as it lives."""
-        for name in names:
-            self._owners[name] = owner
+        self._owners.claim(names, owner)
 
     def release(self, part: Part) -> None:
         """It is no part any more, though somebody may hold it, as the traceback of an error does."""
-        for name in [name for name, owner in self._owners.items() if owner is part]:
-            del self._owners[name]
-        self._parts = [find for find in self._parts if find() is not part]
+        self._owners.release(part)
 
     def register(self, part: Part, keep: bool = True) -> None:
         """From now on `push` takes this part's gradients too; without ``keep`` as long as somebody else holds it."""
-        self._parts.append((lambda: part) if keep else weakref.ref(part))
+        self._owners.register(part, keep)
 
     @property
     def parts(self) -> list[Part]:
         """Those that live, in the order in which they were made."""
-        living = [(find, part) for find in self._parts if (part := find()) is not None]
-        self._parts = [find for find, _ in living]
-        return [part for _, part in living]
+        return self._owners.parts
 
     # ------------------------------------------------------------------ steps
     def observe(
@@ -625,7 +588,8 @@ class Session:
         features: Callable[[BatchT], Any] = lambda batch: batch,
         depth: int = 0,
     ) -> Iterator[BatchT]:
-        """The batches, each when its rows are here; meanwhile the rows of the next ``depth`` are on their way.
+        """The batches, each when its rows are here; the rows of the next ``depth`` batches are
+        prefetched meanwhile.
 
         ``parts``: default all of the session. ``features(batch)`` is what the collections' ``forward`` will be called
         with: one KeyedJaggedTensor, ecrec's or TorchRec's, or several in a tuple, of which each collection takes that
@@ -642,38 +606,7 @@ class Session:
                     f"prefetch: {part!r:.100} is no collection and no replicated module of this session; without any, "
                     "all of them are pulled"
                 )
-        source = iter(batches)
-        queue: deque[tuple[BatchT, Any, Asked, tuple[int, int]]] = deque()
-        ended, failure = False, None
-        while True:
-            while not ended and len(queue) <= depth:
-                try:
-                    with self._connection.span("read"):
-                        batch = next(source)
-                    with self._connection.span("plan"):
-                        seen = features(batch)
-                        asked = self._ask([part.plan(seen) for part in parts], self.exact)
-                except StopIteration:
-                    ended = True
-                except Exception as error:  # the good batches before this one come first
-                    ended, failure = True, error
-                else:
-                    queue.append((batch, seen, asked, (self._pushes, self._assigns)))
-            if not queue:
-                if failure is not None:
-                    raise failure
-                return
-            batch, seen, asked, (pushes, assigns) = queue.popleft()
-            self._await(asked)
-            if self._pushes - pushes > depth or self._assigns != assigns:
-                # Older than was said: somebody has pushed several times for a batch, or written weights.
-                asked = self._ask([part.plan(seen) for part in parts], self.exact)
-                self._await(asked)
-            for part, fetch in zip(parts, asked.fetches, strict=True):
-                part.offer(seen, fetch)
-            if self._connection.spans is not None:
-                self._connection.spans.computes()
-            yield batch
+        return prefetch(self._connection, self._steps, batches, parts, features, depth, self.exact)
 
     def lease_splits(
         self, name: str, examples: int, *, split_examples: int, epochs: int = 1, end: int | None = None
@@ -682,17 +615,18 @@ class Session:
 
         Each `push` takes its examples off the oldest split, in order; push all of a split before you ask for the next.
         The iterator ends when all examples of the data set, those of the other workers too, are trained on and
-        durable; so long it waits for what a dead worker may leave. A worker that dies leaves its split to the next one
-        that asks, from the first example on that some shard lacks (docs/protocol.md): every example is trained on at
-        least once, and only those of batches that were on their way when their worker died are trained on again.
+        durable. Until then it waits for splits of dead workers to be handed on. A worker that dies leaves its split to
+        the next one that asks, from the first example on that some shard lacks (docs/protocol.md): every example is
+        trained on at least once, and only those of batches that were in flight when their worker died are trained on
+        again.
         An iteration that was broken off leaves its split to the next one under the same name.
 
         ``split_examples``: of a split, at most; best a multiple of the batch size, and small enough for every worker to
         get several. ``end``: number of examples over all passes, where the last one is to end early.
-        Raises ConfigurationError with ``sync``, for numbers that cannot be, while another iteration goes on or one of
-        another data set was broken off, for one that this session has iterated over to its end, or, before the next
-        split, if one was not pushed to its end; RefusedError for a name that is known with other numbers, after which
-        the session goes on; FencedError when this worker was given up.
+        Raises ConfigurationError with ``sync``, for numbers that cannot be, while an iteration over another data set
+        has a split, for one that this session has iterated over to its end, and, before the next split, if one was not
+        pushed to its end or a later call has gone on with the splits; RefusedError for a name that is known with other
+        numbers, after which the session goes on; FencedError when this worker was given up.
         """
         self._check_writes("lease_splits")
         if self.sync:
@@ -708,7 +642,7 @@ class Session:
     @locked
     def fetch(self, *fetches: Fetch, exact: bool | None = None) -> None:
         """Pull now, and wait for it."""
-        self._await(self._ask(fetches, self.exact if exact is None else exact))
+        self._steps.take(self._steps.ask(fetches, self.exact if exact is None else exact))
 
     @locked
     def push(self, examples: int = 0) -> None:
@@ -728,32 +662,14 @@ class Session:
         if spans is not None:
             spans.computed()
         with self._connection.span("push"):
-            self._push_gradients(examples)
+            self._check_writes("push")
+            examples = _whole(examples)
+            self._splits.check(examples)
+            # A push outside of an iteration is none of its split.
+            self._steps.push(examples, counted=examples if self._splits.is_open else 0)
+            self._show_figures()
         if spans is not None:
             spans.stepped(self.figures.steps, examples)
-
-    def _push_gradients(self, examples: int) -> None:
-        self._check_writes("push")
-        examples = _whole(examples)
-        self._splits.check(examples)
-        parts = self.parts
-        for part in parts:
-            part.check_gradients()
-        rates = {} if self._optimizer is None else self._optimizer.rates()
-        barrier = self.world_size if self.sync else 0
-        self._wait_to_push(barrier)
-        # A push outside of an iteration is none of its split.
-        counted = examples if self._splits.is_open else 0
-        by_shard = self._by_shard([part.take_gradients() for part in parts], True)
-        self._push(by_shard, barrier, examples=counted, rates=rates)
-        if self._optimizer is not None:
-            self._optimizer.pushed()
-        self._pushes += 1
-        for part in parts:
-            part.pushed()
-        self.figures.steps += 1
-        self.figures.examples += examples
-        self._show_figures()
 
     @locked
     def report(self, /, **figures: SupportsFloat | None) -> None:
@@ -782,18 +698,15 @@ class Session:
         servers know (``max_gradient`` of an optimizer clips that, by value), and what `push` raises of gradients.
         """
         self._check_writes("clip_gradients")
-        check_norms(max_norm, row_norm)
-        if self.sync and self.world_size > 1:
-            raise ConfigurationError(
-                "clip_gradients with sync=True: the servers sum the gradients of all workers, and the norm of the sum "
-                "is not known here; max_gradient of an optimizer clips the sum by value"
-            )
-        for part in self.parts:
-            part.check_gradients()
-        waiting = [gradients for part in self.parts for gradients in part.waiting_gradients()]
-        if self.nonfinite == "zero":
-            self.figures.nonfinite_gradients += sum(map(zero_nonfinite, waiting))
-        return clip(waiting, max_norm, row_norm)
+        return self._steps.clip(max_norm, row_norm)
+
+    def model_digest(self) -> str:
+        """SHA-256, in hex, over all tables of the cluster, those of replicated modules too, by name: weights and
+        optimizer state, to the bit. Two runs that have trained the same model have the same one.
+
+        All pushes of this worker are in it; other workers must have none in flight.
+        """
+        return model_digest(self, [spec for _, (_, spec) in sorted(self.machine.tables.items())])
 
     @locked
     def discard(self) -> None:
@@ -805,137 +718,35 @@ class Session:
     def assign(self, shares: Mapping[int, Share]) -> None:
         """Write these weights, and wait until they are durable; what an optimizer keeps beside them stays."""
         self._check_writes("assign")
-        self._wait_to_push(0)
-        self._push(self._by_shard([shares], False), 0, assign=True)
-        self._assigns += 1
-        written = {table for share in shares.values() for table in share.section.tables}
-        for part in self.parts:
-            if not isinstance(part, ReplicatedModule) or part.index in written:
-                part.pushed()
-        self._flush("the weights to be durable")
+        if self.rank > 0:
+            raise ConfigurationError(
+                f"worker {self.rank} of {self.world_size} would write weights (load_state_dict, assign) that others "
+                "write too, and may undo what was pushed meanwhile: worker 0 alone does it (if session.rank == 0), and "
+                "all wait for it in session.barrier()"
+            )
+        self._steps.assign(
+            shares, lambda part, written: not isinstance(part, ReplicatedModule) or part.index in written
+        )
 
-    @locked
     def initialise(self, name: str, chunks: Callable[[], Sequence[Mapping[int, Share]]]) -> None:
         """Wait until a table has its first values: rank 0 writes these, each chunk in a push, unless somebody ever has.
 
         Safe against deaths: a worker that dies before all is durable has written nothing that counts, and when it has
         been started again it writes all of it. Raises ClusterError with advice after the timeout.
         """
-        machine = self.machine
-        if self.read_only:
-            return
-        index = machine.tables[name][0]
-        pushes: list[dict[int, SectionsAndFrames]] = []
-        if self.rank == 0:
-            try:
-                pushes = [self._by_shard([shares], False) for shares in chunks()]
-                # Before it says that it will write them: all others would wait for it in vain.
-                for values in pushes:
-                    machine.check_push(values, assign=True)
-            except Exception as error:
-                if self.world_size > 1:
-                    told = machine.initial_failed(index, f"{type(error).__name__}: {error}"[:REASON_MAX])
-                    self._connection.tell_initial_failed(told, LEAVE_S)
-                raise
-        self._connection.perform(machine.initialise(index, claim=self.rank == 0))
-        what = f"the first values of table {name!r}, which worker 0 writes"
-        self.wait(lambda: machine.initial(index) != WAIT or index in machine.initial_refusals, what)
-        if index in machine.initial_refusals:
-            again = " Start that worker again, and this one" * (self.rank != 0)
-            raise RefusedError(f"first values of table {name!r}: {machine.initial_refusals[index]}.{again}")
-        if machine.initial(index) == WRITE:
-            for values in pushes:
-                self._wait_to_push(0)
-                self._push(values, 0, assign=True)
-            self._flush(f"the first values of table {name!r} to be durable")
-            self._connection.perform(machine.initialised(index))
-            self.wait(lambda: machine.initial(index) == WRITTEN, what)
+        if not self.read_only:
+            self._steps.initialise(name, chunks)
 
     @locked
     def barrier(self) -> None:
         """Wait until all workers are here: an empty push that is applied when all have made it, and is durable."""
         self._check_writes("barrier")
-        if self.world_size > 1 and not self.sync:
-            # Any of them may have been started again since the last one: those that live now meet.
-            self._flush("all pushes to be durable")
-            self._connection.perform(self.machine.join_run(self.world_size))
-        self._wait_to_push(self.world_size)
-        self._push({}, self.world_size)
-        self._flush(f"all {self.world_size} workers")
+        self._steps.barrier()
 
     def pull_records(self, shares: Mapping[int, Share]) -> RecordsAsked:
         """Ask for whole records (weights and optimizer state); ``.take()`` waits for the answers."""
-        return RecordsAsked(shares, lambda fetch: partial(self._await, self._ask([fetch], True, records=True)))
-
-    def _wait_to_push(self, barrier: int) -> None:
-        """Until a push can be sent at once. Whoever gathers gradients before may have to throw them away."""
-        machine = self.machine
-        if barrier > 1 and not machine.runs.run:
-            self._connection.perform(machine.join_run(barrier))
-            self.wait(lambda: machine.runs.run > 0 or machine.runs.refusal != "", f"all {barrier} workers")
-            if machine.runs.refusal:
-                raise RefusedError(f"a run of {barrier} workers: {machine.runs.refusal}")
-        self.wait(lambda: machine.can_push, "room for a push")
-
-    def _by_shard(self, parts: Sequence[Mapping[int, Share]], gradients: bool) -> dict[int, SectionsAndFrames]:
-        by_shard: dict[int, tuple[list[Section], list[Any]]] = {}
-        for shares in parts:
-            for shard, share in shares.items():
-                assert share.values is not None
-                if gradients and self.nonfinite == "zero":
-                    self._zero_nonfinite(share.values)
-                sections, frames = by_shard.setdefault(shard, ([], []))
-                sections.append(share.section)
-                frames += [share.rows, share.values]
-        return dict(by_shard)
-
-    def _push(
-        self,
-        by_shard: Mapping[int, SectionsAndFrames],
-        barrier: int,
-        assign: bool = False,
-        examples: int = 0,
-        rates: Mapping[int, float] | None = None,
-    ) -> None:
-        """Behind `_wait_to_push`, and nothing between."""
-        barrier = barrier if barrier > 1 else 0
-        try:
-            effects = self.machine.push(by_shard, barrier=barrier, assign=assign, examples=examples, rates=rates)
-        except GradientError as error:
-            what = next((text for part in self.parts if error.place and (text := part.describe(*error.place))), "")
-            where = f": that is {what}" if what else ""
-            advice = "" if assign else ' (nonfinite="zero" would take it as zero)'
-            raise GradientError(f"{error}{where}{advice}", error.place) from None
-        self._connection.perform(effects)
-        if self._connection.spans is not None:
-            self._connection.spans.pushes(self.machine)
-        self.figures.bytes_pushed += sum(frames_bytes(frames) for _, frames in by_shard.values())
-
-    def _zero_nonfinite(self, values: F32) -> None:
-        if first_nonfinite(values) >= 0:
-            bad = ~np.isfinite(values)
-            self.figures.nonfinite_gradients += int(bad.sum())
-            values[bad] = 0.0
-
-    @locked
-    def _ask(self, fetches: Sequence[Fetch], exact: bool, records: bool = False) -> Asked:
-        asked = Asked(fetches)
-        self._connection.check_open()
-        self._connection.check_failed()
-        ticket, effects = self.machine.pull(asked.by_shard, exact=exact, records=records)
-        self._connection.asked[ticket] = asked
-        self._connection.perform(effects)
-        if self._connection.spans is not None:
-            self._connection.spans.pulls(ticket, asked.by_shard)
-        return asked
-
-    @locked
-    def _await(self, asked: Asked) -> None:
-        with self._connection.span("pull"):
-            self.wait(lambda: asked.frames is not None or asked.refusal != "", "the answers to a pull")
-            if asked.refusal:
-                raise RefusedError(asked.refusal)
-            self.figures.bytes_pulled += asked.fill()
+        steps = self._steps
+        return RecordsAsked(shares, lambda fetch: partial(steps.take, steps.ask([fetch], True, records=True)))
 
 
 def _as_int(number: Any) -> Any:

@@ -1,5 +1,7 @@
 """Splits of a data set, leased to this worker one after the other."""
 
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -10,6 +12,9 @@ from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.client_leases import SplitLease
 from ecrec.protocol.events import Effect
 from ecrec.protocol.messages import Dataset
+from ecrec.transport.client_node import check_process
+
+log = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
@@ -39,6 +44,10 @@ class Splits:
         self._perform = perform
         self._wait = wait
         self._lock = lock
+        self._pid = os.getpid()
+        self._iterations = 0
+        """How often somebody began to iterate: an iteration that was broken off, as by Ctrl-C, may still be held by
+        somebody, and the next one takes over."""
         self._split: SplitLease | None = None
         """The last one that was given."""
         self._iterated: set[Dataset] = set()
@@ -66,20 +75,35 @@ class Splits:
             )
 
     def _iterate(self, dataset: Dataset) -> Iterator[Split]:
-        if self._split is not None:
-            raise ConfigurationError(f"lease_splits({dataset.name!r}): another iteration has a split")
+        check_process(self._pid)
         self._check_broken_off(dataset)
+        self._iterations += 1
+        mine = self._iterations
+        given = 0
         try:
             while (split := self._next(dataset)) is not None:
+                given += 1
                 yield split
+                check_process(self._pid)
+                if mine != self._iterations:
+                    raise ConfigurationError(
+                        f"lease_splits({dataset.name!r}): a later call has gone on with these splits; iterate over "
+                        "that one alone"
+                    )
                 if left := self._left():
                     raise ConfigurationError(
                         f"{dataset.name!r}: {left} examples of the split {split.first} to {split.last} were not "
                         "pushed; push(examples) counts them"
                     )
         finally:
-            self._split = None
+            if mine == self._iterations:
+                self._split = None
         self._iterated.add(dataset)
+        if not given:
+            log.warning(
+                "lease_splits(%r): all %d examples were trained on before, or by other workers, and this one was given "
+                "none; another name begins anew", dataset.name, dataset.end,
+            )  # fmt: skip
 
     def _next(self, dataset: Dataset) -> Split | None:
         """Wait for the next split; None when all are done."""

@@ -107,7 +107,7 @@ class EmbeddingTables(nn.Module):
         self._embedding_names = embedding_names(configs)
         # A tuple, in which torch does not look for parameters.
         self._tables = tuple(Table(session, config) for config in configs)
-        self._offered: tuple[Any, BatchRows] | None = None
+        self._offered: BatchRows | None = None
         self._pending: list[Gradients | SummedGradients] = []
         for config, spec in zip(configs, specs, strict=True):
             if _is_written(config, weights):
@@ -150,8 +150,8 @@ class EmbeddingTables(nn.Module):
         _check_kind(features)
         self._check_weights_of(features)
         offered = self._offered
-        if offered is not None and _is_same(offered[0], features) and offered[1].is_of(features.values()):
-            return offered[1]
+        if offered is not None and offered.is_of(features):
+            return offered
         batch = self.plan(features)
         self._session.fetch(batch)
         return batch
@@ -202,11 +202,11 @@ class EmbeddingTables(nn.Module):
             )
         except IndexError as error:
             raise IndexError(self._bad_id(ids, offsets, batch) or str(error)) from None
-        return BatchRows(self._configs, self._indices, features.values(), (rows, counts, inverse), offsets, batch)
+        return BatchRows(self._configs, self._indices, features, (rows, counts, inverse), offsets, batch)
 
     def offer(self, features: Any, fetch: BatchRows) -> None:
         """Keep the rows of the batch whose step begins; those of the batch before are no longer wanted."""
-        self._offered = (self._mine(features), fetch)
+        self._offered = fetch
 
     def check_gradients(self) -> None:
         """Raise GradientError if those that a backward pass left were taken away, or changed, since."""
@@ -420,17 +420,6 @@ def _check_kind(features: Any, within: str = "") -> None:
             f"features are {within}{type(features).__name__}, expected a KeyedJaggedTensor (ecrec's, TorchRec's); of "
             "a batch with more in it, prefetch(..., features=) gives it"
         )
-
-
-def _is_same(a: Any, b: Any) -> bool:
-    """One object, or another one of the same tensors, as ``to`` of TorchRec's makes."""
-    if a is b:
-        return True
-    pairs = ((a.values(), b.values()), (a.lengths(), b.lengths()))
-    return list(a.keys()) == list(b.keys()) and all(
-        x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
-        for x, y in pairs
-    )
 
 
 def _is_written(config: BaseEmbeddingConfig, weights: Mapping[str, Tensor]) -> bool:

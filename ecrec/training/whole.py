@@ -9,8 +9,7 @@ from ecrec._native import first_nonfinite
 from ecrec.errors import ConfigurationError, GradientError
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import TableSpec
-from ecrec.training.parts import F32, I64, Share, places_by_shard
-from ecrec.training.session import Session
+from ecrec.training.parts import F32, I64, Share, TableSession, places_by_shard
 
 CHUNK_BYTES = 8 << 20
 """Rows that are read or written at a time."""
@@ -19,7 +18,7 @@ WHOLE_BYTES_MAX = 1 << 30
 """A larger table is not brought into the memory of one process by a call that does not say so."""
 
 
-def places_of(session: Session, spec: TableSpec, rows: I64) -> dict[int, I64]:
+def places_of(session: TableSession, spec: TableSpec, rows: I64) -> dict[int, I64]:
     """Shard -> which of these rows are on it, as indices into ``rows``."""
     return places_by_shard(rows, spec.code.k, session.machine.n, session.machine.groups)
 
@@ -34,7 +33,7 @@ def chunks(rows: int, row_bytes: int) -> Iterator[I64]:
 class _Weights:
     """A pull of some rows of a table into their place in an array of it."""
 
-    def __init__(self, session: Session, spec: TableSpec, rows: I64, into: F32) -> None:
+    def __init__(self, session: TableSession, spec: TableSpec, rows: I64, into: F32) -> None:
         index = session.machine.tables[spec.name][0]
         self._places = places_of(session, spec, rows)
         self._rows, self._into = rows, into
@@ -58,7 +57,7 @@ def check_size(spec: TableSpec) -> None:
         )
 
 
-def read_table(session: Session, spec: TableSpec) -> F32:
+def read_table(session: TableSession, spec: TableSpec) -> F32:
     """The weights of all rows as the shards have them now, float32[rows, dim]. Raises ConfigurationError for a table of
     more than `WHOLE_BYTES_MAX` bytes."""
     check_size(spec)
@@ -68,7 +67,7 @@ def read_table(session: Session, spec: TableSpec) -> F32:
     return out
 
 
-def write_table(session: Session, spec: TableSpec, weights: F32) -> None:
+def write_table(session: TableSession, spec: TableSpec, weights: F32) -> None:
     """Write the weights of all rows, float32[rows, dim], and wait until they are durable. What an optimizer keeps
     beside them stays. Raises as `read_table` and `Session.assign`."""
     check_size(spec)
@@ -88,7 +87,7 @@ def check_finite(spec: TableSpec, weights: F32) -> None:
         )
 
 
-def table_shares(session: Session, spec: TableSpec, weights: F32) -> Iterator[dict[int, Share]]:
+def table_shares(session: TableSession, spec: TableSpec, weights: F32) -> Iterator[dict[int, Share]]:
     """The weights of all rows, float32[rows, dim], by shard, chunk by chunk. Raises GradientError for a value that is
     not finite before the first one."""
     check_finite(spec, weights)

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from in_process import InProcessCluster  # noqa: E402
+from in_process import InProcessCluster, in_threads  # noqa: E402
 from torch import nn  # noqa: E402
 
 from ecrec.errors import ConfigurationError, DivergedError, GradientError, RefusedError  # noqa: E402
@@ -266,13 +266,128 @@ def test_a_backward_pass_through_parameters_that_were_pulled_since_is_an_error(s
         first.backward()
 
 
-def test_weights_that_are_not_finite_are_named_when_they_are_pulled(session: Session) -> None:
+def test_weights_that_are_not_finite_are_named_when_they_are_pulled_and_at_the_end(cluster: InProcessCluster) -> None:
+    """A script that only pushes must not end well with a model of infinities."""
+    text = r"parameter weight\[0, 0\] of the replicated module 'dense' is -inf"
+    session = cluster.session(code="2+1")
     module = nn.Linear(2, 1)
     dense = session.replicate(module, SGD(lr=3e38))
     (10 * module(X).sum()).backward()
     session.push()
-    with pytest.raises(DivergedError, match=r"parameter weight\[0, 0\] of the replicated module 'dense' is -inf"):
+    with pytest.raises(DivergedError, match=text):
         dense.pull()
+    with pytest.raises(DivergedError, match=text):
+        session.close()
+    assert session.closed
+
+
+# ------------------------------------------------------------------ one step behind
+def pushed_behind(session: Session) -> tuple[nn.Module, ReplicatedModule, torch.Tensor]:
+    """In the second step of ``depth=1``: the module has the parameters of before the first push; and those after it."""
+    module = nn.Linear(2, 1)
+    dense = session.replicate(module, SGD(lr=1.0))
+    for step, _ in enumerate(session.prefetch(range(3), dense, depth=1)):
+        if step == 1:
+            break
+        before = module.weight.detach().clone()
+        module(X).sum().backward()
+        session.push()
+    assert torch.equal(module.weight, before), "that is what depth says"
+    return module, dense, before - X.sum(0)
+
+
+def test_what_is_saved_in_a_step_that_is_behind_has_the_last_push(session: Session) -> None:
+    module, _, expected = pushed_behind(session)
+    assert torch.allclose(module.state_dict()["weight"], expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: torch.save(module, io.BytesIO())])
+def test_a_copy_of_a_step_that_is_behind_is_an_error(session: Session, copied: Any) -> None:
+    module, dense, expected = pushed_behind(session)
+    with pytest.raises(ConfigurationError, match="older than the last push: pull"):
+        copied(module)
+    dense.pull()
+    assert torch.allclose(copy.deepcopy(module).weight, expected)
+
+
+def test_a_change_in_a_step_that_is_behind_would_undo_the_last_push(session: Session) -> None:
+    module, dense, _ = pushed_behind(session)
+    with torch.no_grad():
+        module.bias.zero_()
+    with pytest.raises(ConfigurationError, match="older than the last push, which this would undo"):
+        dense.assign()
+    dense.pull(undo=True)
+
+
+def test_at_the_end_the_module_has_the_last_push(cluster: InProcessCluster) -> None:
+    with cluster.session(code="2+1") as session:
+        module, _, expected = pushed_behind(session)
+    assert torch.allclose(module.weight, expected)
+
+
+# ------------------------------------------------------------------ several workers
+def test_weights_are_written_by_one_worker_alone(cluster: InProcessCluster) -> None:
+    """Each of them would undo what the others have pushed meanwhile."""
+    session = cluster.session(rank=1, world_size=2)
+    other = cluster.session(rank=0, world_size=2)
+    module = nn.Linear(2, 1)
+    in_threads([lambda: other.replicate(nn.Linear(2, 1), SGD(lr=1.0)), lambda: session.replicate(module, SGD(lr=1.0))])
+    dense = ReplicatedModule.of(module)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+    with pytest.raises(ConfigurationError, match=r"worker 1 of 2 would write weights .*worker 0 alone does it"):
+        dense.assign()
+    dense.pull(undo=True)
+    in_threads([session.close, other.close])
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.over = nn.Linear(2, 1)
+        self.register_buffer("scale", torch.tensor(scale))
+
+
+def test_workers_whose_constant_buffers_differ_are_refused(cluster: InProcessCluster) -> None:
+    """They would train different models."""
+    first, second = (cluster.session(rank=rank, world_size=2) for rank in range(2))
+    first.replicate(Scaled(2.0), SGD(lr=1.0))
+    reader = cluster.session(read_only=True)
+    for session in (second, reader):
+        with pytest.raises(RefusedError, match="other values in buffers that no training changes"):
+            session.replicate(Scaled(3.0), SGD(lr=1.0))
+        session.replicate(Scaled(2.0), SGD(lr=1.0))
+    in_threads([first.close, second.close])
+    reader.close()
+
+
+# ------------------------------------------------------------------ habits of torch
+def test_gradients_that_an_optimizer_forgot_before_the_push_are_an_error(session: Session) -> None:
+    module = nn.Linear(2, 1)
+    session.replicate(module, SGD(lr=1.0))
+    optimizer = session.optimizer
+    optimizer.zero_grad()  # where it belongs
+    module(X).sum().backward()
+    optimizer.step()
+    module(X).sum().backward()
+    optimizer.zero_grad()
+    with pytest.raises(GradientError, match=r"nothing to push: session\.optimizer\.zero_grad\(\) was called"):
+        session.push()
+    module(X).sum().backward()
+    session.push()
+    assert session.figures.steps == 2
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "momentum", "eps"])
+def test_what_has_no_effect_in_a_group_of_the_optimizer_is_an_error(session: Session, name: str) -> None:
+    module = nn.Linear(2, 1)
+    session.replicate(module, SGD(lr=1.0))
+    session.optimizer.param_groups[0][name] = 0.1
+    module(X).sum().backward()
+    with pytest.raises(ConfigurationError, match=f"{name} of 'dense' would have no effect"):
+        session.push()
+    del session.optimizer.param_groups[0][name]
+    session.push()
 
 
 # ------------------------------------------------------------------ changes behind its back

@@ -50,11 +50,55 @@ def test_a_reader_sees_what_the_worker_trains_and_the_worker_goes_on() -> None:
         for their_sparse, their_over, their_dense in seen:
             their_dense.pull()
             assert torch.equal(their_over(their_sparse(FEATURES).values()), expected)
-    specs = [*sparse.specs, dense.spec]
-    assert model_digest(readers[0], specs) == model_digest(worker, specs)
+    assert readers[0].model_digest() == worker.model_digest()
+    specs = sorted([*sparse.specs, dense.spec], key=lambda spec: spec.name)
+    assert model_digest(readers[0], specs) == worker.model_digest()
     for reader in readers:
         reader.close()
     worker.push()
+    worker.close()
+
+
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_a_reader_that_calls_the_module_sees_what_the_cluster_has_now(no_grad: bool, part: bool) -> None:
+    """Rows of tables are those of now: the dense part must not be that of the first call."""
+    cluster = InProcessCluster(3)
+    worker = cluster.session(code="1+2")
+    towers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    worker.replicate(towers, SGD(lr=0.5))
+    theirs = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    reader = cluster.session(read_only=True)
+    reader.replicate(theirs, SGD(lr=0.5))
+    x = torch.ones(2, 4)
+    for _ in range(3):
+        towers(x).sum().backward()
+        worker.push()
+        worker.flush()
+        worker_sees = (towers[0] if part else towers)(x)
+        pulled = reader.figures.bytes_pulled
+        with torch.set_grad_enabled(not no_grad):
+            assert torch.equal((theirs[0] if part else theirs)(x), worker_sees)
+        assert reader.figures.bytes_pulled - pulled == 4 * 1024 * -(-25 // 1024) * 4, "once a call"
+    reader.close()
+    worker.close()
+
+
+def test_a_call_that_fails_is_over() -> None:
+    cluster = InProcessCluster(3)
+    worker = cluster.session()
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    worker.replicate(module, SGD(lr=0.5))
+    reader = cluster.session(read_only=True)
+    theirs = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    reader.replicate(theirs, SGD(lr=0.5))
+    with pytest.raises(RuntimeError, match="shapes"):
+        theirs(torch.ones(2, 3))
+    module(torch.ones(2, 4)).sum().backward()
+    worker.push()
+    worker.flush()
+    assert torch.equal(theirs(torch.ones(2, 4)), module(torch.ones(2, 4)))
+    reader.close()
     worker.close()
 
 

@@ -208,7 +208,7 @@ def run_two(sync: bool, kill: dict[int, int] | None = None) -> tuple[str, list[t
 
         def at_step(step: int) -> None:
             if rank == 0 and step in (kill or {}):
-                session.wait(cluster.whole, "the last death to be repaired: the code stands one")
+                session.wait(cluster.whole, "the last death to be repaired: the code tolerates one")
                 cluster.kill((kill or {})[step])
 
         half = slice(0, BATCH // 2) if rank == 0 else slice(BATCH // 2, BATCH)
@@ -435,7 +435,8 @@ def test_a_wait_without_a_limit_says_who_is_missing_and_ends_with_the_scheduler(
 
 
 def test_a_wait_does_not_end_while_the_scheduler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ecrec.training.connection.SCHEDULER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("ecrec.training.connection.SCHEDULER_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("ecrec.training.connection.SCHEDULER_AWAY_TIMEOUT_S", 0.3)
     monkeypatch.setattr("ecrec.training.connection.WAITS_S", 0.0)
     cluster = InProcessCluster(3)
     session = cluster.session()
@@ -445,6 +446,20 @@ def test_a_wait_does_not_end_while_the_scheduler_is_there(monkeypatch: pytest.Mo
     session.wait_timeout_ms = 200.0
     with pytest.raises(ClusterError, match="for a second: no shard is missing"):
         session.wait(lambda: False, "a second")
+
+
+def test_a_wait_ends_when_a_scheduler_that_has_answered_is_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than its host takes to start again, and than for one that has never answered."""
+    monkeypatch.setattr("ecrec.training.connection.SCHEDULER_TIMEOUT_S", 0.0)
+    session = InProcessCluster(3).session()
+    session.wait_timeout_ms = None
+    monkeypatch.setattr(type(session.machine), "scheduler_silent_ms", property(lambda machine: 1e6))
+    monkeypatch.setattr("ecrec.training.connection.SCHEDULER_AWAY_TIMEOUT_S", 1e6)
+    looks = iter([False] * 20 + [True])
+    session.wait(lambda: next(looks), "rows")
+    monkeypatch.setattr("ecrec.training.connection.SCHEDULER_AWAY_TIMEOUT_S", 0.05)
+    with pytest.raises(ClusterError, match="for rows"):
+        session.wait(lambda: False, "rows")
 
 
 def test_bad_ranks_are_refused() -> None:
@@ -495,7 +510,7 @@ def test_a_dense_part_lost_in_all_copies_stops_also_where_training_may_go_on() -
 
 
 def train_until_lost(cluster: InProcessCluster, dense_code: str) -> None:
-    """Two of four servers die in the middle; 2+1 stands one."""
+    """Two of four servers die in the middle; 2+1 tolerates one."""
     with cluster.session(code="2+1") as session:
         configs = [EmbeddingBagConfig(ROWS[name], DIM, name, feature_names=[name]) for name in KEYS]
         sparse = EmbeddingBagCollection(session, configs, optimizer=RowWiseAdagrad(lr=0.05), seed=3)

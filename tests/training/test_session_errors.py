@@ -306,6 +306,37 @@ def test_an_iteration_that_was_broken_off_is_gone_on_with_by_the_next_one() -> N
         session.push(5)
 
 
+def test_an_iteration_that_somebody_still_holds_is_taken_over() -> None:
+    """As after Ctrl-C in a notebook, whose traceback holds it."""
+    with InProcessCluster(3).session() as session:
+        held = session.lease_splits("x", 15, split_examples=5)
+        assert next(held) == (0, 0, 5)
+        session.push(2)
+        again = session.lease_splits("x", 15, split_examples=5)
+        assert next(again) == (0, 2, 5)
+        with pytest.raises(ConfigurationError, match="a later call has gone on with these splits"):
+            next(held)
+        del held
+        session.push(3)
+        seen = []
+        for split in again:
+            seen.append(split)
+            session.push(split.last - split.first)
+        assert seen == [(0, 5, 10), (0, 10, 15)]
+
+
+def test_a_worker_that_gets_no_split_of_a_data_set_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    """A script that runs a second time on a living cluster trains nothing, and would end well without a word."""
+    cluster = InProcessCluster(3)
+    with cluster.session() as session:
+        for split in session.lease_splits("x", 10, split_examples=5):
+            session.push(split.last - split.first)
+        assert "were trained on before" not in caplog.text
+    with cluster.session() as again:
+        assert list(again.lease_splits("x", 10, split_examples=5)) == []
+    assert "lease_splits('x'): all 10 examples were trained on before" in caplog.text
+
+
 def test_a_split_that_was_asked_for_is_never_taken_for_one_of_another_data_set() -> None:
     with InProcessCluster(3).session() as session:
         for _ in session.lease_splits("x", 10, split_examples=5):
@@ -326,7 +357,7 @@ def test_workers_whose_runs_differ_are_refused_and_can_meet_after_all() -> None:
         try:
             session.barrier()
         except RefusedError as error:
-            session.world_size = 2
+            session._steps.world_size = 2
             return str(error)
         return ""
 
