@@ -87,7 +87,7 @@ def jobs(workflow: Path) -> dict[str, Any]:
 
 
 def test_the_workflows_run_what_there_is() -> None:
-    assert [path.name for path in WORKFLOWS] == ["tests.yml", "wheels.yml"]
+    assert [path.name for path in WORKFLOWS] == ["nightly.yml", "tests.yml", "wheels.yml"]
     commands = []
     for workflow in WORKFLOWS:
         for name, job in jobs(workflow).items():
@@ -97,7 +97,7 @@ def test_the_workflows_run_what_there_is() -> None:
     for word in " ".join(commands).split():
         if word.startswith((".ci/", "tests/", "constraints")):
             assert (ROOT / word).exists(), word
-    assert jobs(WORKFLOWS[0])["pythons"]["strategy"]["matrix"]["python"] == list(PYTHONS)
+    assert jobs(WORKFLOWS[1])["pythons"]["strategy"]["matrix"]["python"] == list(PYTHONS)
 
 
 def test_ci_builds_one_wheel_and_installs_it_from_the_file() -> None:
