@@ -39,7 +39,8 @@ def on_files(files: Files, config: Any) -> Files:
         target for path, text in texts.items() for target in map(lambda m: target_of(path, m), LINK.finditer(text))
     }
     for target in sorted(linked):
-        if target not in texts and (ROOT / target).is_file():  # a program or a file of settings, as it is
+        is_elsewhere = target not in texts and not target.startswith("docs/")
+        if is_elsewhere and (ROOT / target).is_file():  # a program or a file of settings, as it is
             files.append(File.generated(config, place(target), content=(ROOT / target).read_bytes()))
     return files
 

@@ -107,6 +107,10 @@ def _section(finding: Finding, scale: str, not_done: Sequence[NotDone]) -> list[
 
 
 # ---------------------------------------------------------------------- CLAIMS.md
+MEASURED = "docs/results/laptop/summary.md"
+"""Of the scale laptop, on the machine that it names."""
+
+
 def claims_text(plan: Plan) -> str:
     """What is claimed, with targets and commands: the file CLAIMS.md."""
     minutes = {
@@ -133,5 +137,6 @@ def claims_text(plan: Plan) -> str:
             for key in plan.experiments
             if name in experiment(plan, key, "laptop").claims
         ]
-        lines += [f"- Experiments: {', '.join(about)}.", f"- Command: `{command('laptop', name)}`", ""]
+        lines += [f"- Experiments: {', '.join(about)}.", f"- Command: `{command('laptop', name)}`"]
+        lines += [f"- Measured, with its plot: [{MEASURED}#{name.lower()}]({MEASURED}#{name.lower()})", ""]
     return "\n".join(lines).rstrip() + "\n"
