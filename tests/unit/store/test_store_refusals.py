@@ -343,3 +343,22 @@ def test_learning_rates_at_which_no_step_can_be_taken_are_refused(
         group.reference.tables[0].weight_decay, group.reference.tables[0].decoupled,
     )  # fmt: skip
     assert len(rates) == 2 or spec.rate_error(rates[0]), "the protocol decides as the store does"
+
+
+@pytest.mark.parametrize(
+    ("tables", "counts", "text"),
+    [
+        (i32(0, 1), i64(1), "gather_bytes: got 2 tables and 1 counts"),
+        (i32(0), i64(-1), "gather_bytes: section 0 counts -1 rows"),
+        (i32(2), i64(1), "unknown table 2, the store has 2"),
+    ],
+)
+def test_of_sections_that_cannot_be_no_bytes_are_counted(group: Group, tables: Any, counts: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        group.stores[0].gather_bytes(tables, counts)
+
+
+@pytest.mark.parametrize("groups", [0, -1])
+def test_a_store_of_no_group_is_refused(groups: int) -> None:
+    with pytest.raises(ValueError, match=f"Store: groups is {groups}, expected at least 1"):
+        Store(0, 1, 0, groups)
