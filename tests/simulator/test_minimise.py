@@ -53,7 +53,7 @@ def test_a_failing_seed_becomes_a_smaller_plan_that_fails_alike(
     with MUTATIONS["nothing_is_undone_beyond_the_cut"].make():
         seed = next(s for s in range(100) if run_seed(s).code == CORRECTNESS)
         first = run_seed(seed)
-        kept = minimise(draw(seed), "a test", runs_max=20)
+        kept = minimise(draw(seed), "a test", runs_max=40)
         assert kept is not None and (kept.code, kept.where) == (first.code, first.where)
         assert kept.plan.events < draw(seed).events
         kept.write(tmp_path / "kept.json")

@@ -27,9 +27,9 @@ struct Optimizer {
     std::array<const char*, hyper_max> hyper;        // as many as are not null; the first is the learning rate
     std::array<StatePart, state_parts_max> state{};  // in the order of a record, behind the weights
     void (*Operations::*step)(const Steps&);
-    bool sets_state = false;      // the first part begins at init_state; all else begins at zero
+    bool sets_state = false;       // the first part begins at init_state; all else begins at zero
     bool divides_by_rate = false;  // a learning rate of zero is none
-    bool corrects_bias = false;    // hyper 1 and 2 are betas, kept as 1 - beta; the last part of the state has 1 - beta^t
+    bool corrects_bias = false;  // hyper 1 and 2 are betas, kept as 1 - beta; the last part of the state has 1 - beta^t
     // Bytes: where a delta that goes past the caches begins and ends (Steps::streams).
     std::size_t alignment = 64;
 
