@@ -196,8 +196,9 @@ class Restoring:
         silent_ms = machine.scheduler_silent_ms
         if silent_ms is None or silent_ms > 1e3 * self._timeout_s / 2:
             return f"the scheduler at {self._endpoint} does not answer"
-        down = [f"shard {shard} is down for {ms / 1e3:.0f} s" for shard, ms in machine.down().items()]
-        late = [f"shard {shard} has not answered" for shard in machine.unanswered() if shard not in machine.down()]
+        gone = machine.down()
+        down = [f"shard {shard} is down for {ms / 1e3:.0f} s" for shard, ms in gone.items()]
+        late = [f"shard {shard} has not answered" for shard in machine.unanswered() if shard not in gone]
         return ", ".join([*down, *late][:20]) or "all shards are up and have answered; see `ecrec status`"
 
     def _create(self, spec: TableSpec) -> None:

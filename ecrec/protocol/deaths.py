@@ -11,7 +11,7 @@ from ecrec.protocol.announcer import Announcer
 from ecrec.protocol.config import NEVER_MS
 from ecrec.protocol.context import Context
 from ecrec.protocol.departures import GRANTED, Departures
-from ecrec.protocol.events import Connection, Disconnect
+from ecrec.protocol.events import Connection, Disconnect, Link
 from ecrec.protocol.evidence import Decision, Sign, Word
 from ecrec.protocol.loss import undecodable
 from ecrec.protocol.losses import Losses
@@ -50,6 +50,13 @@ class Deaths:
         """When peers of such a shard were asked about it last."""
         self._unreached_ms: list[dict[tuple[int, int], float]] = [{} for _ in context.state.groups]
         """Of each group: replacements (shard, epoch) that no member is connected to -> since when."""
+
+    def on_link(self, event: Link) -> None:
+        """Something became of a connection."""
+        if isinstance(event, Connection):
+            self.on_connection(event)
+        else:
+            self.on_disconnected(event.address)
 
     def on_disconnected(self, address: Address) -> None:
         found = self.context.place_of(address)
@@ -276,19 +283,21 @@ class Deaths:
 
     def on_unfit(self, message: m.Unfit) -> None:
         """A process ends, and says why: its death need not be waited for."""
-        for number, group in enumerate(self.context.state.groups):
-            for shard, place in enumerate(group.places):
-                if place.process == message.process and place.state != DOWN:
-                    self._down(number, shard, f"its process ends: {message.reason}")
+        if (found := self._running(message.process)) is not None:
+            self._down(*found, f"its process ends: {message.reason}")
 
     def on_ended(self, process: str, how: str) -> None:
         """A process has ended, and who started it says how: that it is down need not be found out. For people, too."""
+        if process and (found := self._running(process)) is not None:
+            self._down(*found, f"its process {how}")
+            self._died.pop(process)
+        elif (died := self._died.pop(process, None)) is not None:
+            self.context.explain("down", *died, f"its process {how}")
+
+    def _running(self, process: str) -> tuple[int, int] | None:
+        """Group and number in it of the shard that a process is."""
         for number, group in enumerate(self.context.state.groups):
             for shard, place in enumerate(group.places):
                 if place.process == process and place.state != DOWN:
-                    self._down(number, shard, f"its process {how}")
-                    self._died.pop(process)
-                    return
-        died = self._died.pop(process, None)
-        if died is not None:
-            self.context.explain("down", *died, f"its process {how}")
+                    return number, shard
+        return None

@@ -129,8 +129,8 @@ class Rebuilding:
     def _ahead(self, source: Address, status: m.ShardStatus) -> str:
         """What a heartbeat of this cluster knows that this state does not."""
         theirs, ours = status.origin, self.context.origin
-        if (theirs.generation, theirs.serial) > (ours.generation, ours.serial):
-            return f"{source} knows state {theirs.generation}.{theirs.serial}, this is {ours.generation}.{ours.serial}"
+        if newer := self._newer_state(source, theirs):
+            return newer
         found = self.context.place_of(source)
         if found is None or theirs.generation < ours.generation:
             return ""
@@ -161,19 +161,24 @@ class Rebuilding:
     def serves(self, source: Address, origin: m.Origin) -> bool:
         """Whether a worker or tool is given anything: not one that is ahead of this state, which may then be an older
         one, and would grant splits, epochs and tables a second time. Nothing ends for its word: it is no server."""
-        ours = self.context.origin
-        is_ahead = (origin.generation, origin.serial) > (ours.generation, ours.serial)
-        if self.adoption is not None or not origin.is_of(ours) or not is_ahead:
+        newer = self._newer_state(source, origin) if origin.is_of(self.context.origin) else ""
+        if self.adoption is not None or not newer:
             self._ahead_of_it.discard(source)
             return True
         if len(self._ahead_of_it) < AHEAD_MAX:
             self._ahead_of_it.add(source)
         self.context.note(
             "warning",
-            f"{source} knows state {origin.generation}.{origin.serial}, this is {ours.generation}.{ours.serial}: it is "
-            "given nothing; if that is so, start the scheduler with its newest state, or with --adopt",
+            f"{newer}: it is given nothing; if that is so, start the scheduler with its newest state, or with --adopt",
         )
         return False
+
+    def _newer_state(self, source: Address, theirs: m.Origin) -> str:
+        """Which state of this cluster somebody knows that is newer than this one; empty if none."""
+        ours = self.context.origin
+        if (theirs.generation, theirs.serial) <= (ours.generation, ours.serial):
+            return ""
+        return f"{source} knows state {theirs.generation}.{theirs.serial}, this is {ours.generation}.{ours.serial}"
 
     def is_ahead(self, source: Address) -> bool:
         """Whether its last heartbeat was."""

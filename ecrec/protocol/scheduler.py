@@ -22,7 +22,6 @@ from ecrec.protocol.context import Context
 from ecrec.protocol.deaths import Deaths
 from ecrec.protocol.drains import Drains
 from ecrec.protocol.events import (
-    Disconnected,
     Effect,
     Event,
     FileWritten,
@@ -179,7 +178,8 @@ class SchedulerMachine:
             self._ticked_ms = context.now_ms
         elif isinstance(event, Link):
             context.checked()  # trap: also while the state is in doubt, for nobody says it again
-            self._on_link(event)
+            if not self.rebuilding.keeps(event):  # else the parts that judge it are made again with the state
+                self.deaths.on_link(event)
         elif not self.rebuilding.hears(event):  # all but this is said again
             if isinstance(event, Received) and isinstance(event.message, m.WorkerStatus):
                 self.rebuilding.serves(event.source, event.message.origin)
@@ -199,13 +199,6 @@ class SchedulerMachine:
         if context.is_changed:
             context.is_changed = False
             context.effects.insert(0, Persist(encode_state(context.state)))
-
-    def _on_link(self, event: Link) -> None:
-        if self.rebuilding.keeps(event):
-            return  # the parts that judge it are made again with the state
-        self.deaths.on_disconnected(event.address) if isinstance(event, Disconnected) else self.deaths.on_connection(
-            event
-        )
 
     def _advance(self) -> None:
         """Do what has become possible."""
@@ -291,7 +284,7 @@ class SchedulerMachine:
             for shard in list(group.settlements):
                 self.losses.check(number, group, shard)
         for event in self.rebuilding.take_links():
-            self._on_link(event)
+            self.deaths.on_link(event)
         self.announcer.configure()
         self.checkpoints.adopted()
         names = ", ".join(str(told.address) for told in rebuilt.told.values())

@@ -144,7 +144,7 @@ class TrainingRun:
 
         Raises ClusterError when a process fails or the cluster does not become whole, DataLostError when more
         shards died than the code tolerates, unless the run could go back to a checkpoint, DataError when data to train
-        on cannot be read, CheckpointError for a checkpoint to resume that cannot be.
+        on cannot be read, CheckpointError for a checkpoint that cannot be resumed.
         """
         try:
             with RowCount(self._options.data, self._options.columns) as rows:  # while the servers start

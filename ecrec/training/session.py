@@ -623,7 +623,7 @@ class Session:
 
         ``split_examples``: of a split, at most; best a multiple of the batch size, and small enough for every worker to
         get several. ``end``: number of examples over all passes, where the last one is to end early.
-        Raises ConfigurationError with ``sync``, for numbers that cannot be, while an iteration over another data set
+        Raises ConfigurationError with ``sync``, for invalid numbers, while an iteration over another data set
         has a split, for one that this session has iterated over to its end, and, before the next split, if one was not
         pushed to its end or a later call has gone on with the splits; RefusedError for a name that is known with other
         numbers, after which the session goes on; FencedError when this worker was given up.

@@ -196,7 +196,7 @@ class Steps:
         return parts
 
     def _wait_to_push(self, barrier: int) -> None:
-        """Until a push can be sent at once. Whoever gathers gradients before may have to throw them away."""
+        """Until a push can be sent at once. Gradients that are gathered before may have to be thrown away."""
         machine = self._machine
         if barrier > 1 and not machine.runs.run:
             self._connection.perform(machine.join_run(barrier))

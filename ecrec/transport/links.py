@@ -39,7 +39,7 @@ from ecrec.transport.poller import Poller
 from ecrec.transport.visitors import Visitors, connections_max, end
 
 HANDSHAKE_MS = 5000
-"""Whoever connects and does not speak ZeroMQ is gone after this time."""
+"""A connection that does not speak ZeroMQ is closed after this time."""
 
 DRAIN_MAX = 64
 """Messages taken from one socket before the others, and the clock, have their turn."""

@@ -30,7 +30,7 @@ struct Optimizer {
     bool sets_state = false;       // the first part begins at init_state; all else begins at zero
     bool divides_by_rate = false;  // a learning rate of zero is none
     bool corrects_bias = false;  // hyper 1 and 2 are betas, kept as 1 - beta; the last part of the state has 1 - beta^t
-    // Bytes: where a delta that goes past the caches begins and ends (Steps::streams).
+    // Bytes: where a delta that is written with non-temporal stores begins and ends (Steps::streams).
     std::size_t alignment = 64;
 
     constexpr std::size_t state_floats(std::size_t dim) const {
