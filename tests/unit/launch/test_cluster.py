@@ -82,11 +82,18 @@ def test_a_replacement_is_told_how_the_server_before_it_ended(cluster, tmp_path)
     assert "--predecessor" not in last_start()
 
 
-def test_a_server_that_another_one_has_replaced_is_not_given_up(cluster, tmp_path, monkeypatch):
-    """A busy host takes it for dead again and again; the cluster lives."""
+@pytest.mark.parametrize(
+    ("process", "code"),
+    [
+        pytest.param("ps 0", "9", id="a server that another one has replaced"),
+        pytest.param("scheduler", "4", id="a scheduler without room for its state"),
+    ],
+)
+def test_a_process_that_may_yet_start_is_not_given_up(process, code, cluster, tmp_path, monkeypatch):
+    """A busy host takes a server for dead again and again, a full disk is emptied: the cluster lives."""
     monkeypatch.setattr(cluster_module, "BACK_OFF_S", (0.0, 0.0))
-    monkeypatch.setenv("FAKE_EXIT", "9")
-    os.kill(pids(tmp_path)["ps 0"], signal.SIGKILL)
+    monkeypatch.setenv("FAKE_EXIT", code)
+    os.kill(pids(tmp_path)[process], signal.SIGKILL)
     pump_until(cluster, lambda: len(cluster.replaced) > 12)
     monkeypatch.delenv("FAKE_EXIT")
     cluster.wait_ready(20)
@@ -145,15 +152,6 @@ def test_one_that_cannot_be_started_now_is_started_later(cluster, tmp_path, monk
     cluster.wait_ready(20)
     assert next(refusals, None) is None
     assert {"ps 0", "ps 1"} < set(pids(tmp_path))
-
-
-def test_a_scheduler_without_room_for_its_state_is_not_given_up(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_module, "BACK_OFF_S", (0.0, 0.0))
-    monkeypatch.setenv("FAKE_EXIT", "4")
-    os.kill(pids(tmp_path)["scheduler"], signal.SIGKILL)
-    pump_until(cluster, lambda: len(cluster.replaced) > 12)
-    monkeypatch.delenv("FAKE_EXIT")
-    cluster.wait_ready(20)
 
 
 def test_what_only_informs_ends_nothing(cluster, tmp_path, monkeypatch, caplog):
