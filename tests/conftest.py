@@ -51,3 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return FAST_FIRST.index(parts[0]) if parts[0] in FAST_FIRST else len(FAST_FIRST)
 
     items.sort(key=rank)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes as the name of a test would be unreadable, and differ between the processes of one run if a time is in them."""
+    return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) else None
