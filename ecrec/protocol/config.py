@@ -165,6 +165,9 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Of a worker's pushes that a shard has not applied yet. The next one is taken whatever its size; what follows it
     is dropped beyond this, and sent again."""
 
+    push_queues_bytes_max: Count = 2 << 30
+    """The same of all workers together: beyond it a shard takes one push of each worker at a time."""
+
     pulls_waiting_bytes_max: Count = 256 << 20
     """Of the row ids of pulls that wait for a push or for lost rows, of all workers; at least one pull."""
 

@@ -83,6 +83,7 @@ def _check_workers(context: ShardContext) -> None:
     for worker, state in context.workers.items():
         numbers = [queued.number for queued in state.queue]
         first = context.watermarks.get(worker, 0) + 1
+        assert state.queue.nbytes == sum(queued.nbytes for queued in state.queue), f"bytes that wait of worker {worker}"
         assert numbers == list(range(first, first + len(numbers))), (worker, context.watermarks.get(worker, 0), numbers)
         fenced = context.fenced.get(worker, 0)
         assert not numbers or state.address.epoch > fenced, f"pushes of a fenced life of worker {worker} wait"

@@ -56,8 +56,18 @@ class Pushes:
             worker.queue.append(QueuedPush(source.id, push.number, push, frames, source))
 
     def _has_room(self, worker: WorkerState) -> bool:
-        """Whether one more push of the worker may wait: the first one, or as many as have room."""
-        return not worker.queue or sum(p.nbytes for p in worker.queue) < self.context.config.push_queue_bytes_max
+        """Whether one more push of the worker may wait.
+
+        Its first one always may: a push that fits a frame is applied some time, and a barrier needs one of each worker.
+        """
+        if not worker.queue:
+            return True
+        context = self.context
+        waiting = sum(each.queue.nbytes for each in context.workers.values())
+        return (
+            worker.queue.nbytes < context.config.push_queue_bytes_max
+            and waiting < context.config.push_queues_bytes_max
+        )
 
     def apply_queued(self) -> bool:
         """Apply what waits, in each worker's order, as far as its rows are here. True if anything was applied."""

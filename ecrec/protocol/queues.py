@@ -50,13 +50,35 @@ class QueuedPull:
         return sum(section.rows.nbytes for section in self.sections)
 
 
+class PushQueue(deque[QueuedPush]):
+    """A worker's pushes in order, not yet applied, and their bytes."""
+
+    __slots__ = ("nbytes",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def append(self, push: QueuedPush) -> None:
+        super().append(push)
+        self.nbytes += push.nbytes
+
+    def popleft(self) -> QueuedPush:
+        push = super().popleft()
+        self.nbytes -= push.nbytes
+        return push
+
+    def clear(self) -> None:
+        super().clear()
+        self.nbytes = 0
+
+
 @dataclass(slots=True)
 class WorkerState:
     """What a shard knows of a worker."""
 
     address: Address
-    queue: deque[QueuedPush] = field(default_factory=deque)
-    """Pushes in order, not yet applied."""
+    queue: PushQueue = field(default_factory=PushQueue)
     flush: int = 0
     """It waits for its pushes up to this one."""
 

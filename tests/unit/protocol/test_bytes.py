@@ -219,6 +219,21 @@ def test_pushes_that_wait_are_bounded_by_bytes_but_for_the_next_one() -> None:
     assert [p.number for p in machine.context.workers[1].queue] == [1, 2, 3]
 
 
+def test_pushes_of_all_workers_together_are_bounded_by_bytes_but_for_the_next_one_of_each() -> None:
+    """A shard that waits for a settlement would otherwise hold `push_queue_bytes_max` of each worker."""
+    config = msgspec.structs.replace(CONFIG, push_queue_bytes_max=10_000, push_queues_bytes_max=12_000)
+    cluster = filled(config)
+    machine = cluster.shard(0)
+    for number in range(1, 5):
+        for worker in (1, 2, 3):
+            received = push_of(number, 4, 4)
+            source = m.Address(m.WORKER, worker, 1)
+            machine.handle(received._replace(source=source), cluster.now_ms)
+    queued = {worker: [p.number for p in machine.context.workers[worker].queue] for worker in (1, 2, 3)}
+    assert queued == {1: [1], 2: [1], 3: [1]}
+    assert sum(state.queue.nbytes for state in machine.context.workers.values()) == 3 * (4 * 8 + 4 * 256 * 4)
+
+
 def requests_refused(effects: list[Effect]) -> list[int]:
     return [e.message.request for e in effects if isinstance(e, Send) and isinstance(e.message, m.PullRefused)]
 
