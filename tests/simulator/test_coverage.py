@@ -26,7 +26,7 @@ RARE = {
 
 @pytest.mark.skipif(
     os.environ.get("ECREC_LONG_FAULTS") != "1",
-    reason="three minutes; .ci/run asks its 1,200 schedules for all of it (simulate.py --coverage --require-coverage)",
+    reason="three minutes; .ci/run asks its 2,000 schedules for all of it (simulate.py --coverage --require-coverage)",
 )
 def test_every_fault_every_trap_and_every_transition_is_reached() -> None:
     seen = Coverage()

@@ -4,7 +4,7 @@ import pytest
 from simulation.run import run_seed
 
 SEEDS = 75
-"""While working; .ci/run tries 1,200, and ``python tests/simulator/simulate.py --nightly`` 20,000."""
+"""While working; .ci/run tries 2,000, and ``python tests/simulator/simulate.py --nightly`` 20,000."""
 CHUNK = 25
 
 

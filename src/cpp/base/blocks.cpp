@@ -58,7 +58,7 @@ void* allocate(std::size_t bytes, std::size_t& granted) {
         return block;
     }
     void* block = map(granted);
-    all.bytes.emplace(block, granted);
+    all.bytes.insert_or_assign(block, granted);
     return block;
 }
 

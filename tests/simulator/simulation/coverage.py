@@ -73,7 +73,7 @@ FAULTS_RARE = (
     "a death while a shard is copied: near", "a death while a shard is copied: halting",
     "message left with a peer for want of room",
 )  # fmt: skip
-"""Not seen in 1,200 schedules, so not asked of them; reported. Scenarios of tests/unit/protocol have some of them."""
+"""Not seen in 2,000 schedules, so not asked of them; reported. Scenarios of tests/unit/protocol have some of them."""
 
 TRAPS = {
     "watermarks-with-report": "a report names watermarks that only the undo records know",
