@@ -54,5 +54,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes as the name of a test would be unreadable, and differ between the processes of one run if a time is in them."""
+    """Bytes in the name of a test are unreadable. With a time in them, two processes of one run would disagree."""
     return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) else None
