@@ -65,8 +65,7 @@ class Pushes:
         context = self.context
         waiting = sum(each.queue.nbytes for each in context.workers.values())
         return (
-            worker.queue.nbytes < context.config.push_queue_bytes_max
-            and waiting < context.config.push_queues_bytes_max
+            worker.queue.nbytes < context.config.push_queue_bytes_max and waiting < context.config.push_queues_bytes_max
         )
 
     def apply_queued(self) -> bool:
