@@ -102,6 +102,7 @@ class Heartbeats:
         """The scheduler has reached me where I say that I am reached."""
         context = self.context
         if not context.state and message.process == context.process:
+            context.checked()
             self._reached = message.number
             self.register()
 

@@ -400,8 +400,10 @@ class ShardMachine:
             if self.successor.takes(event):
                 return
             if self._has_room_early():
+                nbytes = arrays.frames_bytes(event.frames)
+                context.checked()
                 self.early.append(event)
-                self.early_bytes += arrays.frames_bytes(event.frames)
+                self.early_bytes += nbytes
             return
         if isinstance(event.message, m.Copied):
             if source.id == context.base + context.shard:
