@@ -161,8 +161,8 @@ KINDS = (
 
 RARE_KINDS = (
     "AskChanges", "CheckpointAsked", "CheckpointCut", "CheckpointOver", "FileWritten", "Connection", "StoryQuery",
-    "CorrectParity", "ParityCorrected", "RepairWanted", "RepairWorking", "ToldToLeave", "ToldToEnd", "LeaveWaits", "Knock",
-    "Succession", "Succeed", "Copy", "CopyEnd", "Copied", "HaltNow", "Halt", "Halted", "Succeeded", "Fenced",
+    "CorrectParity", "ParityCorrected", "RepairWanted", "RepairWorking", "ToldToLeave", "ToldToEnd", "LeaveWaits",
+    "Knock", "Succession", "Succeed", "Copy", "CopyEnd", "Copied", "HaltNow", "Halt", "Halted", "Succeeded", "Fenced",
 )  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def test_an_error_in_the_middle_of_an_event_changes_nothing_or_ends_the_process(
             except (ValueError, RuntimeError):
                 assert everything(machine) == before, f"{injection.where}: it was refused, and something moved"
                 continue
-            # A refusal says so; the message that brought it is done all the same. A successor says it with its next word.
+            # A refusal says so, of a successor its next word; the message that brought it is done all the same.
             said = [e for e in effects if "injected" in str(e)] or "injected" in machine.successor._refusal
             assert said, f"{injection.where}: the error was swallowed: {effects}"
             assert not any(isinstance(e, Note) and e.level == "info" for e in effects if "injected" in str(e))
