@@ -79,6 +79,8 @@ class Pushes:
         done = False
         for worker in waiting:
             while worker.queue and context.unstable_bytes < context.config.unstable_bytes_max:
+                if self.saver.holds(worker.queue[0]):
+                    break
                 batch = self._batch(worker.queue[0])
                 if batch is None or any(map(self.saver.holds, batch)) or not self._apply(batch):
                     break
