@@ -295,7 +295,10 @@ class Captures:
     def try_finish(self, request: int) -> None:
         """Finish the request if all it needs is here."""
         assembly = self.assemblies[request]
-        if assembly.finish is None or assembly.members is None or not assembly.members <= assembly.marked:
+        if assembly.finish is None:
+            return  # the request has yet to come
+        assert assembly.members is not None
+        if not assembly.members <= assembly.marked:
             return
         if any(p not in assembly.captures for p in assembly.used if p != self.context.shard):
             return

@@ -40,7 +40,7 @@ class Pushes:
         if push.number <= watermark:
             context.reply(source, m.PushAck(context.durable.get(source.id, 0)))
             return
-        if push.barrier > 1 and (refusal := self.barriers.refusal(source.id, push)):
+        if refusal := self.barriers.refusal(source.id, push):
             worker.queue.clear()
             context.reply(source, m.PushRefused(push.number, refusal, nowhere=True))
             return
@@ -74,8 +74,6 @@ class Pushes:
         waiting = [worker for worker in context.workers.values() if worker.queue]
         if not waiting or context.halted or any(p.is_joined_blind for p in context.peers.values()):
             return False
-        if context.unstable_bytes >= context.config.unstable_bytes_max:
-            return False
         done = False
         for worker in waiting:
             while worker.queue and context.unstable_bytes < context.config.unstable_bytes_max:
@@ -89,8 +87,6 @@ class Pushes:
 
     def _batch(self, head: QueuedPush) -> list[QueuedPush] | None:
         """The pushes that are applied together with this one; None while one of them is not here."""
-        if head.push.barrier <= 1:
-            return [head]
         try:
             return self.barriers.batch(head, self.context.workers)
         except DisagreementError as error:

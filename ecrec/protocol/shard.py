@@ -434,7 +434,7 @@ class ShardMachine:
         if source.epoch < peer.epoch or not peer.running or peer.broken or self.handover.defers(event):
             return
         view = getattr(event.message, "view", None)
-        if view is not None and view <= context.view and self.membership.is_over(view, event.message):
+        if view is not None and self.membership.is_over(view, event.message):
             return
         if (view is not None and view > context.view) or self._is_ahead(event):
             self._hold(peer, event)

@@ -221,7 +221,7 @@ def test_pushes_that_wait_are_bounded_by_bytes_but_for_the_next_one() -> None:
 
 def test_pushes_of_all_workers_together_are_bounded_by_bytes_but_for_the_next_one_of_each() -> None:
     """A shard that waits for a settlement would otherwise hold `push_queue_bytes_max` of each worker."""
-    config = msgspec.structs.replace(CONFIG, push_queue_bytes_max=10_000, push_queues_bytes_max=12_000)
+    config = msgspec.structs.replace(CONFIG, push_queue_bytes_max=10_000, push_queues_bytes_max=8_000)
     cluster = filled(config)
     machine = cluster.shard(0)
     for number in range(1, 5):
@@ -232,6 +232,9 @@ def test_pushes_of_all_workers_together_are_bounded_by_bytes_but_for_the_next_on
     queued = {worker: [p.number for p in machine.context.workers[worker].queue] for worker in (1, 2, 3)}
     assert queued == {1: [1], 2: [1], 3: [1]}
     assert sum(state.queue.nbytes for state in machine.context.workers.values()) == 3 * (4 * 8 + 4 * 256 * 4)
+    assert config.push_queues_bytes_max < 2 * (4 * 8 + 4 * 256 * 4), (
+        "the third worker's first one came beyond the limit"
+    )
 
 
 def requests_refused(effects: list[Effect]) -> list[int]:

@@ -10,7 +10,7 @@ from ecrec.errors import WireError
 from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import FileWritten, Received
+from ecrec.protocol.events import FileWritten, Received, Send
 from ecrec.protocol.messages import TOOL, WORKER, Address
 from ecrec.protocol.saved import STATE, STATE_BYTES_MAX
 from ecrec.protocol.scheduler import SchedulerMachine
@@ -73,6 +73,18 @@ def test_nobody_trains_on_a_checkpoint_that_is_half_restored() -> None:
     cluster.carry_out("w0", cluster.client, cluster.client.create_table(spec))
     cluster.settle_down(lambda: spec.name in cluster.client.table_refusals)
     assert "a checkpoint is being brought into this cluster" in cluster.client.table_refusals[spec.name]
+    # The one that restores makes the tables, and nothing is said to it that is not so.
+    restorer = Address(m.WORKER, 99, 1)
+    own = table("own", rows=60)
+    cluster.where[restorer] = "restorer"
+    effects = cluster.scheduler.handle(Received(restorer, m.CreateTable(7, own)), cluster.now_ms)
+    assert not [e for e in effects if isinstance(e, Send) and isinstance(e.message, m.Refused)]
+    cluster.carry_out("scheduler", cluster.scheduler, effects)
+    assert [waiting.table for waiting in cluster.scheduler.state.new_tables.queue] == [own]
+    effects = cluster.scheduler.handle(Received(TOOL_ADDRESS, m.CreateTable(8, spec)), cluster.now_ms)
+    assert [e.message.request for e in effects if isinstance(e, Send) and e.to == TOOL_ADDRESS] == [8]
+    assert [waiting.table for waiting in cluster.scheduler.state.new_tables.queue] == [own]
+    cluster.settle_down(lambda: cluster.scheduler.state.tables == [own])
     cluster.give("scheduler", Received(TOOL_ADDRESS, m.Restore(2, [], 99, 0)))
     cluster.create(spec)
     push_goes_through(cluster, spec)

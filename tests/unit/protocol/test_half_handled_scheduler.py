@@ -5,7 +5,7 @@ from functools import cache, partial
 from typing import Any
 
 import pytest
-from cluster import Cluster, table
+from cluster import Cluster, table, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from injection import Injection, held, places
@@ -33,7 +33,7 @@ from ecrec.protocol.scheduler import SchedulerMachine
 SPEC = table(rows=60, code="3+2")
 DENSE = table("dense", rows=6, code="1+1")
 DATA = m.Dataset("d", 40, 40, 4)
-PLACES_MAX = 10
+PLACES_MAX = 30
 """Places of each event in which an exception is injected, from the first line to the last."""
 PASSING = frozenset(
     {"now_ms", "effects", "_owed", "_acting", "is_acting", "_now_ms", "_asked_ms", "quiet_ms", "_ticked_ms"}
@@ -94,8 +94,13 @@ def cases() -> dict[str, tuple[Any, Event, float]]:
     run.where[m.Address(m.TOOL, 1, 1)] = "tool"
     run.give("scheduler", Received(m.Address(m.TOOL, 1, 1), m.ClusterQuery(1)))
     run.give("scheduler", Received(m.Address(m.TOOL, 1, 1), m.StoryQuery(1)))
-    asked = Received(m.Address(m.TOOL, 1, 1), m.Save(2, "sim://storage", 1.0))
-    run.give("scheduler", asked)
+    run.give("scheduler", Received(m.Address(m.TOOL, 1, 1), m.Save(2, "sim://storage", 1.0, state=b"a user's own")))
+    for _ in range(20):
+        run.tick()
+        run.run()
+        files, run.files = run.files, []
+        for name, effect in files:
+            run.give(name, written(effect))
     run.give("scheduler", Received(m.Address(m.TOOL, 1, 1), m.Restore(3, [], 5, 1)))
     run.give("scheduler", Connection(run.shard(0).address, up=False))
     run.give("scheduler", Connection(run.shard(0).address, up=True))
@@ -125,7 +130,7 @@ KINDS = (
     "scheduler: ShardStatus", "scheduler: ShardStatus with reports", "scheduler: WorkerStatus",
     "scheduler: CreateTable", "scheduler: LeaseSplit", "scheduler: InitialiseTable", "scheduler: JoinRun",
     "scheduler: LeaveRun", "scheduler: ClusterQuery", "scheduler: StoryQuery", "scheduler: Unfit", "scheduler: Leave",
-    "scheduler: Handover", "scheduler: Drain",
+    "scheduler: Handover", "scheduler: Drain", "scheduler: FileWritten",
     "scheduler: ShardCensus", "scheduler: WorkerCensus", "scheduler: Save", "scheduler: Restore",
     "worker: Tick", "worker: view FullView", "worker: view ShardDown", "worker: view Settle", "worker: view ShardUp",
     "worker: view TableAdded", "worker: Welcome", "worker: PushAck", "worker: Rows", "worker: TableReady",

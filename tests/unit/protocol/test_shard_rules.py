@@ -14,7 +14,19 @@ from test_shard import SOMEBODY, TOOL, answers, own_rows, peer, pull, push, sent
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import BAD_CONTENT, Connection, HalfHandledError, Note, Received, Send, Tick, ToldToEnd
+from ecrec.protocol.events import (
+    BAD_CONTENT,
+    LEFT,
+    Connection,
+    FileWritten,
+    HalfHandledError,
+    Note,
+    Received,
+    Send,
+    Stop,
+    Tick,
+    ToldToEnd,
+)
 from ecrec.protocol.messages import RECOVERING, SCHEDULER_ADDRESS, UP, Address, FullView, Member, Views
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
 from ecrec.protocol.shard import ShardMachine
@@ -54,7 +66,24 @@ ENDS: list[tuple[str, Callable[[ShardMachine], tuple[Any, str]], Callable[[Shard
     ("a window that is stable", lambda s: (s.peer_windows, "commit"), lambda s: Received(peer(1), m.Stable(0))),
     ("a word of a replacement", lambda s: (s.seeding, "on_reseed"), lambda s: Received(peer(1), m.Joined({0: 1}))),
     ("a view", lambda s: (s.repairs, "forget"), lambda s: views(s, fence(s))),
+    ("a word to leave", lambda s: (s.departure, "begin"), lambda s: tell(m.ToldToLeave(s.process))),
+    ("a copy", lambda s: (s.context, "hear_origin"), lambda s: tell(m.StateCopy(s.context.origin), b"copy")),
+    ("a window", lambda s: (s.peer_windows, "commit"), lambda s: Received(peer(1), window(s), EMPTY)),
+    ("a file", lambda s: (s.saver, "on_written"), lambda s: FileWritten(1, "part", 1, 0, "")),
 ]
+
+
+def tell(message: m.Message, *frames: bytes) -> Received:
+    """The scheduler says something."""
+    return Received(SCHEDULER_ADDRESS, message, frames)
+
+
+EMPTY = (b"", b"")
+
+
+def window(machine: ShardMachine) -> m.Window:
+    """The next one of shard 1, of no rows."""
+    return m.Window((machine.peers[1].received or 0) + 1, 0, {}, {}, [])
 
 
 @pytest.mark.parametrize(("what", "part", "event"), ENDS, ids=[what for what, _, _ in ENDS])
@@ -232,6 +261,98 @@ def test_a_barrier_that_can_never_be_is_refused_with_all_that_waits_before_it(cl
     assert machine.watermarks.get(1, 0) == 0, "its partner is gone"
     (refused,) = answers(machine, push(1, rows, source=first, barrier=2, run=0, sequence=1), cluster.now_ms)
     assert isinstance(refused, m.PushRefused) and not machine.context.workers[0].queue
+
+
+def test_pushes_of_a_barrier_wait_for_a_checkpoint_together(cluster: Cluster) -> None:
+    """One that comes before the cut of its worker is not applied with one that comes behind the cut of another."""
+    machine, rows = cluster.shard(0), own_rows(cluster, 0, 2)
+    machine.handle(push(1, rows, source=Address(m.WORKER, 0, 1), barrier=2, run=7, sequence=1), cluster.now_ms)
+    stamped = push(1, rows, source=Address(m.WORKER, 1, 1), barrier=2, run=7, sequence=1, checkpoint=1)
+    machine.handle(stamped, cluster.now_ms)
+    assert not machine.watermarks.get(0, 0) and not machine.watermarks.get(1, 0)
+    machine.handle(views(machine, m.CheckpointOver(machine.view + 1, 1, False)), cluster.now_ms)
+    assert (machine.watermarks[0], machine.watermarks[1]) == (1, 1)
+
+
+@pytest.mark.parametrize(("sections", "assign"), [(2, True), (1, False), (2, False)])
+def test_whole_records_come_in_one_section_that_is_assigned(cluster: Cluster, sections: int, assign: bool) -> None:
+    machine, spec = cluster.shard(0), table(code="2+1")
+    rows = own_rows(cluster, 0, 2)
+    before = machine.store.coded_rows(0, 0, 40)[1].tobytes()
+    parts = [m.Section([0], [1])] * sections
+    record = np.ones(machine.store.record_bytes(0) // 4, np.float32).tobytes()
+    frames = [part for row in rows[:sections] for part in (np.array([row], np.int64).tobytes(), record)]
+    made = m.Push(SOMEBODY.epoch, 1, 0, assign, parts, tables=1, records=True)
+    (refused,) = answers(machine, Received(SOMEBODY, made, frames), cluster.now_ms)
+    assert isinstance(refused, m.PushRefused)
+    assert f"whole records in {sections} sections, assign is {assign}; expected one, to assign" in refused.reason
+    assert machine.store.coded_rows(0, 0, 40)[1].tobytes() == before and spec.dim == 4
+
+
+def test_a_word_to_leave_that_is_for_another_process_is_not_followed(cluster: Cluster) -> None:
+    machine = cluster.shard(0)
+    assert machine.handle(tell(m.ToldToLeave("another")), cluster.now_ms) == []
+    assert not machine.departure.is_asked
+
+
+def test_what_a_shard_that_is_not_succeeded_has_copied_is_passed_over(cluster: Cluster) -> None:
+    machine = cluster.shard(0)
+    assert machine.handle(Received(machine.address, m.Copied(9, 1)), cluster.now_ms) == []
+
+
+def test_what_would_change_a_parity_row_waits_while_the_group_is_halted(cluster: Cluster) -> None:
+    machine = cluster.shard(0)
+    stripe = next(s for s in machine.placement.classes if 0 in s.data and s.parity[0] == 1)
+    snap = m.Snap(machine.view, 5, m.Stripes(stripe.class_id, 0, 1), [1], True)
+    machine.context.halted = True
+    keys = (b"",)
+    assert machine.handle(Received(peer(1), snap, keys), cluster.now_ms) == []
+    machine.context.halted = False
+    effects = machine.handle(views(machine, fence(machine)), cluster.now_ms)
+    assert sent(effects, m.Marker) == [peer(1)]
+
+
+def test_no_window_is_closed_while_the_group_is_halted(cluster: Cluster) -> None:
+    machine = cluster.shard(0)
+    machine.handle(push(1, own_rows(cluster, 0, 2)), cluster.now_ms)
+    assert machine.context.has_open()
+    machine.context.halted = True
+    number = machine.context.window_number
+    for _ in range(3):
+        cluster.now_ms += 10 * machine.config.window_interval_ms
+        machine.handle(Tick(), cluster.now_ms)
+    assert machine.context.window_number == number
+    machine.context.halted = False
+    machine.handle(Tick(), cluster.now_ms + 10 * machine.config.window_interval_ms)
+    assert machine.context.window_number == number + 1
+
+
+def test_a_cut_that_cannot_be_is_refused(cluster: Cluster) -> None:
+    machine = cluster.shard(0)
+    for pushes, epochs, barriers in (({3: [1, 1]}, {3: 1}, {}), ({3: [1, 1, 1]}, {}, {}), ({}, {}, {3: (1, 1)})):
+        cut = m.CheckpointCut(machine.view + 1, 1, "sim://u", pushes, epochs, barriers)
+        with pytest.raises(ValueError, match="CheckpointCut 1: its workers do not fit, or not 3 shards"):
+            machine.handle(views(machine, cut), cluster.now_ms)
+
+
+def test_a_shard_that_another_process_has_succeeded_ends(cluster: Cluster) -> None:
+    machine = cluster.shard(0)
+    place = machine.peers[0]
+    view = m.Succeeded(machine.view + 1, 0, place.epoch + 1, "inproc://next", 0, {})
+    (stop,) = [e for e in machine.handle(views(machine, view), cluster.now_ms) if isinstance(e, Stop)]
+    assert stop.kind == LEFT and "another process is shard 0 now, epoch 2, and has all rows" in stop.reason
+    assert machine.peers[0].epoch == place.epoch, "nothing else happens"
+
+
+def test_a_place_that_is_to_be_succeeded_is_refused_by_who_has_not_copied_it() -> None:
+    machine = ShardMachine("p", "inproc://p", -1)
+    machine.handle(Tick(), 0.0)
+    start = msgspec.structs.replace(started(3), succeeds=True)
+    effects = machine.handle(Received(SCHEDULER_ADDRESS, Views(0, [start])), 2.0)
+    (unfit,) = [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, m.Unfit)]
+    (stop,) = [e for e in effects if isinstance(e, Stop)]
+    assert unfit.reason == stop.reason == "was to succeed shard 0, and has not copied it"
+    assert not machine.state
 
 
 def test_a_barrier_is_applied_with_all_its_pushes_and_those_that_differ_are_refused_to_all(

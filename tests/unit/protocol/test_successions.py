@@ -9,7 +9,7 @@ from doubts import epochs, formed, pass_time, states
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import LEFT, Note, Received, ToldToEnd
+from ecrec.protocol.events import LEFT, Connection, Note, Received, ToldToEnd
 from ecrec.protocol.messages import TOOL, UP, Address
 from ecrec.protocol.transitions import COPYING, HALTING, LEVEL, NEAR, NOT_COPIED
 
@@ -245,3 +245,17 @@ def test_a_spare_without_a_place_is_told_to_end() -> None:
     cluster.run()
     refused = cluster.tool_answers[-1][0]
     assert isinstance(refused, m.Refused) and refused.reason == "no process nobody waits for a place"
+
+
+def test_a_shard_that_loses_the_connection_to_its_successor_says_so_and_serves_on() -> None:
+    cluster, spec, _ = with_spare()
+    leave(cluster, 2)
+    until(cluster, 2, COPYING)
+    leaver = cluster.shard(2)
+    cluster.give(cluster.shards[2], Connection(leaver.handover.successor, up=True))
+    assert leaver.handover.state == COPYING
+    history = cluster.scheduler.state.history
+    cluster.give(cluster.shards[2], Connection(leaver.handover.successor, up=False))
+    cluster.settle_down(lambda: any("the connection to its successor broke" in str(entry) for entry in history))
+    assert states(cluster) == [UP] * 5 and not leaver.context.halted
+    check(cluster, spec)
