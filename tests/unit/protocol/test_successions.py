@@ -254,8 +254,8 @@ def test_a_shard_that_loses_the_connection_to_its_successor_says_so_and_serves_o
     leaver = cluster.shard(2)
     cluster.give(cluster.shards[2], Connection(leaver.handover.successor, up=True))
     assert leaver.handover.state == COPYING
-    history = cluster.scheduler.state.history
+    notes = noted(cluster)
     cluster.give(cluster.shards[2], Connection(leaver.handover.successor, up=False))
-    cluster.settle_down(lambda: any("the connection to its successor broke" in str(entry) for entry in history))
+    cluster.settle_down(lambda: any("the connection to its successor broke" in text for text in notes))
     assert states(cluster) == [UP] * 5 and not leaver.context.halted
     check(cluster, spec)
