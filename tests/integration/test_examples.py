@@ -75,6 +75,21 @@ def test_lightning_trains(tmp_path):
     assert found and float(found[1]) < 0.2, said
 
 
+def test_the_notebook_trains_through_a_death(tmp_path, monkeypatch):
+    pytest.importorskip("ipykernel")
+    client = pytest.importorskip("nbclient")
+    import nbformat
+
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", 4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "it is kept without what it printed here"
+    resources = {"metadata": {"path": str(tmp_path)}}
+    client.NotebookClient(notebook, timeout=180, kernel_name="python3", resources=resources).execute()
+    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+    before, after = (float(loss) for loss in re.findall(r"loss ([\d.]+) after", said.replace("beginning, ", "loss ")))
+    assert "ps 2 was killed" in said and after < before < 0.5, said
+    assert re.search(r"AUC (0\.9|1\.0)\d\d, digest [0-9a-f]{12}", said), said
+
+
 def test_serving_follows_a_training_run_and_is_never_older_than_asked(tmp_path):
     import torch
 
