@@ -13,7 +13,7 @@
 #include "register.hpp"
 #include "store/capture.hpp"
 #include "base/in_use.hpp"
-#include "store/optimizers.hpp"
+#include "kernels/optimizers.hpp"
 #include "store/store.hpp"
 #include "store/tuning.hpp"
 #include "store_arrays.hpp"
@@ -160,20 +160,20 @@ py::array_t<T> of_each_key(const Store& store, const char* where, py::handle key
     return result;
 }
 
-// name -> (names of its hyper-parameters, its parts of state: name, per weight, floats, doubles; divides by the rate)
+// name -> (names of its hyper-parameters, its parts of state: name, per weight, floats, doubles; divides by the rate;
+// usual learning rates of tables and of the dense part)
 py::dict optimizer_list() {
     py::dict result;
     for (const Optimizer& each : optimizers) {
         py::list hyper, state;
-        for (const char* name : each.hyper) {
-            if (name != nullptr) hyper.append(name);
-        }
+        for (std::size_t i = 0; i < each.hyper_count(); ++i) hyper.append(each.hyper[i].name);
         for (const StatePart& part : each.state) {
             if (part.name != nullptr) {
                 state.append(py::make_tuple(part.name, part.per_weight, part.floats, part.doubles));
             }
         }
-        result[each.name] = py::make_tuple(py::tuple(hyper), py::tuple(state), each.divides_by_rate);
+        result[each.name.text] = py::make_tuple(py::tuple(hyper), py::tuple(state), each.divides_by_rate,
+                                                py::make_tuple(each.usual_rates.tables, each.usual_rates.dense));
     }
     return result;
 }

@@ -142,10 +142,15 @@ class Code:
         """uint8[len(lost), k] that maps the first k present blocks to the lost ones."""
 
 # ------------------------------------------------------------------ store
-def optimizers() -> dict[str, tuple[tuple[str, ...], tuple[tuple[str, bool, int, int], ...], bool]]:
-    """The store's optimizers by name: their hyper-parameters, the parts of a row's state in the order of its record
-    (name, whether it has a float32 for each weight, how many float32 and float64 it has besides), and whether they
-    divide by the learning rate, which then is not zero (``src/cpp/store/optimizers.hpp``)."""
+def optimizers() -> dict[
+    str, tuple[tuple[str, ...], tuple[tuple[str, bool, int, int], ...], bool, tuple[float, float]]
+]:
+    """The store's optimizers by name (``src/cpp/kernels/optimizers.hpp``).
+
+    Of each: its hyper-parameters; the parts of a row's state in the order of its record (name, whether it has a float32
+    for each weight, how many float32 and float64 it has besides); whether it divides by the learning rate, which then is
+    not zero; and the usual learning rates of tables and of the dense part, 0 where it is not offered.
+    """
 
 def tuning() -> dict[str, int]:
     """The store's thresholds by name (``src/cpp/store/tuning.hpp`` says what each decides)."""
@@ -299,15 +304,12 @@ class Store:
     ) -> int:
         """Add a table, return its index (0, 1, ...).
 
-        optimizer, hyper, and state in the order of the record (float32 but for the last two of Adam):
-        ``"sgd"`` [lr]; ``"momentum"``, ``"nesterov"`` [lr, momentum]: buffer[dim]; ``"adagrad"`` [lr, eps]: sum[dim];
-        ``"rowwise-adagrad"`` [lr, eps]: one sum; ``"adam"`` [lr, beta1, beta2, eps]: m[dim], v[dim], and 1 - beta1^t,
-        1 - beta2^t in float64, where t counts the steps of this row; ``"ftrl"`` [lr, beta, l1, l2]: n[dim], z[dim].
-        Each is rounded to float32 (of Adam 1 - beta is), and only has to be finite.
-        init: ``"zeros"`` or ``"uniform"`` in [-init_scale, init_scale). init_state: where Adagrad's sums and FTRL's n
-        start; all other state starts at zero. Before each step of a row its gradient is cut off to [-max_gradient,
-        max_gradient] (0: it is not); then gradient += weight_decay * weights, or, if decoupled, weights *= 1 - lr *
-        weight_decay.
+        optimizer, hyper: a name of `optimizers` and its hyper-parameters in that order. Each is rounded to float32 (of
+        betas 1 - beta is), and only has to be finite.
+        init: ``"zeros"`` or ``"uniform"`` in [-init_scale, init_scale). init_state: where the state starts that an
+        optimizer says (Adagrad's sums, FTRL's n); all other starts at zero. Before each step of a row its gradient is
+        cut off to [-max_gradient, max_gradient] (0: it is not); then gradient += weight_decay * weights, or, if
+        decoupled, weights *= 1 - lr * weight_decay.
         recovered=False: every data row of it counts as lost until restored (a replacement's store).
         """
     def on_pause(self, pause: Callable[[int], None] | None) -> None:

@@ -17,16 +17,18 @@ Sections = tuple[I32, I64, I64]
 
 ALL_CLASSES = (1 << 64) - 1
 
-OPTIMIZERS = {
-    "sgd": (0.1,),
-    "momentum": (0.1, 0.9),
-    "nesterov": (0.1, 0.9),
+_HYPER = {
     "adagrad": (0.1, 1e-8),
     "rowwise-adagrad": (0.1, 1e-8),
     "adam": (0.1, 0.9, 0.999, 1e-8),
     "ftrl": (0.1, 1.0, 0.5, 0.1),
 }
-"""Of each optimizer hyper-parameters; l1 is such that some weights of random gradients are zero."""
+"""As they are used; l1 is such that some weights of random gradients are zero."""
+
+OPTIMIZERS: dict[str, tuple[float, ...]] = {
+    name: _HYPER.get(name, (0.1, *(0.9,) * (len(hyper) - 1))) for name, (hyper, *_) in _native.optimizers().items()
+}
+"""Of each optimizer hyper-parameters."""
 
 
 @contextmanager

@@ -68,11 +68,15 @@ class OptimizerKind(NamedTuple):
     state: tuple[StatePart, ...]
     divides_by_rate: bool
     """A learning rate of zero is none."""
+    table_rate: float
+    """Learning rate of tables where none is given (``ecrec train``)."""
+    dense_rate: float
+    """The same of a dense part; 0: it is not offered there."""
 
 
 OPTIMIZERS: Final = {
-    name: OptimizerKind(hyper, tuple(StatePart(*part) for part in state), divides)
-    for name, (hyper, state, divides) in optimizers().items()
+    name: OptimizerKind(hyper, tuple(StatePart(*part) for part in state), divides, *rates)
+    for name, (hyper, state, divides, rates) in optimizers().items()
 }
 """The native store's optimizers by name."""
 

@@ -14,24 +14,16 @@ from ecrec.launch.flags import Flag, check
 from ecrec.launch.groups import DEFAULT_CODE, ON_DATA_LOSS_OF_RUNS, RESTORE, STOP, Groups, Tolerance, deal
 from ecrec.launch.local.cluster import DEATHS_MAX, default_heartbeat_timeout_ms
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.placement import CodeSpec
+from ecrec.protocol.placement import OPTIMIZERS, CodeSpec
 from ecrec.train.kills import Kill, WorkerKill, check_kills, check_worker_kills, parse_interval, parse_kill
 
-LEARNING_RATES = {
-    "sgd": 20.0,
-    "momentum": 2.0,
-    "nesterov": 2.0,
-    "adagrad": 0.02,
-    "rowwise-adagrad": 0.02,
-    "adam": 0.003,
-    "ftrl": 20.0,
-}
+LEARNING_RATES = {name: kind.table_rate for name, kind in OPTIMIZERS.items()}
 """Default learning rate of the embedding tables, by optimizer. Those of SGD and the Adagrads, and the other defaults of
 training, were found on the Criteo sample (one epoch, rows and dense tensors one step behind); `bench/compare_torch.py`
 trains with them. The others were tried on generated data alone."""
 
-DENSE_LEARNING_RATES = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adagrad": 0.005, "adam": 0.0003}
-"""The same for the dense part. Row-wise Adagrad does not go with it, and FTRL would forget the first values."""
+DENSE_LEARNING_RATES = {name: kind.dense_rate for name, kind in OPTIMIZERS.items() if kind.dense_rate}
+"""The same for the dense part, of the optimizers that go with it."""
 
 TRANSPORTS = ("tcp", "ipc")
 ENGINES = LOCAL, RAY = ("local", "ray")

@@ -1,18 +1,22 @@
 """Fused optimizers: a shard applies them to the rows whose gradients it is sent.
 
 Names and defaults follow ``torch.optim`` and TorchRec's fused optimizers. The formulas are the native store's
-(``src/cpp/kernels/operations.hpp``); g is the sum of a row's gradients over the batch. State lies in the row's record,
+(``src/cpp/kernels/optimizers.inl``); g is the sum of a row's gradients over the batch. State lies in the row's record,
 so it is coded and recovered with the weights. Only rows that a batch uses advance, momentum and decay included.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.placement import OptimizerSpec
+
+__all__ = ["FTRL", "SGD", "Adagrad", "Adam", "Optimizer", "RowWiseAdagrad"]
+"""What `ecrec.training` shows of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +236,7 @@ Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam | FTRL
 def check_optimizer(given: object, whose: str = "") -> None:
     """Raise ConfigurationError for what is none of these; ``whose`` is for people."""
     if not isinstance(given, Optimizer):
-        names = ", ".join(each.__name__ for each in (SGD, Adagrad, RowWiseAdagrad, Adam, FTRL))
+        names = ", ".join(each.__name__ for each in get_args(Optimizer))
         raise ConfigurationError(
             f"optimizer {whose + ' ' if whose else ''}is {given!r:.100}, expected one of ecrec.training's ({names}): "
             "the servers apply it"

@@ -6,7 +6,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from ecrec.errors import ConfigurationError
-from ecrec.protocol.placement import TableSpec
+from ecrec.protocol.placement import OPTIMIZERS, TableSpec
 
 
 class Pushes(Protocol):
@@ -30,9 +30,9 @@ class _OnTheServers(torch.nn.Parameter):
 
 
 NO_EFFECT = frozenset(
-    ("weight_decay", "momentum", "nesterov", "dampening", "betas", "beta1", "beta2", "eps", "amsgrad", "maximize",
-     "lr_decay", "initial_accumulator_value", "alpha", "centered", "max_gradient", "beta", "l1", "l2")
-)  # fmt: skip
+    ("weight_decay", "nesterov", "dampening", "betas", "amsgrad", "maximize", "lr_decay", "initial_accumulator_value",
+     "centered", "max_gradient")
+).union(*(kind.hyper[1:] for kind in OPTIMIZERS.values()))  # fmt: skip
 """What torch's optimizers have in a group besides ``lr``, and these."""
 
 

@@ -58,8 +58,24 @@ inline void fill_floats(std::span<float> values, float low, float high) {
     for (auto& value : values) value = distribution(engine);
 }
 
+using Step = void (*)(const ecrec::Steps&);
+
+inline Step step_named(const Operations& kernel, const std::string& name) {
+    for (const ecrec::Optimizer& each : ecrec::optimizers) {
+        if (name == each.name.text) return kernel.step(each);
+    }
+    std::abort();
+}
+
+// Floats of state that a step of the kernel changes: those of doubles are the store's.
+inline std::size_t state_of(const ecrec::Optimizer& optimizer, std::size_t dim) {
+    std::size_t floats = optimizer.state_floats(dim);
+    for (const ecrec::StatePart& part : optimizer.state) floats -= 2 * part.doubles;
+    return floats;
+}
+
 // A step of an optimizer on one record. The first of hyper is Adam's step size.
-inline void step_one(void (*optimizer)(const ecrec::Steps&), std::size_t dim, std::array<float, 4> hyper,
+inline void step_one(Step optimizer, std::size_t dim, std::array<float, 4> hyper,
                      const float* gradient, float* record, std::uint8_t* delta, bool merges = true) {
     optimizer({1, dim, 0, 0, hyper.data(), &gradient, &record, delta == nullptr ? nullptr : &delta, &merges,
                &hyper[0]});

@@ -99,34 +99,11 @@ void check_floats_at(const Operations& kernel, const Operations& oracle, std::si
         check(record.is(expected) && delta.is(expected_delta), kernel, what, dim);
     };
     const float* g = gradient.floats();
-    step("sgd at an offset", 0,
-         [&](const Operations& k, float* r, std::uint8_t* d) {
-             step_one(k.sgd, dim, {0.1f}, g, r, d);
-         });
-    step("momentum at an offset", dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) {
-             step_one(k.momentum, dim, {0.1f, 0.9f}, g, r, d);
-         });
-    step("nesterov at an offset", dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) {
-             step_one(k.nesterov, dim, {0.1f, 0.9f}, g, r, d);
-         });
-    step("adam at an offset", 2 * dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) {
-             step_one(k.adam, dim, {0.1f, 0.1f, 0.001f, 1e-6f}, g, r, d);
-         });
-    step("ftrl at an offset", 2 * dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) {
-             step_one(k.ftrl, dim, {0.1f, 1.0f, 0.5f, 0.1f}, g, r, d);
-         });
-    step("adagrad at an offset", dim,
-         [&](const Operations& k, float* r, std::uint8_t* d) {
-             step_one(k.adagrad, dim, {0.1f, 1e-6f}, g, r, d);
-         });
-    step("rowwise_adagrad at an offset", 1,
-         [&](const Operations& k, float* r, std::uint8_t* d) {
-             step_one(k.rowwise_adagrad, dim, {0.1f, 1e-6f}, g, r, d);
-         });
+    for (const ecrec::Optimizer& optimizer : ecrec::optimizers) {
+        step(optimizer.name.text, state_of(optimizer, dim), [&](const Operations& k, float* r, std::uint8_t* d) {
+            step_one(k.step(optimizer), dim, {0.1f, 0.9f, 0.5f, 1e-6f}, g, r, d);
+        });
+    }
     step("pool_rows at an offset", 0, [&](const Operations& k, float* r, std::uint8_t*) {
         const float* const sources[] = {g, g, g};
         const std::size_t end = 3;

@@ -226,50 +226,22 @@ void check_floats(const Operations& kernel, const Operations& oracle, std::size_
     check(same<float>(first, expected), kernel, "initial_uniform", dim);
 
     if (dim == 0) return;
-    constexpr float rate = 0.05f;
-    constexpr float eps = 1e-8f;
-    check_step(kernel, oracle, "sgd", dim, 0, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
-                   step_one(k.sgd, dim, {rate}, g, record, delta, merges);
-               });
-    check_step(kernel, oracle, "momentum", dim, dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
-                   step_one(k.momentum, dim, {rate, 0.9f}, g, record, delta, merges);
-               });
-    check_step(kernel, oracle, "nesterov", dim, dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
-                   step_one(k.nesterov, dim, {rate, 0.9f}, g, record, delta, merges);
-               });
-    check_step(kernel, oracle, "adam", dim, 2 * dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
-                   step_one(k.adam, dim, {rate, 0.1f, 0.001f, eps}, g, record, delta, merges);
-               });
-    // z after the step lies in -3..5, so that l1 = 1 makes some weights zero.
-    check_step(kernel, oracle, "ftrl", dim, 2 * dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
-                   step_one(k.ftrl, dim, {rate, 1.0f, 1.0f, 0.1f}, g, record, delta, merges);
-               });
-    check_step(kernel, oracle, "adagrad", dim, dim, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
-                   step_one(k.adagrad, dim, {rate, eps}, g, record, delta, merges);
-               });
-    check_step(kernel, oracle, "rowwise_adagrad", dim, 1, at_end,
-               [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
-                   step_one(k.rowwise_adagrad, dim, {rate, eps}, g, record, delta, merges);
-               });
+    // FTRL's z after the step lies in -3..5, so that its l1 makes some weights zero.
+    for (const ecrec::Optimizer& optimizer : ecrec::optimizers) {
+        check_step(kernel, oracle, optimizer.name.text, dim, state_of(optimizer, dim), at_end,
+                   [&](const Operations& k, const float* g, float* record, std::uint8_t* delta, bool merges) {
+                       step_one(k.step(optimizer), dim, {0.05f, 0.9f, 0.75f, 1e-8f}, g, record, delta, merges);
+                   });
+    }
 }
 
 // Many rows at once, some of them the same. streams: deltas go past the caches.
 void check_many_steps(const Operations& kernel, const Operations& oracle, bool streams) {
-    using Optimizer = void (*)(const ecrec::Steps&);
-    const auto optimizers_of = [](const Operations& k) {
-        return std::vector<Optimizer>{k.sgd, k.momentum, k.nesterov, k.adagrad, k.rowwise_adagrad, k.adam, k.ftrl};
-    };
     constexpr std::size_t rows = 70, records = 50, line = 64;
     const float hyper[4] = {0.05f, 0.5f, 0.25f, 1e-6f};
     for (const std::size_t dim : {1u, 16u, 24u, 48u, 64u, 128u, 400u}) {
         if (streams && 4 * dim % line != 0) continue;
-        for (std::size_t o = 0; o < 7; ++o) {
+        for (const ecrec::Optimizer& optimizer : ecrec::optimizers) {
             std::vector<float> gradients(rows * dim), step_sizes(rows), values[2];
             std::vector<std::uint8_t> before(records * (12 * dim + 16)), deltas[2];
             std::uint8_t* first_delta[2];
@@ -288,8 +260,8 @@ void check_many_steps(const Operations& kernel, const Operations& oracle, bool s
                 float* record[rows];
                 std::uint8_t* delta[rows];
                 bool merges[rows];
-                // Row-wise Adagrad's begin anywhere in a line; the others' are whole lines.
-                const bool is_rowwise = o == 4;
+                // Those with a float of the row begin anywhere in a line; the others' are whole lines.
+                const bool is_rowwise = optimizer.alignment == 16;
                 const std::size_t record_bytes = is_rowwise ? 4 * dim + 16 : 12 * dim;
                 for (std::size_t m = 0; m < rows; ++m) {
                     const std::size_t at = m * m % records;
@@ -298,7 +270,7 @@ void check_many_steps(const Operations& kernel, const Operations& oracle, bool s
                     delta[m] = first_delta[side] + at * record_bytes;
                     merges[m] = !streams && m % 3 != 0;
                 }
-                optimizers_of(side == 0 ? oracle : kernel)[o](
+                (side == 0 ? oracle : kernel).step(optimizer)(
                     {rows, dim, is_rowwise ? 4 * dim + 4 : record_bytes, record_bytes, hyper, gradient, record, delta,
                      merges, step_sizes.data(), 0, false, streams});
             }
@@ -343,10 +315,10 @@ void check_formulas_in_double(const Operations& kernel, std::span<const float> g
     std::vector<float> start(3 * dim);
     fill_floats(start, 0.0f, 1.0f);
     auto momentum = start, nesterov = start, adam = start, ftrl = start;
-    step_one(kernel.momentum, dim, {0.1f, 0.9f}, gradient.data(), momentum.data(), nullptr);
-    step_one(kernel.nesterov, dim, {0.1f, 0.9f}, gradient.data(), nesterov.data(), nullptr);
-    step_one(kernel.adam, dim, {0.1f, 0.25f, 0.125f, 1e-6f}, gradient.data(), adam.data(), nullptr);
-    step_one(kernel.ftrl, dim, {0.5f, 1.0f, 0.75f, 0.25f}, gradient.data(), ftrl.data(), nullptr);
+    step_one(step_named(kernel, "momentum"), dim, {0.1f, 0.9f}, gradient.data(), momentum.data(), nullptr);
+    step_one(step_named(kernel, "nesterov"), dim, {0.1f, 0.9f}, gradient.data(), nesterov.data(), nullptr);
+    step_one(step_named(kernel, "adam"), dim, {0.1f, 0.25f, 0.125f, 1e-6f}, gradient.data(), adam.data(), nullptr);
+    step_one(step_named(kernel, "ftrl"), dim, {0.5f, 1.0f, 0.75f, 0.25f}, gradient.data(), ftrl.data(), nullptr);
     const auto near = [&](float found, double expected, const char* what) {
         check(std::abs(found - expected) < 1e-4, kernel, what, dim);
     };
@@ -383,7 +355,7 @@ void check_formulas(const Operations& kernel) {
             const float scaled = 0.1f * gradient[i];
             expected[i] = expected[i] - scaled / (std::sqrt(expected[dim + i]) + 1e-6f);
         }
-        step_one(kernel.adagrad, dim, {0.1f, 1e-6f}, gradient.data(), record.data(), nullptr);
+        step_one(step_named(kernel, "adagrad"), dim, {0.1f, 1e-6f}, gradient.data(), record.data(), nullptr);
         check(same<float>(record, expected), kernel, "adagrad's formula", dim);
 
         std::vector<double> wide(gradient.begin(), gradient.end());
@@ -392,7 +364,7 @@ void check_formulas(const Operations& kernel) {
         const double moment = record[dim] + squares / static_cast<double>(dim);
         const double step = 0.1 / (std::sqrt(moment) + 1e-6);
         auto weights = record;
-        step_one(kernel.rowwise_adagrad, dim, {0.1f, 1e-6f}, gradient.data(), weights.data(), nullptr);
+        step_one(step_named(kernel, "rowwise-adagrad"), dim, {0.1f, 1e-6f}, gradient.data(), weights.data(), nullptr);
         bool close = std::abs(weights[dim] - moment) < 1e-5;
         for (std::size_t i = 0; i < dim; ++i) {
             close &= std::abs(weights[i] - (record[i] - step * wide[i])) < 1e-5;

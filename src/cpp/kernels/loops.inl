@@ -30,9 +30,12 @@ static_assert(has_stream || !has_line_stream);
 // In this order: each may use what stands in those before it.
 // clang-format off
 #include "kernels/products.inl"
+#include "kernels/ahead.inl"
 #include "kernels/rows.inl"
+#include "kernels/floats.inl"
 #include "kernels/sums.inl"
 #include "kernels/optimizers.inl"
+#include "kernels/uniform.inl"
 // clang-format on
 
 constexpr Operations table_named(const char* name) {
@@ -47,13 +50,7 @@ constexpr Operations table_named(const char* name) {
         .is_finite = is_finite,
         .sum_rows = sum_rows,
         .pool_rows = pool_rows,
-        .sgd = sgd,
-        .momentum = momentum,
-        .nesterov = nesterov,
-        .adagrad = adagrad,
-        .rowwise_adagrad = rowwise_adagrad,
-        .adam = adam,
-        .ftrl = ftrl,
+        .steps = all_steps,
         .initial_uniform = initial_uniform,
     };
 }

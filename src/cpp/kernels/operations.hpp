@@ -2,8 +2,12 @@
 // function pointers a kernel; the registry picks one at run time.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
+
+#include "kernels/optimizers.hpp"
 
 namespace ecrec {
 
@@ -25,7 +29,7 @@ struct Steps {
     std::size_t dim;
     std::size_t used_bytes;          // of weights and state
     std::size_t record_bytes;        // with padding, less than a vector of floats
-    const float* hyper;              // of the optimizer, hyper_max of them
+    const float* hyper;              // of the optimizer, in its order: TableShape::hyper
     const float* const* gradients;   // dim floats each
     float* const* records;           // may repeat
     std::uint8_t* const* deltas;     // null: none are wanted
@@ -78,29 +82,10 @@ struct Operations {
     void (*pool_rows)(std::size_t bags, std::size_t dim, const float* const* source, const std::size_t* ends,
                       float* const* target);
 
-    // Optimizer steps on rows of one table, in order: of a record w[dim], then state. Bit-exact across kernels: one rounding
-    // an operation, no fused multiply-add; formulas as torch's (SGD, momentum, Adagrad), FBGEMM's (row-wise Adagrad: mean
-    // of squares summed in 16 lanes, lanes added pairwise 8, 4, 2, 1), torch's SparseAdam and McMahan et al. 2013,
-    // algorithm 1 (FTRL-Proximal). In the order of Steps::hyper:
-    void (*sgd)(const Steps& steps);  // learning_rate
-
-    // learning_rate, momentum. State: b[dim]. b = momentum * b + g; w -= learning_rate * b, or of Nesterov
-    // learning_rate * (g + momentum * b).
-    void (*momentum)(const Steps& steps);
-    void (*nesterov)(const Steps& steps);
-
-    // learning_rate, eps. State: the sum of squares[dim], or of row-wise Adagrad one sum of their means.
-    void (*adagrad)(const Steps& steps);
-    void (*rowwise_adagrad)(const Steps& steps);
-
-    // (not used), rate_1, rate_2, eps; the step size of each row is in Steps::step_sizes. State: m[dim], v[dim] (what
-    // stands behind them is the caller's). m += (g - m) * rate_1; v += (g * g - v) * rate_2;
-    // w -= step * (m / (sqrt(v) + eps)): step is the learning rate with the corrections of bias, a rate is 1 - beta.
-    void (*adam)(const Steps& steps);
-
-    // learning_rate, beta, l1, l2. State: n[dim], z[dim]. n' = n + g * g; z += g - (sqrt(n') - sqrt(n)) / learning_rate * w;
-    // w = 0 if |z| <= l1, else -sign(z) * (|z| - l1) / ((beta + sqrt(n')) / learning_rate + l2).
-    void (*ftrl)(const Steps& steps);
+    // Of each optimizer, in the order of `optimizers`: its steps on rows of one table, in order. A record is w[dim], then
+    // state. Bit-exact across kernels: one rounding an operation, no fused multiply-add (optimizers.inl has the formulas).
+    std::array<void (*)(const Steps& steps), optimizer_count> steps;
+    auto step(const Optimizer& optimizer) const { return steps[static_cast<std::size_t>(&optimizer - optimizers)]; }
 
     // Initial weights: uniform in [-scale, scale) from a counter-based generator of (seed, row, column); 24 random bits a
     // weight, one multiplication, so that every kernel gives the same bits.

@@ -1,4 +1,5 @@
-// Steps of optimizers, with the bits that they change, and initial weights. A part of loops.inl.
+// The steps of the optimizers, with the bits that they change: step<"NAME"> of each entry of optimizers.hpp. One body for
+// all kernels: a part of loops.inl, and of the scalar kernel.
 
 // Where the bits that an optimizer changes go: nowhere, or into a record of them.
 struct NoDelta {
@@ -146,7 +147,12 @@ template <class D>
     });
 }
 
-void sgd(const Steps& steps) {
+template <OptimizerName name>
+void step(const Steps& steps) = delete;  // of this name there is none yet
+
+// w -= learning_rate * g
+template <>
+void step<"sgd">(const Steps& steps) {
     const float learning_rate = steps.hyper[0];
     for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t) __attribute__((always_inline)) {
@@ -154,6 +160,7 @@ void sgd(const Steps& steps) {
     });
 }
 
+// b = momentum * b + g; w -= learning_rate * b, or of Nesterov learning_rate * (g + momentum * b), as torch's. State: b.
 template <bool look_ahead>
 [[gnu::always_inline]] inline void descend_with_momentum(const Steps& steps) {
     const float learning_rate = steps.hyper[0], momentum = steps.hyper[1];
@@ -172,10 +179,14 @@ template <bool look_ahead>
     });
 }
 
-void momentum(const Steps& steps) { descend_with_momentum<false>(steps); }
-void nesterov(const Steps& steps) { descend_with_momentum<true>(steps); }
+template <>
+void step<"momentum">(const Steps& steps) { descend_with_momentum<false>(steps); }
+template <>
+void step<"nesterov">(const Steps& steps) { descend_with_momentum<true>(steps); }
 
-void adagrad(const Steps& steps) {
+// s += g * g; w -= learning_rate * g / (sqrt(s) + eps), as torch's. State: s.
+template <>
+void step<"adagrad">(const Steps& steps) {
     const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
     for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t) __attribute__((always_inline)) {
@@ -191,7 +202,7 @@ void adagrad(const Steps& steps) {
     });
 }
 
-// In sixteen lanes, whatever the width of a vector: see rowwise_adagrad of the scalar kernel.
+// In sixteen lanes, whatever the width of a vector, which are then added pairwise: 8, 4, 2, 1.
 [[gnu::always_inline]] inline float sum_of_squares(std::size_t count, const float* values) {
     constexpr std::size_t parts = 16 / lanes;
     Floats sums[parts] = {};
@@ -216,7 +227,9 @@ void adagrad(const Steps& steps) {
     return sum_of_lanes(sums[0]);
 }
 
-void rowwise_adagrad(const Steps& wanted) {
+// s += mean of g * g; w -= learning_rate / (sqrt(s) + eps) * g, as FBGEMM's. State: one s of the row.
+template <>
+void step<"rowwise-adagrad">(const Steps& wanted) {
     Steps steps = wanted;
     steps.streams = wanted.streams && has_line_stream;
     const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
@@ -228,7 +241,10 @@ void rowwise_adagrad(const Steps& wanted) {
     });
 }
 
-void adam(const Steps& steps) {
+// m += (g - m) * rate_1; v += (g * g - v) * rate_2; w -= step * (m / (sqrt(v) + eps)), as torch's SparseAdam. A rate is
+// 1 - beta; step is the learning rate with the corrections of bias. State: m, v; what stands behind them is the store's.
+template <>
+void step<"adam">(const Steps& steps) {
     const float rate_1 = steps.hyper[1], rate_2 = steps.hyper[2], eps = steps.hyper[3];
     for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t row) __attribute__((always_inline)) {
@@ -248,7 +264,11 @@ void adam(const Steps& steps) {
     });
 }
 
-void ftrl(const Steps& steps) {
+// n' = n + g * g; z += g - (sqrt(n') - sqrt(n)) / learning_rate * w; w = 0 if |z| <= l1, else
+// -sign(z) * (|z| - l1) / ((beta + sqrt(n')) / learning_rate + l2): FTRL-Proximal (McMahan et al. 2013, algorithm 1).
+// State: n, z.
+template <>
+void step<"ftrl">(const Steps& steps) {
     const float learning_rate = steps.hyper[0], beta = steps.hyper[1], l1 = steps.hyper[2], l2 = steps.hyper[3];
     for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
                          std::size_t) __attribute__((always_inline)) {
@@ -274,24 +294,8 @@ void ftrl(const Steps& steps) {
     });
 }
 
-void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, float scale, float* weights) {
-    static constexpr std::uint32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    Words iota;
-    std::memcpy(&iota, numbers, block);
-    const std::uint64_t key = row_key(seed, row);
-    const std::uint32_t low = static_cast<std::uint32_t>(key);
-    const std::uint32_t high = static_cast<std::uint32_t>(key >> 32);
-    const float unit = scale / 8388608.0f;
-    for_lanes(dim, [&](auto access, std::size_t i) {
-        Words x = (iota + static_cast<std::uint32_t>(i)) * column_step + low;
-        x ^= x >> 17;
-        x = x * mix_1 + high;
-        x ^= x >> 11;
-        x *= mix_2;
-        x ^= x >> 15;
-        x *= mix_3;
-        x ^= x >> 14;
-        const SignedWords centred = reinterpret_cast<SignedWords>((x >> 8) - (1u << 23));
-        store_floats(access, weights + i, __builtin_convertvector(centred, Floats) * unit);
-    });
+template <std::size_t... index>
+constexpr std::array<void (*)(const Steps&), optimizer_count> steps_of(std::index_sequence<index...>) {
+    return {step<optimizers[index].name>...};
 }
+constexpr auto all_steps = steps_of(std::make_index_sequence<optimizer_count>());

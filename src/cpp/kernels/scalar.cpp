@@ -1,12 +1,13 @@
-// Scalar: no instructions beyond the baseline; the readable oracle of the other kernels, and their fallback.
+// Scalar: no instructions beyond the baseline; the readable oracle of the other kernels, and their fallback. The steps of
+// optimizers alone are the source that all kernels share (optimizers.inl); their oracle is ecrec/store/reference.py.
 // Bound by: two table look-ups a byte. Tail: none, one element at a time.
-#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/initial.hpp"
 #include "kernels/operations.hpp"
+#include "kernels/prefetch.hpp"
 
 namespace ecrec::scalar {
 namespace {
@@ -77,125 +78,32 @@ void pool_rows(std::size_t bags, std::size_t dim, const float* const* source, co
     }
 }
 
-struct Delta {
-    std::uint8_t* bytes;
-    bool merges;
-};
+// What the steps of optimizers are written for, which all kernels share: vectors that the baseline has, or that the compiler
+// takes apart where it has none.
+constexpr std::size_t block = 16;
+#include "kernels/vectors.inl"
 
-// record[index] = value; delta, if any, takes in the bits that changed.
-void replace(float* record, std::size_t index, float value, Delta delta) {
-    if (delta.bytes != nullptr) {
-        std::uint32_t bits = 0;
-        if (delta.merges) std::memcpy(&bits, delta.bytes + 4 * index, 4);
-        bits ^= std::bit_cast<std::uint32_t>(record[index]) ^ std::bit_cast<std::uint32_t>(value);
-        std::memcpy(delta.bytes + 4 * index, &bits, 4);
-    }
-    record[index] = value;
+using PartLanes = CopiedPart;
+
+constexpr bool has_stream = false;
+void stream(std::uint8_t* at, Bytes x) { Whole().store(at, x); }
+void fence() {}
+constexpr bool has_line_stream = false;
+using LineStream = NoLineStream;
+
+Floats square_root(Floats x) {
+    for (std::size_t i = 0; i < lanes; ++i) x[i] = std::sqrt(x[i]);
+    return x;
 }
 
-// step(gradient, record, delta, m) for each row m.
-template <class Step>
-void for_steps(const Steps& steps, Step step) {
-    for (std::size_t m = 0; m < steps.rows; ++m) {
-        const Delta delta =
-            steps.deltas == nullptr ? Delta{nullptr, false} : Delta{steps.deltas[m], steps.merges[m]};
-        step(steps.gradients[m], steps.records[m], delta, m);
-        if (delta.bytes == nullptr) continue;
-        std::fill(delta.bytes + steps.used_bytes, delta.bytes + steps.record_bytes, std::uint8_t{0});
-    }
-}
+float sum_of_lanes(Floats x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 
-void sgd(const Steps& steps) {
-    const float learning_rate = steps.hyper[0];
-    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
-        for (std::size_t i = 0; i < steps.dim; ++i) {
-            replace(record, i, record[i] - learning_rate * gradient[i], delta);
-        }
-    });
-}
-
-// `direction(g, buffer)` of one element, when b = momentum * b + g.
-template <class Direction>
-void descend_with_momentum(const Steps& steps, Direction direction) {
-    const float learning_rate = steps.hyper[0], momentum = steps.hyper[1];
-    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
-        for (std::size_t i = 0; i < steps.dim; ++i) {
-            const float buffer = momentum * record[steps.dim + i] + gradient[i];
-            replace(record, steps.dim + i, buffer, delta);
-            replace(record, i, record[i] - learning_rate * direction(gradient[i], buffer), delta);
-        }
-    });
-}
-
-void momentum(const Steps& steps) {
-    descend_with_momentum(steps, [](float, float buffer) { return buffer; });
-}
-
-void nesterov(const Steps& steps) {
-    descend_with_momentum(steps, [&](float g, float buffer) { return g + steps.hyper[1] * buffer; });
-}
-
-void adagrad(const Steps& steps) {
-    const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
-    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
-        for (std::size_t i = 0; i < steps.dim; ++i) {
-            const float g = gradient[i];
-            const float sum = record[steps.dim + i] + g * g;
-            replace(record, steps.dim + i, sum, delta);
-            replace(record, i, record[i] - learning_rate * g / (std::sqrt(sum) + eps), delta);
-        }
-    });
-}
-
-void rowwise_adagrad(const Steps& steps) {
-    const float learning_rate = steps.hyper[0], eps = steps.hyper[1];
-    const std::size_t dim = steps.dim;
-    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
-        float lanes[16] = {};
-        for (std::size_t i = 0; i < dim; ++i) lanes[i % 16] += gradient[i] * gradient[i];
-        for (int width = 8; width != 0; width /= 2) {
-            for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-        }
-        const float moment = record[dim] + lanes[0] / static_cast<float>(dim);
-        const float step = learning_rate / (std::sqrt(moment) + eps);
-        for (std::size_t i = 0; i < dim; ++i) replace(record, i, record[i] - step * gradient[i], delta);
-        replace(record, dim, moment, delta);
-    });
-}
-
-void adam(const Steps& steps) {
-    const float rate_1 = steps.hyper[1], rate_2 = steps.hyper[2], eps = steps.hyper[3];
-    const std::size_t dim = steps.dim;
-    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t row) {
-        for (std::size_t i = 0; i < dim; ++i) {
-            const float g = gradient[i];
-            const float m = record[dim + i] + (g - record[dim + i]) * rate_1;
-            const float v = record[2 * dim + i] + (g * g - record[2 * dim + i]) * rate_2;
-            replace(record, dim + i, m, delta);
-            replace(record, 2 * dim + i, v, delta);
-            replace(record, i, record[i] - steps.step_sizes[row] * (m / (std::sqrt(v) + eps)), delta);
-        }
-    });
-}
-
-void ftrl(const Steps& steps) {
-    const float learning_rate = steps.hyper[0], beta = steps.hyper[1], l1 = steps.hyper[2], l2 = steps.hyper[3];
-    const std::size_t dim = steps.dim;
-    for_steps(steps, [&](const float* gradient, float* record, Delta delta, std::size_t) {
-        for (std::size_t i = 0; i < dim; ++i) {
-            const float g = gradient[i];
-            const float n = record[dim + i] + g * g;
-            const float root = std::sqrt(n);
-            const float sigma = (root - std::sqrt(record[dim + i])) / learning_rate;
-            const float z = record[2 * dim + i] + (g - sigma * record[i]);
-            const float excess = std::fabs(z) - l1;
-            const float magnitude = excess / ((beta + root) / learning_rate + l2);
-            replace(record, dim + i, n, delta);
-            replace(record, 2 * dim + i, z, delta);
-            replace(record, i, excess > 0.0f ? (std::signbit(z) ? magnitude : -magnitude) : 0.0f, delta);
-        }
-    });
-}
+// In this order: each may use what stands in those before it.
+// clang-format off
+#include "kernels/ahead.inl"
+#include "kernels/floats.inl"
+#include "kernels/optimizers.inl"
+// clang-format on
 
 void initial_uniform(std::size_t dim, std::uint64_t seed, std::uint64_t row, float scale, float* weights) {
     const std::uint64_t key = row_key(seed, row);
@@ -229,13 +137,7 @@ extern const Operations table = {
     .is_finite = is_finite,
     .sum_rows = sum_rows,
     .pool_rows = pool_rows,
-    .sgd = sgd,
-    .momentum = momentum,
-    .nesterov = nesterov,
-    .adagrad = adagrad,
-    .rowwise_adagrad = rowwise_adagrad,
-    .adam = adam,
-    .ftrl = ftrl,
+    .steps = all_steps,
     .initial_uniform = initial_uniform,
 };
 

@@ -452,7 +452,7 @@ void Store::apply(const Sections& sections, std::span<const float> gradients, Wi
                                                steps.merges[m]);
             }
         }
-        (operations.*shape.optimizer->step)(steps);
+        operations.step(*shape.optimizer)(steps);
     };
     update(sections, gradients, false, window, shape_of, [&](const Table&, const TableShape& shape, const Steps& steps) {
         if (shape.adjusts_steps()) {

@@ -26,28 +26,24 @@ float checked_float(const char* what, double value) {
 const Optimizer& optimizer_named(const std::string& name) {
     std::string names;
     for (const Optimizer& each : optimizers) {
-        if (name == each.name) return each;
-        names += (names.empty() ? "" : ", ") + std::string(each.name);
+        if (name == each.name.text) return each;
+        names += (names.empty() ? "" : ", ") + std::string(each.name.text);
     }
     refuse(ErrorKind::value, "add_table: unknown optimizer '", name, "', expected one of ", names);
 }
 
 void set_optimizer(const Optimizer& named, const std::vector<double>& hyper, TableShape& shape) {
-    std::size_t expected = 0;
-    std::string names;
-    for (; expected < hyper_max && named.hyper[expected] != nullptr; ++expected) {
-        names += (names.empty() ? "" : ", ") + std::string(named.hyper[expected]);
-    }
+    const std::size_t expected = named.hyper_count();
     if (hyper.size() != expected) {
-        refuse(ErrorKind::value, "add_table: ", named.name, " got ", hyper.size(), " hyperparameters, expected [",
+        std::string names;
+        for (std::size_t i = 0; i < expected; ++i) names += (i == 0 ? "" : ", ") + std::string(named.hyper[i].name);
+        refuse(ErrorKind::value, "add_table: ", named.name.text, " got ", hyper.size(), " hyperparameters, expected [",
                names, "]");
     }
     shape.optimizer = &named;
     for (std::size_t i = 0; i < expected; ++i) {
-        checked_float(named.hyper[i], hyper[i]);
-        // Taken before rounding: 1 - float(0.999) is 1e-5 away from float(1 - 0.999).
-        const bool is_beta = named.corrects_bias && (i == 1 || i == 2);
-        shape.hyper_exact[i] = is_beta ? 1.0 - hyper[i] : hyper[i];
+        checked_float(named.hyper[i].name, hyper[i]);
+        shape.hyper_exact[i] = named.hyper[i].from_one ? 1.0 - hyper[i] : hyper[i];
         shape.hyper[i] = static_cast<float>(shape.hyper_exact[i]);
     }
 }

@@ -14,10 +14,10 @@
 #include <vector>
 
 #include "kernels/operations.hpp"
+#include "kernels/optimizers.hpp"
 #include "base/bitmap.hpp"
 #include "base/divider.hpp"
 #include "base/mapping.hpp"
-#include "store/optimizers.hpp"
 #include "store/record_memory.hpp"
 #include "store/recovered.hpp"
 
@@ -48,7 +48,7 @@ struct TableShape {
     int k = 1;
     int r = 0;
     const Optimizer* optimizer = &optimizers[0];
-    // In the order of Optimizer::hyper, with 1 - beta for each beta; hyper is hyper_exact rounded.
+    // In the order of Optimizer::hyper, as it says they are kept; hyper is hyper_exact rounded.
     std::array<double, hyper_max> hyper_exact{};
     std::array<float, hyper_max> hyper{};
     // Before each step of a row: each number of its gradient is cut off to [-max_gradient, max_gradient] (0: not), then the

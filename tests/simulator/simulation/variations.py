@@ -12,6 +12,7 @@ from ecrec.protocol.placement import (
     CodeSpec,
     OptimizerSpec,
 )
+from ecrec.protocol.placement import OPTIMIZERS as KINDS
 from simulation import tuning
 from simulation.draw_leaves import draw_leaves, draw_successions
 from simulation.draw_tables import draw_table
@@ -62,14 +63,15 @@ FLIPPED_EVERY = 53
 DRAWN_APART = {"fold_batch_rows_threads", "pause_bytes", "unindexed_bytes_max"}
 """Thresholds of the store that came later: the rest of a seed stays what it was."""
 
-OPTIMIZERS = (
-    OptimizerSpec("sgd", (0.125,)),
-    OptimizerSpec("momentum", (0.1, 0.9)),
-    OptimizerSpec("nesterov", (0.1, 0.9)),
-    OptimizerSpec("adagrad", (0.1, 1e-8)),
-    OptimizerSpec("rowwise-adagrad", (0.1, 1e-8)),
-    OptimizerSpec("adam", (0.01, 0.9, 0.999, 1e-8)),
-    OptimizerSpec("ftrl", (0.1, 1.0, 0.001, 0.001)),
+_HYPER = {
+    "sgd": (0.125,),
+    "adagrad": (0.1, 1e-8),
+    "rowwise-adagrad": (0.1, 1e-8),
+    "adam": (0.01, 0.9, 0.999, 1e-8),
+    "ftrl": (0.1, 1.0, 0.001, 0.001),
+}
+OPTIMIZERS = tuple(
+    OptimizerSpec(name, _HYPER.get(name, (0.1, *(0.9,) * (len(kind.hyper) - 1)))) for name, kind in KINDS.items()
 )
 
 
