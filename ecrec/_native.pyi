@@ -148,8 +148,8 @@ def optimizers() -> dict[
     """The store's optimizers by name (``src/cpp/kernels/optimizers.hpp``).
 
     Of each: its hyper-parameters; the parts of a row's state in the order of its record (name, whether it has a float32
-    for each weight, how many float32 and float64 it has besides); whether it divides by the learning rate, which then is
-    not zero; and the usual learning rates of tables and of the dense part, 0 where it is not offered.
+    for each weight, how many float32 and float64 it has besides); whether it divides by the learning rate, which then
+    is not zero; and the usual learning rates of tables and of the dense part, 0 where it is not offered.
     """
 
 def tuning() -> dict[str, int]:

@@ -89,7 +89,7 @@ class Table:
     def state_floats(self) -> int:
         dim = self.dim
         sizes = {"sgd": 0, "momentum": dim, "nesterov": dim, "adagrad": dim, "rowwise-adagrad": 1}
-        sizes |= {"adam": 2 * dim + 4, "ftrl": 2 * dim}
+        sizes |= {"adam": 2 * dim + 4, "rmsprop": dim, "ftrl": 2 * dim}
         return sizes[self.optimizer]
 
     @property
@@ -131,8 +131,8 @@ class Table:
     def stepped(self, record: U8, gradient: F32) -> U8:
         """The record after an optimizer step.
 
-        Formulas as torch's (SGD, Adagrad, SparseAdam), FBGEMM's (row-wise Adagrad), and McMahan et al. 2013, algorithm
-        1 (FTRL-Proximal).
+        Formulas as torch's (SGD, Adagrad, SparseAdam, RMSprop), FBGEMM's (row-wise Adagrad), and McMahan et al. 2013,
+        algorithm 1 (FTRL-Proximal).
         """
         new = record.copy().view(np.float32)
         weights = new[: self.dim]
@@ -152,6 +152,9 @@ class Table:
             weights -= lr * (gradient + momentum * state if self.optimizer == "nesterov" else state)
         elif self.optimizer == "adam":
             self._adam(weights, state, gradient)
+        elif self.optimizer == "rmsprop":
+            state += (gradient * gradient - state) * np.float32(1.0 - self.hyper[1])
+            weights -= lr * (gradient / (np.sqrt(state) + np.float32(self.hyper[2])))
         elif self.optimizer == "ftrl":
             self._ftrl(weights, state, gradient)
         elif self.optimizer == "adagrad":

@@ -15,7 +15,7 @@ import numpy as np
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.placement import OptimizerSpec
 
-__all__ = ["FTRL", "SGD", "Adagrad", "Adam", "Optimizer", "RowWiseAdagrad"]
+__all__ = ["FTRL", "SGD", "Adagrad", "Adam", "Optimizer", "RMSprop", "RowWiseAdagrad"]
 """What `ecrec.training` shows of it."""
 
 
@@ -195,6 +195,40 @@ class Adam(Adjustments):
 
 
 @dataclass(frozen=True)
+class RMSprop(Adjustments):
+    """v += (1 - alpha) * (g * g - v); w -= lr * g / (sqrt(v) + eps), state v, element by element.
+
+    As ``torch.optim.RMSprop`` without momentum and not centered, for the rows of the batch: v of the others does not
+    decay. Raises ConfigurationError for an lr or eps that is not positive and finite, and an alpha that is not from 0
+    to below 1.
+    """
+
+    lr: float = 1e-2
+    alpha: float = 0.99
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_positive("RMSprop", "lr", self.lr)
+        _check_positive("RMSprop", "eps", self.eps)
+        _check_not_negative("RMSprop", "alpha", self.alpha)
+        if self.alpha >= 1:
+            raise ConfigurationError(f"RMSprop: alpha is {self.alpha}, expected a number from 0 to below 1")
+        self._check_adjustments(self.lr)
+
+    @property
+    def spec(self) -> OptimizerSpec:
+        return self._spec("rmsprop", self.lr, self.alpha, self.eps)
+
+    @property
+    def init_state(self) -> float:
+        return 0.0
+
+    @property
+    def elementwise(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class FTRL:
     """FTRL-Proximal (McMahan et al., Ad Click Prediction, KDD 2013, algorithm 1), element by element.
 
@@ -230,7 +264,7 @@ class FTRL:
         return True
 
 
-Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam | FTRL
+Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam | RMSprop | FTRL
 
 
 def check_optimizer(given: object, whose: str = "") -> None:
@@ -269,6 +303,7 @@ _BY_NAME: dict[str, Callable[[float], Optimizer]] = {
     "adagrad": Adagrad,
     "rowwise-adagrad": RowWiseAdagrad,
     "adam": Adam,
+    "rmsprop": RMSprop,
     "ftrl": FTRL,
 }
 

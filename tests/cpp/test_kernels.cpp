@@ -314,10 +314,11 @@ void check_formulas_in_double(const Operations& kernel, std::span<const float> g
     const std::size_t dim = gradient.size();
     std::vector<float> start(3 * dim);
     fill_floats(start, 0.0f, 1.0f);
-    auto momentum = start, nesterov = start, adam = start, ftrl = start;
+    auto momentum = start, nesterov = start, adam = start, rmsprop = start, ftrl = start;
     step_one(step_named(kernel, "momentum"), dim, {0.1f, 0.9f}, gradient.data(), momentum.data(), nullptr);
     step_one(step_named(kernel, "nesterov"), dim, {0.1f, 0.9f}, gradient.data(), nesterov.data(), nullptr);
     step_one(step_named(kernel, "adam"), dim, {0.1f, 0.25f, 0.125f, 1e-6f}, gradient.data(), adam.data(), nullptr);
+    step_one(step_named(kernel, "rmsprop"), dim, {0.1f, 0.125f, 1e-6f}, gradient.data(), rmsprop.data(), nullptr);
     step_one(step_named(kernel, "ftrl"), dim, {0.5f, 1.0f, 0.75f, 0.25f}, gradient.data(), ftrl.data(), nullptr);
     const auto near = [&](float found, double expected, const char* what) {
         check(std::abs(found - expected) < 1e-4, kernel, what, dim);
@@ -333,6 +334,9 @@ void check_formulas_in_double(const Operations& kernel, std::span<const float> g
         near(adam[dim + i], m, "adam's m");
         near(adam[2 * dim + i], v, "adam's v");
         near(adam[i], w - 0.1 * m / (std::sqrt(v) + 1e-6), "adam's formula");
+        const double square = 0.875 * first + 0.125 * g * g;
+        near(rmsprop[dim + i], square, "rmsprop's square");
+        near(rmsprop[i], w - 0.1 * g / (std::sqrt(square) + 1e-6), "rmsprop's formula");
         const double n = first + g * g;
         const double z = second + g - (std::sqrt(n) - std::sqrt(first)) / 0.5 * w;
         const double excess = std::max(std::abs(z) - 0.75, 0.0);

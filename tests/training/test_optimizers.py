@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from ecrec._native import Store  # noqa: E402
 from ecrec.errors import ConfigurationError  # noqa: E402
 from ecrec.protocol.placement import OPTIMIZERS, CodeSpec, TableSpec  # noqa: E402
 from ecrec.protocol.table_memory import add_table  # noqa: E402
-from ecrec.training import FTRL, SGD, Adagrad, Adam, Optimizer, RowWiseAdagrad  # noqa: E402
+from ecrec.training import FTRL, SGD, Adagrad, Adam, Optimizer, RMSprop, RowWiseAdagrad  # noqa: E402
 from ecrec.training.optimizers import optimizer  # noqa: E402
 
 ROWS, DIM, STEPS = 13, 7, 50
@@ -26,6 +26,9 @@ NOT_SPARSE: list[tuple[Optimizer, Callable[[Any], Any]]] = [
     (Adagrad(0.1), lambda p: torch.optim.Adagrad(p, lr=0.1)),
     (Adagrad(0.1, 1e-3, 0.5), lambda p: torch.optim.Adagrad(p, lr=0.1, eps=1e-3, initial_accumulator_value=0.5)),
     (Adam(0.1, eps=1e-20), lambda p: torch.optim.Adam(p, lr=0.1, eps=1e-20)),
+    (RMSprop(eps=1e-20), lambda p: torch.optim.RMSprop(p, eps=1e-20)),
+    (RMSprop(0.1, 0.8, 1e-3), lambda p: torch.optim.RMSprop(p, lr=0.1, alpha=0.8, eps=1e-3)),
+    (RMSprop(0.1, weight_decay=0.3), lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.3)),
     (SGD(0.1, weight_decay=0.3), lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.3)),
     (SGD(0.1, 0.9, weight_decay=0.3), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.3)),
     (Adagrad(0.1, weight_decay=0.3), lambda p: torch.optim.Adagrad(p, lr=0.1, weight_decay=0.3)),
@@ -144,6 +147,24 @@ def test_adam_counts_the_steps_of_each_row() -> None:
     torch.testing.assert_close(table.weights(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_rmsprop_steps_a_row_as_torch_does_when_it_is_in_the_batch_and_adds_up_its_duplicates() -> None:
+    """Torch's parameter of one row, stepped in the batches with it; gradients of a row that comes twice are added."""
+    made = RMSprop(0.05, 0.9, 1e-6, weight_decay=0.01)
+    table = Table(made)
+    weights = [torch.nn.Parameter(row.clone()) for row in table.weights()]
+    steppers = [torch.optim.RMSprop([w], lr=0.05, alpha=0.9, eps=1e-6, weight_decay=0.01) for w in weights]
+    rng = np.random.default_rng(5)
+    for gradient in gradients(14):
+        drawn = torch.from_numpy(rng.choice(ROWS, size=8))
+        summed = torch.zeros(ROWS, DIM).index_add_(0, drawn, gradient[:8])
+        rows = sorted(set(drawn.tolist()))
+        table.step(rows, summed[rows])
+        for row in rows:
+            weights[row].grad = summed[row]
+            steppers[row].step()
+        torch.testing.assert_close(table.weights(), torch.stack([w.detach() for w in weights]), rtol=1e-4, atol=1e-6)
+
+
 def test_the_correction_of_adam_ends_at_one() -> None:
     """After many steps with the same gradient, a step is the learning rate to rounding."""
     table = Table(Adam(1e-3), init="zeros")
@@ -193,7 +214,7 @@ def test_a_row_that_is_not_in_the_batch_stays_and_records_have_the_stores_size(n
     assert changed.tolist() == [row == 3 for row in range(ROWS)]
 
 
-@pytest.mark.parametrize("make", [SGD, Adagrad, RowWiseAdagrad, Adam, FTRL])
+@pytest.mark.parametrize("make", get_args(Optimizer))
 @pytest.mark.parametrize("lr", [0.0, -0.1, float("nan"), float("inf")])
 def test_optimizers_check_their_learning_rate(make: type, lr: float) -> None:
     with pytest.raises(ConfigurationError, match=f"{make.__name__}: lr is"):
@@ -217,6 +238,10 @@ def test_optimizers_check_their_learning_rate(make: type, lr: float) -> None:
         (lambda: SGD(None), "SGD: lr is None, expected a number"),  # type: ignore[arg-type]
         (lambda: SGD(1e-50), "SGD: lr is 1e-50, expected a positive number; the servers keep it as float32"),
         (lambda: SGD(1e39), r"SGD: lr is 1e\+39, expected a finite number; the servers keep it as float32"),
+        (lambda: RMSprop(eps=0.0), "RMSprop: eps is 0.0"),
+        (lambda: RMSprop(alpha=-0.1), "RMSprop: alpha is -0.1"),
+        (lambda: RMSprop(alpha=1.0), "RMSprop: alpha is 1.0, expected a number from 0 to below 1"),
+        (lambda: RMSprop(alpha=None), "RMSprop: alpha is None, expected a number"),  # type: ignore[arg-type]
         (lambda: Adagrad(0.1, eps=1e-60), "Adagrad: eps is 1e-60, expected a positive number"),
         (lambda: Adagrad(0.1, max_gradient=1e-60), "Adagrad: max_gradient is 1e-60, expected a positive number"),
         (lambda: FTRL(0.1, l1=-1.0), "FTRL: l1 is -1.0"),

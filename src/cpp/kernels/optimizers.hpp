@@ -96,6 +96,10 @@ inline constexpr Optimizer optimizers[] = {
                 {.name = "bias_corrections", .doubles = 2}}},
      .usual_rates = {0.003, 0.0003},
      .corrects_bias = true},
+    {.name = "rmsprop",
+     .hyper = {{{"lr"}, {"alpha", true}, {"eps"}}},
+     .state = {{{.name = "square_avg", .per_weight = true}}},
+     .usual_rates = {0.001, 0.0003}},
     {.name = "ftrl",  // it would forget the first values of a dense part
      .hyper = {{{"lr"}, {"beta"}, {"l1"}, {"l2"}}},
      .state = {{{.name = "n", .per_weight = true}, {.name = "z", .per_weight = true}}},

@@ -264,6 +264,25 @@ void step<"adam">(const Steps& steps) {
     });
 }
 
+// v += (g * g - v) * rate; w -= learning_rate * (g / (sqrt(v) + eps)), as torch's without momentum, not centered. The rate is
+// 1 - alpha. State: v.
+template <>
+void step<"rmsprop">(const Steps& steps) {
+    const float learning_rate = steps.hyper[0], rate = steps.hyper[1], eps = steps.hyper[2];
+    for_steps(steps, [&](std::size_t dim, const float* gradient, float* record, auto& delta,
+                         std::size_t) __attribute__((always_inline)) {
+        for_lanes(dim, [&](auto access, std::size_t i) __attribute__((always_inline)) {
+            const Floats g = load_floats(access, gradient + i);
+            const Floats old_v = load_floats(access, record + dim + i);
+            const Floats v = old_v + (g * g - old_v) * rate;
+            const Floats old = load_floats(access, record + i);
+            const Floats next = old - learning_rate * (g / (square_root(v) + eps));
+            replace(access, record, dim + i, old_v, v, delta);
+            replace(access, record, i, old, next, delta);
+        });
+    });
+}
+
 // n' = n + g * g; z += g - (sqrt(n') - sqrt(n)) / learning_rate * w; w = 0 if |z| <= l1, else
 // -sign(z) * (|z| - l1) / ((beta + sqrt(n')) / learning_rate + l2): FTRL-Proximal (McMahan et al. 2013, algorithm 1).
 // State: n, z.

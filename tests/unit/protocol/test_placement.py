@@ -36,7 +36,15 @@ def test_an_optimizer_is_known_and_has_its_hyper_parameters() -> None:
 
 @pytest.mark.parametrize(
     ("name", "floats"),
-    [("sgd", 0), ("momentum", 16), ("adagrad", 16), ("rowwise-adagrad", 1), ("adam", 36), ("ftrl", 32)],
+    [
+        ("sgd", 0),
+        ("momentum", 16),
+        ("adagrad", 16),
+        ("rowwise-adagrad", 1),
+        ("adam", 36),
+        ("rmsprop", 16),
+        ("ftrl", 32),
+    ],
 )
 def test_state_of_a_row(name: str, floats: int) -> None:
     assert OptimizerSpec(name, ()).state_floats(16) == floats
