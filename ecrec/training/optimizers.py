@@ -155,11 +155,10 @@ class Adam(Adjustments):
     step = lr * sqrt(1 - beta2^t) / (1 - beta1^t).
 
     The rule of ``torch.optim.SparseAdam``, but for t: there it counts the steps of the whole parameter, here the steps
-    of the row, and is part of the row's state. They are equal if every row is in every batch. A shard cannot know how
-    often a table was stepped: it sees the batches with rows of its own, of several workers, in no common order, and a
-    count beside the rows would be lost with it (docs/training.md has figures). And m and v have taken in as many
-    gradients as their row has had, which is what the correction is for: SparseAdam's first step of a row seen late is
-    (1 - beta1) / sqrt(1 - beta2) * lr, three times lr with the default betas; here every row's first step is lr.
+    of the row, and is part of the row's state. Both are equal if every row is in every batch; docs/training.md has
+    figures of where they are not. m and v have taken in as many gradients as their row has had, which is what the
+    correction is for: SparseAdam's first step of a row seen late is (1 - beta1) / sqrt(1 - beta2) * lr, three times lr
+    with the default betas; here every row's first step is lr.
 
     State: 8 bytes a weight and 16 a row. Raises ConfigurationError for an lr or eps that is not positive and finite,
     and betas that are not two numbers from 0 to below 1.
