@@ -123,6 +123,12 @@ class Gradients:
     def finish(self) -> None:
         pass
 
+    def begin_evaluation(self) -> None:
+        pass
+
+    def end_evaluation(self) -> None:
+        pass
+
     def describe(self, table: str, row: int, column: int) -> str:
         return ""
 

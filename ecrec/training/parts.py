@@ -132,6 +132,15 @@ class Part(Protocol):
         """The session ends, after its last push."""
         ...
 
+    def begin_evaluation(self) -> None:
+        """From now on only forward passes without gradients, on what is pulled for them. A step that has begun, with
+        its rows and gradients, is kept aside."""
+        ...
+
+    def end_evaluation(self) -> None:
+        """All is as before `begin_evaluation`."""
+        ...
+
     def describe(self, table: str, row: int, column: int) -> str:
         """For people: what is at this place, in words of the model. Empty if it is not a table of this part."""
         ...

@@ -73,8 +73,8 @@ class ShardOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """`Session.discard`: gradients that were not pushed are forgotten."""
-        self.has_emptied = True
         self._session.discard()
+        self.has_emptied = True
 
     def pushed(self) -> None:
         """A push was made, by `step` or not: torch's schedulers warn where they think that none was."""

@@ -22,6 +22,7 @@ from ecrec._native import first_nonfinite
 from ecrec.errors import ConfigurationError, DivergedError, GradientError, RefusedError
 from ecrec.protocol.messages import Section
 from ecrec.protocol.placement import CodeSpec, TableSpec
+from ecrec.training.evaluation import check_no_gradients, refuse
 from ecrec.training.optimizers import Optimizer, check_optimizer
 from ecrec.training.parts import F32, TAKEN_AWAY, PartSession, Share, WaitingGradients, places_by_shard
 
@@ -123,6 +124,8 @@ class ReplicatedModule:
         """What is here is older than the last push: also in a step that `Session.prefetch` made to be, ``depth`` steps
         behind."""
         self._constant = buffers == CONSTANT
+        self._evaluated: F32 | None = None
+        """In an evaluation: the values that are evaluated. Those of training stay where they are."""
         self._calls = 0
         """Calls of the module, and of modules in it, that are not over."""
         self._buffers: dict[str, tuple[Tensor, int]] = {}
@@ -190,6 +193,10 @@ class ReplicatedModule:
         """Of its table, on the cluster."""
         return self._index
 
+    def is_of(self, session: object) -> bool:
+        """It is a part of this session."""
+        return self._session is session
+
     @property
     def is_over(self) -> bool:
         """Its session is closed: the module is plain torch from now on."""
@@ -206,6 +213,8 @@ class ReplicatedModule:
         Raises ConfigurationError if that would undo a change that was made to them here (see `assign`), which with
         ``undo`` it does, and GradientError if they have gradients of older values.
         """
+        if self._evaluated is not None:
+            refuse(f"pull of the replicated module {self.name!r}")
         if undo:
             self._check_same(values=False)
             self._values[:] = self._known
@@ -272,6 +281,8 @@ class ReplicatedModule:
 
     def offer(self, features: Any, fetch: _DenseRows) -> None:
         """A step begins: only now may the parameters change."""
+        if self._evaluated is not None:
+            refuse("a step of Session.prefetch")
         self._check_same()
         if self._is_stale and any(p.requires_grad and p.grad is not None for p in self._parameters):
             raise GradientError(
@@ -372,6 +383,9 @@ class ReplicatedModule:
         """
         session = self._session
         self._calls += 1
+        if self._evaluated is not None:
+            check_no_gradients(f"replicated module {self.name!r}")
+            return
         if session.closed or self._calls > 1:
             return  # it has what the shards had last, or what the call around it has pulled
         self._check_kind()
@@ -386,7 +400,7 @@ class ReplicatedModule:
     def before_saving(self) -> None:
         """The module is saved or loaded: its parameters must be those after the last push, and of all workers'."""
         session = self._session
-        if session.closed:
+        if session.closed or self._evaluated is not None:
             return
         self._check_kind()
         if self._is_behind or session.read_only or session.world_size > 1:
@@ -407,9 +421,40 @@ class ReplicatedModule:
         except ConfigurationError as error:
             log.warning("the module keeps the parameters of before its last step: %s", error)
 
+    def begin_evaluation(self) -> None:
+        """Pull the parameters into memory of their own, which the module has until `end_evaluation`.
+
+        trap: not in place. A graph that waits for its backward pass, and a step of `Session.prefetch`, are of values
+        that may be older than the last push.
+        """
+        self._check_same()
+        fetch = self.plan(None)
+        self._session.fetch(fetch, exact=True)
+        self._evaluated = self._assembled(fetch)
+        for parameter, value in zip(self._parameters, self._views(self._evaluated), strict=True):
+            parameter.data = value
+
+    def end_evaluation(self) -> None:
+        """The module has the values of training again. Raises ConfigurationError if somebody has changed those that
+        were evaluated, or other tensors are in their place; that change is undone."""
+        evaluated = self._evaluated
+        assert evaluated is not None
+        self._evaluated = None
+        were = [value.data_ptr() for value in self._views(evaluated)]
+        is_same = were == [parameter.data.data_ptr() for parameter in self._parameters]
+        is_same = is_same and [p._version for p in self._parameters] == self._versions
+        for parameter, value in zip(self._parameters, self._value_views, strict=True):
+            parameter.data = value
+        self._versions = [p._version for p in self._parameters]
+        if not is_same:
+            raise ConfigurationError(
+                f"replicated module {self.name!r}: a parameter was changed inside Session.evaluate (load_state_dict, "
+                "the step of an optimizer, a conversion), which changes nothing; it has the values of before again"
+            )
+
     def check_fresh(self, what: str) -> None:
         """Raise ConfigurationError if the parameters are older than the last push."""
-        if self._is_behind:
+        if self._is_behind and self._evaluated is None:
             raise ConfigurationError(
                 f"replicated module {self.name!r}: {what} would have parameters that are older than the last push: "
                 "pull() before"

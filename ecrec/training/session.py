@@ -34,14 +34,15 @@ from ecrec.training.changes import Changes
 from ecrec.training.configs import NOT_POOLED
 from ecrec.training.connection import PUMP_MS, Connection, Figures, Node, locked
 from ecrec.training.digest import model_digest
+from ecrec.training.evaluation import AtCheckpoint, Evaluation, refuse
 from ecrec.training.observation import EVERY_S, TRACE_STEPS, WINDOW_EXAMPLES, Observation
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.owners import Owners
 from ecrec.training.parts import Fetch, Part, Share
 from ecrec.training.prefetch import BatchT, prefetch
-from ecrec.training.pulls import RecordsAsked
+from ecrec.training.pulls import Asked, RecordsAsked
 from ecrec.training.rates import ShardOptimizer
-from ecrec.training.replicated import CONSTANT, ReplicatedModule
+from ecrec.training.replicated import CONSTANT, ReplicatedModule, dense_parameters, owner_of
 from ecrec.training.reported import Reported
 from ecrec.training.splits import Split, Splits
 from ecrec.training.steps import Steps
@@ -134,6 +135,8 @@ class Session:
         self._tables: dict[int, TableSpec] = {}
         """Those of its parts: index -> spec."""
         self._observation: Observation | None = None
+        self._evaluation: Evaluation | None = None
+        """The one that goes on."""
 
     # ------------------------------------------------------------------ life
     @locked
@@ -177,6 +180,7 @@ class Session:
         """Wait until every push is durable, then disconnect. May be called twice."""
         if self._connection.closed:
             return
+        self._check_not_evaluating("close")
         try:
             self.flush()
             for part in self.parts:
@@ -453,6 +457,7 @@ class Session:
         """
         machine = self.machine
         names = [spec.name for spec in specs]
+        self._check_not_evaluating(f"making tables {', '.join(names)}")
         if self._steps.optimizer is not None:
             raise ConfigurationError(
                 f"tables {', '.join(names)}: session.optimizer does not have them; make all parts before it"
@@ -503,6 +508,11 @@ class Session:
     def _check_writes(self, what: str) -> None:
         if self.read_only:
             raise ConfigurationError(f"{what}: this session only reads (read_only=True)")
+        self._check_not_evaluating(what)
+
+    def _check_not_evaluating(self, what: str) -> None:
+        if self._evaluation is not None:
+            refuse(what)
 
     def replicate(
         self,
@@ -597,6 +607,7 @@ class Session:
         for the pulls made before it: 0 is plain training, 1 hides the time of the pull and trains on rows that are one
         step old.
         """
+        self._check_not_evaluating("prefetch")
         if not hasattr(depth, "__index__") or depth < 0:
             raise ConfigurationError(f"depth is {depth!r}, expected a whole number, at least 0")
         parts = parts or tuple(self.parts)
@@ -642,6 +653,11 @@ class Session:
     @locked
     def fetch(self, *fetches: Fetch, exact: bool | None = None) -> None:
         """Pull now, and wait for it."""
+        if self._evaluation is not None:
+            exact = True
+            if self._evaluation.source is not None:
+                self._evaluation.source.answer(Asked(fetches))
+                return
         self._steps.take(self._steps.ask(fetches, self.exact if exact is None else exact))
 
     @locked
@@ -670,6 +686,77 @@ class Session:
             self._show_figures()
         if spans is not None:
             spans.stepped(self.figures.steps, examples)
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        reader: Iterable[BatchT],
+        predict: Callable[[BatchT], ResultT] | None = None,
+        *,
+        checkpoint: str | None = None,
+        number: int | None = None,
+        consistent: bool = True,
+    ) -> list[ResultT]:
+        """What ``predict(batch)`` returns, for each batch of the reader, of one state of the model. Nothing is pushed,
+        and the training goes on behind it as if it had not been: modes, gradients that wait for a push and prefetched
+        batches are those of before.
+
+        ``predict``: calls the model, without gradients, in evaluation mode; default ``model(batch)``. Rows are pulled
+        when a collection is called. The state is that after the last push, with one worker, and with ``sync``, where
+        no push of others is applied before the next one of this worker. Others that push freely do not stop: with
+        several of them, and in a session that only reads, give a checkpoint.
+
+        ``checkpoint``: evaluate the newest complete checkpoint at this path or URL, or the one of that ``number``
+        (`save` returns it): one cut of the pushes of all workers, which go on. The weights of its trained rows are
+        brought into memory. ``consistent=False``: evaluate what the shards have when each batch is pulled, while others
+        push.
+
+        Raises ConfigurationError where no one state can be promised, for a checkpoint of other tables or one that is
+        too large, for a model of another session, and for what changes the model, inside of it: push, discard,
+        prefetch, new tables, a forward pass with gradients. Raises CheckpointError for a checkpoint that is damaged.
+        """
+        self._connection.check_open()
+        self._check_not_evaluating("evaluate")
+        self._check_evaluated(model, checkpoint, number, consistent)
+        if predict is not None and not callable(predict):
+            raise ConfigurationError(f"evaluate: predict is {predict!r:.100}, expected a function of a batch")
+        parts = self.parts
+        replicated = [part.module for part in parts if isinstance(part, ReplicatedModule)]
+        source = None
+        if checkpoint is not None:
+            source = self._at_checkpoint(checkpoint, number)
+        self._evaluation = Evaluation(parts, [model, *replicated], source)
+        try:
+            with self._evaluation:
+                return [model(batch) if predict is None else predict(batch) for batch in reader]
+        finally:
+            self._evaluation = None
+
+    @locked
+    def _at_checkpoint(self, url: str, number: int | None) -> AtCheckpoint:
+        return self._connection.meanwhile(lambda: AtCheckpoint(url, number, self._tables), "evaluate")
+
+    def _check_evaluated(self, model: nn.Module, checkpoint: str | None, number: int | None, consistent: bool) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"evaluate: the model is {model!r:.100}, expected a torch.nn.Module")
+        others = [part for part in model.modules() if getattr(part, "_session", self) is not self]
+        owners = [owner_of(parameter) for parameter in dense_parameters(model).values()]
+        if others or any(owner is not None and not owner.is_of(self) for owner in owners):
+            raise ConfigurationError(
+                "evaluate: the model has tables or replicated parameters of another session: call evaluate of that one"
+            )
+        if checkpoint is None and number is not None:
+            raise ConfigurationError(f"evaluate: number={number} is that of a checkpoint: give checkpoint, its path")
+        if checkpoint is not None and not consistent:
+            raise ConfigurationError("evaluate: a checkpoint is consistent; leave out checkpoint or consistent=False")
+        if checkpoint is None and consistent and (self.read_only or (self.world_size > 1 and not self.sync)):
+            why = "a session that only reads" if self.read_only else f"one of {self.world_size} free workers"
+            saved = "" if self.read_only else "number = session.save(url), then "
+            raise ConfigurationError(
+                f"evaluate: this is {why}, and workers may push between two batches, so that no one state of the model "
+                f"would be evaluated: {saved}evaluate(..., checkpoint=url{', number=number' * bool(saved)}) evaluates "
+                "one cut while they go on; consistent=False evaluates what is there when each batch is pulled"
+            )
 
     @locked
     def report(self, /, **figures: SupportsFloat | None) -> None:
@@ -711,6 +798,7 @@ class Session:
     @locked
     def discard(self) -> None:
         """Give a step up: forget all gradients since the last push. Its examples do not count."""
+        self._check_not_evaluating("discard")
         for part in self.parts:
             part.discard()
 

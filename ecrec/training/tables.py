@@ -23,6 +23,7 @@ from ecrec.training.configs import (
     server_init_scale,
     table_spec,
 )
+from ecrec.training.evaluation import check_no_gradients, refuse
 from ecrec.training.keyed_jagged_tensor import integers
 from ecrec.training.optimizers import Optimizer, by_table
 from ecrec.training.parts import I64, TAKEN_AWAY, Share, WaitingGradients
@@ -108,6 +109,8 @@ class EmbeddingTables(nn.Module):
         # A tuple, in which torch does not look for parameters.
         self._tables = tuple(Table(session, config) for config in configs)
         self._offered: BatchRows | None = None
+        self._aside: list[BatchRows | None] = []
+        """What was offered before an evaluation, while that goes on."""
         self._pending: list[Gradients | SummedGradients] = []
         for config, spec in zip(configs, specs, strict=True):
             if _is_written(config, weights):
@@ -149,6 +152,8 @@ class EmbeddingTables(nn.Module):
             table.check_same()
         _check_kind(features)
         self._check_weights_of(features)
+        if self._aside:
+            check_no_gradients(f"{type(self).__name__} of {self._names()}")
         offered = self._offered
         if offered is not None and offered.is_of(features):
             return offered
@@ -206,6 +211,8 @@ class EmbeddingTables(nn.Module):
 
     def offer(self, features: Any, fetch: BatchRows) -> None:
         """Keep the rows of the batch whose step begins; those of the batch before are no longer wanted."""
+        if self._aside:
+            refuse("a step of Session.prefetch")
         self._offered = fetch
 
     def check_gradients(self) -> None:
@@ -268,6 +275,15 @@ class EmbeddingTables(nn.Module):
     def finish(self) -> None:
         """Nothing is left to do."""
 
+    def begin_evaluation(self) -> None:
+        """Rows that were offered for a step are kept for it: they may be older than the last push."""
+        self._aside.append(self._offered)
+        self._offered = None
+
+    def end_evaluation(self) -> None:
+        """The step goes on."""
+        self._offered = self._aside.pop()
+
     def _unmark(self) -> None:
         for table in self._tables:
             table.weight.grad = None
@@ -296,7 +312,12 @@ class EmbeddingTables(nn.Module):
                 )
         return ""
 
+    def _names(self) -> str:
+        return ", ".join(config.name for config in self._configs)
+
     def gathered(self, gradients: Gradients) -> None:
+        if self._aside:
+            refuse(f"a backward pass to the tables {self._names()}")
         if self._pending and self._zeroed():
             self._pending.clear()  # of a step that was given up by zero_grad
         self._pending.append(gradients)

@@ -94,6 +94,12 @@ class HandMade:
     def finish(self) -> None:
         pass
 
+    def begin_evaluation(self) -> None:
+        pass
+
+    def end_evaluation(self) -> None:
+        pass
+
     def describe(self, table: str, row: int, column: int) -> str:
         return ""
 
