@@ -1,8 +1,7 @@
 """Training by Lightning's Trainer: `pip install pytorch-lightning`, then `python lightning.py`.
 
 The optimizer is the session's. Lightning calls its `step` with a closure, which computes loss and gradients; `step`
-pushes them. What Lightning would do to gradients before that (`gradient_clip_val`) is an error;
-`Session.clip_gradients` clips them.
+pushes them. `Session.clip_gradients` clips them before that.
 """
 
 import pytorch_lightning as lightning

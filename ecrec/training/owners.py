@@ -28,6 +28,10 @@ class Owners:
                     "another name, or that one, or delete it first"
                 )
 
+    def of(self, name: str) -> object | None:
+        """The living part that has this table."""
+        return self._owners.get(name)
+
     def claim(self, names: Sequence[str], owner: object) -> None:
         """These tables are this part's, as long as it lives."""
         for name in names:

@@ -1,7 +1,7 @@
 """What a session moves: shares of shards, and the parts of a model that ask for them; what these want of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,18 @@ class PartSession(Protocol):
     def fetch(self, *fetches: Fetch, exact: bool | None = None) -> None: ...
 
     def assign(self, shares: Mapping[int, Share]) -> None: ...
+
+
+@runtime_checkable
+class GradientOwner(Protocol):
+    """A part whose gradients are looked at as those of tables, as a GradScaler does."""
+
+    def check_gradients(self) -> None: ...
+
+    def gradient_of(self, index: int) -> Any:
+        """Those of the table of that index since the last push, one flat tensor; None without any. What is changed in
+        it counts."""
+        ...
 
 
 class Part(Protocol):

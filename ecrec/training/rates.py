@@ -1,7 +1,7 @@
 """Learning rates that change while training goes on: `ShardOptimizer`, which torch's schedulers drive."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -16,17 +16,33 @@ class Pushes(Protocol):
 
     def discard(self) -> None: ...
 
+    def gradient_of(self, index: int) -> Any: ...
+
 
 class _OnTheServers(torch.nn.Parameter):
-    """What stands for a table in the groups: nobody finds gradients here and takes them for all there are."""
+    """What stands for a table in the groups. Its gradient is what the next push sends of that table: who changes it in
+    place (a GradScaler, clip_grad_norm_) changes that."""
+
+    source: tuple[Pushes, int]
+    """The session, and the table's index."""
 
     @property
-    def grad(self) -> NoReturn:  # type: ignore[override]
+    def grad(self) -> Any:
+        session, index = self.source
+        return session.gradient_of(index)
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
         raise ConfigurationError(
-            "session.optimizer has no gradients in this process: those of a step go to the servers. Who asks for them "
-            "(a GradScaler, clip_grad_norm_ of its parameters, gradient_clip_val of Lightning) would change none: "
-            "scale no loss, and clip with Session.clip_gradients(), or max_gradient of an optimizer"
+            "session.optimizer: a gradient of a table can be changed in place, and not be replaced; "
+            "Session.discard() gives a step up"
         )
+
+
+def _stand_in(session: Pushes, index: int) -> _OnTheServers:
+    made = _OnTheServers(torch.empty(0, device="meta"))
+    made.source = session, index
+    return made
 
 
 NO_EFFECT = frozenset(
@@ -42,7 +58,16 @@ class ShardOptimizer(torch.optim.Optimizer):
     ``param_groups``: one for each table and replicated module of the session, with its ``name`` and ``lr``. What ``lr``
     is when a step is pushed is the learning rate of that step, on every shard and also after deaths: it travels in the
     push. Workers that push in sync must agree on it. Other hyper-parameters are those that a table was made with.
+
+    A ``torch.amp.GradScaler`` works on it: ``scaler.step(session.optimizer)`` unscales what it pushes, and gives a step
+    up in which a gradient is not finite.
     """
+
+    _step_supports_amp_scaling = True
+    """A GradScaler leaves to `step` what to do with its scale, and whether to skip."""
+
+    grad_scale: Any
+    found_inf: Any
 
     def __init__(self, session: Pushes, tables: Mapping[int, TableSpec]) -> None:
         """``tables``: index -> spec. Raises ConfigurationError without any."""
@@ -53,23 +78,38 @@ class ShardOptimizer(torch.optim.Optimizer):
         """`zero_grad` was called since the last push."""
         self._tables = dict(tables)
         groups = [
-            {
-                "params": [_OnTheServers(torch.empty(0, device="meta"))],
-                "name": spec.name,
-                "lr": spec.optimizer.hyper[0],
-            }
-            for spec in self._tables.values()
+            {"params": [_stand_in(session, index)], "name": spec.name, "lr": spec.optimizer.hyper[0]}
+            for index, spec in self._tables.items()
         ]
         super().__init__(groups, {})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """`Session.push`, after ``closure()`` if one is given, whose value is returned."""
+    def step(self, closure: Callable[[], Any] | None = None, *, examples: int = 0) -> Any:
+        """`Session.push` of that many examples, after ``closure()`` if one is given, whose value is returned.
+
+        Called by ``GradScaler.step``, which has looked for gradients that are not finite: it divides all by the scale,
+        or gives the step up; its examples count then, too.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._session.push()
+        scale, is_infinite = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if is_infinite is not None and float(is_infinite):
+            self._session.discard()
+            if examples:
+                self._session.push(examples)
+            return loss
+        if scale is not None:
+            self._divide(float(scale))
+        self._session.push(examples)
         return loss
+
+    def _divide(self, scale: float) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(1.0 / scale)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """`Session.discard`: gradients that were not pushed are forgotten."""

@@ -117,6 +117,9 @@ class ReplicatedModule:
         self._gradient_views = list(self._views(self._gradients))
         self._reached: set[int] = set()
         """Parameters that a backward pass has reached since the last push."""
+        self._flat: Tensor | None = None
+        self._flat_views: list[Tensor] = []
+        """Gradients as `gradient_of` gave them, and what parameters had then."""
         self._pushes = 0
         self._is_stale = False
         """There was a push since the parameters were pulled for a step."""
@@ -335,6 +338,23 @@ class ReplicatedModule:
                 out.append(WaitingGradients(parameter.grad.detach().numpy(), by_row=False))
         return out
 
+    def gradient_of(self, index: int) -> Tensor | None:
+        """Of all parameters that are trained and have one, as one flat tensor; None without any. What is changed in it
+        counts: gradients become views of it."""
+        having = [p for p in self._parameters if p.grad is not None and p.requires_grad]
+        if not having:
+            return None
+        if self._flat is None or not _are(self._flat_views, [p.grad for p in having]):
+            grads = [
+                p.grad.to_dense() if p.grad.layout != torch.strided else p.grad for p in having if p.grad is not None
+            ]
+            self._flat = torch.cat([grad.detach().reshape(-1) for grad in grads])
+            sizes = [grad.numel() for grad in grads]
+            self._flat_views = [part.view_as(g) for part, g in zip(torch.split(self._flat, sizes), grads, strict=True)]
+            for parameter, view in zip(having, self._flat_views, strict=True):
+                parameter.grad = view
+        return self._flat
+
     def take_gradients(self) -> dict[int, Share]:
         """Gradients of the parameters since the last call; empty if there are none."""
         touched = np.zeros(len(self._parameters), np.bool_)
@@ -347,6 +367,7 @@ class ReplicatedModule:
                 touched[i] = True
             parameter.grad = None
         self._reached.clear()
+        self._flat, self._flat_views = None, []
         if not touched.any():
             return {}
         return self._shares(self._gradients, None if touched.all() else touched[self._row_parameter])
@@ -361,6 +382,7 @@ class ReplicatedModule:
         for parameter in self._parameters:
             parameter.grad = None
         self._reached.clear()
+        self._flat, self._flat_views = None, []
 
     def describe(self, table: str, row: int, column: int) -> str:
         """For people: the place in a parameter of a place in the table. Empty if it is another table's."""
@@ -635,6 +657,11 @@ def owner_of(parameter: nn.Parameter) -> ReplicatedModule | None:
     """The living replicated module that has it."""
     owner = _owners.get(id(parameter), lambda: None)()
     return owner if owner is not None and any(parameter is other for other in owner._parameters) else None
+
+
+def _are(some: Sequence[Tensor], others: Sequence[Tensor | None]) -> bool:
+    """They are the same objects."""
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _equal(a: F32, b: F32) -> bool:

@@ -38,7 +38,7 @@ from ecrec.training.evaluation import AtCheckpoint, Evaluation, refuse
 from ecrec.training.observation import EVERY_S, TRACE_STEPS, WINDOW_EXAMPLES, Observation
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.owners import Owners
-from ecrec.training.parts import Fetch, Part, Share
+from ecrec.training.parts import Fetch, GradientOwner, Part, Share
 from ecrec.training.prefetch import BatchT, prefetch
 from ecrec.training.pulls import Asked, RecordsAsked
 from ecrec.training.rates import ShardOptimizer
@@ -794,6 +794,25 @@ class Session:
         All pushes of this worker are in it; other workers must have none in flight.
         """
         return model_digest(self, [spec for _, (_, spec) in sorted(self.machine.tables.items())])
+
+    @locked
+    def gradient_of(self, index: int) -> Any:
+        """Of `ShardOptimizer`: the gradients of a table since the last push, as one flat tensor; None without any.
+
+        Raises ConfigurationError with ``sync`` on several workers, and what `push` raises of gradients.
+        """
+        self._check_writes("looking at gradients")
+        if self.sync and self.world_size > 1:
+            raise ConfigurationError(
+                "session.optimizer with sync=True: the servers sum the gradients of all workers, and those of one "
+                "worker say nothing of the sum. A GradScaler would skip the step of one worker alone: scale no loss "
+                "(bfloat16 needs none). max_gradient of an optimizer clips the sum by value"
+            )
+        owner = self._owners.of(self._tables[index].name)
+        if not isinstance(owner, GradientOwner):
+            return None
+        owner.check_gradients()
+        return owner.gradient_of(index)
 
     @locked
     def discard(self) -> None:

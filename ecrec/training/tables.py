@@ -26,7 +26,7 @@ from ecrec.training.configs import (
 from ecrec.training.evaluation import check_no_gradients, refuse
 from ecrec.training.keyed_jagged_tensor import integers
 from ecrec.training.optimizers import Optimizer, by_table
-from ecrec.training.parts import I64, TAKEN_AWAY, Share, WaitingGradients
+from ecrec.training.parts import F32, I64, TAKEN_AWAY, Share, WaitingGradients
 from ecrec.training.session import Session
 from ecrec.training.table import Table
 from ecrec.training.whole import WHOLE_BYTES_MAX, table_shares
@@ -109,6 +109,8 @@ class EmbeddingTables(nn.Module):
         # A tuple, in which torch does not look for parameters.
         self._tables = tuple(Table(session, config) for config in configs)
         self._offered: BatchRows | None = None
+        self._flat: dict[int, tuple[Tensor, list[F32]]] = {}
+        """Index of a table -> its gradients as `gradient_of` gave them, and the arrays that they are copies of."""
         self._aside: list[BatchRows | None] = []
         """What was offered before an evaluation, while that goes on."""
         self._pending: list[Gradients | SummedGradients] = []
@@ -227,12 +229,40 @@ class EmbeddingTables(nn.Module):
 
     def take_gradients(self) -> dict[int, Share]:
         """Gradients of the backward passes since the last call, one section a shard."""
+        self._settle()
         pending, self._pending = self._pending, []
         self._unmark()
         return self._sum_of(pending)
 
     def waiting_gradients(self) -> list[WaitingGradients]:
         """Those of rows, each row once, in place: one array for each table and shard."""
+        self._settle()
+        return [WaitingGradients(values, by_row=True) for _, values in self._waiting()]
+
+    def gradient_of(self, index: int) -> Tensor | None:
+        """Of one of the tables: the gradients of its rows, each row once, as one flat tensor; None without any. What is
+        changed in it counts."""
+        if not self._flat:
+            arrays: dict[int, list[F32]] = {}
+            for table, values in self._waiting():
+                arrays.setdefault(table, []).append(values)
+            self._flat = {
+                table: (torch.from_numpy(np.concatenate([each.reshape(-1) for each in found])), found)
+                for table, found in arrays.items()
+            }
+        return self._flat[index][0] if index in self._flat else None
+
+    def _settle(self) -> None:
+        """What was changed in tensors of `gradient_of` becomes the gradients."""
+        flat, self._flat = self._flat, {}
+        for tensor, arrays in flat.values():
+            first = 0
+            for each in arrays:
+                each[:] = tensor[first : first + each.size].numpy().reshape(each.shape)
+                first += each.size
+
+    def _waiting(self) -> list[tuple[int, F32]]:
+        """Index of a table, and the gradients of its rows on one shard."""
         if not self._pending:
             return []
         all_trained = [gradients.trained for gradients in self._pending]
@@ -247,7 +277,7 @@ class EmbeddingTables(nn.Module):
             first = 0
             for table, count in zip(share.section.tables, share.section.counts, strict=True):
                 last = first + count * dims[table]
-                out.append(WaitingGradients(share.values[first:last].reshape(count, dims[table]), by_row=True))
+                out.append((table, share.values[first:last].reshape(count, dims[table])))
                 first = last
         return out
 
@@ -269,6 +299,7 @@ class EmbeddingTables(nn.Module):
 
     def discard(self) -> None:
         """Forget the gradients of the backward passes since the last push."""
+        self._flat = {}
         self._pending = []
         self._unmark()
 
@@ -318,6 +349,7 @@ class EmbeddingTables(nn.Module):
     def gathered(self, gradients: Gradients) -> None:
         if self._aside:
             refuse(f"a backward pass to the tables {self._names()}")
+        self._settle()
         if self._pending and self._zeroed():
             self._pending.clear()  # of a step that was given up by zero_grad
         self._pending.append(gradients)

@@ -1,10 +1,9 @@
-"""`Session.evaluate` at a checkpoint of a running cluster: one cut of all workers, while one of them goes on to push."""
+"""`Session.evaluate` at a checkpoint of a running cluster: one cut of all workers, while one of them pushes."""
 
 import threading
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 import ecrec
 from ecrec.errors import ConfigurationError

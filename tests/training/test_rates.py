@@ -206,20 +206,136 @@ def test_a_push_with_rates_that_shards_would_refuse_is_refused_before_it_is_sent
             machine.push({}, rates=rates, assign=assign)
 
 
-def test_who_looks_for_gradients_in_the_optimizer_is_told_that_they_are_elsewhere() -> None:
-    """A scaled loss would be stepped by the scale times too much, and what was clipped would be nothing."""
+def scaled(scales: bool, init: float = 2.0**14, unscales: bool = False) -> tuple[list[float], str]:
+    """Weights and digest after some steps, with or without a GradScaler."""
+    with InProcessCluster(3).session(code="2+1") as session:
+        model = Model(session, Adam(lr=0.1), SGD(lr=0.5, momentum=0.9))
+        optimizer = session.optimizer
+        scaler = torch.amp.GradScaler("cpu", init_scale=init, growth_interval=2, enabled=scales)
+        losses = []
+        for step in range(4):
+            for micro in range(2):
+                loss = loss_of(model(), step + micro)
+                scaler.scale(loss).backward()
+            if unscales:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer, examples=5)
+            scaler.update()
+            losses.append(loss.item())
+        assert session.figures.steps == 4 and session.figures.examples == 20
+        assert not scales or scaler.get_scale() == 4 * init
+        return losses, session.model_digest()
+
+
+@pytest.mark.parametrize("unscales", [False, True])
+def test_a_grad_scaler_steps_as_if_the_loss_had_not_been_scaled(unscales: bool) -> None:
+    """The scale is a power of two, so that even the last bit is the same."""
+    assert scaled(True, unscales=unscales) == scaled(False)
+
+
+@pytest.mark.parametrize("unscales", [False, True])
+@pytest.mark.parametrize("where", ["tables", "over"])
+def test_a_grad_scaler_gives_a_step_up_in_which_a_gradient_is_infinite(unscales: bool, where: str) -> None:
+    with InProcessCluster(3).session(code="2+1") as session:
+        model = Model(session, SGD(lr=0.5), SGD(lr=0.5))
+        optimizer, scaler = session.optimizer, torch.amp.GradScaler("cpu", init_scale=8.0)
+        before = session.model_digest()
+        scaler.scale(loss_of(model(), 1)).backward()
+        if where == "tables":
+            (model.tables(EVERY_ROW).values() * float("inf")).sum().backward()
+        else:
+            model.over.weight.grad[0, 0] = float("inf")  # type: ignore[index]
+        if unscales:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert session.model_digest() == before and session.figures.steps == 0
+        assert scaler.get_scale() == 4.0 and model.over.weight.grad is None
+        # Without zero_grad, as nothing of that step is left.
+        scaler.scale(loss_of(model(), 1)).backward()
+        scaler.step(optimizer)
+        after = session.model_digest()
+        assert after != before and session.figures.steps == 1
+    with InProcessCluster(3).session(code="2+1") as session:
+        model = Model(session, SGD(lr=0.5), SGD(lr=0.5))
+        loss_of(model(), 1).backward()
+        session.push()
+        assert session.model_digest() == after
+
+
+def test_the_examples_of_a_step_that_a_scaler_gives_up_count_in_their_split() -> None:
+    with InProcessCluster(3).session(code="2+1") as session:
+        model = Model(session, SGD(lr=0.5), SGD(lr=0.5))
+        optimizer, scaler = session.optimizer, torch.amp.GradScaler("cpu", init_scale=8.0)
+        done = 0
+        for split in session.lease_splits("clicks", 20, split_examples=10):
+            for first in range(split.first, split.last, 5):
+                scaler.scale(loss_of(model(), 1)).backward()
+                if first == 5:
+                    model.over.weight.grad[0, 0] = float("nan")  # type: ignore[index]
+                scaler.step(optimizer, examples=5)
+                scaler.update()
+                done += 5
+        assert done == 20
+
+
+def test_clipping_the_optimizers_parameters_clips_what_is_pushed() -> None:
+    digests = []
+    for clips in (True, False):
+        with InProcessCluster(3).session(code="2+1") as session:
+            model = Model(session, SGD(lr=0.5), SGD(lr=0.5))
+            parameters = [parameter for group in session.optimizer.param_groups for parameter in group["params"]]
+            (2 * loss_of(model(), 1)).backward()
+            if clips:
+                nn.utils.clip_grad_value_(parameters, 0.25)
+            for parameter in parameters:
+                assert clips is bool(parameter.grad.abs().max() <= 0.25)
+            assert session.clip_gradients(0.5) > 0.5
+            assert float(nn.utils.clip_grad_norm_(parameters, 10.0)) == pytest.approx(0.5, rel=1e-4)
+            session.push()
+            digests.append(session.model_digest())
+    assert digests[0] != digests[1]
+
+
+def test_a_backward_pass_after_a_look_at_the_gradients_adds_to_them() -> None:
+    digests = []
+    for looks in (True, False):
+        with InProcessCluster(3).session(code="2+1") as session:
+            model = Model(session, SGD(lr=0.5), SGD(lr=0.5))
+            parameters = [parameter for group in session.optimizer.param_groups for parameter in group["params"]]
+            for step in range(3):
+                loss_of(model(), step).backward()
+                for parameter in parameters if looks else []:
+                    parameter.grad.mul_(1.0)
+            session.push()
+            digests.append(session.model_digest())
+    assert digests[0] == digests[1]
+
+
+def test_gradients_of_the_optimizer_are_none_without_a_pass_and_cannot_be_replaced() -> None:
     session = InProcessCluster(3).session(code="2+1")
     model = Model(session, SGD(lr=0.5), SGD(lr=0.5))
-    optimizer = session.optimizer
-    words = r"session.optimizer has no gradients in this process.*Session.clip_gradients"
-    scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(loss_of(model(), 1)).backward()
-    with pytest.raises(ConfigurationError, match=words):
-        scaler.step(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    with pytest.raises(ConfigurationError, match=words):
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.zero_grad()
+    parameter = session.optimizer.param_groups[0]["params"][0]
+    assert parameter.grad is None
     loss_of(model(), 1).backward()
-    optimizer.step()
-    assert session.figures.steps == 1 and optimizer.state_dict()["param_groups"][0]["name"] == "t"
+    assert parameter.grad.shape == (ROWS * DIM,)
+    with pytest.raises(ConfigurationError, match="can be changed in place, and not be replaced"):
+        parameter.grad = None
+    session.discard()
+    assert parameter.grad is None
+
+
+def test_a_grad_scaler_in_sync_is_told_that_one_worker_alone_would_skip() -> None:
+    cluster = InProcessCluster(3)
+
+    def run(rank: int) -> str:
+        session = cluster.session(code="2+1", rank=rank, world_size=2, sync=True)
+        model = Model(session, SGD(lr=0.5), SGD(lr=0.5))
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        scaler.scale(loss_of(model(), 1)).backward()
+        with pytest.raises(ConfigurationError, match=r"would skip the step of one worker alone: scale no loss"):
+            scaler.step(session.optimizer)
+        session.discard()
+        return "told"
+
+    assert in_threads([lambda: run(0), lambda: run(1)]) == ["told", "told"]
