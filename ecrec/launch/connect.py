@@ -75,16 +75,22 @@ def connect(
     ClusterError (default: ECREC_WAIT_TIMEOUT_MS; without it, it waits as long as the scheduler is there and does not
     say that data is lost). ``read_only``: a session that is no worker, for a notebook, a monitor or an evaluation: it
     pulls and changes nothing, and the environment's rank is not its own.
-    Raises ConfigurationError without an endpoint or for keys that cannot be used, ClusterError when the cluster cannot
-    be reached.
+
+    Of two processes with one rank the newer one takes the place, and the other is told to end. A process that names no
+    rank, nor the environment, is worker 0 unless another process is, and lives: then it is refused. It waits for 5 s
+    after the last word of one that was killed.
+
+    Raises ConfigurationError without an endpoint or for keys that cannot be used, RefusedError where a worker 0 lives
+    and no rank is named, ClusterError when the cluster cannot be reached.
     """
     endpoint = endpoint or os.environ.get(SCHEDULER)
     if not endpoint:
         raise ConfigurationError(f"no scheduler: give its endpoint, or set {SCHEDULER}")
-    if rank is None:
-        rank = 0 if read_only else whole_number(RANK, 0)
+    if rank is None and not read_only and os.environ.get(RANK):
+        rank = whole_number(RANK, 0)
     if world_size is None:
-        world_size = rank + 1 if read_only else whole_number(WORLD_SIZE, rank + 1)
+        least = 1 if rank is None else rank + 1
+        world_size = least if read_only else whole_number(WORLD_SIZE, least)
     spec = None if code is None else CodeSpec.of(code)
     keys = curve_keys(curve_dir)
     limit_ms = environment.wait_timeout_ms(wait_timeout_ms)
@@ -295,7 +301,7 @@ class _Lives:
                     self._bring(endpoint, point, lost)
                 self._began_s, self._examples = time.monotonic(), 0
                 session = _training_connect()(
-                    endpoint, code=self._code, keys=curve_keys(), nonfinite=self._nonfinite,
+                    endpoint, code=self._code, keys=curve_keys(), nonfinite=self._nonfinite, rank=0,
                     wait_timeout_ms=self._wait_timeout_ms,
                 )  # fmt: skip
                 with session:

@@ -138,11 +138,16 @@ class ClientMachine:
     - ``run``: the run is over, and a push was made whose partners will never come;
     - ``lost``: data was lost;
     - ``fenced``: another process is this worker now, or it was given up;
+    - ``taken``: another process is this worker, and lives (``yields``): this one never was;
     - ``watermark``: pushes that were acknowledged are gone, or somebody else pushes in this worker's name;
     - ``broken``: an error inside ecrec, in the middle of an event.
     """
 
-    def __init__(self, worker: int, process: str, role: int = WORKER, config: ProtocolConfig | None = None) -> None:
+    def __init__(
+        self, worker: int, process: str, role: int = WORKER, config: ProtocolConfig | None = None, yields: bool = False
+    ) -> None:
+        self.yields = yields
+        """It does not take the place of a process that is this worker, and lives."""
         self.worker = worker
         self.process = process
         self.role = role
@@ -658,6 +663,8 @@ class ClientMachine:
         elif isinstance(message, Suspected):
             self._suspected = self._now_ms or 0.0, message.reasons
         elif isinstance(message, Fenced):
+            if self.yields and not self.epoch:
+                return self._fail("taken", message.reason)
             return self._fail("fenced", f"worker {self.worker} was fenced by the scheduler: {message.reason}")
         return []
 
@@ -695,6 +702,7 @@ class ClientMachine:
             self.checkpoint,
             {number: s.before for number, s in sorted(self._shards.items()) if s.welcomed} if self._tells else {},
             self._run_before,
+            yields=self.yields and not self.epoch,
         )
         return Send(SCHEDULER_ADDRESS, status)
 

@@ -247,7 +247,7 @@ class SchedulerMachine:
         for shard, reason in self.deaths.blocking().items():
             self.tables.refuse_all(f"shard {shard} is in the way: {reason}")
         self.admission.on_tick()
-        self.workers.on_tick()
+        self.workers.on_tick(stood_still_ms)
 
     def _on_tick_in_doubt(self, stood_still_ms: float) -> None:
         rebuilt = self.rebuilding.on_tick(stood_still_ms)

@@ -16,6 +16,11 @@ CLAIMS_MAX = 8
 """Processes of a worker that are remembered, so that a late heartbeat of an old one is known."""
 CLIENTS_MAX = 1 << 17
 """Workers and tools that were heard of lately."""
+PLACE_KEPT_MS = 5000.0
+"""So long after its last word a worker's place is kept from a process that would not end one that lives. Its heartbeats
+come every quarter of a second, also while a script computes, unless that holds the interpreter."""
+PLACE_TAKEN_MS = 500.0
+"""A worker that is heard so long after such a process has asked was not dead then: longer than its last words take."""
 
 
 class Workers:
@@ -30,6 +35,16 @@ class Workers:
         self.runs = runs
         self.initial = initial
         self.clients: dict[tuple[int, int], Client] = {}
+        self._lives: dict[int, dict[str, float]] = {}
+        """Worker -> its processes that were heard lately, and when."""
+        self._asked: dict[tuple[int, str], float] = {}
+        """Since when a process asks for the place of a worker, if no other lives."""
+        self._since_ms: float | None = None
+        """Since when I listen without a break,"""
+        self._ticked_ms = 0.0
+        """and when I last looked whether there was one."""
+        self._left: dict[int, int] = {}
+        """Worker -> epoch of the life of it that has said that it ends."""
         self._told: set[int] = set()
         """Workers of an earlier generation that have told their leases."""
 
@@ -52,6 +67,8 @@ class Workers:
         if len(self.clients) >= CLIENTS_MAX and (source.role, source.id) not in self.clients:
             return False
         if source.role == WORKER:
+            if status.yields and not source.epoch and self._keeps_place(source, status.process):
+                return False
             self.confirm(source)
             known, _ = self.context.state.workers.get(source.id, (0, ""))
             epoch = self._epoch_of(source, status.process)
@@ -62,12 +79,14 @@ class Workers:
                 reason = f"epoch {epoch} of worker {source.id} is over, and its splits are another's: start it again"
                 self.context.fence_off(source, reason)
                 return False
+            self._is_heard(source.id, status.process)
             if source.epoch == epoch == known:
                 self.leases.heard(source, epoch, status.cursor)
                 self.runs.heard(source, epoch, status)
                 self.initial.heard(source)
                 self.checkpoints.heard_worker(source, status)
                 if status.leaves:
+                    self._left[source.id] = epoch
                     self.checkpoints.left(source)
                     # Nothing of it is on its way: what it holds is given to others at once.
                     self.leases.fence(source.id, epoch, "it has left")
@@ -92,6 +111,43 @@ class Workers:
     def forget(self, role: int, number: int) -> None:
         """A worker or tool has ended: nothing is sent to it any more."""
         self.clients.pop((role, number), None)
+        if role == WORKER:
+            self._lives.pop(number, None)
+
+    # ------------------------------------------------------------------ places that nobody is to be driven from
+    def _keeps_place(self, source: Address, process: str) -> bool:
+        """A process would be a worker unless another one is, and lives: whether it has to wait, or was refused."""
+        now_ms, worker = self.context.now_ms, source.id
+        known, _ = self.context.state.workers.get(worker, (0, ""))
+        if any(claimant == process for _, claimant in self.context.state.claims.get(worker, ())):
+            return False
+        if self._since_ms is None:
+            self._since_ms = now_ms
+        others = [heard_ms for other, heard_ms in self._lives.get(worker, {}).items() if other != process]
+        is_over = self.context.state.leases.is_fenced(worker, known) or self._left.get(worker, 0) == known
+        if not others and is_over:
+            self._asked.pop((worker, process), None)
+            return False
+        if len(self._asked) >= CLIENTS_MAX:
+            return True
+        asked_ms = self._asked.setdefault((worker, process), now_ms)
+        # One that was just started, or stood still, has heard nobody, and all live.
+        heard_ms = max([*others, self._since_ms])
+        if others and max(others) >= asked_ms + PLACE_TAKEN_MS:
+            self.context.fence_off(source, f"worker {worker} is another process, and it lives")
+            return True
+        # After a pause of my own its question may come before the tick that tells me of that.
+        paused = now_ms - self._ticked_ms > self.context.config.heartbeat_timeout_ms / 2
+        if paused or now_ms - heard_ms <= PLACE_KEPT_MS:
+            return True
+        del self._asked[worker, process]
+        return False
+
+    def _is_heard(self, worker: int, process: str) -> None:
+        lives = self._lives.setdefault(worker, {})
+        lives[process] = self.context.now_ms
+        if len(lives) > CLAIMS_MAX:
+            del lives[min(lives, key=lives.__getitem__)]
 
     def unheard(self) -> dict[int, dict[int, int]]:
         """Shard, numbered over all groups -> worker that does not hear it -> for how many milliseconds."""
@@ -115,6 +171,7 @@ class Workers:
             self.runs.ended(source.id, "has been started again")
             self.initial.ended(source.id, known)
             self.context.state.workers[source.id] = source.epoch, claims[source.epoch]
+            self._lives.pop(source.id, None)
             self.context.changed()
 
     def _epoch_of(self, source: Address, process: str) -> int:
@@ -134,8 +191,16 @@ class Workers:
         self.context.changed()
         return epoch
 
-    def on_tick(self) -> None:
-        """Forget those that are silent."""
+    def on_tick(self, stood_still_ms: float) -> None:
+        """Forget those that are silent. ``stood_still_ms``: in which the scheduler itself stood still."""
+        self._ticked_ms = now_ms = self.context.now_ms
+        if stood_still_ms or self._since_ms is None:
+            self._since_ms = now_ms
+        for worker, lives in list(self._lives.items()):
+            self._lives[worker] = {process: ms for process, ms in lives.items() if now_ms - ms <= 2 * PLACE_KEPT_MS}
+            if not self._lives[worker]:
+                del self._lives[worker]
+        self._asked = {who: ms for who, ms in self._asked.items() if now_ms - ms <= 4 * PLACE_KEPT_MS}
         for key, client in list(self.clients.items()):
             if self.context.now_ms - client.heard_ms > forget_ms(self.context.config):
                 del self.clients[key]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.optimizers import Optimizer
+from ecrec.training.whole import WHOLE_BYTES_MAX
 
 UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "num_embeddings_post_pruning": (None, "tables are not pruned"),
@@ -316,3 +317,31 @@ def _check_config(config: BaseEmbeddingConfig) -> None:
         )
     if config.init_fn is not None and not callable(config.init_fn):
         raise ConfigurationError(f"{where}: init_fn is {config.init_fn!r:.100}, expected a function of a tensor")
+
+
+def is_written(config: BaseEmbeddingConfig, weights: Mapping[str, Tensor]) -> bool:
+    """A worker writes the first weights, for servers cannot draw them."""
+    return config.name in weights or server_init_scale(config) is None
+
+
+def check_weights(configs: Sequence[BaseEmbeddingConfig], weights: Mapping[str, Tensor]) -> None:
+    """Raise ConfigurationError for first weights that do not fit, or take too much memory."""
+    shapes = {config.name: (config.num_embeddings, config.embedding_dim) for config in configs}
+    for name, given in weights.items():
+        if (expected := shapes.get(name)) is None:
+            raise ConfigurationError(f"weights names {name}; the tables are {', '.join(shapes)}")
+        if not isinstance(given, Tensor):
+            raise ConfigurationError(f"table {name}: weights are {type(given).__name__}, expected a torch.Tensor")
+        if tuple(given.shape) != expected or given.device.type != "cpu" or given.dtype != torch.float32:
+            raise ConfigurationError(
+                f"table {name}: weights are {given.dtype} {tuple(given.shape)} on {given.device}, expected float32 "
+                f"{expected} on cpu"
+            )
+    for config in configs:
+        size = 4 * config.num_embeddings * config.embedding_dim
+        if size > WHOLE_BYTES_MAX and is_written(config, weights):
+            raise ConfigurationError(
+                f"table {config.name}: its first weights are {size / 1e9:.1f} GB, and of more than "
+                f"{WHOLE_BYTES_MAX / 1e9:.1f} GB the servers draw them: use no init_fn, a range that is symmetric "
+                "about 0, and, for a module that is distributed, device='meta'"
+            )

@@ -326,6 +326,12 @@ class Connection:
             raise DataLostError(reason)
         if kind == "fenced":
             raise FencedError(reason)
+        if kind == "taken":
+            raise RefusedError(
+                f"{reason}; this one has named no rank, and does not end it. To look, and change nothing: "
+                "ecrec.connect(..., read_only=True). To train as another worker: rank= and world_size=, or "
+                f"`ecrec-worker`, which sets RANK and WORLD_SIZE. rank={self._rank} takes its place, and ends it"
+            )
         if kind == "refused":
             raise RefusedError(reason)
         if kind == "part":

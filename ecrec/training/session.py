@@ -876,7 +876,7 @@ def connect(
     scheduler: str,
     *,
     code: CodeSpec | str | None = None,
-    rank: int = 0,
+    rank: int | None = None,
     world_size: int = 1,
     sync: bool = False,
     exact: bool | None = None,
@@ -888,23 +888,26 @@ def connect(
     """Join a cluster as worker ``rank``, or with ``read_only`` as a reader, with ``keys`` if it encrypts; see `Session`
     for the rest.
 
+    A process that was worker ``rank`` before is told to end. Without a rank it is worker 0, unless another process is,
+    and lives: then it raises RefusedError. One that was killed is waited for, for 5 s, until that is known.
+
     Raises ClusterError if the scheduler at this endpoint does not answer within a minute, or the cluster is not there
     within ``wait_timeout_ms``, ConfigurationError for
     arguments that cannot be.
     """
-    if read_only and (rank, world_size, sync) != (0, 1, False):
+    if read_only and (rank or 0, world_size, sync) != (0, 1, False):
         raise ConfigurationError("read_only=True: a reader is no worker, and has no rank, world_size or sync")
     if read_only:
         machine = ClientMachine(secrets.randbelow(1 << 31), secrets.token_hex(8), TOOL)
     else:
-        machine = ClientMachine(rank, secrets.token_hex(8), WORKER)
+        machine = ClientMachine(rank or 0, secrets.token_hex(8), WORKER, yields=rank is None)
     node = ClientNode(scheduler, machine, keys)
     try:
         session = Session(
             machine,
             node,
             code=code,
-            rank=rank,
+            rank=0 if rank is None else rank,
             world_size=world_size,
             sync=sync,
             exact=exact,

@@ -18,9 +18,10 @@ from ecrec.training.batch_rows import BatchRows, Gradients, SummedGradients
 from ecrec.training.configs import (
     BaseEmbeddingConfig,
     check_table_codes,
+    check_weights,
     embedding_names,
     first_weights,
-    server_init_scale,
+    is_written,
     table_spec,
 )
 from ecrec.training.evaluation import check_no_gradients, refuse
@@ -29,7 +30,7 @@ from ecrec.training.optimizers import Optimizer, by_table
 from ecrec.training.parts import F32, I64, TAKEN_AWAY, Share, WaitingGradients
 from ecrec.training.session import Session
 from ecrec.training.table import Table
-from ecrec.training.whole import WHOLE_BYTES_MAX, table_shares
+from ecrec.training.whole import table_shares
 from ecrec.training.whole_model import load_whole
 
 PASSES_WARNED = 64
@@ -68,7 +69,7 @@ class EmbeddingTables(nn.Module):
         if device is not None and torch.device(device).type not in ("cpu", "meta"):
             raise ConfigurationError(f"{what}: device is {device}; tables are on the servers, and looked up on the CPU")
         weights = weights or {}
-        _check_weights(configs, weights)
+        check_weights(configs, weights)
         self._session = session
         self._configs = list(configs)
         general = session.default_code() if code is None else CodeSpec.of(code)
@@ -115,7 +116,7 @@ class EmbeddingTables(nn.Module):
         """What was offered before an evaluation, while that goes on."""
         self._pending: list[Gradients | SummedGradients] = []
         for config, spec in zip(configs, specs, strict=True):
-            if _is_written(config, weights):
+            if is_written(config, weights):
                 session.initialise(config.name, partial(self._first_values, config, spec, weights.get(config.name)))
         session.claim(names, self)
         session.register(self, keep=False)
@@ -473,31 +474,3 @@ def _check_kind(features: Any, within: str = "") -> None:
             f"features are {within}{type(features).__name__}, expected a KeyedJaggedTensor (ecrec's, TorchRec's); of "
             "a batch with more in it, prefetch(..., features=) gives it"
         )
-
-
-def _is_written(config: BaseEmbeddingConfig, weights: Mapping[str, Tensor]) -> bool:
-    """A worker writes the first weights, for servers cannot draw them."""
-    return config.name in weights or server_init_scale(config) is None
-
-
-def _check_weights(configs: Sequence[BaseEmbeddingConfig], weights: Mapping[str, Tensor]) -> None:
-    """Raise ConfigurationError for first weights that do not fit, or take too much memory."""
-    shapes = {config.name: (config.num_embeddings, config.embedding_dim) for config in configs}
-    for name, given in weights.items():
-        if (expected := shapes.get(name)) is None:
-            raise ConfigurationError(f"weights names {name}; the tables are {', '.join(shapes)}")
-        if not isinstance(given, Tensor):
-            raise ConfigurationError(f"table {name}: weights are {type(given).__name__}, expected a torch.Tensor")
-        if tuple(given.shape) != expected or given.device.type != "cpu" or given.dtype != torch.float32:
-            raise ConfigurationError(
-                f"table {name}: weights are {given.dtype} {tuple(given.shape)} on {given.device}, expected float32 "
-                f"{expected} on cpu"
-            )
-    for config in configs:
-        size = 4 * config.num_embeddings * config.embedding_dim
-        if size > WHOLE_BYTES_MAX and _is_written(config, weights):
-            raise ConfigurationError(
-                f"table {config.name}: its first weights are {size / 1e9:.1f} GB, and of more than "
-                f"{WHOLE_BYTES_MAX / 1e9:.1f} GB the servers draw them: use no init_fn, a range that is symmetric "
-                "about 0, and, for a module that is distributed, device='meta'"
-            )

@@ -113,6 +113,8 @@ class WorkerStatus(Message, frozen=True):
     """and the run and sequence of its last push with a barrier before it."""
     leaves: bool = False
     """It ends, and all its pushes are durable. Said once; one that is not heard is missed later."""
+    yields: bool = False
+    """Of a process without an epoch: it wants none as long as another process is this worker, and lives."""
 
 
 class Views(Message, frozen=True):

@@ -27,7 +27,7 @@ from ecrec.protocol.messages import (
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.state import encode_state
-from ecrec.protocol.workers import CLAIMS_MAX
+from ecrec.protocol.workers import CLAIMS_MAX, PLACE_KEPT_MS, PLACE_TAKEN_MS
 
 
 # ------------------------------------------------------------------ closed connections
@@ -518,3 +518,95 @@ def test_no_epoch_is_given_twice_and_what_is_remembered_is_bounded() -> None:
     assert len(scheduler.state.claims[0]) <= CLAIMS_MAX
     assert beats(scheduler, "living", 1) == [] and scheduler.state.workers[0] == (1, "living")
     assert isinstance(beats(scheduler, "unknown", 77)[0], Fenced)
+
+
+# ------------------------------------------------------------------ a worker that names no rank
+class Asking:
+    """A scheduler, worker 0 ``living``, and a process that would be it if no other lives."""
+
+    def __init__(self, scheduler: SchedulerMachine) -> None:
+        self.scheduler = scheduler
+        self.now_ms = 0.0
+
+    def living(self, epoch: int = 1, leaves: bool = False) -> list[Any]:
+        return self.says(epoch, WorkerStatus("living", [], {}, leaves=leaves))
+
+    def asks(self, process: str = "new", epoch: int = 0) -> list[Any]:
+        return self.says(epoch, WorkerStatus(process, [], {}, yields=not epoch))
+
+    def says(self, epoch: int, status: WorkerStatus) -> list[Any]:
+        source = Address(WORKER, 0, epoch)
+        effects = self.scheduler.handle(Received(source, status), self.now_ms)
+        return [type(e.message) for e in effects if isinstance(e, Send) and e.to == source]
+
+    def passes(self, ms: float, lives: bool = False, step_ms: float = 100.0) -> list[Any]:
+        """What the process that asks has heard after that time."""
+        end_ms, heard = self.now_ms + ms, []
+        while self.now_ms < end_ms:
+            self.now_ms += step_ms
+            for shard in range(5):
+                reports(self.scheduler, shard, self.now_ms)
+            self.scheduler.handle(Tick(), self.now_ms)
+            if lives:
+                self.living()
+            heard += self.asks()
+        return heard
+
+
+def asking() -> Asking:
+    scheduler = scheduler_of(1, 0)
+    epoch_given(scheduler, "living")
+    beats(scheduler, "living", 1)
+    return Asking(scheduler)
+
+
+def test_a_process_that_yields_is_refused_while_the_worker_lives() -> None:
+    case = asking()
+    assert case.passes(PLACE_TAKEN_MS - 100, lives=True) == [], "it might be the last words of one that is dead"
+    assert Fenced in case.passes(400, lives=True)
+    assert case.scheduler.state.workers[0] == (1, "living") and len(case.scheduler.state.claims[0]) == 1
+
+
+def test_a_process_that_yields_takes_the_place_of_a_worker_that_is_silent_for_long() -> None:
+    case = asking()
+    case.living()
+    assert case.passes(PLACE_KEPT_MS - 100) == []
+    assert Views in case.passes(300) and case.scheduler.state.workers[0] == (1, "living")
+    case.asks(epoch=2)
+    assert case.scheduler.state.workers[0] == (2, "new")
+
+
+def test_a_process_that_yields_takes_the_place_of_one_that_has_left_or_never_was_at_once() -> None:
+    case = asking()
+    case.living(leaves=True)
+    assert case.asks() == [Views]
+    assert Asking(scheduler_of(1, 0)).asks() == [Views]
+
+
+def test_of_two_processes_that_yield_the_second_is_refused_before_the_first_has_said_more() -> None:
+    case = Asking(scheduler_of(1, 0))
+    assert case.asks("first") == [Views]
+    assert case.asks("second") == []
+    case.now_ms += PLACE_TAKEN_MS
+    case.asks("first", epoch=1)
+    assert case.asks("second") == [Fenced]
+
+
+def test_a_scheduler_that_was_started_again_listens_before_it_gives_the_place_away() -> None:
+    case = asking()
+    case.scheduler = SchedulerMachine(5, 1, case.scheduler.config, encode_state(case.scheduler.state))
+    case.now_ms = 50_000.0
+    for shard in range(5):
+        reports(case.scheduler, shard, case.now_ms)
+    assert case.passes(PLACE_KEPT_MS - 200) == []
+    case.living()
+    assert case.asks() == [Fenced]
+
+
+def test_a_scheduler_that_stood_still_listens_before_it_gives_the_place_away() -> None:
+    case = asking()
+    case.passes(300, lives=True)
+    case.now_ms += 3 * PLACE_KEPT_MS
+    assert case.asks() == [], "it has yet to notice that it stood still"
+    assert case.passes(300) == []
+    assert Fenced in case.passes(600, lives=True)
