@@ -31,6 +31,7 @@ from ecrec.launch.rewind import DamagedPointError, Point, Rewinds, Rewound
 from ecrec.launch.saving import SavingThread
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec
+from ecrec.termination import sigterm_as_exit
 
 if TYPE_CHECKING:
     from ecrec.training.session import Session
@@ -136,6 +137,9 @@ def local_cluster(
     URL, whatever its shards and code were. ``checkpoint``: where checkpoints of this run are: one is written at the
     end, and one every ``checkpoint_every_s`` seconds; all but the newest ``checkpoint_keep`` and their bases are
     removed. ``checkpoint_incremental``: they have only what changed since the one before, and now and then everything.
+    In the main thread, unless the script handles it itself, SIGTERM raises SystemExit while it lasts, so that processes
+    and temporary directories are gone when the script is.
+
     Raises ConfigurationError for shards that cannot be dealt so, a code that does not fit a group and options that do
     not go together; entered or run, ClusterError when the processes cannot be started.
     """
@@ -275,6 +279,7 @@ class _Lives:
         if self._is_used:
             raise ConfigurationError("this local_cluster was used already: call local_cluster again")
         self._is_used = True
+        block.enter_context(sigterm_as_exit())
         point = None
         if self._restore is not None:
             checkpoint = open_checkpoint(self._restore)

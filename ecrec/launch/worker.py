@@ -31,6 +31,7 @@ from ecrec.launch.flags import Flag
 from ecrec.launch.program import Program
 from ecrec.launch.threads import cores, cores_of_quota, thread_environment, worker_threads
 from ecrec.launch.watched import HTTP_HELP
+from ecrec.termination import sigterm_as_exit
 from ecrec.tether import module_command
 
 _POLL_S = 0.05
@@ -50,7 +51,13 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def worker(options: WorkerOptions, script: str, arguments: Sequence[str]) -> int:
-    """Run the script as one or several workers; returns the exit code."""
+    """Run the script as one or several workers; returns the exit code. SIGTERM raises SystemExit in the script: its
+    pushes become durable, and its leases go to others at once."""
+    with sigterm_as_exit():
+        return _worker(options, script, arguments)
+
+
+def _worker(options: WorkerOptions, script: str, arguments: Sequence[str]) -> int:
     module, count, http = options.module, options.nproc_per_node, options.http
     given = _settle(options.scheduler, count, options.rank, options.world_size)
     if options.curve_dir:

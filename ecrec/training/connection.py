@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 
+from ecrec import termination
 from ecrec.errors import (
     ClusterError,
     DataLostError,
@@ -102,7 +103,10 @@ def locked(method: Callable[Concatenate[LockedT, P], R]) -> Callable[Concatenate
     def call(self: LockedT, /, *args: P.args, **kwargs: P.kwargs) -> R:
         check_process(self.pid)
         with self.lock:
-            return method(self, *args, **kwargs)
+            result = method(self, *args, **kwargs)
+        if termination.is_asked():
+            termination.check()
+        return result
 
     return call
 
@@ -142,13 +146,21 @@ class Connection:
         self._sync_workers = sync_workers
         self._heartbeat: Heartbeat | None = None
         self._pumped_s = time.monotonic()
+        self._is_interruptible = False
+        """It waits, and is between two events."""
         self._late: list[Result] = []
         """What came while nobody called the session."""
         self._late_error: Exception | None = None
+        termination.add_busy(self.is_busy)
+
+    def is_busy(self) -> bool:
+        """This thread is in a call, in which the machine may be in the middle of an event."""
+        return not self._is_interruptible and self.lock._is_owned()  # type: ignore[attr-defined]
 
     def abandon(self) -> None:
         """Disconnect at once."""
         self.closed = True
+        termination.remove_busy(self.is_busy)
         if os.getpid() != self.pid:
             return
         if self._heartbeat is not None:
@@ -280,6 +292,7 @@ class Connection:
                     said = now
                     log.warning("worker %d waits for %s for %.0f s: %s", self._rank, what, now - begin, self._advice())
                 self.pump(PUMP_MS)
+                self._look_for_sigterm()
         finally:
             self.machine.wait(False)
             end = time.monotonic()
@@ -304,9 +317,18 @@ class Connection:
         thread.start()
         while thread.is_alive():
             self.pump(PUMP_MS)
+            self._look_for_sigterm()
         if error:
             raise error[0]
         return answer[0]
+
+    def _look_for_sigterm(self) -> None:
+        if termination.is_asked():
+            self._is_interruptible = True
+            try:
+                termination.check()
+            finally:
+                self._is_interruptible = False
 
     def _advice(self) -> str:
         return advice(self.machine, self._sync_workers, self._node.scheduler_trouble())

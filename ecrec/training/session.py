@@ -168,6 +168,10 @@ class Session:
         if kind is None:
             self.close()
             return
+        if kind is not None and issubclass(kind, SystemExit) and not self._connection.closed:
+            if text := self.end():  # also SIGTERM, where that is one
+                exits.lost(text)
+            return
         if kind is GeneratorExit and not self._connection.closed and (text := self._undone()):
             exits.lost(f"a session was dropped without being closed: {text}")  # nobody sees this exception
         try:
@@ -193,7 +197,7 @@ class Session:
 
     @locked
     def end(self) -> str:
-        """Close it when the interpreter ends; returns what was lost, empty if nothing was.
+        """Close it when the interpreter ends, or a block by ``sys.exit``; returns what was lost, empty if nothing was.
 
         For `END_S` at most it waits for pushes to be durable, and for all servers to be heard.
         """

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "ecrec"
 MAY_IMPORT = {
     "errors": set(),
     "exit_codes": {"errors"},
+    "termination": {"exit_codes"},
     "tether": set(),
     "torchx_component": set(),
     "codec": {"_native", "errors"},
@@ -19,7 +20,7 @@ MAY_IMPORT = {
     "transport": {"_native", "protocol", "codec", "errors"},
     "data": {"errors"},
     "checkpoint": {"_native", "protocol", "transport", "errors"},
-    "training": {"_native", "checkpoint", "data", "protocol", "transport", "errors"},
+    "training": {"_native", "checkpoint", "data", "protocol", "transport", "errors", "termination"},
     "bench": {"_native", "training", "protocol", "errors", "tether"},
     "launch": {
         "bench",
@@ -33,6 +34,7 @@ MAY_IMPORT = {
         "errors",
         "exit_codes",
         "_native",
+        "termination",
         "tether",
     },
     "ray": {"launch", "training", "transport", "protocol", "errors", "exit_codes", "tether"},
