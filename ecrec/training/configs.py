@@ -319,6 +319,19 @@ def _check_config(config: BaseEmbeddingConfig) -> None:
         raise ConfigurationError(f"{where}: init_fn is {config.init_fn!r:.100}, expected a function of a tensor")
 
 
+def check_device(what: str, device: torch.device | str | None) -> None:
+    """Raise ConfigurationError for another device than those that a collection may be given."""
+    try:
+        kind = "cpu" if device is None else torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ConfigurationError(f"{what}: device is {device!r:.100}, which torch does not know: {error}") from None
+    if kind not in ("cpu", "meta"):
+        raise ConfigurationError(
+            f"{what}: device is {device}; tables are on the servers, and looked up on the CPU: leave device out, and "
+            f"move what the collection returns, as values().to({str(device)!r}); gradients come back by themselves"
+        )
+
+
 def is_written(config: BaseEmbeddingConfig, weights: Mapping[str, Tensor]) -> bool:
     """A worker writes the first weights, for servers cannot draw them."""
     return config.name in weights or server_init_scale(config) is None

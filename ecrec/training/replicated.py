@@ -748,6 +748,7 @@ def check_replicable(what: str, parameters: Mapping[str, nn.Parameter], optimize
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ConfigurationError(
                 f"parameter {name} of {what} is {parameter.dtype} on {parameter.device}; expected torch.float32 on cpu"
+                ", where a replicated module is trained: module.cpu().float() before it is replicated"
             )
     if not sum(parameter.numel() for parameter in parameters.values()):
         raise ConfigurationError(f"{what} has no parameters to replicate")

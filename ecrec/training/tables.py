@@ -17,6 +17,7 @@ from ecrec.protocol.placement import CodeSpec, TableSpec
 from ecrec.training.batch_rows import BatchRows, Gradients, SummedGradients
 from ecrec.training.configs import (
     BaseEmbeddingConfig,
+    check_device,
     check_table_codes,
     check_weights,
     embedding_names,
@@ -66,8 +67,7 @@ class EmbeddingTables(nn.Module):
             raise ConfigurationError(f"an {what} needs at least one table")
         check_table_codes(configs, table_codes or {})
         optimizers = by_table([config.name for config in configs], optimizer)
-        if device is not None and torch.device(device).type not in ("cpu", "meta"):
-            raise ConfigurationError(f"{what}: device is {device}; tables are on the servers, and looked up on the CPU")
+        check_device(what, device)
         weights = weights or {}
         check_weights(configs, weights)
         self._session = session
