@@ -5,7 +5,8 @@ from ecrec.training.changes import Change, Changes, Resent
 from ecrec.training.configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from ecrec.training.distribute import distribute
 from ecrec.training.embedding import EmbeddingBagCollection, EmbeddingCollection
-from ecrec.training.keyed_jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from ecrec.training.jagged_tensor import JaggedTensor
+from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
 from ecrec.training.keyed_tensor import KeyedTensor
 from ecrec.training.optimizers import *  # noqa: F403  # its __all__
 from ecrec.training.replicated import ReplicatedModule

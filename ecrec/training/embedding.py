@@ -14,7 +14,8 @@ from ecrec.errors import ConfigurationError
 from ecrec.protocol.placement import CodeSpec
 from ecrec.training.batch_rows import BatchRows, Gradients
 from ecrec.training.configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType, own_configs
-from ecrec.training.keyed_jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from ecrec.training.jagged_tensor import JaggedTensor
+from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
 from ecrec.training.keyed_tensor import KeyedTensor
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.parts import I64

@@ -11,93 +11,29 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
+from torch.fx._symbolic_trace import ProxyableClassMeta
+
+from ecrec.training.jagged_tensor import JaggedTensor, both, integers, moved, record_stream, text_of
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
 
-class JaggedTensor:
-    """Lists of any length in one vector: list b is `values[offsets[b] : offsets[b + 1]]`.
-
-    ``values``: [N] or [N, ...]. Of ``lengths`` (integers [B]) and ``offsets`` (integers [B + 1]) one is needed.
-    ``weights``: [N], one for each value. Raises ValueError and TypeError for what does not fit together.
-    """
-
-    def __init__(
-        self,
-        values: Tensor,
-        weights: Tensor | None = None,
-        lengths: Tensor | None = None,
-        offsets: Tensor | None = None,
-    ) -> None:
-        self._lengths, self._offsets = _both(lengths, offsets, len(values))
-        _check_weights(weights, len(values))
-        self._values, self._weights = values, weights
-
-    @staticmethod
-    def from_dense(values: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> JaggedTensor:
-        """From a tensor for each list."""
-        lengths = torch.tensor([len(each) for each in values], dtype=torch.int64)
-        return JaggedTensor(torch.cat(list(values)), None if weights is None else torch.cat(list(weights)), lengths)
-
-    def values(self) -> Tensor:
-        """All of them, one list after the other."""
-        return self._values
-
-    def lengths(self) -> Tensor:
-        """Values of each list, int64[B]."""
-        return self._lengths
-
-    def offsets(self) -> Tensor:
-        """Where each list begins, and the end of the last one, int64[B + 1]."""
-        return self._offsets
-
-    def weights(self) -> Tensor:
-        """One for each value. Raises ValueError if there are none."""
-        if self._weights is None:
-            raise ValueError("this JaggedTensor has no weights")
-        return self._weights
-
-    def weights_or_none(self) -> Tensor | None:
-        return self._weights
-
-    def to_dense(self) -> list[Tensor]:
-        """A tensor for each list."""
-        return list(torch.split(self._values, self._lengths.tolist()))
-
-    def to_padded_dense(self, desired_length: int | None = None, padding_value: float = 0.0) -> Tensor:
-        """[B, desired_length, ...]: each list cut off or filled up; default as long as the longest."""
-        size = int(self._lengths.max()) if desired_length is None and len(self._lengths) else desired_length or 0
-        out = self._values.new_full((len(self._lengths), size, *self._values.shape[1:]), padding_value)
-        lists = torch.repeat_interleave(torch.arange(len(self._lengths), device=self._values.device), self._lengths)
-        places = torch.arange(len(self._values), device=self._values.device) - self._offsets[lists]
-        kept = places < size
-        out[lists[kept], places[kept]] = self._values[kept]
-        return out
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> JaggedTensor:
-        """Itself where it is there already."""
-        moved = [_moved(each, device, non_blocking) for each in (self._values, self._weights, self._lengths)]
-        if moved[0] is self._values:
-            return self
-        assert moved[0] is not None
-        return JaggedTensor(moved[0], moved[1], moved[2])
-
-    def device(self) -> torch.device:
-        return self._values.device
-
-    def __repr__(self) -> str:
-        return f"JaggedTensor(lists={len(self._lengths)}, values={tuple(self._values.shape)})"
-
-
-class KeyedJaggedTensor:
+class KeyedJaggedTensor(metaclass=ProxyableClassMeta):
     """F keys and B examples; the lists lie feature-major in one vector.
 
-    ``values``: int64[N], all ids; the list of key f and example b is `values[offsets[f * B + b] : offsets[f * B + b
-    + 1]]`. ``weights``: float[N], one for each id, or None. Of ``lengths`` (int64[F * B]) and ``offsets``
-    (int64[F * B + 1]) one is needed. Everything is checked, and kept without a copy where the dtype is int64 already.
+    ``values``: all ids, [N]; the list of key f and example b is `values[offsets[f * B + b] : offsets[f * B + b + 1]]`.
+    They are kept as int64, without a copy where they are. Values that are no integers are kept as they are, [N] or
+    [N, ...]; a collection refuses them. ``weights``: float[N], one for each id, or None. Of ``lengths`` (integers
+    [F * B]) and ``offsets`` (integers [F * B + 1]) one is needed, unless there are no keys. ``stride``: B, for no keys;
+    with keys it is checked, as ``length_per_key`` is. ``str()`` shows all lists, as TorchRec's. In a torch.fx graph one
+    that is made of its inputs is a node.
 
-    Raises ValueError for duplicate keys, a shape that is not a vector, a number of lengths that is not a multiple of
-    the number of keys, a negative length, offsets that decrease or do not go from 0 to the number of values, and ids
-    from 2**63 on; TypeError for ids, lengths or offsets that are not integers.
+    Raises ValueError for duplicate keys, ids that are no vector, a number of lengths that is not a multiple of the
+    number of keys, a negative length, offsets that decrease or do not go from 0 to the number of values, ids from 2**63
+    on, and batch sizes that differ by key (``stride_per_key``, ``stride_per_key_per_rank``, ``inverse_indices``), which
+    are not supported; TypeError for lengths or offsets that are not integers.
     """
 
     def __init__(
@@ -107,30 +43,80 @@ class KeyedJaggedTensor:
         weights: Tensor | None = None,
         lengths: Tensor | None = None,
         offsets: Tensor | None = None,
+        stride: int | None = None,
+        stride_per_key_per_rank: Any = None,
+        stride_per_key: Any = None,
+        length_per_key: Sequence[int] | None = None,
+        *,
+        inverse_indices: Any = None,
     ) -> None:
-        values = integers(values, "values")
+        _refuse_variable_batches(stride_per_key_per_rank, stride_per_key, inverse_indices)
+        if values.dtype in _INTEGERS:
+            values = integers(values, "values")
+        if not keys and lengths is None and offsets is None:
+            lengths = torch.empty(0, dtype=torch.int64, device=values.device)
         if lengths is not None:
-            _check_keys(keys, len(lengths), "lengths")
+            _check_keys(keys, lengths.numel(), "lengths")
         elif offsets is not None:
             _check_keys(keys, len(offsets) - 1, "offsets, less the last one,")
-        self._lengths, self._offsets = _both(lengths, offsets, len(values), keys)
+        self._lengths, self._offsets = both(lengths, offsets, len(values), keys)
         _check_weights(weights, len(values))
         self._keys, self._values, self._weights = list(keys), values, weights
+        self._stride = len(self._lengths) // len(self._keys) if self._keys else stride or 0
+        if stride is not None and stride != self._stride:
+            raise ValueError(f"stride is {stride}, but there are {len(self._lengths)} lists of {len(keys)} keys")
+        ends = self._offsets[:: self._stride].tolist() if self._stride and keys else [0] * (len(self._keys) + 1)
+        self._offset_per_key: list[int] = ends
+        self._length_per_key = [last - first for first, last in pairwise(ends)]
+        if length_per_key is not None and list(length_per_key) != self._length_per_key:
+            raise ValueError(f"length_per_key is {list(length_per_key)}, but the lengths give {self._length_per_key}")
 
     # ------------------------------------------------------------------ made from
     @staticmethod
     def from_lengths_sync(
-        keys: Sequence[str], values: Tensor, lengths: Tensor, weights: Tensor | None = None
+        keys: Sequence[str],
+        values: Tensor,
+        lengths: Tensor,
+        weights: Tensor | None = None,
+        stride_per_key_per_rank: Any = None,
+        stride_per_key: Any = None,
+        inverse_indices: Any = None,
     ) -> KeyedJaggedTensor:
         """From the length of each list, integers [F * B]."""
+        _refuse_variable_batches(stride_per_key_per_rank, stride_per_key, inverse_indices)
         return KeyedJaggedTensor(keys, values, weights, lengths=lengths)
 
     @staticmethod
     def from_offsets_sync(
-        keys: Sequence[str], values: Tensor, offsets: Tensor, weights: Tensor | None = None
+        keys: Sequence[str],
+        values: Tensor,
+        offsets: Tensor,
+        weights: Tensor | None = None,
+        stride_per_key_per_rank: Any = None,
+        stride_per_key: Any = None,
+        inverse_indices: Any = None,
     ) -> KeyedJaggedTensor:
         """From where each list begins, integers [F * B + 1], from 0 to the number of values."""
+        _refuse_variable_batches(stride_per_key_per_rank, stride_per_key, inverse_indices)
         return KeyedJaggedTensor(keys, values, weights, offsets=offsets)
+
+    @staticmethod
+    def empty(
+        is_weighted: bool = False,
+        device: torch.device | str | None = None,
+        values_dtype: torch.dtype | None = None,
+        weights_dtype: torch.dtype | None = None,
+        lengths_dtype: torch.dtype = torch.int64,
+    ) -> KeyedJaggedTensor:
+        """No keys. ``lengths_dtype`` is checked, and lengths are int64."""
+        part = JaggedTensor.empty(is_weighted, device, values_dtype, weights_dtype, lengths_dtype)
+        return KeyedJaggedTensor([], part.values(), part.weights_or_none(), part.lengths())
+
+    @staticmethod
+    def empty_like(kjt: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """No keys, for as many examples, with weights where that one has some."""
+        weights = None if kjt._weights is None else kjt._weights[:0]
+        return KeyedJaggedTensor([], kjt._values[:0], weights, stride=kjt.stride())
 
     @staticmethod
     def from_ids(keys: Sequence[str], ids: Tensor) -> KeyedJaggedTensor:
@@ -169,19 +155,7 @@ class KeyedJaggedTensor:
     @staticmethod
     def concat(kjt_list: Sequence[KeyedJaggedTensor]) -> KeyedJaggedTensor:
         """The keys of all, of the same examples."""
-        if not kjt_list:
-            raise ValueError("nothing to concatenate")
-        if len({kjt.stride() for kjt in kjt_list}) > 1:
-            raise ValueError(f"numbers of examples differ: {[kjt.stride() for kjt in kjt_list]}")
-        given = [kjt._weights for kjt in kjt_list if kjt._weights is not None]
-        if given and len(given) < len(kjt_list):
-            raise ValueError("some have weights, and others have none")
-        return KeyedJaggedTensor(
-            [key for kjt in kjt_list for key in kjt._keys],
-            torch.cat([kjt._values for kjt in kjt_list]),
-            torch.cat(given) if given else None,
-            lengths=torch.cat([kjt._lengths for kjt in kjt_list]),
-        )
+        return _concat(kjt_list)
 
     # ------------------------------------------------------------------ what there is
     def keys(self) -> list[str]:
@@ -209,12 +183,32 @@ class KeyedJaggedTensor:
         """Where each list begins, and the end of the last one, int64[F * B + 1]."""
         return self._offsets
 
+    def lengths_or_none(self) -> Tensor | None:
+        """`lengths`, which are always known here."""
+        return self._lengths
+
+    def offsets_or_none(self) -> Tensor | None:
+        """`offsets`, which are always known here."""
+        return self._offsets
+
     def stride(self) -> int:
         """B, the examples of the batch."""
-        return len(self._lengths) // len(self._keys) if self._keys else 0
+        return self._stride
 
     def stride_per_key(self) -> list[int]:
-        return [self.stride()] * len(self._keys)
+        return [self._stride] * len(self._keys)
+
+    def stride_per_key_per_rank(self) -> list[list[int]]:
+        """Batch sizes that differ by key: none."""
+        return []
+
+    def inverse_indices(self) -> Any:
+        """Raises ValueError: batch sizes that differ by key are not supported."""
+        raise ValueError("this KeyedJaggedTensor has no inverse indices: batch sizes that differ by key (VBE)")
+
+    def inverse_indices_or_none(self) -> None:
+        """Those of batch sizes that differ by key: none."""
+        return None
 
     def variable_stride_per_key(self) -> bool:
         """Whether batch sizes differ by key: never."""
@@ -222,14 +216,27 @@ class KeyedJaggedTensor:
 
     def length_per_key(self) -> list[int]:
         """Ids of each key."""
-        ends = self.offset_per_key()
-        return [last - first for first, last in pairwise(ends)]
+        return list(self._length_per_key)
+
+    def length_per_key_or_none(self) -> list[int] | None:
+        """`length_per_key`, which is always known here."""
+        return list(self._length_per_key)
 
     def offset_per_key(self) -> list[int]:
         """Where each key's ids begin, and the end of the last one's."""
-        batch = self.stride()
-        ends: list[int] = self._offsets[::batch].tolist() if batch else [0] * (len(self._keys) + 1)
-        return ends
+        return list(self._offset_per_key)
+
+    def offset_per_key_or_none(self) -> list[int] | None:
+        """`offset_per_key`, which is always known here."""
+        return list(self._offset_per_key)
+
+    def lengths_offset_per_key(self) -> list[int]:
+        """Where each key's lengths begin, and the end of the last one's."""
+        return [i * self._stride for i in range(len(self._keys) + 1)]
+
+    def index_per_key(self) -> dict[str, int]:
+        """The number of each key."""
+        return {key: i for i, key in enumerate(self._keys)}
 
     def device(self) -> torch.device:
         return self._values.device
@@ -246,51 +253,127 @@ class KeyedJaggedTensor:
 
     # ------------------------------------------------------------------ other ones
     def permute(self, indices: Sequence[int]) -> KeyedJaggedTensor:
-        """The keys of these numbers, in this order."""
-        return KeyedJaggedTensor.from_jt_dict({self._keys[i]: self._part(i) for i in indices})
+        """The keys of these numbers, in this order. A number may come again: its lists are the same each time."""
+        parts = [self._part(i) for i in indices]
+        weights = [part.weights() for part in parts] if self._weights is not None else []
+        made = KeyedJaggedTensor(
+            _numbers(len(parts)),
+            torch.cat([part.values() for part in parts]) if parts else self._values[:0],
+            torch.cat(weights) if weights else None if self._weights is None else self._weights[:0],
+            lengths=torch.cat([part.lengths() for part in parts]) if parts else None,
+            stride=self._stride,
+        )
+        return made._named([self._keys[i] for i in indices])
 
     def split(self, segments: Sequence[int]) -> list[KeyedJaggedTensor]:
         """The first so many keys, the next so many, and so on."""
         if sum(segments) != len(self._keys) or min(segments, default=0) < 0:
             raise ValueError(f"segments {list(segments)} do not add up to the {len(self._keys)} keys")
         ends = list(accumulate(segments, initial=0))
-        offsets, batch = self.offset_per_key(), self.stride()
+        offsets, batch = self._offset_per_key, self._stride
         return [
             KeyedJaggedTensor(
-                self._keys[first:last],
+                _numbers(last - first),
                 self._values[offsets[first] : offsets[last]],
                 None if self._weights is None else self._weights[offsets[first] : offsets[last]],
                 lengths=self._lengths[first * batch : last * batch],
-            )
+                stride=batch,
+            )._named(self._keys[first:last])
             for first, last in pairwise(ends)
         ]
 
+    def flatten_lengths(self) -> KeyedJaggedTensor:
+        """Itself: lengths are a vector always."""
+        return self
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> KeyedJaggedTensor:
         """Itself where it is there already."""
-        return self._with(lambda tensor: _moved(tensor, device, non_blocking))
+        return self._with(lambda tensor: moved(tensor, device, non_blocking))
 
     def pin_memory(self) -> KeyedJaggedTensor:
         """In memory that a GPU can copy from by itself."""
         return self._with(lambda tensor: None if tensor is None else tensor.pin_memory())
 
+    def record_stream(self, stream: Any) -> None:
+        """Its memory on a GPU is kept until the stream has passed this point."""
+        record_stream(stream, self._values, self._weights, self._lengths, self._offsets)
+
     def sync(self) -> KeyedJaggedTensor:
-        """Itself: everything that TorchRec reckons late is known."""
+        """Itself: everything that TorchRec computes late is known."""
+        return self
+
+    def unsync(self) -> KeyedJaggedTensor:
+        """Itself, as `sync`."""
         return self
 
     def _with(self, change: Any) -> KeyedJaggedTensor:
         values, weights, lengths = (change(each) for each in (self._values, self._weights, self._lengths))
         if values is self._values and lengths is self._lengths:
             return self
-        return KeyedJaggedTensor(self._keys, values, weights, lengths=lengths)
+        made = KeyedJaggedTensor(_numbers(len(self._keys)), values, weights, lengths=lengths, stride=self._stride)
+        return made._named(self._keys)
+
+    def _named(self, keys: Sequence[str]) -> KeyedJaggedTensor:
+        """Itself with these keys, of which some may be equal where their lists are, too (`permute`)."""
+        self._keys = list(keys)
+        return self
 
     def _part(self, i: int) -> JaggedTensor:
-        batch = self.stride()
-        first, last = int(self._offsets[i * batch]), int(self._offsets[(i + 1) * batch])
+        batch = self._stride
+        first, last = self._offset_per_key[i], self._offset_per_key[i + 1]
         weights = None if self._weights is None else self._weights[first:last]
         return JaggedTensor(self._values[first:last], weights, self._lengths[i * batch : (i + 1) * batch])
 
     def __repr__(self) -> str:
-        return f"KeyedJaggedTensor(keys={self._keys}, stride={self.stride()}, values={len(self._values)})"
+        return f"KeyedJaggedTensor(keys={self._keys}, stride={self._stride}, values={len(self._values)})"
+
+    def __str__(self) -> str:
+        if not self._keys:
+            return "KeyedJaggedTensor()\n"
+        lines = []
+        for i, key in enumerate(self._keys):
+            part = self._part(i)
+            text = text_of(part.values(), part.lengths())
+            if self._weights is not None:
+                weights = text_of(part.weights(), part.lengths())
+                text = f'{{\n        "values": {text},\n        "weights": {weights}\n    }}'
+            lines.append(f'    "{key}": {text}')
+        return "KeyedJaggedTensor({\n" + ",\n".join(lines) + "\n})\n"
+
+
+def _numbers(count: int) -> list[str]:
+    """Keys for a while, that differ."""
+    return [str(i) for i in range(count)]
+
+
+@torch.fx.wrap
+def _concat(kjt_list: Sequence[KeyedJaggedTensor]) -> KeyedJaggedTensor:
+    if not kjt_list:
+        raise ValueError("nothing to concatenate")
+    if len({kjt.stride() for kjt in kjt_list}) > 1:
+        raise ValueError(f"numbers of examples differ: {[kjt.stride() for kjt in kjt_list]}")
+    given = [weights for kjt in kjt_list if (weights := kjt.weights_or_none()) is not None]
+    if given and len(given) < len(kjt_list):
+        raise ValueError("some have weights, and others have none")
+    return KeyedJaggedTensor(
+        [key for kjt in kjt_list for key in kjt._keys],
+        torch.cat([kjt.values() for kjt in kjt_list]),
+        torch.cat(given) if given else None,
+        lengths=torch.cat([kjt.lengths() for kjt in kjt_list]),
+        stride=kjt_list[0].stride(),
+    )
+
+
+def _refuse_variable_batches(stride_per_key_per_rank: Any, stride_per_key: Any, inverse_indices: Any) -> None:
+    for name, given in (
+        ("stride_per_key_per_rank", stride_per_key_per_rank),
+        ("stride_per_key", stride_per_key),
+        ("inverse_indices", inverse_indices),
+    ):
+        if given is not None:
+            raise ValueError(
+                f"{name} is given: batch sizes that differ by key (VBE) are not supported; one holds for all"
+            )
 
 
 def _column(key: str, column: Any) -> JaggedTensor:
@@ -319,58 +402,6 @@ def _column(key: str, column: Any) -> JaggedTensor:
     return JaggedTensor(values, lengths=torch.tensor([len(each) for each in lists], dtype=torch.int64))
 
 
-def _moved(tensor: Tensor | None, device: torch.device | str, non_blocking: bool) -> Tensor | None:
-    return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-
-
-def _negative(what: str, lengths: Tensor, keys: Sequence[str]) -> str:
-    """For people: the first list whose length is below 0; empty if there is none."""
-    if not len(lengths) or int(lengths.min()) >= 0:
-        return ""
-    first = int((lengths < 0).nonzero()[0])
-    where = f"list {first}"
-    if keys:
-        feature, example = divmod(first, len(lengths) // len(keys))
-        where = f"feature {keys[feature]!r}, example {example}"
-    return f"{what}: the list of {where} has length {int(lengths[first])}, expected at least 0"
-
-
-def _both(
-    lengths: Tensor | None, offsets: Tensor | None, count: int, keys: Sequence[str] = ()
-) -> tuple[Tensor, Tensor]:
-    """Lengths and offsets, checked, of which one at least is given. ``keys``: whose lists they are, key by key."""
-    if lengths is None and offsets is None:
-        raise ValueError("neither lengths nor offsets, expected one of them")
-    if offsets is not None:
-        offsets = integers(offsets, "offsets")
-        if not len(offsets):
-            raise ValueError("offsets is empty, expected at least [0]")
-        if int(offsets[0]) != 0 or int(offsets[-1]) != count:
-            raise ValueError(
-                f"offsets go from {int(offsets[0])} to {int(offsets[-1])}, expected from 0 to {count}, the number of "
-                "values"
-            )
-        steps = offsets[1:] - offsets[:-1]
-        if text := _negative("offsets decrease", steps, keys):
-            raise ValueError(text)
-        if lengths is None:
-            return steps, offsets
-    assert lengths is not None
-    lengths = integers(lengths, "lengths")
-    if text := _negative("lengths", lengths, keys):
-        raise ValueError(text)
-    total = int(lengths.sum())
-    if total != count:
-        raise ValueError(f"lengths add up to {total}, but there are {count} values")
-    if offsets is not None:
-        if not torch.equal(lengths, steps):
-            raise ValueError("lengths and offsets differ")
-        return lengths, offsets
-    made = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
-    torch.cumsum(lengths, 0, out=made[1:])
-    return lengths, made
-
-
 def _check_weights(weights: Tensor | None, count: int) -> None:
     if weights is not None and (weights.dim() != 1 or len(weights) != count):
         raise ValueError(f"weights is {tuple(weights.shape)}, expected one for each of the {count} values")
@@ -383,18 +414,3 @@ def _check_keys(keys: Sequence[str], count: int, what: str) -> None:
         raise ValueError("offsets is empty, expected at least [0]")
     if (count % len(keys) if keys else count) != 0:
         raise ValueError(f"{what} are {count}, expected a multiple of the {len(keys)} keys")
-
-
-def integers(tensor: Tensor, name: str) -> Tensor:
-    """The same as int64. Raises ValueError for what is no vector and numbers from 2**63 on, TypeError for others than
-    integers."""
-    if tensor.dim() != 1:
-        raise ValueError(f"{name} is {tuple(tensor.shape)}, expected a vector")
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} is {tensor.dtype}, expected integers")
-    if tensor.dtype == torch.uint64:
-        signed = tensor.view(torch.int64)
-        if len(signed) and (least := int(signed.min())) < 0:
-            raise ValueError(f"{name} has {least + (1 << 64)}, expected less than 2**63")
-        return signed
-    return tensor.to(torch.int64)

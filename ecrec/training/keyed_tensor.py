@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
+from torch.fx._symbolic_trace import ProxyableClassMeta
 
 
-class KeyedTensor:
+class KeyedTensor(metaclass=ProxyableClassMeta):
     """Tensors side by side in one: key i has the columns `offset_per_key()[i]` to `offset_per_key()[i + 1]`.
 
-    ``values``: [B, sum of ``length_per_key``], where ``key_dim`` is 1. Raises ValueError for keys that are given twice
-    and for lengths that do not fit.
+    ``values``: [B, sum of ``length_per_key``], where ``key_dim`` is 1. ``str()`` shows all values, as TorchRec's. In a
+    torch.fx graph one that is made of its inputs is a node. Raises ValueError for keys that are given twice and for
+    lengths that do not fit.
     """
 
     def __init__(self, keys: Sequence[str], length_per_key: Sequence[int], values: Tensor, key_dim: int = 1) -> None:
@@ -21,7 +25,7 @@ class KeyedTensor:
             raise ValueError(
                 f"keys {list(keys)} with lengths {list(length_per_key)}: expected one each, and no key twice"
             )
-        if sum(length_per_key) != values.shape[key_dim]:
+        if sum(length_per_key) != (values.shape[key_dim] if keys or values.dim() > key_dim else 0):
             raise ValueError(
                 f"length_per_key adds up to {sum(length_per_key)}, and values is {tuple(values.shape)}: expected that "
                 f"many in dimension {key_dim}"
@@ -74,25 +78,51 @@ class KeyedTensor:
     def regroup(keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str]]) -> list[Tensor]:
         """A tensor for each group, of its keys side by side. ValueError for a key that two of them have, KeyError for
         one that none has."""
-        parts: dict[str, Tensor] = {}
-        for each in keyed_tensors:
-            if twice := parts.keys() & set(each.keys()):
-                raise ValueError(f"keys of the tensors must differ, found {', '.join(sorted(twice))} more than once")
-            parts.update(each.to_dict())
-        if missing := {key for group in groups for key in group} - parts.keys():
-            raise KeyError(f"there is no key {', '.join(sorted(missing))}; there are {', '.join(parts)}")
-        key_dim = keyed_tensors[0].key_dim() if keyed_tensors else 1
-        return [torch.cat([parts[key] for key in group], dim=key_dim) for group in groups]
+        return _regroup(keyed_tensors, groups)
 
     @staticmethod
     def regroup_as_dict(
         keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str]], keys: Sequence[str]
     ) -> dict[str, Tensor]:
         """`regroup`, each group under the key of its number."""
-        return dict(zip(keys, KeyedTensor.regroup(keyed_tensors, groups), strict=True))
+        return _regroup_as_dict(keyed_tensors, groups, keys)
+
+    def record_stream(self, stream: Any) -> None:
+        """Its memory on a GPU is kept until the stream has passed this point."""
+        self._values.record_stream(stream)
+
+    def size_in_bytes(self) -> int:
+        """Of the values."""
+        return self._values.numel() * self._values.element_size()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> KeyedTensor:
         return KeyedTensor(self._keys, self._lengths, self._values.to(device, non_blocking=non_blocking), self._key_dim)
 
     def __repr__(self) -> str:
         return f"KeyedTensor({dict(zip(self._keys, self._lengths, strict=True))}, values={tuple(self._values.shape)})"
+
+    def __str__(self) -> str:
+        if not self._keys:
+            return "KeyedTensor()\n"
+        lines = [f'    "{key}": {values.tolist()}' for key, values in self.to_dict().items()]
+        return "KeyedTensor({\n" + ",\n".join(lines) + "\n})\n"
+
+
+@torch.fx.wrap
+def _regroup(keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str]]) -> list[Tensor]:
+    parts: dict[str, Tensor] = {}
+    for each in keyed_tensors:
+        if twice := parts.keys() & set(each.keys()):
+            raise ValueError(f"keys of the tensors must differ, found {', '.join(sorted(twice))} more than once")
+        parts.update(each.to_dict())
+    if missing := {key for group in groups for key in group} - parts.keys():
+        raise KeyError(f"there is no key {', '.join(sorted(missing))}; there are {', '.join(parts)}")
+    key_dim = keyed_tensors[0].key_dim() if keyed_tensors else 1
+    return [torch.cat([parts[key] for key in group], dim=key_dim) for group in groups]
+
+
+@torch.fx.wrap
+def _regroup_as_dict(
+    keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str]], keys: Sequence[str]
+) -> dict[str, Tensor]:
+    return dict(zip(keys, _regroup(keyed_tensors, groups), strict=True))

@@ -26,7 +26,7 @@ from ecrec.training.configs import (
     table_spec,
 )
 from ecrec.training.evaluation import check_no_gradients, refuse
-from ecrec.training.keyed_jagged_tensor import integers
+from ecrec.training.jagged_tensor import integers
 from ecrec.training.optimizers import Optimizer, by_table
 from ecrec.training.parts import F32, I64, TAKEN_AWAY, Share, WaitingGradients
 from ecrec.training.session import Session

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from ecrec.training.keyed_jagged_tensor import JaggedTensor
+from ecrec.training.jagged_tensor import JaggedTensor
 from ecrec.training.keyed_tensor import KeyedTensor
 
 JAGGED = "torchrec.sparse.jagged_tensor"

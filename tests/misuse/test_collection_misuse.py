@@ -209,6 +209,22 @@ def test_ids_that_are_no_integers_are_refused(dtype: Any) -> None:
         KeyedJaggedTensor.from_ids(["f"], torch.ones(1, 3, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
+def test_values_that_are_no_integers_are_not_looked_up(session: Session, dtype: Any) -> None:
+    """KeyedJaggedTensors hold values of any type, as TorchRec's do; ids are never truncated."""
+    features = KeyedJaggedTensor.from_lengths_sync(["of items"], torch.ones(2, dtype=dtype), torch.tensor([1, 1]))
+    sparse = tables(session)
+    with pytest.raises(TypeError, match=f"values is {dtype}, expected integers"):
+        sparse(features)
+    with pytest.raises(TypeError, match=f"values is {dtype}, expected integers"):
+        next(iter(session.prefetch([features])))
+
+
+def test_a_key_that_comes_twice_is_not_looked_up(session: Session) -> None:
+    with pytest.raises(ValueError, match="keys of the features must differ, found of items, of items"):
+        tables(session)(ids(1, 2).permute([0, 0]))
+
+
 def test_a_feature_that_is_missing_is_named(session: Session) -> None:
     with pytest.raises(ValueError, match="lacks features of items; it has of others"):
         tables(session)(ids(1, name="others"))

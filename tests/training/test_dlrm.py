@@ -99,8 +99,3 @@ def test_lengths_that_do_not_fit_are_refused(
 def test_offsets_that_do_not_fit_are_refused(offsets: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KeyedJaggedTensor.from_offsets_sync(["x"], torch.tensor([1, 2]), torch.tensor(offsets, dtype=torch.int64))
-
-
-def test_values_that_are_no_integers_are_refused() -> None:
-    with pytest.raises(TypeError, match="expected integers"):
-        KeyedJaggedTensor.from_lengths_sync(["x"], torch.tensor([1.5]), torch.tensor([1]))

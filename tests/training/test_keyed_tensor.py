@@ -53,3 +53,24 @@ def test_what_does_not_fit_is_refused() -> None:
         KeyedTensor.regroup([made()], [["d"]])
     with pytest.raises(ValueError, match="found a, b, c more than once"):
         KeyedTensor.regroup([made(), made()], [["a"]])
+
+
+def test_its_text_is_its_values() -> None:
+    kt = KeyedTensor(["a", "b"], [1, 2], torch.arange(3.0).reshape(1, 3))
+    assert str(kt) == 'KeyedTensor({\n    "a": [[0.0]],\n    "b": [[1.0, 2.0]]\n})\n'
+    assert str(KeyedTensor([], [], torch.tensor([]))) == "KeyedTensor()\n"
+    assert kt.size_in_bytes() == 12
+
+
+class Towers(torch.nn.Module):
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> object:
+        pair = [KeyedTensor(["a"], [2], left), KeyedTensor(["b"], [2], right)]
+        groups = KeyedTensor.regroup(pair, [["a", "b"], ["b"]])
+        return groups[0], KeyedTensor.regroup_as_dict(pair, [["b", "a"]], ["both"])
+
+
+def test_a_graph_of_torch_fx_makes_the_same() -> None:
+    left, right = torch.arange(8.0).reshape(2, 2, 2)
+    together, by_name = torch.fx.symbolic_trace(Towers())(left, right)
+    assert together.tolist() == torch.cat([left, right], dim=1).tolist()
+    assert by_name["both"].tolist() == torch.cat([right, left], dim=1).tolist()
