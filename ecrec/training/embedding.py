@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.fx
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -96,6 +97,9 @@ class EmbeddingBagCollection(EmbeddingTables):
         where some are expected, and batch sizes that differ by feature; IndexError for an id that its table does not
         have.
         """
+        node: KeyedTensor | None = _node(self, features)
+        if node is not None:
+            return node
         if torch.compiler.is_compiling():  # rows come over sockets, and no compiler sees into that
             pooled: Tensor = torch.compiler.disable(self._pooled)(features)  # type: ignore[no-untyped-call]
         else:
@@ -180,6 +184,9 @@ class EmbeddingCollection(EmbeddingTables):
         several tables is called ``feature@table``. TorchRec's JaggedTensor for a KeyedJaggedTensor of TorchRec's.
         Raises as `EmbeddingBagCollection.forward`.
         """
+        node: dict[str, JaggedTensor] | None = _node(self, features)
+        if node is not None:
+            return node
         if torch.compiler.is_compiling():
             rows: list[Tensor] = torch.compiler.disable(self._rows)(features)  # type: ignore[no-untyped-call]
         else:
@@ -200,6 +207,28 @@ class EmbeddingCollection(EmbeddingTables):
         bags = _Bags(np.arange(ids + 1), np.array([self.embedding_dim()], np.int32), ids, np.zeros(1, np.bool_))
         ends = batch.bag_offsets[:: batch.batch] if batch.batch else np.zeros(len(self._feature_names) + 1, np.int64)
         return list(torch.split(_pool(self, batch, bags, None), np.diff(ends).tolist()))
+
+
+def _node(tables: EmbeddingTables, features: Any) -> Any:
+    """The call as a node of a torch.fx graph, which does not see into it; None where torch.fx does not trace. Raises
+    ConfigurationError where the graph is that of the collection alone, and for tracers that would keep the rows of this
+    batch as constants."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        raise ConfigurationError(f"torch.jit.trace would keep the rows of this batch for ever. {_RUN_OR_TRACE}")
+    if not torch.compiler.is_dynamo_compiling() and getattr(torch.compiler, "is_exporting", bool)():
+        raise ConfigurationError(f"torch.export does not see into a collection. {_RUN_OR_TRACE}")
+    if not isinstance(features, torch.fx.Proxy):
+        return None
+    target = features.tracer.path_of_module(tables)  # type: ignore[attr-defined]
+    if not target:
+        raise ConfigurationError("torch.fx does not see into a collection: trace the model that has it")
+    return features.tracer.create_proxy("call_module", target, (features,), {})
+
+
+_RUN_OR_TRACE = (
+    "Rows come from the servers: run the model as it is, use torch.fx or torch.compile, which leave a collection "
+    "whole, or trace the dense modules alone, and TorchRec's own collections with the weights of `ecrec export`"
+)
 
 
 class _Bags(NamedTuple):

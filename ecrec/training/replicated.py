@@ -528,8 +528,8 @@ class ReplicatedModule:
     def _refuse_changed(self, what: str) -> NoReturn:
         raise ConfigurationError(
             f"replicated module {self.name!r}: {what} was changed here (load_state_dict, the step of an optimizer, "
-            "another operation in place), and the next pull would undo it. ReplicatedModule.assign() writes the values "
-            "to the servers; steps are theirs (Session.push)"
+            "DistributedDataParallel, another operation in place), and the next pull would undo it. "
+            "ReplicatedModule.assign() writes the values to the servers; steps are theirs (Session.push)"
         )
 
     def _named(self, indices: Sequence[int]) -> str:
@@ -671,7 +671,13 @@ def _equal(a: F32, b: F32) -> bool:
 
 def dense_parameters(module: nn.Module, left_out: Sequence[nn.Module] = ()) -> dict[str, nn.Parameter]:
     """A module's parameters by name, but for those of embedding tables that are on the servers already, and of modules
-    in it that are ``left_out``."""
+    in it that are ``left_out``. Raises ConfigurationError for what torch has wrapped for several processes."""
+    for path, part in module.named_modules():
+        if isinstance(part, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            raise ConfigurationError(
+                f"{path or 'the module'} is wrapped in {type(part).__name__}: the servers add up the gradients of all "
+                "workers (Session.push), so give the module inside (.module), without the wrapper"
+            )
     others = [*left_out, *(part for part in module.modules() if getattr(part, "is_on_servers", False))]
     tables = {id(weight) for part in others for weight in part.parameters()}
     return {name: parameter for name, parameter in module.named_parameters() if id(parameter) not in tables}

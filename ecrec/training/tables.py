@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -377,6 +377,13 @@ class EmbeddingTables(nn.Module):
         ]
         tables, counts, rows, values = sum_sections(sections, dims)
         return Share(Section(tables.tolist(), counts.tolist()), rows, values)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """torch.jit.script asks for it."""
+        raise ConfigurationError(
+            f"torch.jit.script does not see into an {type(self).__name__}, whose rows come from the servers: run the "
+            "model as it is, or script the dense modules alone"
+        )
 
     def _mine(self, features: Any) -> Any:
         """Of several KeyedJaggedTensors the one for this collection."""
