@@ -117,6 +117,9 @@ class EmbeddingBagCollection(EmbeddingTables):
     def _weights_of(self, features: Any) -> Tensor:
         """A weight for each id, in the order of my features."""
         weights: Tensor = features.weights()
+        ids = len(features.values())
+        if weights.shape != (ids,):
+            raise ValueError(f"weights of ids are {tuple(weights.shape)}, expected one for each of the {ids} ids")
         order = self._order(features)
         if order is not None:
             ends = features.offset_per_key()

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what fbgemm has on a GPU alone
+        from torchrec.datasets.utils import Batch
         from torchrec.models.deepfm import SimpleDeepFMNN
         from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection, DLRMTrain
         from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
@@ -26,6 +27,7 @@ __all__ = [
     "DLRM",
     "DLRM_DCN",
     "MLP",
+    "Batch",
     "DLRMTrain",
     "DLRM_Projection",
     "DataType",
