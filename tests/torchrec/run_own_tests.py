@@ -7,6 +7,7 @@ on a cluster in this process, tensors are ecrec's. Prints a JSON object: test ->
 Nothing of TorchRec is copied: a checkout of it is on the path.
 """
 
+import contextlib
 import importlib
 import json
 import sys
@@ -127,7 +128,17 @@ class Verdicts(unittest.TestResult):
             self.addError(test, err)
 
 
+def draw_at_any_speed() -> None:
+    """Hypothesis fails a test whose examples a busy machine is slow to draw, and draws others in each run."""
+    with contextlib.suppress(ImportError):
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile("ecrec", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        settings.load_profile("ecrec")
+
+
 def main() -> None:
+    draw_at_any_speed()
     name, *replaced = sys.argv[1:]
     module = importlib.import_module(name)
     for each in replaced:
