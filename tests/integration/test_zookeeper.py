@@ -312,6 +312,42 @@ def test_a_zookeeper_that_is_killed_and_comes_back(tmp_path: Path, away_s: float
         server.kill()
 
 
+def test_what_is_wiped_from_a_zookeeper_ends_no_shard_and_is_said(several: Several) -> None:
+    """No scheduler acts on an empty state beside a living cluster, and one that is told to adopt it goes on."""
+    several.scheduler()
+    several.all_shards()
+    worker = Worker(several.endpoint)
+    try:
+        worker.start()
+        worker.push()
+        worker.flush()
+        leader = several.leader()
+        hosts, _, path = several.endpoint.removeprefix("zk://").partition("/")
+        client = KazooClient(hosts)
+        client.start()
+        client.delete(f"/{path}", recursive=True)
+        client.stop()
+        client.close()
+        assert leader.wait(DEADLINE_S) == ExitCode.REPLACED, several.logs()
+        with pytest.raises(ClusterError, match="no scheduler is known at"):
+            query(several.endpoint, ClusterQuery(1), 2000.0)
+        several.schedulers.clear()
+        several.scheduler()
+        (second,) = several.schedulers.values()
+        assert second.wait(DEADLINE_S) == ExitCode.OUTDATED, several.logs()
+        assert "--adopt" in several.logs()
+        several.schedulers.clear()
+        several.scheduler("--adopt")
+        state = several.wait(lambda state: all(shard.state == UP for shard in state.shards))
+        assert [shard.epoch for shard in state.shards] == [1] * SHARDS, "a healthy shard was declared down"
+        worker.push()
+        worker.flush()
+        assert np.array_equal(worker.pull(), worker.expected)
+    finally:
+        worker.node.close()
+    several.scrub_is_clean()
+
+
 def test_an_ensemble_whose_servers_are_killed_in_turn(tmp_path: Path) -> None:
     ensemble = "initLimit=20\nsyncLimit=10\n"
     for id in (1, 2, 3):
