@@ -29,6 +29,7 @@ from ecrec.launch.local.cluster import (
 from ecrec.launch.local.scratch import Scratch
 from ecrec.launch.rewind import DamagedPointError, Point, Rewinds, Rewound
 from ecrec.launch.saving import SavingThread
+from ecrec.launch.timeouts import check_timeouts
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import CodeSpec
 from ecrec.termination import sigterm_as_exit
@@ -153,7 +154,8 @@ def local_cluster(
         raise ConfigurationError(f"checkpoint_every_s {checkpoint_every_s}: expected a positive number of seconds")
     if checkpoint_keep is not None and checkpoint_keep < 1:
         raise ConfigurationError(f"checkpoint_keep {checkpoint_keep}: expected at least 1")
-    _check_timeouts(shards, heartbeat_timeout_ms, link_timeout_ms)
+    silence_ms = default_heartbeat_timeout_ms(shards) if heartbeat_timeout_ms is None else heartbeat_timeout_ms
+    check_timeouts(silence_ms, link_timeout_ms, ProtocolConfig().heartbeat_ms, as_flags=False)
     spec = CodeSpec.of(code)
     _training_connect()
     settings = ClusterSettings(
@@ -164,18 +166,6 @@ def local_cluster(
     writes = Writes(checkpoint, checkpoint_every_s, checkpoint_keep, checkpoint_incremental)
     limit_ms = environment.wait_timeout_ms(wait_timeout_ms)
     return LocalRun(_Lives(settings, run_dir, spec, nonfinite, limit_ms, on_data_loss == RESTORE, restore, writes))
-
-
-def _check_timeouts(shards: int, heartbeat_timeout_ms: int | None, link_timeout_ms: int | None) -> None:
-    """As the scheduler does, which would end with the name of its own flag."""
-    least_ms = 2 * ProtocolConfig().heartbeat_ms
-    silence_ms = default_heartbeat_timeout_ms(shards) if heartbeat_timeout_ms is None else heartbeat_timeout_ms
-    if silence_ms <= least_ms:
-        raise ConfigurationError(f"heartbeat_timeout_ms {silence_ms}: expected more than {least_ms}, two heartbeats")
-    if link_timeout_ms is not None and link_timeout_ms <= silence_ms:
-        raise ConfigurationError(
-            f"link_timeout_ms {link_timeout_ms}: expected more than heartbeat_timeout_ms, {silence_ms}"
-        )
 
 
 class Writes(NamedTuple):

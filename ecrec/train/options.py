@@ -13,6 +13,7 @@ from ecrec.launch.environment import WAIT_TIMEOUT_HELP
 from ecrec.launch.flags import Flag, check
 from ecrec.launch.groups import DEFAULT_CODE, ON_DATA_LOSS_OF_RUNS, RESTORE, STOP, Groups, Tolerance, deal
 from ecrec.launch.local.cluster import DEATHS_MAX, default_heartbeat_timeout_ms
+from ecrec.launch.timeouts import check_timeouts
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.placement import OPTIMIZERS, CodeSpec
 from ecrec.train.kills import Kill, WorkerKill, check_kills, check_worker_kills, parse_interval, parse_kill
@@ -289,10 +290,7 @@ def check_options(options: TrainOptions) -> list[str]:
             f"--heartbeat-timeout-ms {options.heartbeat_timeout_ms}: must be at least {2 * HEARTBEATS_IN_TIMEOUT}"
         )
     silence_ms = options.heartbeat_timeout_ms or default_heartbeat_timeout_ms(options.shards)
-    if options.link_timeout_ms is not None and options.link_timeout_ms <= silence_ms:
-        raise ConfigurationError(
-            f"--link-timeout-ms {options.link_timeout_ms}: must be more than --heartbeat-timeout-ms, {silence_ms}"
-        )
+    check_timeouts(silence_ms, options.link_timeout_ms, options.heartbeat_ms, as_flags=True)
     if options.lease_timeout_ms < 10 * options.heartbeat_ms:
         limit = f"{10 * options.heartbeat_ms}, ten heartbeats"
         raise ConfigurationError(f"--lease-timeout-ms {options.lease_timeout_ms}: must be at least {limit}")

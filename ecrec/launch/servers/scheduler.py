@@ -29,6 +29,7 @@ from ecrec.launch.servers.server import (
     run_server,
     warn_of_loopback,
 )
+from ecrec.launch.timeouts import check_timeouts, timeouts
 from ecrec.launch.watched import HTTP_HELP
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.scheduler import SchedulerMachine
@@ -40,13 +41,6 @@ from ecrec.transport.node import Node
 from ecrec.transport.persistence import StateFile
 
 DEFAULTS = ProtocolConfig()
-LINK_TIMEOUT_TIMES = 2
-MANY_TIMEOUT_TIMES = 3
-STUCK_TIMEOUT_TIMES = 2
-ISOLATED_TIMEOUT_TIMES = 6
-"""The other time-outs that tell of a death are at least that many times the one of silence: a cluster whose processes
-get their turn late (`--heartbeat-timeout-ms` is long) must not give up a slow link before it gives up a silent shard,
-nor declare data lost as soon as one death."""
 TICKS_IN_HEARTBEAT = 5
 """A late heartbeat, or a closed connection, is noticed within a fifth of a heartbeat."""
 
@@ -218,17 +212,8 @@ def scheduler(options: SchedulerOptions) -> int:
 
 def _check(options: SchedulerOptions) -> None:
     """Raise ConfigurationError, naming the flag, for options that do not go together."""
-    silent_ms, twice_ms = options.heartbeat_timeout_ms, 2 * options.heartbeat_ms
-    if silent_ms <= twice_ms:
-        raise ConfigurationError(
-            f"--heartbeat-timeout-ms {silent_ms}: one late heartbeat would be a death; expected more than "
-            f"2 * --heartbeat-ms = {twice_ms}"
-        )
-    if options.link_timeout_ms is not None and options.link_timeout_ms <= silent_ms:
-        raise ConfigurationError(
-            f"--link-timeout-ms {options.link_timeout_ms}: a link would be given up before a shard; expected more than "
-            f"--heartbeat-timeout-ms {silent_ms}"
-        )
+    check_timeouts(options.heartbeat_timeout_ms, options.link_timeout_ms, options.heartbeat_ms, as_flags=True)
+    twice_ms = 2 * options.heartbeat_ms
     if options.lease_timeout_ms <= twice_ms:
         raise ConfigurationError(
             f"--lease-timeout-ms {options.lease_timeout_ms}: one late heartbeat would end a worker; expected more than "
@@ -245,17 +230,6 @@ def _dealt(options: SchedulerOptions) -> Groups:
         return deal(options.shards, options.groups)
     except ConfigurationError as error:
         raise ConfigurationError(f"--shards {options.shards}: {error}") from error
-
-
-def timeouts(heartbeat_timeout_ms: int, link_timeout_ms: int | None = None) -> dict[str, int]:
-    """The time-outs of the configuration that follow from these: their defaults, unless these are long."""
-    link_ms = link_timeout_ms or max(DEFAULTS.link_timeout_ms, LINK_TIMEOUT_TIMES * heartbeat_timeout_ms)
-    return {
-        "link_timeout_ms": link_ms,
-        "heartbeat_timeout_many_ms": max(DEFAULTS.heartbeat_timeout_many_ms, MANY_TIMEOUT_TIMES * heartbeat_timeout_ms),
-        "stuck_timeout_ms": max(DEFAULTS.stuck_timeout_ms, STUCK_TIMEOUT_TIMES * link_ms),
-        "isolated_timeout_ms": max(DEFAULTS.isolated_timeout_ms, ISOLATED_TIMEOUT_TIMES * heartbeat_timeout_ms),
-    }
 
 
 def with_limits(config: ProtocolConfig, limits: Sequence[str]) -> ProtocolConfig:

@@ -1,6 +1,7 @@
 import pytest
 
-from ecrec.launch.servers.scheduler import DEFAULTS, program, timeouts, with_limits
+from ecrec.launch.servers.scheduler import program, with_limits
+from ecrec.launch.timeouts import DEFAULTS, timeouts
 
 ARGUMENTS = ["--bind", "tcp://127.0.0.1:0", "--shards", "3", "--state", "x"]
 

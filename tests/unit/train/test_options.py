@@ -42,7 +42,7 @@ def test_the_defaults_are_fine():
         ({"resume": "x", "workers": 2, "sync": True}, "--resume: with --sync no worker leases"),
         ({"on_data_loss": "pray"}, "--on-data-loss 'pray': expected one of stop, reinitialise, restore"),
         ({"heartbeat_timeout_ms": 1}, "--heartbeat-timeout-ms 1"),
-        ({"link_timeout_ms": 800}, "--link-timeout-ms 800: must be more than --heartbeat-timeout-ms, 800"),
+        ({"link_timeout_ms": 800}, "shard; expected more than --heartbeat-timeout-ms, 800"),
         ({"kills": ("ps:9@1",)}, "no shard 9"),
         ({"seconds": 0.0}, "--seconds 0.0"),
         ({"seconds": 5.0, "sync": True, "workers": 2}, "--seconds with --sync"),
