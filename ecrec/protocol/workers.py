@@ -16,11 +16,6 @@ CLAIMS_MAX = 8
 """Processes of a worker that are remembered, so that a late heartbeat of an old one is known."""
 CLIENTS_MAX = 1 << 17
 """Workers and tools that were heard of lately."""
-PLACE_KEPT_MS = 5000.0
-"""So long after its last word a worker's place is kept from a process that would not end one that lives. Its heartbeats
-come every quarter of a second, also while a script computes, unless that holds the interpreter."""
-PLACE_TAKEN_MS = 500.0
-"""A worker that is heard so long after such a process has asked was not dead then: longer than its last words take."""
 
 
 class Workers:
@@ -68,6 +63,11 @@ class Workers:
             return False
         if source.role == WORKER:
             if status.yields and not source.epoch and self._keeps_place(source, status.process):
+                client = self.clients.get((source.role, source.id))
+                if client is not None and client.address == source:
+                    # trap: one that does not know its epoch yet has this address too, and views for it would reach
+                    # the one that asks. It says itself that it is still there.
+                    del self.clients[source.role, source.id]
                 return False
             self.confirm(source)
             known, _ = self.context.state.workers.get(source.id, (0, ""))
@@ -133,12 +133,12 @@ class Workers:
         asked_ms = self._asked.setdefault((worker, process), now_ms)
         # One that was just started, or stood still, has heard nobody, and all live.
         heard_ms = max([*others, self._since_ms])
-        if others and max(others) >= asked_ms + PLACE_TAKEN_MS:
+        if others and max(others) >= asked_ms + self.context.config.worker_place_taken_ms:
             self.context.fence_off(source, f"worker {worker} is another process, and it lives")
             return True
         # After a pause of my own its question may come before the tick that tells me of that.
         paused = now_ms - self._ticked_ms > self.context.config.heartbeat_timeout_ms / 2
-        if paused or now_ms - heard_ms <= PLACE_KEPT_MS:
+        if paused or now_ms - heard_ms <= self.context.config.worker_place_kept_ms:
             return True
         del self._asked[worker, process]
         return False
@@ -196,11 +196,12 @@ class Workers:
         self._ticked_ms = now_ms = self.context.now_ms
         if stood_still_ms or self._since_ms is None:
             self._since_ms = now_ms
+        kept_ms = self.context.config.worker_place_kept_ms
         for worker, lives in list(self._lives.items()):
-            self._lives[worker] = {process: ms for process, ms in lives.items() if now_ms - ms <= 2 * PLACE_KEPT_MS}
+            self._lives[worker] = {process: ms for process, ms in lives.items() if now_ms - ms <= 2 * kept_ms}
             if not self._lives[worker]:
                 del self._lives[worker]
-        self._asked = {who: ms for who, ms in self._asked.items() if now_ms - ms <= 4 * PLACE_KEPT_MS}
+        self._asked = {who: ms for who, ms in self._asked.items() if now_ms - ms <= 4 * kept_ms}
         for key, client in list(self.clients.items()):
             if self.context.now_ms - client.heard_ms > forget_ms(self.context.config):
                 del self.clients[key]

@@ -525,7 +525,7 @@ class Cluster(World):
         """A worker's process; where there was one before, it goes on with the operations that are left."""
         self._made += 1
         name = f"w{number}.{self._made}"
-        machine = ClientMachine(number, name)
+        machine = ClientMachine(number, name, yields=self.plan.yields)
         process = self._add(name, WORKER, machine)
         if number == len(self.workers):
             kind = LeasingWorker if self.plan.leases else Worker
@@ -816,7 +816,7 @@ class Cluster(World):
         process.core.perform(worker.advance(self.now_ms, saves), self.now_ms + process.clock_ms)
         self._ask_for_checkpoint(process)
         self._take_results(process)
-        if worker.machine.failed_kind == "fenced" and worker is self.workers[worker.number]:
+        if worker.machine.failed_kind in ("fenced", "taken") and worker is self.workers[worker.number]:
             self._hand_over(process)
         if worker is not self.workers[worker.number]:
             if worker.machine.failed:
@@ -824,6 +824,9 @@ class Cluster(World):
             return
         if worker.machine.failed_kind == "fenced" and (worker.number, worker.machine.epoch) in self.record.fenced:
             self.kill(process, "it was given up")
+            self.post(self.now_ms + 0.1 + self.rng.random() * 50.0, self.start_worker, worker.number)
+        elif worker.machine.failed_kind == "taken":
+            self.kill(process, "another process was this worker, and lived")
             self.post(self.now_ms + 0.1 + self.rng.random() * 50.0, self.start_worker, worker.number)
         elif worker.machine.failed_kind == "run" and not self.plan.deterministic:
             pass  # `_launch` starts it again
@@ -839,7 +842,9 @@ class Cluster(World):
             if is_newer and other.alive and not other.machine.failed:
                 other.driver.take_over(process.driver)
                 self.workers[number] = other.driver
-                self.coverage.faults["process of a worker outlived by one that was started before it"] += 1
+                outlived = process.machine.failed_kind == "fenced"
+                what = "outlived by one that was started before it" if outlived else "that yields to one that lives"
+                self.coverage.faults[f"process of a worker {what}"] += 1
 
     # ------------------------------------------------------------------ sending
     def send(self, process: Process, to: Address, parts: Sequence[Any], message: Any) -> bool:

@@ -169,6 +169,9 @@ class Plan:
     """A file of a checkpoint is written after so long at most,"""
     storage_error_rate: float = 0.0
     """or is not."""
+    yields: bool = False
+    """A process of a worker takes no place of one that lives: one that is started again waits until the one before is
+    silent for long enough."""
     pause_ms: float = 0.0
     """From one pause to the next in the long work of a shard so much time passes."""
 

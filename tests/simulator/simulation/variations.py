@@ -427,6 +427,16 @@ def _draw_share(seed: int, plan: Plan) -> Plan:
     return replace(plan, config=config)
 
 
+def _draw_yields(rng: random.Random, plan: Plan) -> Plan:
+    """The plan with workers that take no place of one that lives."""
+    heartbeat_ms = plan.config.heartbeat_ms
+    config = msgspec.structs.replace(
+        plan.config, worker_place_kept_ms=rng.choice((6, 12)) * heartbeat_ms,
+        worker_place_taken_ms=rng.choice((1, 3)) * heartbeat_ms,
+    )  # fmt: skip
+    return replace(plan, yields=True, config=config)
+
+
 def vary(plan: Plan, large: bool) -> Plan:
     """The plan with what its seed adds; ``large``: with large tables and pushes whatever the seed says."""
     seed, mode = plan.seed, plan.mode
@@ -462,6 +472,9 @@ def vary(plan: Plan, large: bool) -> Plan:
         plan = replace(plan, initialise=True)
     if seed % REFUSALS_EVERY == 3:
         plan = _draw_refusals(seed, plan)
+    workers = any(fault.kind in ("worker", "worker-twice") for fault in plan.faults)
+    if workers and (rng := random.Random(f"yields {seed}")).random() < 0.3:
+        plan = _draw_yields(rng, plan)
     plan = replace(plan, rates=seed % RATES_EVERY == RATES_EVERY - 2)
     plan = draw_leaves(seed, _draw_share(seed, _draw_pauses(seed, plan)))
     return _draw_checkpoints(seed, draw_successions(seed, plan))

@@ -27,7 +27,9 @@ from ecrec.protocol.messages import (
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.state import encode_state
-from ecrec.protocol.workers import CLAIMS_MAX, PLACE_KEPT_MS, PLACE_TAKEN_MS
+from ecrec.protocol.workers import CLAIMS_MAX
+
+PLACE_KEPT_MS, PLACE_TAKEN_MS = ProtocolConfig().worker_place_kept_ms, ProtocolConfig().worker_place_taken_ms
 
 
 # ------------------------------------------------------------------ closed connections
@@ -610,3 +612,28 @@ def test_a_scheduler_that_stood_still_listens_before_it_gives_the_place_away() -
     assert case.asks() == [], "it has yet to notice that it stood still"
     assert case.passes(300) == []
     assert Fenced in case.passes(600, lives=True)
+
+
+def test_the_views_of_a_process_that_was_never_heard_again_do_not_reach_the_next_one() -> None:
+    """Both are worker 0 without an epoch, at one address: the second would take the epoch of the first."""
+    case = Asking(scheduler_of(1, 0))
+    assert case.asks("first") == [Views]
+    assert case.asks("second") == []
+    source, heard = Address(WORKER, 0, 0), list[Any]()
+    real = case.scheduler.handle
+
+    def handle(event: Any, now_ms: float) -> list[Any]:
+        effects = real(event, now_ms)
+        heard.extend(e.message for e in effects if isinstance(e, Send) and e.to == source)
+        return effects
+
+    case.scheduler.handle = handle  # type: ignore[method-assign]
+    while case.now_ms < PLACE_KEPT_MS - 200:
+        case.now_ms += 100.0
+        for shard in range(5):
+            reports(case.scheduler, shard, case.now_ms)
+        case.scheduler.handle(Tick(), case.now_ms)
+        case.asks("second")
+    assert heard == []
+    case.now_ms += 300.0
+    assert case.asks("second") == [Views]
