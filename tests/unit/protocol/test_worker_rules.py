@@ -100,10 +100,10 @@ def test_who_is_silent_for_long_is_forgotten() -> None:
     scheduler = Scheduler()
     scheduler.beats(Address(TOOL, 0, 0))
     scheduler.context.now_ms = forget_ms(scheduler.context.config)
-    scheduler.workers.on_tick()
+    scheduler.workers.on_tick(0.0)
     assert scheduler.workers.clients
     scheduler.context.now_ms += 1.0
-    scheduler.workers.on_tick()
+    scheduler.workers.on_tick(0.0)
     assert not scheduler.workers.clients
 
 
