@@ -172,6 +172,18 @@ def test_a_process_that_others_would_not_find_gets_no_place(wanted: int, why: st
         assert scheduler.admission.choose(0, 1) == ("new" if is_found else None)
 
 
+def test_who_leaves_its_host_is_followed_by_a_process_on_another_one() -> None:
+    scheduler = Scheduler()
+    scheduler.dies(0)
+    scheduler.waits("same", 0, "tcp://rack-1:9001")
+    scheduler.waits("spare on the same", endpoint="tcp://rack-1:9002")
+    choose = scheduler.admission.choose
+    assert choose(0, 1, "rack-1") is None and choose(0, 1, "rack-2") == "same"
+    scheduler.waits("other", endpoint="tcp://rack-10:9001")
+    assert choose(0, 1, "rack-1") == "other" and choose(0, 1) == "same"
+    assert choose(0, 1, "rack-1", but={"other"}) is None
+
+
 def new_group(*waiting: tuple[Any, ...], groups: int = 1) -> list[str] | None:
     """Who gets the places of a new group."""
     scheduler = Scheduler(groups)

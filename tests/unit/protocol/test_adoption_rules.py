@@ -29,7 +29,7 @@ from ecrec.protocol.messages import (
     StateCopy,
     Views,
 )
-from ecrec.protocol.state import DatasetState, Fence, Group, Lease, Place, Settlement, State, encode_state, read_state
+from ecrec.protocol.state import DatasetState, Fence, Group, Lease, Place, Settlement, State, Succeeding, encode_state, read_state
 
 N = 3
 SPEC = table(code="2+1")
@@ -278,6 +278,22 @@ def test_what_a_copy_is_too_old_for_the_youngest_member_was_started_with() -> No
     assert state.groups[0].view == 9 and state.groups[0].places[2].state == RECOVERING
 
 
+def test_a_succession_that_was_under_way_is_not_gone_on_with() -> None:
+    """Who follows the state that is made has heard that it is over; the two would wait for each other."""
+    copy = copied()
+    copy.groups[0].succeeding = Succeeding(2, 2, "spare", "inproc://spare", 1)
+    state, _ = made(*(tells(started(i)) for i in range(N)), copy=copy)
+    assert state.groups[0].succeeding is None
+
+
+def test_the_successor_itself_may_be_the_first_that_has_heard_that_it_has_the_place() -> None:
+    succession = m.Succession(2, 2, 5, "inproc://spare")
+    told = [tells(started(i), succession) for i in range(2)]
+    state, _ = made(*told, tells(started(2, epoch=5, number=3, succeeds=True)), copy=copied())
+    place = state.groups[0].places[2]
+    assert (place.epoch, place.state, place.process) == (5, UP, "p0.2") and state.groups[0].view == 3
+
+
 def test_views_that_nobody_knows_any_more_are_an_error_with_their_numbers() -> None:
     down = [m.ShardDown(8, 2, 1)]
     with pytest.raises(ConfigurationError, match="views 2 to 7 of group 0 are not known to any member"):
@@ -341,6 +357,29 @@ def test_what_happens_to_a_place_takes_from_it_what_it_was_before() -> None:
     state.groups[0].settlements[2] = Settlement(1, {}, 4, {}, 1)
     replay(state, 0, m.ShardUp(2, 2, 2, "new", 4, {}))
     assert state.groups[0].places[2] == Place(2, RECOVERING, "", "new") and not state.groups[0].settlements
+
+
+def test_a_successor_has_the_place_and_is_another_process() -> None:
+    state = copied()
+    state.groups[0].places[2] = Place(1, UP, "p", "old", started(2), epochs=7)
+    for number, epoch, newest in ((2, 5, 7), (3, 9, 9)):
+        replay(state, 0, m.Succession(number, 2, epoch, "new"))
+        place = state.groups[0].places[2]
+        assert (place.epoch, place.process, place.epochs) == (1, "p", newest), "it only copies"
+        assert place.next_epoch == newest + 1, "never that of one that was given up"
+    replay(state, 0, m.Succeeded(4, 2, 9, "new", 4, {}))
+    assert state.groups[0].places[2] == Place(9, UP, "", "new", epochs=9)
+
+
+def test_the_newest_checkpoint_that_anybody_has_heard_of_is_known() -> None:
+    """Groups are brought up one behind the other. One of a number that was taken would stop nobody."""
+    state = copied(groups=2)
+    state.saving.number = 3
+    for number, view, newest in (
+        (0, m.CheckpointAsked(2, 5), 5), (1, m.CheckpointOver(2, 4), 5), (1, m.CheckpointOver(3, 6), 6),
+    ):  # fmt: skip
+        replay(state, number, view)
+        assert state.saving.number == newest
 
 
 def test_generations_only_rise() -> None:

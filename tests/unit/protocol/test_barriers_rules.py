@@ -13,7 +13,10 @@ from ecrec.protocol.queues import QueuedPush, WorkerState, sections_of
 
 
 def pushed(worker: int, barrier: int = 2, run: int = 7, sequence: int = 1, number: int = 3, **more: Any) -> QueuedPush:
-    push = Push(1, number, barrier, more.pop("assign", False), [], 0, run, sequence, 0, more.pop("rates", {}))
+    push = Push(
+        1, number, barrier, more.get("assign", False), [], 0, run, sequence, 0, more.get("rates", {}),
+        records=more.get("records", False),
+    )  # fmt: skip
     return QueuedPush(worker, number, push, (), Address(WORKER, worker, 1))
 
 
@@ -82,6 +85,10 @@ def test_a_barrier_is_applied_when_the_pushes_of_all_its_workers_are_here(
     ("other", "what"),
     [
         (pushed(1, assign=True), "barrier 1 of worker 0 (its push 3) steps with gradients, that of worker 1"),
+        (
+            pushed(1, assign=True, records=True),
+            "barrier 1 of worker 0 (its push 3) steps with gradients, that of worker 1 (its push 3) sets whole records",
+        ),
         (pushed(1, 3), "barrier size of worker 0 (its push 3) 2, that of worker 1 (its push 3) 3"),
         (
             pushed(1, sequence=2),
@@ -99,6 +106,13 @@ def test_pushes_that_wait_for_each_other_and_differ_break_their_run(other: Queue
     assert what in barriers.refusal(2, pushed(2, 3).push), "a third one that comes later is told"
     assert barriers.refusal(2, pushed(2, 3, run=8).push) == ""
     assert barriers.refusal(2, pushed(2, 1).push) == "", "it is part of no barrier"
+
+
+def test_weights_and_whole_records_are_not_set_in_one_barrier() -> None:
+    """Both assign, and have values of different lengths."""
+    some = [pushed(0, assign=True), pushed(1, assign=True, records=True)]
+    with pytest.raises(DisagreementError, match="sets weights, that of worker 1 .* sets whole records"):
+        batch(*some)
 
 
 def test_of_learning_rates_the_first_that_differs_is_named() -> None:

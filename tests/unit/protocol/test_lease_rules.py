@@ -359,3 +359,71 @@ def test_the_figures_of_a_data_set_are_its_own() -> None:
     scheduler.leases.heard(worker(0), 1, cursor(1, 4))
     scheduler.leases.heard(worker(1), 1, cursor(2, 3))
     assert [(f.dataset.name, f.trained, f.leased) for f in scheduler.leases.figures()] == [("d", 4, 1), ("other", 3, 1)]
+
+
+# ------------------------------------------------------------------ a life that ends
+def test_shards_are_told_of_every_life_that_ends_and_splits_wait_only_for_one_that_holds_some() -> None:
+    scheduler = Scheduler(groups=2)
+    scheduler.lease(0)
+    for number, waits in ((0, [(0, 1)]), (1, [(0, 1)])):
+        scheduler.changed()
+        scheduler.leases.end(number, 1)
+        assert scheduler.fences() == waits and scheduler.of.is_fenced(number, 1) and scheduler.changed()
+        told = [group.views[-1] for group in scheduler.state.groups]
+        assert told == [m.WorkerFenced(2 + number, number, 1)] * 2
+
+
+# ------------------------------------------------------------------ a checkpoint that is restored
+def restored(name: str = "d", next: int = 60, returned: Any = ((10, 20),), **more: Any) -> m.RestoredDataset:
+    return m.RestoredDataset(Dataset(name, 100, more.get("end", 100), 10), next, list(returned), 40, 5)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "why"),
+    [
+        ([], ""),
+        ([restored(), restored("e", 0, ())], ""),
+        ([restored("a"), restored("a", 0, ())], "two of the data sets have one name"),
+        ([restored(), restored("")], "expected 1 to 256 characters"),
+        ([restored(returned=[(10, 20), (0, 10), (50, 60)])], ""),
+        ([restored(returned=[(10, 20), (19, 30)])], "data set 'd': what is left of it does not fit 100 examples"),
+        ([restored(returned=[(20, 30), (10, 21)])], "data set 'd': what is left of it does not fit 100 examples"),
+        ([restored(returned=[(50, 61)])], "data set 'd': what is left of it does not fit 100 examples"),
+        ([restored(returned=[(10, 10)])], "data set 'd': what is left of it does not fit 100 examples"),
+        ([restored(next=100)], ""),
+        ([restored(next=101)], "data set 'd': what is left of it does not fit 100 examples"),
+    ],
+)
+def test_data_sets_of_a_checkpoint_with_which_nobody_could_go_on_are_refused(datasets: Any, why: str) -> None:
+    refusal = Scheduler().leases.restore_refusal(datasets)
+    assert why in refusal and bool(refusal) == bool(why)
+
+
+def test_who_asks_again_for_what_was_restored_changes_nothing_and_is_not_refused() -> None:
+    scheduler, some = Scheduler(), [restored(next=100, returned=())]
+    scheduler.leases.restore(some)
+    assert scheduler.changed() and scheduler.of.datasets[0].restored
+    assert scheduler.lease(0) == m.NoSplit(1, True)
+    scheduler.changed()
+    assert scheduler.leases.restore_refusal(some) == ""
+    scheduler.leases.restore(some)
+    assert not scheduler.changed() and not scheduler.of.datasets[0].restored, "a worker has asked for it since"
+    assert "this cluster has data sets of its own ('d')" in scheduler.leases.restore_refusal([restored()])
+    assert "this cluster has data sets of its own ('d')" in scheduler.leases.restore_refusal([])
+
+
+def test_where_a_restored_data_set_ends_is_said_anew_by_who_asks_first_if_it_can_be() -> None:
+    scheduler = Scheduler()
+    scheduler.leases.restore([restored(next=60, returned=())])
+
+    def asked(request: int, end: int, split: int = 10) -> Any:
+        scheduler.leases.on_lease_split(worker(0), m.LeaseSplit(request, Dataset("d", 100, end, split), 0))
+        (answer,) = scheduler.sent()
+        return answer
+
+    assert "0 examples a split" in asked(1, 300, split=0).reason
+    assert "exists as" in asked(2, 59).reason, "more is trained on already"
+    assert scheduler.of.datasets[0].restored and scheduler.of.datasets[0].dataset.end == 100
+    first = asked(3, 300, split=20)
+    assert (first.first, first.last) == (60, 80) and scheduler.of.datasets[0].dataset.end == 300
+    assert "exists as" in asked(4, 400, split=20).reason, "the first one has said it"
