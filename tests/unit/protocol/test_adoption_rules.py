@@ -29,7 +29,18 @@ from ecrec.protocol.messages import (
     StateCopy,
     Views,
 )
-from ecrec.protocol.state import DatasetState, Fence, Group, Lease, Place, Settlement, State, Succeeding, encode_state, read_state
+from ecrec.protocol.state import (
+    DatasetState,
+    Fence,
+    Group,
+    Lease,
+    Place,
+    Settlement,
+    State,
+    Succeeding,
+    encode_state,
+    read_state,
+)
 
 N = 3
 SPEC = table(code="2+1")

@@ -15,6 +15,7 @@ from ecrec.protocol.channel import Channel, Kept, WatermarkError
 from ecrec.protocol.client import GROUPS_MAX, ClientMachine
 from ecrec.protocol.client_leases import ClientLeases
 from ecrec.protocol.client_runs import ClientRuns
+from ecrec.protocol.client_saves import ClientSaves
 from ecrec.protocol.client_tables import ClientTables
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Disconnect, Failed, PullFailed, Received, Send, Tick
@@ -54,6 +55,7 @@ from ecrec.protocol.messages import (
     Welcome,
     WorkerCensus,
     WorkerFenced,
+    WorkerStatus,
 )
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX, TABLES_MAX
 
@@ -218,6 +220,122 @@ def test_who_is_asked_for_its_splits_tells_them_if_it_is_a_worker_that_has_a_lif
     machine = tool()
     machine.handle(Received(Address(SCHEDULER, 0, 0), Views(0, [started()])), 0.0)
     assert machine.epoch == 7 and machine.handle(Received(Address(SCHEDULER, 0, 0), m.Census()), 0.0) == []
+
+
+# ------------------------------------------------------------------ checkpoints
+def heartbeat(driver: Driver) -> WorkerStatus:
+    """What the scheduler is told next."""
+    (status,) = [
+        effect.message for effect in driver.tick(1_000.0)
+        if isinstance(effect, Send) and isinstance(effect.message, WorkerStatus)
+    ]  # fmt: skip
+    return status
+
+
+def test_the_last_push_before_a_checkpoint_is_told_of_shards_that_know_of_this_life() -> None:
+    driver = Driver()
+    driver.view(started())
+    for shard, made in ((0, 4), (1, 7)):
+        driver.shard(shard, Welcome(made, made))
+    (told,) = driver.view(m.CheckpointAsked(2, 5))
+    assert isinstance(told, Send) and told.message.checkpoint == 5 and told.message.pushed == {0: 4, 1: 7}
+    driver.shard(2, Welcome(9, 9))
+    assert heartbeat(driver).pushed == {0: 4, 1: 7, 2: 9}
+
+
+def test_of_a_checkpoint_that_is_heard_of_again_or_late_nothing_is_taken() -> None:
+    """What was pushed since comes after it, whoever says again that it began."""
+    driver = ready()
+    driver.push()
+    driver.view(m.CheckpointAsked(1, 5))
+    driver.push()
+    for number, late in ((2, 5), (3, 4)):
+        assert driver.view(started(number, checkpoint=late)) == []
+        status = heartbeat(driver)
+        assert (status.checkpoint, status.pushed) == (5, {0: 1, 1: 1, 2: 1})
+    driver.view(m.CheckpointAsked(4, 6))
+    status = heartbeat(driver)
+    assert (status.checkpoint, status.pushed) == (6, {0: 2, 1: 2, 2: 2})
+    driver.view(m.CheckpointOver(5, 6))
+    assert heartbeat(driver).pushed == {}
+
+
+def test_a_tool_takes_no_part_in_checkpoints() -> None:
+    driver = Driver(role=TOOL)
+    driver.view(started())
+    assert driver.view(m.CheckpointAsked(2, 5)) == []
+    status = heartbeat(driver)
+    assert (status.checkpoint, status.pushed) == (0, {})
+
+
+def test_a_checkpoint_that_no_message_can_ask_for_is_refused_at_once() -> None:
+    driver = ready()
+    for more in ({"after": m.CHECKPOINTS_MAX + 1}, {"base": -1}):
+        with pytest.raises(RefusedError, match="a checkpoint to 'sim://x' cannot be asked for"):
+            driver.machine.save("sim://x", 1.0, **more)
+        assert not driver.machine.saves.asking
+    (asked,) = driver.machine.save("sim://x", 1.0, after=m.CHECKPOINTS_MAX)
+    assert isinstance(asked, Send) and isinstance(asked.message, m.Save)
+
+
+def test_a_checkpoint_is_asked_for_again_after_a_while_until_it_is_answered() -> None:
+    for answer, is_begun in ((m.SaveBegun, True), (m.Refused, False)):
+        saves, asked = ClientSaves(), m.Save(3, "sim://x", 1.0)
+        saves.ask(asked)
+        assert saves.on_tick(AGAIN_MS - 1.0, AGAIN_MS) == []
+        for now_ms, is_sent in ((100.0, True), (199.0, False), (200.0, True)):
+            assert saves.on_tick(now_ms, AGAIN_MS) == ([Send(m.SCHEDULER_ADDRESS, asked)] if is_sent else [])
+        for request in (2, 3):
+            assert saves.asking
+            saves.on_begun(answer(request, 7)) if is_begun else saves.on_refused(request, "no")
+        assert not saves.asking and (saves.checkpoint, saves.refusal) == ((7, "") if is_begun else (0, "no"))
+        assert saves.on_tick(900.0, AGAIN_MS) == []
+
+
+# ------------------------------------------------------------------ the end
+def test_a_worker_says_that_it_ends_when_all_is_durable_and_who_has_no_life_says_nothing() -> None:
+    driver = ready()
+    driver.push()
+    with pytest.raises(RuntimeError, match="worker 1: its pushes are not durable yet"):
+        driver.machine.say_goodbye()
+    for shard in range(3):
+        driver.shard(shard, PushAck(1))
+    (said,) = driver.machine.say_goodbye()
+    assert isinstance(said, Send) and said.message.leaves and said.to.role == SCHEDULER
+    assert not heartbeat(driver).leaves
+    assert ClientMachine(1, "p").say_goodbye() == []
+    driver = Driver(role=TOOL)
+    driver.view(started())
+    assert driver.machine.epoch and driver.machine.say_goodbye() == []
+
+
+# ------------------------------------------------------------------ changes for readers
+def test_a_shard_is_asked_what_changed_until_it_has_answered_just_that() -> None:
+    driver = Driver(role=TOOL)
+    driver.view(started())
+
+    def asked(effects: Any) -> list[tuple[Address, int]]:
+        return [(each.to, each.message.request) for each in effects if isinstance(each.message, m.AskChanges)]
+
+    for shard in (0, 1):
+        assert asked(driver.machine.ask_changes(shard, 5, 1, 0, 0, (0, 0, 0))) == [
+            (Address(SHARD, shard, 1), shard + 1)
+        ]
+    assert asked(driver.machine.ask_changes(0, 5, 1, 0, 0, (0, 0, 0))) == [(Address(SHARD, 0, 1), 3)]
+    again_ms = driver.machine.config.resend_ms
+    assert asked(driver.tick(again_ms - 1.0)) == []
+    assert asked(driver.tick(1.0)) == [(Address(SHARD, 0, 1), 3), (Address(SHARD, 1, 1), 2)]
+    driver.shard(0, m.Changed(1, 9))
+    driver.shard(1, m.Changed(3, 9))
+    assert driver.machine.changes.answers == {}, "of questions that were asked before, or elsewhere"
+    driver.shard(0, m.Changed(3, 9), frames=(b"rows", b"weights"))
+    answer = driver.machine.changes.answers[0]
+    assert (answer.epoch, answer.message.until, answer.frames) == (1, 9, (b"rows", b"weights"))
+    assert asked(driver.tick(again_ms)) == [(Address(SHARD, 1, 1), 2)]
+    driver.view(ShardDown(2, 1, 1))
+    assert asked(driver.tick(again_ms)) == []
+    driver.view(ShardUp(3, 1, 2, "tcp://new", 0, {}))
+    assert asked(driver.tick(again_ms)) == [(Address(SHARD, 1, 2), 2)]
 
 
 # ------------------------------------------------------------------ what is asked

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 from cluster import Cluster, table
+from parts import Parts, worker
 from workers import add_worker, do, push
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Tick
-from ecrec.protocol.messages import WAIT, WRITE, WRITTEN
+from ecrec.protocol.initial import InitialValues
+from ecrec.protocol.leases import Leases
+from ecrec.protocol.messages import WAIT, WRITE, WRITTEN, InitialiseTable, Refused, TableInitial
 from ecrec.protocol.placement import TableSpec
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.state import read_state
@@ -204,3 +207,34 @@ def test_a_failure_to_make_what_was_written_long_ago_says_nothing() -> None:
     do(cluster, other, other.initial_failed(0, "never mind"))
     cluster.settle_down(lambda: not other.initial_asked)
     assert ask(cluster, other) == WRITTEN
+
+
+def table_of(*lives: int) -> tuple[Parts, InitialValues]:
+    """Nobody has written the only table yet; so many workers are in these lives."""
+    parts = Parts(workers=dict(enumerate(lives)))
+    parts.state.tables, parts.state.initial.fresh = [SPEC], [0]
+    return parts, InitialValues(parts.context, parts.announcer, Leases(parts.context, parts.announcer))
+
+
+def test_who_waits_is_told_of_a_failure_once_and_nothing_else_and_not_while_another_one_writes() -> None:
+    parts, initial = table_of(1, 1, 1)
+    initial.on_initialise(worker(0), InitialiseTable(1, 0, False, False, "out of paint"))
+    assert parts.sent() == [TableInitial(1, 0, WAIT)]
+    initial.on_initialise(worker(1), InitialiseTable(2, 0, False, False))
+    assert parts.sent() == [Refused(2, "worker 0 could not make them: out of paint")]
+    initial.on_initialise(worker(1), InitialiseTable(3, 0, True, False))
+    assert parts.sent() == [TableInitial(3, 0, WRITE)]
+    initial.on_initialise(worker(0), InitialiseTable(1, 0, False, False, "out of paint"))
+    initial.on_initialise(worker(2), InitialiseTable(4, 0, False, False))
+    assert parts.sent() == [TableInitial(1, 0, WAIT), TableInitial(4, 0, WAIT)], "worker 1 writes them"
+
+
+def test_a_failure_of_a_life_that_is_over_is_told_nobody() -> None:
+    parts, initial = table_of(1, 1, 1)
+    for number in (0, 1):
+        initial.on_initialise(worker(number), InitialiseTable(1, 0, False, False, f"worker {number} says"))
+    for number, answer in ((0, Refused), (1, TableInitial)):
+        parts.sent()
+        initial.ended(number, 1)
+        initial.on_initialise(worker(2), InitialiseTable(2, 0, False, False))
+        assert [type(message) for message in parts.sent()] == [answer], "that of worker 1 is the last that was heard"
