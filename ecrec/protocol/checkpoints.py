@@ -68,7 +68,7 @@ class Checkpoints:
         self._moved_ms = -NEVER_MS
         """When it last went on."""
         self._cut_ms: float | None = None
-        """Since when shards may know of the cut, as far as this scheduler knows."""
+        """Since when shards may know of the newest cut, as far as this scheduler knows."""
         self._progress: tuple[int, int] = (0, 0)
         self._is_writing = False
         """The manifest is being written."""
@@ -146,7 +146,7 @@ class Checkpoints:
             if group.lost:
                 return group.lost
             for shard, place in enumerate(group.places):
-                if place.state != UP or shard in group.settlements:
+                if place.state != UP:
                     return f"shard {number * self.context.state.n + shard} is {place.state}"
         return ""
 
@@ -245,7 +245,7 @@ class Checkpoints:
                 context.note("warning", f"worker {worker} (epoch {life.epoch}) is not heard any more: its life is over")
                 self.leases.end(worker, life.epoch)
         sequences = {run: max(t.sequence for t in saving.told.values() if t.run == run)
-                     for run in {t.run for t in saving.told.values()} if run}  # fmt: skip
+                     for run in {t.run for t in saving.told.values()}}  # fmt: skip
         barriers = {
             worker: (told.run, sequences[told.run])
             for worker, told in saving.told.items()
@@ -376,7 +376,6 @@ class Checkpoints:
         saving = self.context.state.saving
         saving.step(happening)
         saving.told, saving.datasets, saving.leases, saving.fresh = {}, [], [], []
-        self._cut_ms = None
         saving.has_state, saving.state_file, self._writes_state = False, None, False
         self._is_writing, self._began_ms, self._moved_ms, self._progress = False, None, -NEVER_MS, (0, 0)
         self._announce_end(is_complete=happening == WRITTEN)

@@ -111,7 +111,7 @@ def test_pushes_that_wait_for_each_other_and_differ_break_their_run(other: Queue
 def test_weights_and_whole_records_are_not_set_in_one_barrier() -> None:
     """Both assign, and have values of different lengths."""
     some = [pushed(0, assign=True), pushed(1, assign=True, records=True)]
-    with pytest.raises(DisagreementError, match="sets weights, that of worker 1 .* sets whole records"):
+    with pytest.raises(DisagreementError, match=r"sets weights, that of worker 1 .* sets whole records"):
         batch(*some)
 
 
