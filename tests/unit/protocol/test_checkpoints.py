@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 from cluster import Cluster, table, written
+from workers import add_worker
 
 from ecrec.errors import WireError
 from ecrec.protocol import messages as m
@@ -156,6 +157,25 @@ def test_a_checkpoint_goes_into_tables_that_are_there_and_the_cluster_remembers_
     ((answer, _),) = cluster.tool_answers
     assert answer.restored == m.RestoredFrom("sim://storage", 12)
     push_goes_through(cluster, spec)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_life_that_brought_a_checkpoint_is_over_and_is_sent_nothing_more(is_named: bool) -> None:
+    """Shards take nothing of it that comes late: it could undo what was trained since."""
+    cluster = Cluster(5, CONFIG)
+    restorer = add_worker(cluster, 99)
+    cluster.where[TOOL_ADDRESS] = "tool"
+    cluster.give("scheduler", Received(TOOL_ADDRESS, m.Restore(1, [], 99, 1, begins=True)))
+    assert (WORKER, 99) in cluster.scheduler.workers.clients
+    for request in (2, 3):  # it was not answered in time, and is asked again
+        cluster.give("scheduler", Received(TOOL_ADDRESS, m.Restore(request, [], 99, 1 if is_named else 0)))
+        cluster.run()
+        assert cluster.tool_answers[-1][0] == m.Restored(request)
+        assert cluster.scheduler.state.leases.fenced == ({99: 1} if is_named else {})
+        assert (WORKER, 99) not in cluster.scheduler.workers.clients and not restorer.failed
+    fences = [view for view in cluster.scheduler.state.groups[0].views if isinstance(view, m.WorkerFenced)]
+    assert [(view.worker, view.epoch) for view in fences] == ([(99, 1)] if is_named else [])
+    assert all(cluster.shard(shard).context.fenced == ({99: 1} if is_named else {}) for shard in range(5))
 
 
 def test_a_restore_into_tables_whose_data_was_begun_is_refused() -> None:

@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 from cluster import Cluster
 from doubts import epochs, formed, mute, pass_time, states, suspected
+from parts import Parts
 
 from ecrec.protocol import messages as m
+from ecrec.protocol.admission import Admission, Candidate
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.departure import SAID_MS
+from ecrec.protocol.departure import SAID_MS, Departure
+from ecrec.protocol.drains import Drains
 from ecrec.protocol.events import LEFT, LEFT_EARLY, Effect, Note, Received, Send, Stop, Tick, ToldToEnd
 from ecrec.protocol.messages import DOWN, RECOVERING, SCHEDULER, SHARD, TOOL, UP, WORKER, Address
 from ecrec.protocol.scheduler import SchedulerMachine
@@ -260,6 +263,86 @@ def test_nobody_but_the_member_may_say_that_it_leaves(source: Address, process: 
     assert not [e for e in effects if isinstance(e, Send) and e.to.role == SHARD]
     pass_time(cluster, 2_000.0)
     assert states(cluster) == [UP] * 5 and leaving(cluster) == {} and not cluster.stopped
+
+
+def test_who_may_not_say_that_it_leaves_may_not_say_that_it_stays() -> None:
+    cluster, _ = formed()
+    cluster.kill(1)
+    cluster.declared(1)
+    tell_to_end(cluster, 2)
+    pass_time(cluster, 100.0)
+    process = cluster.shard(2).process
+    for source, name in ((Address(SHARD, 2, 1), "somebody"), (Address(SHARD, 3, 1), process)):
+        cluster.give("scheduler", Received(source, m.Leave(name, stays=True)))
+        assert list(leaving(cluster)) == [2]
+    for _ in range(2):
+        cluster.give("scheduler", Received(Address(SHARD, 2, 1), m.Leave(process, stays=True)))
+        assert leaving(cluster) == {}
+
+
+def test_a_word_that_it_stays_says_nothing_to_a_process_that_was_not_told_to_end() -> None:
+    departure = Departure("p")
+    assert departure.stay() == []
+    departure.begin("shard 2", True, 0.0)
+    note, said = departure.stay()
+    assert isinstance(note, Note) and isinstance(said, Send) and said.message == m.Leave("p", stays=True)
+    assert departure.stay() == [] and not departure.is_asked
+
+
+# ------------------------------------------------------------------ somebody asks that a process ends
+@pytest.mark.parametrize(
+    ("fields", "refusal"),
+    [
+        ({"shard": 2, "epoch": 1}, ""),
+        ({"shard": 2, "epoch": 2}, "shard 2 (epoch 2) is not here any more"),
+        ({"shard": 1, "epoch": 1}, "shard 1 (epoch 1) is not here any more"),  # it is down
+        ({"shard": 9, "epoch": 1}, "there is no shard 9"),
+        ({"process": "spare"}, ""),
+        ({"process": "p2"}, "no process p2 waits for a place"),
+    ],
+)
+def test_only_an_incarnation_that_runs_or_a_process_that_waits_is_told_to_end(fields: Any, refusal: str) -> None:
+    parts, drains = who_is_told()
+    parts.state.groups[0].places[1].state = DOWN
+    drains.on_drain(Address(TOOL, 9, 0), m.Drain(5, **fields))
+    answer = parts.sent()[-1]
+    assert answer == (m.Refused(5, refusal) if refusal else m.Draining(5))
+
+
+def who_is_told() -> tuple[Parts, Drains]:
+    parts = Parts(n=3)
+    admission = Admission(parts.context, parts.members)
+    admission.candidates["spare"] = Candidate("inproc://spare", -1, 0.0, 0.0, 1, True)
+    return parts, Drains(parts.context, admission)
+
+
+def test_a_member_is_told_where_its_successor_is_to_be_and_whether_it_stays() -> None:
+    for fields in ({}, {"stays": True}, {"off_host": True}):
+        parts, drains = who_is_told()
+        drains.on_drain(Address(TOOL, 9, 0), m.Drain(5, 2, 1, **fields))
+        assert parts.sent() == [m.ToldToLeave("p2", **fields), m.Draining(5)]
+
+
+def test_a_process_without_a_place_is_told_once_when_it_is_heard_and_what_was_said_last() -> None:
+    parts, drains = who_is_told()
+    for stays in (False, True):
+        drains.on_drain(Address(TOOL, 9, 0), m.Drain(5, process="spare", stays=stays))
+    parts.sent()
+    for told in ([m.ToldToLeave("spare", True)], []):
+        drains.on_register(Address(SHARD, -1, 0), "spare")
+        assert parts.sent() == told
+
+
+def test_nothing_is_kept_for_processes_that_are_gone() -> None:
+    """One of that name would be told to end for somebody else's sake."""
+    parts, drains = who_is_told()
+    drains.on_drain(Address(TOOL, 9, 0), m.Drain(5, process="spare"))
+    candidates = drains.admission.candidates
+    candidates["another"] = candidates.pop("spare")
+    drains.on_drain(Address(TOOL, 9, 0), m.Drain(6, process="another"))
+    parts.sent()
+    drains.on_register(Address(SHARD, -1, 0), "spare")
+    assert parts.sent() == []
 
 
 def test_an_earlier_life_that_asks_is_told_that_it_is_over() -> None:

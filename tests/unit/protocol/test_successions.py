@@ -223,6 +223,17 @@ def test_one_that_need_not_leave_after_all_stays_and_the_spare_is_one_again() ->
         check(cluster, spec)
 
 
+def test_what_was_said_of_the_one_that_left_says_nothing_of_its_successor() -> None:
+    cluster, _, _ = with_spare()
+    suspicions = cluster.scheduler.deaths.suspicions[0]
+    name = leave(cluster, 2)
+    until(cluster, 2, LEVEL)
+    for is_news in (True, False):
+        assert suspicions.claimed(2, "stranger", cluster.now_ms) == is_news
+    cluster.settle_down(lambda: name in cluster.stopped)
+    assert suspicions.claimed(2, "stranger", cluster.now_ms)
+
+
 def test_a_halt_of_a_succession_that_is_over_halts_nobody() -> None:
     cluster, spec, _ = with_spare()
     leave(cluster, 2)
