@@ -3,13 +3,15 @@
 import itertools
 from typing import Any
 
+import msgspec
 import numpy as np
 from cluster import Cluster, table
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import Received
-from ecrec.protocol.messages import TOOL, Address
+from ecrec.protocol.events import Received, Send
+from ecrec.protocol.messages import RECOVERING, TOOL, UP, Address
+from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
 
 READER = Address(TOOL, 9, 0)
 CONFIG = ProtocolConfig(changes_chunk_bytes=60, changes_readers_max=2)
@@ -179,3 +181,101 @@ def test_a_place_that_cannot_be_is_answered() -> None:
     request = follower.ask(place=(0, 0, m.NUMBER_MAX))
     cluster.settle_down(lambda: follower.answer(request) is not None)
     follower.follow()
+
+
+# ------------------------------------------------------------------ one question at a time
+def asks(cluster: Cluster, request: int, reader: int = 77, **fields: Any) -> list[m.Changed]:
+    """What shard 1 answers at once."""
+    machine = cluster.shard(1)
+    asked = m.AskChanges(request, reader, fields.pop("epoch", machine.address.epoch), fields.pop("since", 0), **fields)
+    return answered(cluster, Received(READER, asked))
+
+
+def answered(cluster: Cluster, event: Any) -> list[m.Changed]:
+    effects = cluster.shard(1).handle(event, cluster.now_ms)
+    return [each.message for each in effects if isinstance(each, Send) and isinstance(each.message, m.Changed)]
+
+
+def test_a_place_behind_the_last_table_is_the_end_and_one_further_on_is_none() -> None:
+    cluster, _ = trained()
+    (first,) = asks(cluster, 1)
+    assert first.until and not first.is_last
+    for place, why in (
+        ((1, 0, 0), ""), ((2, 0, 0), "there is no such place"), ((0, SHARDS_IN_GROUP_MAX, 0), ""),
+        ((0, SHARDS_IN_GROUP_MAX + 1, 0), "there is no such place"),
+    ):  # fmt: skip
+        (answer,) = asks(cluster, 2, until=first.until, place=place)
+        assert (answer.until, answer.is_last, answer.reason) == ((first.until, True, "") if not why else (0, False, why))
+
+
+def test_a_shard_that_is_not_whole_tells_nothing_but_that() -> None:
+    cluster, _ = trained()
+    machine = cluster.shard(1)
+    machine.context.state = RECOVERING
+    asked = m.AskChanges(1, 77, machine.address.epoch, 0)
+    machine.context.effects = []
+    machine.following.on_ask(READER, asked, ())
+    (answer,) = machine.context.effects
+    assert answer.message == m.Changed(1, 0, reason="shard 1 is recovering")
+    assert not machine.following._readers
+    machine.context.state = UP
+
+
+def not_durable() -> tuple[Cluster, Any]:
+    """What shard 1 has applied last its peers have not acknowledged."""
+    cluster, spec = trained(msgspec.structs.replace(CONFIG, changes_chunk_bytes=1 << 20))
+    name = cluster.shards[1]
+    cluster.blocked = {(peer, name) for peer in cluster.shards.values() if peer != name}
+    cluster.push(spec, dict.fromkeys(range(60), 1.0))
+    cluster.run()
+    return cluster, spec
+
+
+def test_a_question_that_is_asked_again_is_read_once_and_answered_once() -> None:
+    cluster, _ = not_durable()
+    following = cluster.shard(1).following
+    assert asks(cluster, 1) == []
+    until = following._readers[77].until
+    assert asks(cluster, 1) == [] and following._readers[77].until == until
+    assert asks(cluster, 2) == [] and following._readers[77].until > until, "that is another one"
+    cluster.blocked = set()
+    cluster.settle_down(lambda: not following._waiting)
+    cluster.tick(500.0)
+    cluster.run()
+    assert [answer.request for answer, _ in cluster.tool_answers if isinstance(answer, m.Changed)] == [2]
+
+
+def test_of_a_reader_that_is_forgotten_nothing_is_kept() -> None:
+    """So many are known: more would keep rows and marks for ever."""
+    cluster, _ = not_durable()
+    machine = cluster.shard(1)
+    following = machine.following
+    marks = []
+    for reader in range(CONFIG.changes_readers_max + 1):
+        assert asks(cluster, 1, reader) == []
+        marks.append(following._readers[reader].until)
+    assert following._readers.keys() == following._waiting.keys() == {1, 2}
+    assert [machine.store.has_mark(mark) for mark in marks] == [False, True, True]
+
+
+def test_marks_that_a_reader_needs_no_more_are_dropped() -> None:
+    cluster, _ = trained(msgspec.structs.replace(CONFIG, changes_chunk_bytes=1 << 20))
+    store, marks = cluster.shard(1).store, [0]
+    for request in range(4):
+        (answer,) = asks(cluster, request, since=marks[-1])
+        assert answer.is_last and answer.is_all == (not request)
+        marks.append(answer.until)
+        assert [store.has_mark(mark) for mark in marks[1:]] == [mark in marks[-2:] for mark in marks[1:]]
+
+
+def test_who_goes_on_reading_names_the_incarnation_and_the_mark_of_the_last_answer() -> None:
+    cluster, _ = trained()
+    (first,) = asks(cluster, 1)
+    unknown = "this reader is not known any more"
+    for fields, reader in (({"epoch": 9}, 77), ({}, 78)):
+        assert asks(cluster, 2, reader, until=first.until, place=first.place, **fields) == [
+            m.Changed(2, 0, reason=unknown)
+        ]
+    assert asks(cluster, 3, until=first.until + 1, place=first.place) == [m.Changed(3, 0, reason=unknown)]
+    (answer,) = asks(cluster, 4, until=first.until, place=first.place)
+    assert (answer.until, answer.reason) == (first.until, ""), "it is still known"
