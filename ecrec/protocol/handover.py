@@ -125,7 +125,7 @@ class Handover:
 
     def take_waiting(self) -> list[Received]:
         """Those that wait no longer."""
-        if self.context.halted or not self._waiting:
+        if self.context.halted:
             return []
         waiting, self._waiting = self._waiting, []
         return waiting
@@ -162,7 +162,6 @@ class Handover:
 
     def on_halted(self, peer: Peer, message: m.Halted, frames: m.Frames) -> None:
         if not self._is_current(message.since, self.context.shard) or self.state != HALTING:
-            self.context.checked()
             return
         if message.window != (peer.received or 0):
             raise ValueError(f"shard {peer.shard} has halted at window {message.window}, I have {peer.received}")
@@ -185,7 +184,7 @@ class Handover:
         """The successor has taken something."""
         context = self.context
         context.checked()
-        if self.state == NOT_COPIED or not self._is_current(message.since, context.shard):
+        if not self._is_current(message.since, context.shard):
             return
         self._acked, self._acked_ms = max(self._acked, message.number), context.awake_ms
         self.share.ended(context.now_ms - self._sent_ms, context.config, context.now_ms)

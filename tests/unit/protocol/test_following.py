@@ -205,7 +205,9 @@ def test_a_place_behind_the_last_table_is_the_end_and_one_further_on_is_none() -
         ((0, SHARDS_IN_GROUP_MAX + 1, 0), "there is no such place"),
     ):  # fmt: skip
         (answer,) = asks(cluster, 2, until=first.until, place=place)
-        assert (answer.until, answer.is_last, answer.reason) == ((first.until, True, "") if not why else (0, False, why))
+        assert (answer.until, answer.is_last, answer.reason) == (
+            (first.until, True, "") if not why else (0, False, why)
+        )
 
 
 def test_a_shard_that_is_not_whole_tells_nothing_but_that() -> None:

@@ -1,16 +1,19 @@
 """A server that leaves while a spare waits is copied to it, and serves until the copy has its place."""
 
+import dataclasses
 from typing import Any
+from unittest import mock
 
 import msgspec
 import numpy as np
+import pytest
 from cluster import Cluster
 from doubts import epochs, formed, pass_time, states
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
-from ecrec.protocol.events import LEFT, Connection, Note, Received, ToldToEnd
-from ecrec.protocol.messages import TOOL, UP, Address
+from ecrec.protocol.events import LEFT, Connection, Note, Received, Send, Tick, ToldToEnd
+from ecrec.protocol.messages import SCHEDULER_ADDRESS, TOOL, UP, Address
 from ecrec.protocol.transitions import COPYING, HALTING, LEVEL, NEAR, NOT_COPIED
 
 SLOW = ProtocolConfig(
@@ -269,4 +272,196 @@ def test_a_shard_that_loses_the_connection_to_its_successor_says_so_and_serves_o
     cluster.give(cluster.shards[2], Connection(leaver.handover.successor, up=False))
     cluster.settle_down(lambda: any("the connection to its successor broke" in text for text in notes))
     assert states(cluster) == [UP] * 5 and not leaver.context.halted
+    check(cluster, spec)
+
+
+# ------------------------------------------------------------------ one rule at a time
+def at(stage: str, config: ProtocolConfig = SLOW) -> tuple[Cluster, Any, Any]:
+    """Shard 2 leaves, and has come so far; it, and who it would be."""
+    cluster, spec, spare = with_spare(config)
+    leave(cluster, 2)
+    until(cluster, 2, stage)
+    return cluster, cluster.shard(2), cluster.machines[spare]
+
+
+def says(cluster: Cluster, shard: int, event: Any, *kinds: type) -> list[Any]:
+    """What of these kinds a shard says at an event."""
+    effects = cluster.shard(shard).handle(event, cluster.now_ms)
+    return [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, kinds or object)]
+
+
+def tell(message: m.Message) -> Received:
+    """The scheduler says something."""
+    return Received(SCHEDULER_ADDRESS, message)
+
+
+def test_only_the_one_that_leaves_is_copied() -> None:
+    cluster, leaver, _ = at(COPYING)
+    cluster.run()
+    others = [cluster.shard(shard).handover for shard in (0, 1, 3, 4)]
+    assert leaver.handover.state != NOT_COPIED and all(each.state == NOT_COPIED for each in others)
+    assert all(each.succession == leaver.handover.succession for each in others)
+
+
+def test_a_halt_is_for_the_succession_that_it_names() -> None:
+    cluster, leaver, _ = at(NEAR)
+    since = leaver.handover.succession.number
+    for number in (since - 1, since + 1):
+        assert says(cluster, 2, tell(m.HaltNow(number)), m.Halt) == [] and leaver.handover.state == NEAR
+    assert says(cluster, 2, tell(m.HaltNow(since)), m.Halt) == [m.Halt(since)] * 4
+    assert leaver.handover.state == HALTING and leaver.context.halted
+    assert says(cluster, 2, tell(m.HaltNow(since)), m.Halt) == [], "it has halted already"
+
+
+def test_a_member_says_once_that_it_has_halted() -> None:
+    cluster, leaver, _ = at(HALTING)
+    said, halt = [], Received(leaver.address, m.Halt(leaver.handover.succession.number))
+    for event in (halt, Tick(), Tick()):
+        said += says(cluster, 0, event, m.Halted)
+    assert len(said) == 1 and said[0].since == halt.message.since
+
+
+def test_who_has_halted_counts_for_this_succession_alone_and_with_all_its_windows() -> None:
+    cluster, leaver, _ = at(NEAR)
+    handover, since = leaver.handover, leaver.handover.succession.number
+    peer, source = leaver.peers[0], cluster.shard(0).address
+    window = peer.received
+    assert window
+    leaver.handle(Received(source, m.Halted(since, window)), cluster.now_ms)
+    assert handover._halted == {}, "nobody has asked it to halt"
+    leaver.handle(tell(m.HaltNow(since)), cluster.now_ms)
+    leaver.handle(Received(source, m.Halted(since - 1, window)), cluster.now_ms)
+    assert handover._halted == {}, "that was another succession"
+    with pytest.raises(ValueError, match=f"shard 0 has halted at window {window + 1}, I have {window}"):
+        leaver.handle(Received(source, m.Halted(since, window + 1)), cluster.now_ms)
+    peer.broken = False
+    leaver.handle(Received(source, m.Halted(since, window)), cluster.now_ms)
+    assert handover._halted == {0: window}
+    handover.on_halted(dataclasses.replace(leaver.peers[1], received=None), m.Halted(since, 0), ())
+    assert handover._halted == {0: window, 1: 0}, "it never had anything to say"
+    handover.over()
+    assert handover._halted == {}, "the next one asks anew"
+
+
+def test_what_a_successor_says_of_a_succession_that_is_over_moves_nothing() -> None:
+    cluster, leaver, spare = at(COPYING)
+    handover, since, source = leaver.handover, leaver.handover.succession.number, leaver.handover.successor
+    leaver.handle(Received(source, m.Copied(since - 1, 9, "no room")), cluster.now_ms)
+    assert handover._acked == 0 and not handover._failure
+    leaver.handle(Received(source, m.Copied(since, 1, "")), cluster.now_ms)
+    assert handover._acked == 1
+    handover.over()
+    leaver.handle(Received(source, m.Copied(since, 2, "no room")), cluster.now_ms)
+    assert handover.state == NOT_COPIED and handover._acked == 1 and not handover._failure
+
+
+def test_what_waits_for_the_end_of_a_halt_is_kept_in_order_until_then() -> None:
+    cluster, leaver, _ = at(HALTING)
+    handover = leaver.handover
+    some = [Received(cluster.shard(0).address, m.Snap(1, number, m.Stripes(0, 0, 1), [], False)) for number in (1, 2)]
+    assert [handover.defers(each) for each in some] == [True, True]
+    assert not handover.defers(Received(cluster.shard(0).address, m.Ping(asks=True)))
+    assert handover.take_waiting() == []
+    handover.over()
+    assert handover.take_waiting() == some and handover.take_waiting() == [] and not handover.defers(some[0])
+
+
+def test_a_copy_that_cannot_begin_is_a_failure_with_its_reason_and_nothing_of_the_last_one_is_left() -> None:
+    cluster, leaver, _ = at(NEAR)
+    handover, view = leaver.handover, leaver.handover.succession
+    handover.over()
+    assert handover._copying is None
+    leaver.context.effects = []
+    broken = mock.patch("ecrec.protocol.handover.Copying", side_effect=RuntimeError("a scrub takes its changes"))
+    with broken:
+        handover.on_succession(view)
+    told = [e.message for e in leaver.context.effects if isinstance(e, Send) and isinstance(e.message, m.Handover)]
+    assert [(each.failure, each.left_bytes) for each in told] == [("a scrub takes its changes", 0)]
+    handover.advance()
+    assert not [e for e in leaver.context.effects if isinstance(e, Send) and isinstance(e.message, m.Copy)]
+
+
+WIDE = msgspec.structs.replace(SLOW, succession_copies_in_flight_max=3)
+
+
+def copies(leaver: Any, *, workers_ask: bool) -> int:
+    """How many copies are sent at once, of a succession that begins."""
+    handover, view, context = leaver.handover, leaver.handover.succession, leaver.context
+    handover.over()
+    context.worked_ms = context.now_ms if workers_ask else -1e18
+    context.effects = []
+    handover.on_succession(view)
+    handover.advance()
+    return sum(isinstance(e, Send) and isinstance(e.message, m.Copy) for e in context.effects)
+
+
+def test_while_workers_ask_for_something_one_copy_is_in_flight_and_a_pause_follows_it() -> None:
+    cluster, leaver, _ = at(COPYING, WIDE)
+    handover, context = leaver.handover, leaver.context
+    assert copies(leaver, workers_ask=False) == 3
+    assert copies(leaver, workers_ask=True) == 1
+    context.now_ms += 40.0
+    handover.on_copied(m.Copied(handover.succession.number, 1, ""))
+    assert handover.share.resume_ms > context.now_ms
+    for later_ms, sent in ((0.0, 1), (handover.share.resume_ms - context.now_ms, 2)):
+        context.now_ms += later_ms
+        context.worked_ms = context.now_ms
+        handover.advance()
+        assert handover._sent == sent
+    handover.share.resume_ms = context.now_ms + 1_000.0
+    assert copies(leaver, workers_ask=True) == 0 and handover.state == COPYING, "it is near when something was sent"
+
+
+def test_a_halted_group_is_copied_at_once_whoever_asks() -> None:
+    cluster, leaver, _ = at(HALTING, WIDE)
+    handover, context = leaver.handover, leaver.context
+    cluster.blocked = {(name, cluster.shards[2]) for name in cluster.machines}
+    handover._acked, context.worked_ms = handover._sent, context.now_ms
+    handover.share.resume_ms = context.now_ms + 1_000.0
+    context.store.mark_changes()
+    handover._tables, sent = 0, handover._sent
+    handover.advance()
+    assert handover._sent > sent
+
+
+def said(leaver: Any) -> list[Any]:
+    """What the successor is sent now, when all before it has arrived and no row is left."""
+    handover = leaver.handover
+    while handover._copying.rows:
+        handover._copying.take(1 << 20)
+    handover._acked, leaver.context.effects = handover._sent, []
+    handover.advance()
+    return [
+        e.message for e in leaver.context.effects if isinstance(e, Send) and isinstance(e.message, m.Copy | m.CopyEnd)
+    ]
+
+
+def test_a_table_is_told_though_it_has_no_rows() -> None:
+    cluster, leaver, _ = at(NEAR)
+    assert said(leaver) == []
+    leaver.handover._tables = 0
+    (copy,) = said(leaver)
+    assert copy.tables == leaver.context.tables == cluster.scheduler.state.tables
+    assert said(leaver) == []
+
+
+def test_behind_the_end_nothing_is_sent() -> None:
+    _, leaver, _ = at(HALTING, WIDE)
+    leaver.handover._tables = 0
+    with mock.patch.object(leaver.handover, "_has_halted", return_value=True):
+        (end,) = said(leaver)
+        assert isinstance(end, m.CopyEnd) and said(leaver) == []
+
+
+def test_the_only_server_of_a_group_is_succeeded() -> None:
+    """It has no peers that could halt, and must halt itself all the same."""
+    cluster, spec = formed(1, SLOW, code="1+0")
+    spare = cluster.start(-1)
+    pass_time(cluster, 200.0)
+    cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
+    cluster.drain()
+    name = leave(cluster, 0)
+    cluster.settle_down(lambda: name in cluster.stopped)
+    cluster.shards[0] = spare
+    assert events(cluster, "down", "handed over") == [("handed over", 0)]
     check(cluster, spec)
