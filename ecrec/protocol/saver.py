@@ -296,9 +296,10 @@ class Saver:
 
     def _finish(self) -> None:
         """All rows are copied out: when all parts are written, so is the index."""
-        if self._in_flight or self._cut is None or self._snapshot is not None or self._error or self._index_bytes:
+        if self._in_flight or self._snapshot is not None or self._error or self._index_bytes:
             return
         context = self.context
+        assert self._cut is not None
         shard = context.base + context.shard
         base = self._base
         index = ShardIndex(

@@ -278,7 +278,7 @@ def test_a_shard_that_loses_the_connection_to_its_successor_says_so_and_serves_o
 # ------------------------------------------------------------------ one rule at a time
 def at(stage: str, config: ProtocolConfig = SLOW) -> tuple[Cluster, Any, Any]:
     """Shard 2 leaves, and has come so far; it, and who it would be."""
-    cluster, spec, spare = with_spare(config)
+    cluster, _, spare = with_spare(config)
     leave(cluster, 2)
     until(cluster, 2, stage)
     return cluster, cluster.shard(2), cluster.machines[spare]
@@ -344,7 +344,7 @@ def test_who_has_halted_counts_for_this_succession_alone_and_with_all_its_window
 
 
 def test_what_a_successor_says_of_a_succession_that_is_over_moves_nothing() -> None:
-    cluster, leaver, spare = at(COPYING)
+    cluster, leaver, _ = at(COPYING)
     handover, since, source = leaver.handover, leaver.handover.succession.number, leaver.handover.successor
     leaver.handle(Received(source, m.Copied(since - 1, 9, "no room")), cluster.now_ms)
     assert handover._acked == 0 and not handover._failure
@@ -367,7 +367,7 @@ def test_what_waits_for_the_end_of_a_halt_is_kept_in_order_until_then() -> None:
 
 
 def test_a_copy_that_cannot_begin_is_a_failure_with_its_reason_and_nothing_of_the_last_one_is_left() -> None:
-    cluster, leaver, _ = at(NEAR)
+    _, leaver, _ = at(NEAR)
     handover, view = leaver.handover, leaver.handover.succession
     handover.over()
     assert handover._copying is None
@@ -396,7 +396,7 @@ def copies(leaver: Any, *, workers_ask: bool) -> int:
 
 
 def test_while_workers_ask_for_something_one_copy_is_in_flight_and_a_pause_follows_it() -> None:
-    cluster, leaver, _ = at(COPYING, WIDE)
+    _, leaver, _ = at(COPYING, WIDE)
     handover, context = leaver.handover, leaver.context
     assert copies(leaver, workers_ask=False) == 3
     assert copies(leaver, workers_ask=True) == 1
