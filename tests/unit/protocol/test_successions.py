@@ -7,14 +7,14 @@ from unittest import mock
 import msgspec
 import numpy as np
 import pytest
-from cluster import Cluster
+from cluster import Cluster, table
 from doubts import epochs, formed, pass_time, states
 
 from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import LEFT, Connection, Note, Received, Send, Tick, ToldToEnd
 from ecrec.protocol.messages import SCHEDULER_ADDRESS, TOOL, UP, Address
-from ecrec.protocol.transitions import COPYING, HALTING, LEVEL, NEAR, NOT_COPIED
+from ecrec.protocol.transitions import COPYING, ENDING, HALTING, LEVEL, NEAR, NOT_COPIED
 
 SLOW = ProtocolConfig(
     succession_bytes=64, succession_left_bytes_max=64, succession_copies_in_flight_max=1, window_interval_ms=0.0
@@ -447,10 +447,50 @@ def test_a_table_is_told_though_it_has_no_rows() -> None:
 
 def test_behind_the_end_nothing_is_sent() -> None:
     _, leaver, _ = at(HALTING, WIDE)
-    leaver.handover._tables = 0
+    leaver.handover._tables, leaver.context.worked_ms = 0, -1e18
     with mock.patch.object(leaver.handover, "_has_halted", return_value=True):
         (end,) = said(leaver)
         assert isinstance(end, m.CopyEnd) and said(leaver) == []
+
+
+def test_the_end_is_not_sent_while_rows_are_left() -> None:
+    cluster, leaver, spare = at(NEAR)
+    cluster.blocked.add((spare.process, cluster.shards[2]))
+    cluster.push(table(), dict.fromkeys(range(40), 1.0))
+    cluster.run()
+    leaver.handle(tell(m.HaltNow(leaver.handover.succession.number)), cluster.now_ms)
+    leaver.handover._acked, leaver.context.effects = leaver.handover._sent, []
+    assert leaver.handover._copying.rows and leaver.handover.state == HALTING
+    with mock.patch.object(leaver.handover, "_has_halted", return_value=True):
+        leaver.handover.advance()
+    first, *_ = [e.message for e in leaver.context.effects if isinstance(e, Send)]
+    assert isinstance(first, m.Copy)
+
+
+def test_the_first_message_goes_out_though_there_is_nothing_to_copy() -> None:
+    """How near it is is told when the successor has been sent something."""
+    large = msgspec.structs.replace(WIDE, succession_left_bytes_max=1 << 20)
+    _, leaver, _ = at(NEAR, large)
+    handover, context = leaver.handover, leaver.context
+    handover.share.resume_ms = context.now_ms + 1_000.0
+    assert copies(leaver, workers_ask=True) == 0 and handover.state == COPYING
+    context.worked_ms, tables, context.tables = -1e18, context.tables, []
+    (copy,) = said(leaver)
+    assert copy == m.Copy(handover.succession.number, 1, []) and handover.state == NEAR and said(leaver) == []
+    context.tables = tables
+
+
+def test_the_only_server_of_a_group_halts_when_it_is_told_to() -> None:
+    """It has no peers that could halt."""
+    cluster, _ = formed(1, SLOW, code="1+0")
+    cluster.start(-1)
+    pass_time(cluster, 200.0)
+    leave(cluster, 0)
+    until(cluster, 0, NEAR)
+    leaver = cluster.shard(0)
+    assert said(leaver) == [] and leaver.handover.state == NEAR
+    leaver.handle(tell(m.HaltNow(leaver.handover.succession.number)), cluster.now_ms)
+    assert said(leaver) == [] and leaver.handover.state == ENDING
 
 
 def test_the_only_server_of_a_group_is_succeeded() -> None:
