@@ -192,8 +192,9 @@ class Successions:
         group = self.context.state.groups[number]
         succeeding = group.succeeding
         # trap: what it said of a succession that is over is late
-        mine = succeeding is not None and (succeeding.view, succeeding.shard) == (message.since, shard)
-        if not mine or succeeding is None or (place.epoch, place.process) != (source.epoch, message.process):
+        if succeeding is None or (succeeding.view, succeeding.shard) != (message.since, shard):
+            return False
+        if (place.epoch, place.process) != (source.epoch, message.process):
             return False
         self._left_bytes[number] = message.left_bytes
         if message.halts:
