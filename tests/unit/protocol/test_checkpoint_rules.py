@@ -7,6 +7,7 @@ import pytest
 from cluster import table
 from parts import Parts, worker
 
+from ecrec.errors import CheckpointError, CheckpointVersionError, ConfigurationError
 from ecrec.protocol import messages as m
 from ecrec.protocol.announcer import Client, forget_ms
 from ecrec.protocol.checkpoints import Checkpoints
@@ -15,8 +16,8 @@ from ecrec.protocol.events import FileWritten, WriteFile
 from ecrec.protocol.initial import InitialValues
 from ecrec.protocol.leases import Leases
 from ecrec.protocol.messages import DOWN, RECOVERING, RESEEDING, TOOL, Address
-from ecrec.protocol.saved import STATE_BYTES_MAX, Manifest
-from ecrec.protocol.state import Claim, DatasetState, Lease, Succeeding, Told
+from ecrec.protocol.saved import STATE_BYTES_MAX, Manifest, checkpoint_number, decode, with_checksum
+from ecrec.protocol.state import Claim, DatasetState, Lease, Succeeding, Told, encode_state, read_state
 from ecrec.protocol.transitions import ASKED, COMPLETE, GIVEN_UP, NO_CHECKPOINT, WRITING
 
 ASKER = Address(TOOL, 7, 0)
@@ -31,7 +32,7 @@ class Scheduler(Parts):
     def __init__(self, workers: dict[int, int] | None = None, **more: Any) -> None:
         workers = {0: 1, 1: 1} if workers is None else workers
         super().__init__(workers=workers, **more)
-        self.state.tables = [table()]
+        self.state.tables = [table(code="1+1")]
         self.leases = Leases(self.context, self.announcer)
         self.initial = InitialValues(self.context, self.announcer, self.leases)
         self.checkpoints = Checkpoints(self.context, self.members, self.announcer, self.leases, self.initial)
@@ -444,3 +445,52 @@ def test_figures_are_those_of_the_newest_checkpoint_if_there_was_one() -> None:
     assert scheduler.checkpoints.figures() == m.SavingFigures(1, "sim://x", WRITING, 1, 11, 170, "", 3)
     scheduler.checkpoints.give_up("so")
     assert scheduler.checkpoints.figures() == m.SavingFigures(1, "sim://x", GIVEN_UP, 0, 0, 0, "so", 0)
+
+
+# ------------------------------------------------------------------ what is kept
+def test_a_state_whose_checkpoint_cannot_be_is_refused() -> None:
+    scheduler = Scheduler()
+    scheduler.state.groups[0].table_views = [1]
+    for state, fits in ((NO_CHECKPOINT, True), (WRITING, True), (COMPLETE, True), ("asleep", False)):
+        scheduler.saving.state = state
+        if fits:
+            assert read_state(encode_state(scheduler.state)).saving.state == state
+        else:
+            with pytest.raises(ConfigurationError, match="a checkpoint is 'asleep', which is no state"):
+                read_state(encode_state(scheduler.state))
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("checkpoint-000012", 12), ("checkpoint-1234567", 1234567), ("checkpoint-" + 18 * "9", 10**18 - 1),
+        ("checkpoint-" + 19 * "9", None), ("checkpoint-12", None), ("checkpoint-0000012", None), ("checkpoint-", None),
+        ("checkpoint-00001\u0662", None), ("checkpoint-00001\u00b2", None), ("checkpoint--00001", None), ("other", None),
+        ("checkpoint-00001a", None),
+    ],
+)  # fmt: skip
+def test_only_a_folder_that_a_checkpoint_could_have_is_one(name: str, number: int | None) -> None:
+    assert checkpoint_number(name) == number
+
+
+def test_a_manifest_of_another_version_or_that_was_damaged_is_refused() -> None:
+    scheduler = Scheduler()
+    scheduler.cut()
+    scheduler.all_saved()
+    (file,) = scheduler.advance()
+    data = bytes(file.buffers[0])
+    assert decode(data, Manifest, "m").checkpoint == 1
+    text = data.removesuffix(b"}").rpartition(b",\n")[0] + b"\n}"
+    assert decode(with_checksum(text), Manifest, "m").checkpoint == 1
+    for versions, said in ((b'"version": 3', "version 3"), (b'"virsion": 1', "no version")):
+        other = with_checksum(text.replace(b'"version": 1', versions))
+        with pytest.raises(CheckpointVersionError, match=f"m: it has {said} of the format"):
+            decode(other, Manifest, "m")
+    for damaged in (text, data.replace(b'"sim', b'"tim'), data.replace(b'"checkpoint": 1', b'"checkpoint": 2'),
+                    data + b" ", data[:-3] + b"0\n}"):  # fmt: skip
+        if damaged != data:
+            with pytest.raises(CheckpointError, match="m: damaged: its checksum, the last field, does not fit"):
+                decode(damaged, Manifest, "m")
+    for junk in (data[:-20], b"", b"[1]", b"\xff"):
+        with pytest.raises(CheckpointError, match="m: damaged"):
+            decode(junk, Manifest, "m")

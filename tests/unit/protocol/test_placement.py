@@ -1,5 +1,7 @@
 """Where rows, parities and replicas live, and codes and optimizers that are refused."""
 
+from typing import Any
+
 import pytest
 
 from ecrec.errors import ConfigurationError
@@ -19,6 +21,12 @@ def test_a_code_is_read_and_written(text: str, k: int, r: int) -> None:
 def test_what_is_no_code_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"expected K\+R with K >= 1 and R >= 0"):
         CodeSpec.parse(text)
+
+
+@pytest.mark.parametrize("given", [None, 4, b"4+1", ("4", "1")])
+def test_a_code_that_is_no_text_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected a text, K\+R, for example '4\+1'"):
+        CodeSpec.of(given)
 
 
 def test_an_optimizer_is_known_and_has_its_hyper_parameters() -> None:

@@ -491,6 +491,14 @@ def test_a_worker_that_knows_more_than_the_state_is_given_nothing(
     assert not scheduler.rebuilding.is_ahead(one)
 
 
+def test_while_a_state_is_made_again_nobody_is_ahead_of_it() -> None:
+    """The state that is made may know more."""
+    doubt = adopting()
+    one = Address(m.WORKER, 7, 1)
+    assert doubt.rebuilding.serves(one, Origin("ours", 9, 9)) and not doubt.rebuilding.is_ahead(one)
+    assert not doubt.context.effects
+
+
 def test_of_invented_workers_no_more_are_kept_than_there_is_room_for() -> None:
     doubt = Doubt()
     for number in range(AHEAD_MAX + 5):

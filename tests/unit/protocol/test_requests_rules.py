@@ -91,6 +91,38 @@ def test_a_shard_that_is_not_there_is_asked_nothing(shard: int, fits: bool) -> N
             checks(groups=2).pull(asked, False)
 
 
+# ------------------------------------------------------------------ whole records
+def whole(*counts: tuple[int, TableSpec]) -> Any:
+    return np.zeros(
+        sum(count * (spec.dim + spec.optimizer.state_floats(spec.dim)) for count, spec in counts), np.float32
+    )
+
+
+def test_whole_records_come_in_one_section_of_one_table() -> None:
+    small, wide = ids(rows_on(0, SMALL)[:2]), ids(rows_on(0, WIDE)[:1])
+    one = ([Section([0], [2])], [small, whole((2, SMALL))])
+    checks().records({0: one})
+    both = np.concatenate([small, wide])
+    for sections, frames in (
+        ([Section([0, 2], [2, 1])], [both, whole((2, SMALL), (1, WIDE))]),
+        ([Section([0], [2]), Section([2], [1])], [small, whole((2, SMALL)), wide, whole((1, WIDE))]),
+    ):
+        with pytest.raises(RefusedError, match="whole records of tables 'small', 'wide'; expected one section of one"):
+            checks().records({0: (sections, frames)})
+    with pytest.raises(RefusedError, match=r"whole records of table.*; expected one section of one"):
+        checks().records({0: ([], [])})
+
+
+def test_whole_records_of_a_push_fit_a_frame_to_a_peer() -> None:
+    """As what parity holders are sent of it does: a shard that took it could tell nobody."""
+    rows = ids(rows_on(0, SMALL)[:2])
+    given = {0: ([Section([0], [2])], [rows, whole((2, SMALL))])}
+    deltas = 2 * SMALL.record_bytes
+    checks(frame_bytes_max=deltas).records(given)
+    with pytest.raises(RefusedError, match="deltas"):
+        checks(frame_bytes_max=deltas - 1).records(given)
+
+
 # ------------------------------------------------------------------ what a section must be
 @pytest.mark.parametrize(
     ("section", "frames", "why"),

@@ -505,3 +505,44 @@ def test_the_only_server_of_a_group_is_succeeded() -> None:
     cluster.shards[0] = spare
     assert events(cluster, "down", "handed over") == [("handed over", 0)]
     check(cluster, spec)
+
+
+# ------------------------------------------------------------------ the one that copies
+def copying() -> tuple[Cluster, Any, Any]:
+    """The spare has taken the first copy."""
+    cluster, leaver, spare = at(COPYING)
+    while not spare.successor._taken:
+        if not cluster.deliver():
+            cluster.tick()
+    assert leaver.handover.state == COPYING and spare.successor.end is None
+    return cluster, leaver, spare
+
+
+def test_a_successor_takes_copies_of_the_one_that_it_follows_and_nothing_else() -> None:
+    cluster, leaver, spare = copying()
+    successor, since = spare.successor, spare.successor.since
+    copy = Received(leaver.address, m.Copy(since, successor._taken + 1, []), (b"", b""))
+    assert not successor.takes(Received(cluster.shard(0).address, copy.message, copy.frames))
+    for message in (m.Ping(asks=True), m.Halt(since)):
+        assert not successor.takes(Received(leaver.address, message))
+    taken = successor._taken
+    for wrong in (m.Copy(since - 1, taken + 1, []), m.Copy(since, taken, []), m.Copy(since, taken + 2, [])):
+        spare.context.effects = []
+        assert successor.takes(Received(leaver.address, wrong, copy.frames))
+        assert successor._taken == taken and spare.context.effects == [], "it comes late, or again"
+    assert successor.takes(copy) and successor._taken == taken + 1
+
+
+def test_behind_what_it_cannot_hold_a_successor_takes_nothing() -> None:
+    _, leaver, spare = copying()
+    successor, since = spare.successor, spare.successor.since
+    number = successor._taken + 1
+    for message, said in (
+        (m.Copy(since, number, [table("too large", rows=2**46)]), [number]), (m.Copy(since, number + 1, []), []),
+        (m.CopyEnd(since, number + 1, {}, {}), []),
+    ):  # fmt: skip
+        spare.context.effects = []
+        assert successor.takes(Received(leaver.address, message, (b"", b"")))
+        answers = [e.message for e in spare.context.effects]
+        assert [each.number for each in answers] == said and all(each.refusal for each in answers)
+        assert successor._taken == number and successor.end is None
