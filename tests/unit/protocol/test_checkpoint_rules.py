@@ -465,8 +465,8 @@ def test_a_state_whose_checkpoint_cannot_be_is_refused() -> None:
     [
         ("checkpoint-000012", 12), ("checkpoint-1234567", 1234567), ("checkpoint-" + 18 * "9", 10**18 - 1),
         ("checkpoint-" + 19 * "9", None), ("checkpoint-12", None), ("checkpoint-0000012", None), ("checkpoint-", None),
-        ("checkpoint-00001\u0662", None), ("checkpoint-00001\u00b2", None), ("checkpoint--00001", None), ("other", None),
-        ("checkpoint-00001a", None),
+        ("checkpoint-00001\u0662", None), ("checkpoint-00001\u00b2", None), ("checkpoint--00001", None),
+        ("checkpoint-00001a", None), ("other", None),
     ],
 )  # fmt: skip
 def test_only_a_folder_that_a_checkpoint_could_have_is_one(name: str, number: int | None) -> None:
