@@ -221,9 +221,15 @@ class Python:
             todo += [each for each in code.co_consts if isinstance(each, CodeType)]
             if name is None or code.co_qualname == name:
                 for each in self._functions.get((code.co_filename, code.co_qualname, code.co_firstlineno), []):
-                    each.__code__ = code
+                    each.__code__ = fitting(code, each)
                     changed.append(each)
         return changed
+
+
+def fitting(code: CodeType, function: FunctionType) -> CodeType:
+    """Changed code that can be put into a function: without the only `super()` of a method it would lack its class."""
+    around = function.__code__.co_freevars
+    return code if code.co_freevars or not around else code.replace(co_freevars=around)
 
 
 class Native:

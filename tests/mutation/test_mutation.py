@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 import pytest
 
@@ -98,6 +100,21 @@ def test_what_only_people_read_is_left_alone() -> None:
         assert text != whole
         assert '"""Take what is new."""' in text and "number: int" in text and "self.note(" in text
         assert "is more than" in text or "raise" not in text
+
+
+def test_a_method_that_calls_its_super_class_no_more_can_be_put_into_place() -> None:
+    class Kept(list[int]):
+        def clear(self) -> None:
+            super().clear()
+
+    some = Kept([1])
+    changed = next(
+        code for code in compile("def clear(self):\n    pass", "part.py", "exec").co_consts if isinstance(code, CodeType)
+    )
+    function: Any = Kept.clear
+    function.__code__ = run.fitting(changed, function)
+    some.clear()
+    assert some == [1]
 
 
 def test_a_key_is_of_the_function_and_the_change_alone() -> None:
