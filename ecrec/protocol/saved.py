@@ -259,7 +259,7 @@ def decode(data: bytes, kind: type[Kind], name: str) -> Kind:
             )
         if kind is Manifest:
             body, found, tail = data.rpartition(_CHECKSUM)
-            if not found or found + tail != _ending(body):
+            if found + tail != _ending(body):
                 raise CheckpointError(f"{name}: damaged: its checksum, the last field, does not fit what is before it")
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -232,7 +232,6 @@ class Saver:
             # trap: what changed before the cut is in no checkpoint, and stays noted with what changed since
             self.context.store.drop_mark(self._mark)
         self._mark = self._base = 0
-        self._touched = []
         self._cut = None
         self._passed.clear()
         self._parts, self._made, self._watermarks = [], {}, {}
@@ -256,8 +255,9 @@ class Saver:
     def advance(self) -> None:
         """Copy out what may be, and have it written."""
         context, snapshot = self.context, self._snapshot
-        if snapshot is None or self._cut is None:
+        if snapshot is None:
             return
+        assert self._cut is not None
         config = context.config
         kept, limit = snapshot.kept_bytes, config.checkpoint_kept_bytes_max
         if kept > 2 * limit:
@@ -296,7 +296,7 @@ class Saver:
 
     def _finish(self) -> None:
         """All rows are copied out: when all parts are written, so is the index."""
-        if self._in_flight or self._snapshot is not None or self._error or self._index_bytes:
+        if self._in_flight or self._snapshot is not None or self._error:
             return
         context = self.context
         assert self._cut is not None

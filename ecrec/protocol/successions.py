@@ -53,7 +53,7 @@ class Successions:
         asking = departures.asking(number, group)
         if group.succeeding is not None:
             self._look_after(number, group, asking)
-        if group.lost or not asking or not self.context.state.tables or not self.context.config.hand_over:
+        if group.lost or not self.context.state.tables or not self.context.config.hand_over:
             return group.succeeding is not None
         if group.succeeding is None:
             most = self.context.config.succession_tries_max

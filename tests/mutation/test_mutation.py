@@ -109,7 +109,9 @@ def test_a_method_that_calls_its_super_class_no_more_can_be_put_into_place() -> 
 
     some = Kept([1])
     changed = next(
-        code for code in compile("def clear(self):\n    pass", "part.py", "exec").co_consts if isinstance(code, CodeType)
+        code
+        for code in compile("def clear(self):\n    pass", "part.py", "exec").co_consts
+        if isinstance(code, CodeType)
     )
     function: Any = Kept.clear
     function.__code__ = run.fitting(changed, function)

@@ -10,7 +10,7 @@ from ecrec.errors import GradientError, RefusedError
 from ecrec.protocol import wire
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.messages import Section
-from ecrec.protocol.placement import TableSpec
+from ecrec.protocol.placement import OptimizerSpec, TableSpec
 from ecrec.protocol.requests import Requests
 
 SMALL, WIDE = table("small", rows=24, dim=2, code="2+1"), table("wide", rows=24, dim=8, code="1+1")
@@ -111,6 +111,30 @@ def test_whole_records_come_in_one_section_of_one_table() -> None:
             checks().records({0: (sections, frames)})
     with pytest.raises(RefusedError, match=r"whole records of table.*; expected one section of one"):
         checks().records({0: ([], [])})
+
+
+def test_weights_of_whole_records_are_numbers() -> None:
+    spec = table("adam", rows=24, dim=2, code="2+1", optimizer=OptimizerSpec("adam", (0.1, 0.9, 0.999, 1e-8)))
+    some = Requests(N, 1, ProtocolConfig(), {0: spec}, {})
+    rows = ids(rows_on(0, spec)[:2])
+    for at in (0, 1):
+        values = whole((2, spec))
+        values[at * len(values) // 2] = np.nan
+        with pytest.raises(GradientError):
+            some.records({0: ([Section([0], [2])], [rows, values])})
+
+
+def test_values_of_whole_records_are_as_long_as_a_frame_of_a_request_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, values = ids(rows_on(0, WIDE)[:2]), whole((2, WIDE))
+    assert values.nbytes > rows.nbytes
+    for limit, fits in ((values.nbytes, True), (values.nbytes - 1, False)):
+        monkeypatch.setattr(wire, "REQUEST_BYTES_MAX", limit)
+        given = {0: ([Section([2], [2])], [rows, values])}
+        if fits:
+            checks().records(given)
+        else:
+            with pytest.raises(RefusedError, match=f"a frame of it has {values.nbytes} bytes, and {limit} can be sent"):
+                checks().records(given)
 
 
 def test_whole_records_of_a_push_fit_a_frame_to_a_peer() -> None:

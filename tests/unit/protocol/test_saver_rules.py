@@ -105,6 +105,7 @@ def test_pushes_wait_so_long_and_no_longer_for_a_checkpoint_whose_scheduler_says
         context.awake_ms = began_ms + waited_ms
         assert saver.holds(push(6)) == waits
     assert any(f"pushes have waited for it for {LIMIT_MS} ms" in text for text in shard.notes())
+    assert saver.saved() is None
     saver.on_cut(at({0: 5}))
     assert not saver.begin_if_reached() and saver.saved() is None, "it is never complete"
     assert saver.holds(push(6, 2)), "for the next one they wait anew"
@@ -142,6 +143,38 @@ def test_the_cut_waits_for_those_that_come_up_to_a_barrier() -> None:
     assert not saver.begin_if_reached()
     saver.applied([push(6, worker=1, barrier=2, run=7, sequence=3)])
     assert saver.begin_if_reached()
+
+
+def test_who_has_come_up_to_a_barrier_has_done_so_for_one_checkpoint() -> None:
+    shard = Shard()
+    saver = shard.saver
+    shard.context.watermarks = {0: 5, 1: 5}
+    saver.on_cut(at({0: 5, 1: 5}, barriers={1: (7, 3)}))
+    saver.applied([push(6, worker=1, barrier=2, run=7, sequence=3)])
+    saver.on_over(m.CheckpointOver(10, 1))
+    saver.on_cut(at({0: 5, 1: 5}, 2, barriers={1: (7, 9)}))
+    assert not saver.begin_if_reached()
+
+
+@pytest.mark.parametrize(("epoch", "stamp", "is_stranger"), [(2, 0, True), (2, 1, False), (1, 0, False)])
+def test_a_life_that_has_pushed_and_was_not_asked_ends_the_checkpoint(
+    epoch: int, stamp: int, is_stranger: bool
+) -> None:
+    """Other shards may have had more of its pushes."""
+    shard = Shard()
+    shard.context.fenced = {7: 1}
+    shard.saver.applied([push(3, stamp, worker=7, epoch=epoch)])
+    saver = shard.reached()
+    saved = saver.saved()
+    reason = "worker 7 has pushed, and the scheduler knew nothing of this life of it at the cut"
+    assert saved is not None and saved.error == (reason if is_stranger else "")
+
+
+def test_another_cut_ends_the_checkpoint_that_was_written() -> None:
+    shard, snapshot = with_rows()
+    shard.saver.advance()
+    shard.saver.on_cut(at({0: 5}, 2))
+    assert snapshot.is_closed and shard.saver.saved() is None and shard.saver._in_flight == 0
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ def test_a_watch_asks_from_time_to_time_and_takes_the_answer_to_its_last_questio
         asked = watch.handle(Tick(), now_ms)
         assert asked == ([Send(SCHEDULER_ADDRESS, ClusterQuery(request))] if request else [])
     assert watch.handle(Disconnect(Address(SHARD, 0, 1)), 9_000.0) == []  # type: ignore[arg-type]
+    assert watch._asked_ms == EVERY_MS, "it asks at a tick"
     state = cluster_of(CODED)
     for request, seen in ((1, False), (3, False), (2, True)):
         watch.handle(Received(SCHEDULER_ADDRESS, msgspec.structs.replace(state, request=request)), 150.0)
@@ -226,6 +227,12 @@ def test_a_watch_knows_each_event_once_also_of_those_that_the_scheduler_has_forg
         history = msgspec.structs.replace(cluster_of(CODED), request=watch._request, history=events[first:last])
         watch.handle(Received(SCHEDULER_ADDRESS, history), 0.0)
     assert watch.seen is not None and watch.seen.state.history == events
+    watch.handle(Tick(), EVERY_MS * (watch._request + 1))
+    other = msgspec.structs.replace(
+        cluster_of(CODED), request=watch._request, history=events[1:2], cluster="another at the same endpoint"
+    )
+    watch.handle(Received(SCHEDULER_ADDRESS, other), 0.0)
+    assert watch.seen.state.history == events[1:2]
 
 
 # ------------------------------------------------------------------ told to end

@@ -121,6 +121,14 @@ def test_a_succession_begins_when_all_of_its_group_are_there_and_whole(why: str)
     assert scheduler.leads() == "spare"
 
 
+def test_the_next_one_that_asks_is_told_for_whom_it_waits() -> None:
+    scheduler = Scheduler("first", "second")
+    scheduler.leads()
+    scheduler.asks(2)
+    assert scheduler.leads() == "first" and scheduler.group.succeeding.shard == 1
+    assert scheduler.departures.waiting()[2] == "waits until shard 1 is handed over"
+
+
 # ------------------------------------------------------------------ when it ends
 def test_the_next_one_begins_after_a_while_and_knows_nothing_of_the_last_one() -> None:
     scheduler = Scheduler()
@@ -172,6 +180,16 @@ def test_who_stays_after_all_may_be_handed_over_as_often_as_ever_later() -> None
     assert scheduler.group.succeeding is not None, "that is another one"
     scheduler.successions.stayed(0, 1)
     assert scheduler.group.succeeding is None
+
+
+def test_one_that_ends_because_its_spare_is_gone_has_not_failed_though_it_has_halted_for_long() -> None:
+    scheduler = Scheduler()
+    assert scheduler.leads() == "spare"
+    scheduler.says(halts=True)
+    del scheduler.admission.candidates["spare"]
+    scheduler.context.now_ms = max(TIMEOUT_MS, CONFIG.succession_halt_timeout_ms) + 1.0
+    scheduler.asks(1)
+    assert scheduler.leads() == "" and scheduler.successions.tried(0, 1) == 0
 
 
 @pytest.mark.parametrize(

@@ -518,6 +518,24 @@ def copying() -> tuple[Cluster, Any, Any]:
     return cluster, leaver, spare
 
 
+def test_a_spare_follows_whom_it_is_told_to_until_it_is_told_of_another_one_or_of_nobody() -> None:
+    _, leaver, spare = copying()
+    successor = spare.successor
+    told, taken = successor.told, successor._taken
+    for same in (told, msgspec.structs.replace(told, process="another", since=told.since + 1)):
+        successor.on_succeed(same)
+        assert successor.told == told and successor._taken == taken
+    other = msgspec.structs.replace(told, since=told.since + 1, epoch=told.epoch + 1)
+    successor.on_succeed(other)
+    assert successor.told == other and (successor._taken, successor.tables, successor.end) == (0, [], None)
+    successor.on_succeed(m.Succeed(spare.process, 0))
+    assert successor.told is None and successor.store is None and successor.leaver is None
+    assert len(successor._given_up) == 2
+    for _ in range(100):
+        successor.on_tick()
+    assert not successor._given_up and not successor.takes(Received(leaver.address, m.CopyEnd(told.since, 1, {}, {})))
+
+
 def test_a_successor_takes_copies_of_the_one_that_it_follows_and_nothing_else() -> None:
     cluster, leaver, spare = copying()
     successor, since = spare.successor, spare.successor.since

@@ -62,6 +62,17 @@ class Scheduler(Parts):
         return [message.reason for message in self.sent() if isinstance(message, Fenced)]
 
 
+def test_a_worker_that_says_that_it_ends_is_sent_nothing_and_its_splits_are_given_on() -> None:
+    scheduler = Scheduler()
+    one, other = scheduler.begins(0), scheduler.begins(1)
+    scheduler.leases.on_lease_split(one, m.LeaseSplit(1, DATA, 0))
+    assert not scheduler.beats(one, leaves=True)
+    assert scheduler.workers.clients.keys() == {(WORKER, 1)}
+    assert [(fence.worker, fence.epoch) for fence in scheduler.leases.state.fences] == [(0, 1)]
+    assert not scheduler.beats(other, leaves=True) and not scheduler.workers.clients
+    assert len(scheduler.leases.state.fences) == 1, "it held none"
+
+
 # ------------------------------------------------------------------ who is answered
 @pytest.mark.parametrize(
     ("source", "is_answered", "is_told"),
