@@ -434,6 +434,26 @@ def test_a_group_of_which_no_copy_tells_is_as_the_youngest_member_was_started() 
         _group_of(state, msgspec.structs.replace(start, unsettled=[]))
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda s: s.groups[0].places.pop(), "group 0 has 2 places"),
+        (lambda s: s.groups[0].table_views.clear(), "0 table views"),
+        (lambda s: s.groups[0].settlements.update({3: Settlement(1)}), r"settlements of \[3\]"),
+        (lambda s: s.groups[0].settlements.update({-1: Settlement(1)}), r"settlements of \[-1\]"),
+        (lambda s: setattr(s.groups[0], "view", -1), "group 0 has 3 places"),
+        (lambda s: s.tables.append(table("wide", code="9+1")), "not written by this version of ecrec: code 9.1"),
+        (lambda s: setattr(s.leases, "number", -1), "0 leases and 0 fences do not fit"),
+    ],
+)
+def test_a_state_that_contradicts_itself_is_not_read(change: Any, why: str) -> None:
+    state = copied()
+    assert read_state(encode_state(state)) == state
+    change(state)
+    with pytest.raises(ConfigurationError, match=why):
+        read_state(encode_state(state))
+
+
 def test_the_state_that_is_made_can_be_read_again() -> None:
     state, _ = made(*(tells(started(i)) for i in range(N)), copy=copied())
     assert read_state(encode_state(state)) == state

@@ -329,7 +329,7 @@ def test_the_index_is_written_when_all_parts_are_and_once() -> None:
     saved = saver.saved()
     assert saved is not None and not saved.index_bytes and saved.rows
     found = msgspec.json.decode(bytes(index.buffers[0]), type=ShardIndex)
-    assert sum(part.rows for part in found.parts) == saved.rows
+    assert sum(part.rows for part in found.parts) == saved.rows and all(part.rows for part in found.parts)
     saver.on_written(written(index))
     saver.advance()
     saved = saver.saved()

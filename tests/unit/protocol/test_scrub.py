@@ -7,8 +7,8 @@ import pytest
 from cluster import Cluster, table
 
 from ecrec.protocol import messages as m
-from ecrec.protocol.events import Received, Tick
-from ecrec.protocol.messages import LOCATED, TOOL, UNSURE, Address
+from ecrec.protocol.events import Received, Send, Tick
+from ecrec.protocol.messages import LOCATED, RESEEDING, TOOL, UNSURE, UP, Address
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
 from ecrec.protocol.shard import ShardMachine
 
@@ -229,3 +229,18 @@ def test_a_scrub_that_waits_while_the_clock_jumps_is_given_up_once() -> None:
         machine.captures.assemblies for machine in cluster.machines.values() if isinstance(machine, ShardMachine)
     )
     assert scrub(cluster, stripe.class_id, request=2)[1] == []
+
+
+def test_a_scrub_that_cannot_begin_is_answered_once_and_nothing_is_begun() -> None:
+    spec = table(code="3+2")
+    cluster = trained(5, spec)
+    classes = cluster.shard(0).placement.classes
+    mine = next(stripe for stripe in classes if stripe.parity[0] == 0)
+    scrubs, context = cluster.shard(0).scrubs, cluster.shard(0).context
+    context.state = RESEEDING
+    for class_id in (len(classes), mine.class_id):
+        context.effects = []
+        scrubs.on_scrub(TOOL_ADDRESS, m.Scrub(1, class_id, 0, 10), ())
+        (answer,) = [effect.message for effect in context.effects if isinstance(effect, Send)]
+        assert isinstance(answer, m.ScrubBusy) and not scrubs.running
+    context.state = UP

@@ -29,6 +29,7 @@ from ecrec.protocol.events import (
 )
 from ecrec.protocol.messages import RECOVERING, SCHEDULER_ADDRESS, UP, Address, FullView, Member, Views
 from ecrec.protocol.placement import SHARDS_IN_GROUP_MAX
+from ecrec.protocol.queues import QueuedPush
 from ecrec.protocol.shard import ShardMachine
 from ecrec.protocol.transitions import JOINED_BLIND
 
@@ -475,3 +476,18 @@ def test_a_recovery_takes_all_of_the_time_where_it_may(cluster: Cluster, percent
     assert machine.context.rows_at_once(16_384) == (4_096 if shares else 16_384)
     machine.context.worked_ms = machine.context.now_ms - machine.config.foreground_ms
     assert not machine.context.shares_time(), "no worker has asked for a while"
+
+
+# ------------------------------------------------------------------ lives of workers
+def test_an_earlier_life_of_a_worker_is_told_that_it_is_over_and_a_later_one_takes_its_place(cluster: Cluster) -> None:
+    context, workers = cluster.shard(0).context, cluster.shard(0).workers
+    first, second = Address(m.WORKER, 7, 1), Address(m.WORKER, 7, 2)
+    known = workers.known(first)
+    assert known is not None and workers.known(first) is known
+    waits = QueuedPush(7, 1, m.Push(1, 1, 0, False, []), (), first)
+    known.queue.append(waits)
+    context.effects = []
+    assert workers.known(second) is known and known.address == second and not known.queue, "its pushes are of no use"
+    assert context.effects == [] and workers.known(first) is None
+    (told,) = [effect for effect in context.effects if isinstance(effect, Send)]
+    assert told.to == first and told.message.reason == "worker 7 has been started again (epoch 2)"
