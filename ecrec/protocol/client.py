@@ -419,7 +419,7 @@ class ClientMachine:
         asked = Save(self._requests + 1, url, time_s, after, state, incremental, base, base_crc32c, bytes_per_s)
         _check_sendable(asked, f"a checkpoint to {url[:300]!r}")
         self._requests += 1
-        return self.saves.ask(asked)
+        return self.saves.ask(asked, self._now_ms or 0.0)
 
     def ask_changes(
         self, shard: int, reader: int, epoch: int, since: int, until: int, place: tuple[int, int, int]
@@ -603,7 +603,7 @@ class ClientMachine:
         effects += self._tables.on_tick(now_ms, self.config)
         effects += self.runs.on_tick(now_ms, self.config.heartbeat_ms)
         effects += self.leasing.on_tick(now_ms, self.config.heartbeat_ms)
-        effects += self.saves.on_tick(now_ms, self.config.heartbeat_ms)
+        effects += self.saves.on_tick(now_ms, self.config.resend_ms)
         effects += self.changes.on_tick(self._shards, now_ms, self.config.resend_ms)
         for _, shard in sorted(self._shards.items()):
             asks = self._waits and self.role == WORKER and shard.greeted

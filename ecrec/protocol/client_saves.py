@@ -23,9 +23,9 @@ class ClientSaves:
         """One is asked for, and has neither begun nor been refused."""
         return self._asked is not None
 
-    def ask(self, asked: Save) -> list[Effect]:
+    def ask(self, asked: Save, now_ms: float) -> list[Effect]:
         """Ask for one, instead of what was asked for before."""
-        self._asked, self.checkpoint, self.refusal = asked, 0, ""
+        self._asked, self._asked_ms, self.checkpoint, self.refusal = asked, now_ms, 0, ""
         return [Send(SCHEDULER_ADDRESS, asked)]
 
     def on_tick(self, now_ms: float, again_ms: float) -> list[Effect]:

@@ -281,9 +281,9 @@ def test_a_checkpoint_that_no_message_can_ask_for_is_refused_at_once() -> None:
 def test_a_checkpoint_is_asked_for_again_after_a_while_until_it_is_answered() -> None:
     for answer, is_begun in ((m.SaveBegun, True), (m.Refused, False)):
         saves, asked = ClientSaves(), m.Save(3, "sim://x", 1.0)
-        saves.ask(asked)
-        assert saves.on_tick(AGAIN_MS - 1.0, AGAIN_MS) == []
-        for now_ms, is_sent in ((100.0, True), (199.0, False), (200.0, True)):
+        saves.ask(asked, 5_000.0)
+        assert saves.on_tick(5_000.0 + AGAIN_MS - 1.0, AGAIN_MS) == []
+        for now_ms, is_sent in ((5_100.0, True), (5_199.0, False), (5_200.0, True)):
             assert saves.on_tick(now_ms, AGAIN_MS) == ([Send(m.SCHEDULER_ADDRESS, asked)] if is_sent else [])
         for request in (2, 3):
             assert saves.asking
