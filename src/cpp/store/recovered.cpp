@@ -26,12 +26,13 @@ std::uint64_t Recovered::end_of(int level, std::uint64_t index) const {
 }
 
 std::uint64_t Recovered::set_range(std::uint64_t first, std::uint64_t last) {
-    return first < last ? mark(top_, 0, first, std::min(last, rows_)) : 0;
+    last = std::min(last, rows_);
+    return first < last ? mark(top_, 0, first, last) : 0;
 }
 
 std::uint64_t Recovered::mark(int level, std::uint64_t index, std::uint64_t first, std::uint64_t last) {
     const std::uint64_t begin = begin_of(level, index), end = end_of(level, index);
-    if (last <= begin || end <= first || has(full(level), index)) return 0;
+    if (has(full(level), index)) return 0;
     if (first <= begin && end <= last) {
         const std::uint64_t marked = end - begin - count(level, index);
         set(any(level), index);
@@ -76,7 +77,6 @@ std::uint64_t Recovered::count(int level, std::uint64_t index) const {
 
 std::uint64_t Recovered::next(int level, std::uint64_t index, std::uint64_t first) const {
     const std::uint64_t begin = begin_of(level, index), end = end_of(level, index);
-    if (level == 0 || end <= first || has(full(level), index)) return rows_;
     first = std::max(first, begin);
     if (level == 1) {
         const std::uint64_t missing = ~rows_bits()[index] & Bitmap::mask_of(first, end);

@@ -28,7 +28,8 @@ public:
     // Marks [first, last) of the rows; returns how many were missing until now.
     std::uint64_t set_range(std::uint64_t first, std::uint64_t last);
     // The first missing row at or after `first`; the number of rows if there is none.
-    std::uint64_t next_missing(std::uint64_t first) const { return next(top_, 0, first); }
+    // At least one row must be missing.
+    std::uint64_t next_missing(std::uint64_t first) const { return first < rows_ ? next(top_, 0, first) : rows_; }
 
 private:
     static constexpr int levels_max = 11;
@@ -42,7 +43,7 @@ private:
     std::uint64_t begin_of(int level, std::uint64_t index) const { return index << 6 * level; }
     std::uint64_t end_of(int level, std::uint64_t index) const;
 
-    // Of the node `index` of a level, 1 to top_:
+    // Of the node `index` of a level, 1 to top_, in which some of the rows lie; next(): one that is not full.
     std::uint64_t mark(int level, std::uint64_t index, std::uint64_t first, std::uint64_t last);
     std::uint64_t count(int level, std::uint64_t index) const;
     std::uint64_t next(int level, std::uint64_t index, std::uint64_t first) const;

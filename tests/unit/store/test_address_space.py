@@ -88,3 +88,20 @@ def test_parity_is_wiped_in_place_where_a_new_bitmap_has_no_address_space() -> N
     assert store.memory()["parity_rows_touched"] == 0
     store.fold(0, 1, keys, records)
     assert store.memory()["parity_rows_touched"] == 3
+
+
+def test_changes_that_cannot_be_noted_are_not_taken_for_none() -> None:
+    """A checkpoint of what changed since a mark would silently lack them: all marks are gone instead."""
+    store, _ = pair(20_000_000, 1)
+    listed = sections((0, [0, 2, 19_999_998]))
+    store.apply(*listed, np.ones(3, np.float32), None)
+    mark = store.mark_changes()
+    with address_space(0):
+        store.apply(*listed, np.ones(3, np.float32), None)
+    assert not store.has_mark(mark)
+    with pytest.raises(ValueError, match="are not noted"):
+        store.changes_between(mark, mark + 1)
+    store.apply(*listed, np.ones(3, np.float32), None)
+    again = store.mark_changes()
+    store.apply(*listed, np.ones(3, np.float32), None)
+    assert store.has_mark(again)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from store_group import Group, random_tables, sections, tuned
+from store_group import Group, add_table, random_tables, sections, tuned
 
 from ecrec.store import Copying, Store
 from ecrec.store.reference import Table
@@ -103,3 +103,34 @@ def test_what_does_not_fit_is_refused() -> None:
     lacking.add_table(50, 4, 1, 0, "cauchy", "sgd", (0.1,), "zeros", 0, 0.0, 0.0, recovered=False)
     with pytest.raises(RuntimeError, match="50 rows of table 0 are not recovered yet"):
         Copying(lacking)
+
+
+def large_pair(rows: int = 60_000) -> Group:
+    """A group whose slots have so many rows that their bitmaps have a level above, all of shard 0's touched."""
+    group = Group([Table(rows, 1, 2, 1, shards=3)], 3)
+    mine = group.rows_of(0, 0)
+    group.stores[0].apply(*sections((0, mine)), np.ones(len(mine), np.float32), group.windows[0])
+    return group
+
+
+def test_a_large_slot_is_copied_whole_in_small_pieces() -> None:
+    """Words of a bitmap are emptied one bit at a time: the level above says so only of an empty one."""
+    store = large_pair().stores[0]
+    expected = {class_id: store.coded_rows(class_id, 0, store.class_size(class_id)) for class_id in range(3)}
+    copying, other = Copying(store), Store(0, 3)
+    add_table(other, Table(60_000, 1, 2, 1, shards=3))
+    while copying.rows:
+        before = copying.rows
+        other.put(*copying.take(30 * store.record_bytes(0)))
+        assert before - copying.rows in (30, before)
+    for class_id, (keys, records) in expected.items():
+        found = other.coded_rows(class_id, 0, other.class_size(class_id))
+        assert found[0].tolist() == keys.tolist() and found[1].tobytes() == records.tobytes()
+
+
+def test_a_piece_holds_as_many_bytes_as_were_asked_for() -> None:
+    store = large_pair(600).stores[0]
+    copying, each = Copying(store), store.record_bytes(0)
+    for bytes_max, rows in ((5 * each, 5), (5 * each + 1, 5), (6 * each - 1, 5), (each, 1), (1, 1)):
+        keys, records = copying.take(bytes_max)
+        assert (len(keys), len(records)) == (rows, rows * each)

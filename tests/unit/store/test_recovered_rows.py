@@ -21,6 +21,8 @@ def check(store: Store, here: np.ndarray, places: list[int]) -> None:
     for place in places:
         later = np.flatnonzero(~here[place:])
         assert store.next_missing(0, place) == (place + int(later[0]) if later.size else -1), place
+        asked = np.array([place], np.uint64)
+        assert store.missing_of(asked, 1).tolist() == ([] if here[place] else [place])
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 4095, 4096, 4097, 64 * 4096 + 70])
@@ -42,6 +44,8 @@ def test_ranges_that_meet_overlap_and_come_twice_are_counted_once(rows: int) -> 
             store.mark_recovered(0, first, last)
             here[first:last] = True
             check(store, here, [0, first, max(first - 1, 0), min(last, rows - 1), rng.randrange(rows)])
+    assert store.next_missing(0, rows) == store.next_missing(0, rows + 1_000_000) == -1
+    store.mark_recovered(0, rows, rows + 1_000_000)
     store.mark_recovered(0, 0, rows)
     here[:] = True
     check(store, here, [0, rows - 1])

@@ -219,3 +219,28 @@ def test_rows_add_up_in_whatever_order_they_are_folded(code: tuple[int, int], co
             assert int.from_bytes(records[place : place + size].tobytes(), "little") == expected[key]
             place += size
         assert place == len(records)
+
+
+def test_rows_that_repeat_are_added_up_before_those_of_zeros_are_left_out() -> None:
+    """While rows are not looked up a key may be there twice: what is taken has each once."""
+    group = Group([Table(300, 4, 2, 1, shards=3)], 3)
+    store, window = group.stores[0], group.windows[0]
+    rows = group.rows_of(0, 0)[::2]
+    window.set_limit(1, 1, 0)
+    listed, ones = sections((0, rows)), np.ones(4 * len(rows), np.float32)
+    with tuned({"lookup_judged_rows_min": 1}):
+        store.apply(*listed, ones, window)
+        for peer in range(3):
+            window.buffer(peer).take()  # nothing came again: no row is looked up for a while
+        before = {class_id: store.coded_rows(class_id, 0, 300) for class_id in (0, 2)}
+        for _ in range(2):
+            store.apply(*listed, ones, window)
+        repeated = 0
+        for peer in range(3):
+            buffer, plain = window.buffer(peer), RowBuffer(store)
+            keys, records = buffer.take_nonzero()
+            repeated += len(keys)
+            assert len(set(keys.tolist())) == len(keys)
+            plain.fold(1, keys, records)
+            assert sorted(plain.nonzero().tolist()) == sorted(keys.tolist())
+        assert repeated and before

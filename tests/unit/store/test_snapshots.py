@@ -258,3 +258,28 @@ def test_whole_records_are_set_with_their_state_and_parity(optimizer: str) -> No
         other.stores[0].assign_records(*sections((0, [row])), short, other.windows[0])
     assert other.stores[0].memory() == before
     other.check_rows(0)
+
+
+def test_a_mark_that_is_not_there_is_none_to_drop() -> None:
+    store = Group([Table(90, 3, 3, 1, shards=5)], 5).stores[0]
+    store.drop_mark(7)
+    marks = [store.mark_changes() for _ in range(3)]
+    for unknown in (0, 99):
+        store.drop_mark(unknown)
+    assert all(store.has_mark(mark) for mark in marks) and not store.has_mark(99)
+
+
+def test_an_answer_has_changed_rows_of_one_table_alone() -> None:
+    tables = [Table(90, 3, 3, 1, shards=5), Table(60, 2, 3, 1, shards=5), Table(90, 3, 3, 1, shards=5)]
+    group = Group(tables, 5)
+    store = group.stores[0]
+    since = store.mark_changes()
+    rows = {table: group.rows_of(0, table)[:4] for table in (0, 2)}
+    listed = sections(*rows.items())
+    group.apply(0, listed, np.ones(3 * len(listed[2]), np.float32))
+    changes = store.changes_between(since, store.mark_changes())
+    place, found, is_last = (0, 0, 0), [], False
+    while not is_last:
+        table, changed, place, is_last = store.next_rows(changes, *place, 1 << 20)
+        found.append((table, sorted(changed.tolist())))
+    assert [each for each in found if each[1]] == [(table, sorted(some)) for table, some in rows.items()]

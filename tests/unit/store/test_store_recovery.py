@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from store_group import ALL_CLASSES, OPTIMIZERS, Group, key, keys_of, random_tables, sections, split_blob
+from store_group import ALL_CLASSES, OPTIMIZERS, Group, key, keys_of, random_tables, sections, split_blob, tuned
 
 from ecrec.codec import Code
 from ecrec.store import Capture, RowBuffer, Store, Window
@@ -349,3 +349,35 @@ def test_parity_is_the_encoding_of_the_coded_rows(kernel: str, seed: int) -> Non
     group.check_parity()
     for shard in range(n):
         group.check_rows(shard)
+
+
+def test_a_fold_in_many_batches_takes_each_row_at_its_own_coefficient() -> None:
+    """Rows of two classes come in one window, in any order."""
+    table = Table(900, 3, 3, 2, shards=5)
+    with tuned({"fold_batch_rows": 4}):
+        group = Group([table], 5)
+        rng = np.random.default_rng(3)
+        for shard in range(5):
+            rows = rng.permutation(group.rows_of(shard, 0))
+            group.apply(shard, sections((0, rows.tolist())), rng.standard_normal(3 * len(rows)).astype(np.float32))
+        group.exchange()
+        group.check_parity()
+
+
+def test_parity_of_a_class_of_no_code_is_none_to_wipe() -> None:
+    group = Group([Table(90, 3, 3, 2, shards=5)], 5)
+    for class_id in (5, 63):
+        group.stores[0].wipe_parity(class_id)
+    with pytest.raises(ValueError, match="class id is 64"):
+        group.stores[0].wipe_parity(64)
+
+
+def test_a_class_of_which_a_shard_has_no_data_is_seeded_at_once() -> None:
+    group = Group([Table(90, 3, 3, 1, shards=5)], 5)
+    store, window = group.stores[0], Window(group.stores[0])
+    rows = group.rows_of(0, 0)
+    group.apply(0, sections((0, rows)), np.ones(3 * len(rows), np.float32))
+    for class_id in (1, 2, 60):  # parity, nothing, no class of a code
+        assert store.seed(window, 4, class_id, 10) == (True, pytest.approx([]))
+        assert window.limit(4, class_id) == Window.UNLIMITED and window.rows() == 0
+        assert not store.missing_keys(class_id, 0, 10).size
