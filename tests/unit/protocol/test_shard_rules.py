@@ -290,6 +290,18 @@ def test_whole_records_come_in_one_section_that_is_assigned(cluster: Cluster, se
     assert machine.store.coded_rows(0, 0, 40)[1].tobytes() == before and spec.dim == 4
 
 
+def test_whole_records_of_several_rows_in_one_section_are_taken(cluster: Cluster) -> None:
+    machine, rows = cluster.shard(0), own_rows(cluster, 0, 2)
+    record = np.arange(machine.store.record_bytes(0) // 4, dtype=np.float32)
+    frames = [np.array(rows, np.int64).tobytes(), record.tobytes() * 2]
+    made = m.Push(SOMEBODY.epoch, 1, 0, True, [m.Section([0], [2])], tables=1, records=True)
+    assert answers(machine, Received(SOMEBODY, made, frames), cluster.now_ms) == []
+    assert machine.watermarks[SOMEBODY.id] == 1
+    out = np.empty(2 * record.nbytes, np.uint8)
+    machine.store.gather(np.array([0], np.int32), np.array([2], np.int64), np.array(rows, np.int64), out, records=True)
+    assert out.tobytes() == record.tobytes() * 2
+
+
 def test_a_word_to_leave_that_is_for_another_process_is_not_followed(cluster: Cluster) -> None:
     machine = cluster.shard(0)
     assert machine.handle(tell(m.ToldToLeave("another")), cluster.now_ms) == []
