@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.placement import OPTIMIZERS, TableSpec
@@ -94,22 +95,36 @@ class ShardOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scale, is_infinite = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if is_infinite is not None and float(is_infinite):
-            self._session.discard()
-            if examples:
-                self._session.push(examples)
-            return loss
-        if scale is not None:
-            self._divide(float(scale))
-        self._session.push(examples)
+        scaled: list[tuple[Tensor, Tensor]] = []
+        try:
+            if is_infinite is not None and float(is_infinite):
+                self._session.discard()
+                if examples:
+                    self._session.push(examples)
+                return loss
+            if scale is not None:
+                scaled = self._divide(float(scale))
+            self._session.push(examples)
+        except BaseException:
+            # trap: the step may be made again. The scaler would take what it left here for another scale.
+            with torch.no_grad():
+                for gradient, before in scaled:
+                    gradient.copy_(before)
+            for name in ("grad_scale", "found_inf"):
+                self.__dict__.pop(name, None)
+            raise
         return loss
 
-    def _divide(self, scale: float) -> None:
+    def _divide(self, scale: float) -> list[tuple[Tensor, Tensor]]:
+        """Divide all gradients; each with what it was."""
+        scaled = []
         with torch.no_grad():
             for group in self.param_groups:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
+                        scaled.append((parameter.grad, parameter.grad.clone()))
                         parameter.grad.mul_(1.0 / scale)
+        return scaled
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """`Session.discard`: gradients that were not pushed are forgotten."""

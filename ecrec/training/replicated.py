@@ -375,6 +375,7 @@ class ReplicatedModule:
     def pushed(self) -> None:
         """What is here is older than what the shards have."""
         self._pushes += 1
+        self._calls = 0
         self._is_stale = self._is_behind = True
 
     def discard(self) -> None:
@@ -382,6 +383,7 @@ class ReplicatedModule:
         for parameter in self._parameters:
             parameter.grad = None
         self._reached.clear()
+        self._calls = 0
         self._flat, self._flat_views = None, []
 
     def describe(self, table: str, row: int, column: int) -> str:
@@ -397,14 +399,16 @@ class ReplicatedModule:
         return f"parameter {self._names[i]}{place or ''} of the replicated module {self.name!r}"
 
     # ------------------------------------------------------------------ helpers
-    def before_forward(self) -> None:
-        """The module, or one in it, is called: its parameters must be those after the last push; and those of now where
-        others push and this is no step of training: with gradients disabled, and always where the session reads.
+    def before_forward(self, is_whole: bool) -> None:
+        """The module (``is_whole``), or one in it, is called: its parameters must be those after the last push; and
+        those of now where others push and this is no step of training: with gradients disabled, and always where the
+        session reads.
 
         Not a module in one that is being called: in one pass all have the parameters of one moment.
         """
         session = self._session
-        self._calls += 1
+        # trap: torch does not say that a call is over which Ctrl-C has ended.
+        self._calls = 1 if is_whole else self._calls + 1
         if self._evaluated is not None:
             check_no_gradients(f"replicated module {self.name!r}")
             return
@@ -461,7 +465,7 @@ class ReplicatedModule:
         were evaluated, or other tensors are in their place; that change is undone."""
         evaluated = self._evaluated
         assert evaluated is not None
-        self._evaluated = None
+        self._evaluated, self._calls = None, 0
         were = [value.data_ptr() for value in self._views(evaluated)]
         is_same = were == [parameter.data.data_ptr() for parameter in self._parameters]
         is_same = is_same and [p._version for p in self._parameters] == self._versions
@@ -585,7 +589,7 @@ class _PullBefore(_Hook):
     """The hook before a call."""
 
     def _act(self, part: ReplicatedModule) -> None:
-        part.before_forward()
+        part.before_forward(not self.of_part)
 
 
 class _CallIsOver(_Hook):

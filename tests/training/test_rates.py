@@ -279,6 +279,37 @@ def test_the_examples_of_a_step_that_a_scaler_gives_up_count_in_their_split() ->
         assert done == 20
 
 
+@pytest.mark.parametrize("again", ["the same step", "a new one", "without the scaler"])
+def test_a_step_of_a_scaler_that_is_refused_leaves_nothing_of_its_scale(again: str) -> None:
+    """The refused step can be made again, or given up: neither it nor the next one is of another size."""
+    moved = []
+    for refused in (True, False):
+        with InProcessCluster(3).session(code="2+1") as session:
+            model = Model(session, SGD(lr=0.5), SGD(lr=0.5))
+            optimizer, scaler = session.optimizer, torch.amp.GradScaler("cpu", init_scale=1024.0)
+            splits = iter(session.lease_splits("x", 8, split_examples=4))
+            next(splits)
+            scaler.scale(loss_of(model(), 1)).backward()
+            if refused:
+                before = [parameter.grad.clone() for parameter in model.over.parameters()]
+                with pytest.raises(ConfigurationError):
+                    scaler.step(optimizer, examples=5)  # 4 are left
+                after = [parameter.grad for parameter in model.over.parameters()]
+                assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+            if again == "the same step":
+                scaler.step(optimizer, examples=4)
+            else:
+                session.discard()
+                loss = loss_of(model(), 1)
+                (scaler.scale(loss) if again == "a new one" else loss).backward()
+                if again == "a new one":
+                    scaler.step(optimizer, examples=4)
+                else:
+                    optimizer.step(examples=4)
+            moved.append(session.model_digest())
+    assert moved[0] == moved[1]
+
+
 def test_clipping_the_optimizers_parameters_clips_what_is_pushed() -> None:
     digests = []
     for clips in (True, False):

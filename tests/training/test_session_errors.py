@@ -401,3 +401,36 @@ def test_first_values_that_the_scheduler_refuses_are_an_error_that_names_the_tab
             session.replicate(nn.Linear(2, 2), SGD(lr=1.0))
         session.replicate(nn.Linear(2, 2), SGD(lr=1.0), name="other")
         goes_on(session, sparse)
+
+
+def test_a_call_that_ctrl_c_has_ended_leaves_no_module_behind() -> None:
+    """Torch says of an exception that a call is over, and not of KeyboardInterrupt."""
+
+    class Stop(torch.nn.Module):
+        on = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.on:
+                raise KeyboardInterrupt
+            return x
+
+    with InProcessCluster(3).session(code="2+1") as session:
+        stop = Stop()
+        model = torch.nn.Sequential(torch.nn.Linear(3, 1), stop)
+        session.replicate(model, SGD(lr=0.1))
+        x = torch.ones(2, 3)
+        for interrupted in (True, False, True):
+            model(x).sum().backward()
+            session.push()
+            stop.on = interrupted
+            if interrupted:
+                with pytest.raises(KeyboardInterrupt):
+                    model(x)
+            stop.on = False
+            with torch.no_grad():
+                found = model(x)
+            state = model.state_dict()
+            assert torch.equal(found, x @ state["0.weight"].T + state["0.bias"])
+        model(x).sum().backward()
+        session.push()
+        assert session.figures.steps == 4
