@@ -520,7 +520,7 @@ def what_changed_before_an_abandoned_checkpoint_is_forgotten() -> AbstractContex
     return mock.patch.object(Saver, "on_over", on_over)
 
 
-@mutation("", 750)
+@mutation("", 150)
 def a_replacement_writes_what_changed_since_it_started() -> AbstractContextManager[Any]:
     real = Saver._take_snapshot
 
