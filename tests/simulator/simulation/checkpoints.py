@@ -111,18 +111,20 @@ class Checkpoints:
         self.urls[effect.checkpoint] = effect.url
         return delay_ms, FileWritten(effect.checkpoint, effect.name, len(data), _native.crc32c(data), "")
 
-    def asked_at(self, time_s: float, worker: int) -> bytes:
-        """The state that a worker gives with a request; empty: none."""
+    def asked_at(self, time_s: float, worker: int) -> tuple[float, bytes]:
+        """When a worker asks for one, no two at a time, and the state that it gives; empty: none."""
+        while time_s in self.states:
+            time_s += 1e-6
         self.states[time_s] = b""
         if self.plan.states and len(self.states) % 2:
             self.states[time_s] = f"worker {worker} at {time_s}".encode()
-        return self.states[time_s]
+        return time_s, self.states[time_s]
 
     # ------------------------------------------------------------------ the cut of a shard
     def snapshot(self, shard: Address, checkpoint: int, watermarks: dict[int, int]) -> None:
         """A shard takes its snapshot."""
         who = shard.id
-        if self.record.epochs.get(who) != shard.epoch:
+        if self.record.epochs.get(who) != shard.epoch or (who, shard.epoch) in self.record.down:
             return  # it was declared down, and has not heard so: its checkpoint is never complete
         pushes: dict[tuple[int, int], int] = defaultdict(int)
         stamps = []

@@ -607,8 +607,7 @@ class Cluster(World):
         ready = process.machine.ready and not process.machine.failed and not saves.asking
         if due and self.now_ms >= due[0] and ready and not self.faults.quiet:
             due.popleft()
-            time_s = self.now_ms / 1e3
-            state = self.checkpoints.asked_at(time_s, process.machine.worker)
+            time_s, state = self.checkpoints.asked_at(self.now_ms / 1e3, process.machine.worker)
             effects = process.machine.save(
                 *self.checkpoints.request(time_s, state), bytes_per_s=self.checkpoints.pace()
             )
