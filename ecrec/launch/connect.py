@@ -90,6 +90,7 @@ def connect(
         raise ConfigurationError(f"no scheduler: give its endpoint, or set {SCHEDULER}")
     if rank is None and not read_only and os.environ.get(RANK):
         rank = whole_number(RANK, 0)
+    is_told = world_size is not None or bool(os.environ.get(WORLD_SIZE))
     if world_size is None:
         least = 1 if rank is None else rank + 1
         world_size = least if read_only else whole_number(WORLD_SIZE, least)
@@ -100,6 +101,7 @@ def connect(
         endpoint, rank=rank, world_size=world_size, sync=sync, exact=exact, nonfinite=nonfinite, code=spec, keys=keys,
         wait_timeout_ms=limit_ms, read_only=read_only,
     )  # fmt: skip
+    session.knows_world_size = is_told
     worker_pages.attach(session)
     return session
 

@@ -112,6 +112,8 @@ class Session:
         self.machine = machine
         self.read_only = machine.role != WORKER
         """It pulls, and changes nothing."""
+        self.knows_world_size = True
+        """Somebody has said how many workers there are; else there may be more than `world_size`."""
         self.code = None if code is None else CodeSpec.of(code)
         self.exact = (sync or world_size == 1) if exact is None else exact
         self.scheduler: tuple[str, CurveKeys | None] = ("", None)
@@ -753,6 +755,12 @@ class Session:
             raise ConfigurationError(f"evaluate: number={number} is that of a checkpoint: give checkpoint, its path")
         if checkpoint is not None and not consistent:
             raise ConfigurationError("evaluate: a checkpoint is consistent; leave out checkpoint or consistent=False")
+        if checkpoint is None and consistent and not (self.sync or self.read_only or self.knows_world_size):
+            raise ConfigurationError(
+                f"evaluate: this is worker {self.rank}, and nobody has said how many there are: others may push "
+                "between two batches. Give world_size to ecrec.connect (1 if this is the only worker), or WORLD_SIZE; or "
+                "evaluate(..., consistent=False)"
+            )
         if checkpoint is None and consistent and (self.read_only or (self.world_size > 1 and not self.sync)):
             why = "a session that only reads" if self.read_only else f"one of {self.world_size} free workers"
             saved = "" if self.read_only else "number = session.save(url), then "

@@ -315,3 +315,16 @@ def test_arguments_that_cannot_be(session: Session, tmp_path: Path) -> None:
     with pytest.raises(FileMissingError, match="there is no checkpoint"):
         session.evaluate(model, [], checkpoint=str(tmp_path))
     assert session.evaluate(model, []) == []
+
+
+def test_a_worker_that_does_not_know_how_many_there_are_promises_no_one_state() -> None:
+    """`ecrec.connect(rank=0)` without world_size: another worker may push between two batches."""
+    with InProcessCluster(3).session(code="2+1") as session:
+        model = nn.Linear(3, 1)
+        session.replicate(model, SGD(lr=0.1))
+        session.knows_world_size = False
+        with pytest.raises(ConfigurationError, match=r"nobody has said how many.*world_size to ecrec\.connect"):
+            session.evaluate(model, [torch.ones(1, 3)])
+        assert len(session.evaluate(model, [torch.ones(1, 3)], consistent=False)) == 1
+        session.knows_world_size = True
+        assert len(session.evaluate(model, [torch.ones(1, 3)])) == 1
