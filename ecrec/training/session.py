@@ -758,8 +758,8 @@ class Session:
         if checkpoint is None and consistent and not (self.sync or self.read_only or self.knows_world_size):
             raise ConfigurationError(
                 f"evaluate: this is worker {self.rank}, and nobody has said how many there are: others may push "
-                "between two batches. Give world_size to ecrec.connect (1 if this is the only worker), or WORLD_SIZE; or "
-                "evaluate(..., consistent=False)"
+                "between two batches. Give world_size to ecrec.connect (1 if this is the only worker), or WORLD_SIZE; "
+                "or evaluate(..., consistent=False)"
             )
         if checkpoint is None and consistent and (self.read_only or (self.world_size > 1 and not self.sync)):
             why = "a session that only reads" if self.read_only else f"one of {self.world_size} free workers"
