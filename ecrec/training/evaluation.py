@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ecrec.checkpoint.lookup import TableRows, load_tables
 from ecrec.checkpoint.reading import Checkpoint, open_checkpoint
@@ -77,6 +77,8 @@ class Evaluation:
         self.source = source
         """What answers pulls instead of the shards."""
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._buffers: list[tuple[str, Tensor, Tensor]] = []
+        """Name, buffer, and its values at the beginning."""
         self._block = ExitStack()
 
     def __enter__(self) -> "Evaluation":
@@ -88,6 +90,10 @@ class Evaluation:
                 block.callback(part.end_evaluation)
             for module in self._modules:
                 module.eval()
+                self._buffers += [
+                    (name, buffer, buffer.clone()) for name, buffer in module.named_buffers() if not buffer.is_meta
+                ]
+            block.push(self._check_modules)
             block.enter_context(torch.no_grad())
             self._block = block.pop_all()
         return self
@@ -97,9 +103,32 @@ class Evaluation:
     ) -> None:
         self._block.__exit__(kind, error, trace)
 
+    def _check_modules(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What was done to the modules meanwhile is undone, and an error."""
+        changed = [each for each in self._buffers if not _is_same(*each[1:])]
+        with torch.no_grad():
+            for _, buffer, before in changed:
+                buffer.copy_(before)
+        trains = [type(each).__name__ for module in self._modules for each in module.modules() if each.training]
+        if kind is None and (changed or trains):
+            what = f"buffer {changed[0][0]!r} was changed" if changed else f"{trains[0]} was set into training mode"
+            raise ConfigurationError(
+                f"{what} inside Session.evaluate, which changes nothing: leave the mode of the model as it is there; "
+                "buffers and modes are those of before again"
+            )
+
     def _restore_modes(self) -> None:
         for module, was_training in self._modes:
             module.training = was_training
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """trap: torch raises no version of what batch_norm writes to."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return one.shape == other.shape and torch.allclose(one, other, 0.0, 0.0, equal_nan=True)
 
 
 def check_no_gradients(what: str) -> None:

@@ -328,3 +328,26 @@ def test_a_worker_that_does_not_know_how_many_there_are_promises_no_one_state() 
         assert len(session.evaluate(model, [torch.ones(1, 3)], consistent=False)) == 1
         session.knows_world_size = True
         assert len(session.evaluate(model, [torch.ones(1, 3)])) == 1
+
+
+@pytest.mark.parametrize("habit", ["train", "train and back", "buffer"])
+def test_a_model_that_is_set_into_training_mode_inside_is_an_error_and_as_before(habit: str) -> None:
+    with InProcessCluster(3).session(code="2+1") as session:
+        model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        session.replicate(model, SGD(lr=0.1), buffers="local")
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+
+        def predict(x: torch.Tensor) -> torch.Tensor:
+            if habit.startswith("train"):
+                model.train()
+            else:
+                model[1].running_mean.add_(1.0)
+            out = model(x)
+            if habit == "train and back":
+                model.eval()
+            return out
+
+        with pytest.raises(ConfigurationError, match="which changes nothing: leave the mode"):
+            session.evaluate(model, [torch.ones(4, 3)], predict)
+        assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert len(session.evaluate(model, [torch.ones(4, 3)])) == 1
