@@ -90,6 +90,10 @@ def connect(
         raise ConfigurationError(f"no scheduler: give its endpoint, or set {SCHEDULER}")
     if rank is None and not read_only and os.environ.get(RANK):
         rank = whole_number(RANK, 0)
+    for name, number, least in (("rank", rank, 0), ("world_size", world_size, 1)):
+        is_whole = hasattr(number, "__index__") and not isinstance(number, bool)
+        if number is not None and not (is_whole and number >= least):
+            raise ConfigurationError(f"{name} {number!r}: expected a whole number, at least {least}")
     is_told = world_size is not None or bool(os.environ.get(WORLD_SIZE))
     if world_size is None:
         least = 1 if rank is None else rank + 1

@@ -1,5 +1,7 @@
 """Clusters that cannot be: each is refused at once, before a process is started, with what was expected."""
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("torch")
@@ -31,3 +33,19 @@ from ecrec.errors import ConfigurationError
 def test_a_local_cluster_that_cannot_be_is_refused_at_once(options: dict[str, object], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         ecrec.local_cluster(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"rank": "0"}, "rank '0': expected a whole number, at least 0"),
+        ({"rank": -1}, "rank -1: expected a whole number, at least 0"),
+        ({"rank": True}, "rank True: expected a whole number, at least 0"),
+        ({"rank": 1.0}, "rank 1.0: expected a whole number, at least 0"),
+        ({"rank": 0, "world_size": 0}, "world_size 0: expected a whole number, at least 1"),
+        ({"world_size": "2"}, "world_size '2': expected a whole number, at least 1"),
+    ],
+)
+def test_a_rank_that_is_no_number_is_refused_before_anything_is_asked(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        ecrec.connect("tcp://127.0.0.1:1", **arguments)
