@@ -310,7 +310,7 @@ def peers_are_not_asked_about_a_closed_connection() -> AbstractContextManager[An
 
 
 # ------------------------------------------------------------------ repair
-@mutation("recovering-markers", 92)
+@mutation("recovering-markers", 47)
 def a_recovering_member_sends_no_marker() -> AbstractContextManager[Any]:
     real = Captures._members
 
@@ -472,7 +472,7 @@ def pushes_behind_a_cut_are_applied_before_it() -> AbstractContextManager[Any]:
     return mock.patch.object(Saver, "holds", lambda self, push: False)
 
 
-@mutation("", 144)
+@mutation("", 132)
 def a_shard_cuts_when_it_hears_of_the_cut() -> AbstractContextManager[Any]:
     return mock.patch.object(Saver, "_is_reached", lambda self, cut: True)
 
@@ -520,7 +520,7 @@ def what_changed_before_an_abandoned_checkpoint_is_forgotten() -> AbstractContex
     return mock.patch.object(Saver, "on_over", on_over)
 
 
-@mutation("", 150)
+@mutation("", 345)
 def a_replacement_writes_what_changed_since_it_started() -> AbstractContextManager[Any]:
     real = Saver._take_snapshot
 
