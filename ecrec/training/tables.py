@@ -382,7 +382,7 @@ class EmbeddingTables(nn.Module):
         """torch.jit.script asks for it."""
         raise ConfigurationError(
             f"torch.jit.script does not see into an {type(self).__name__}, whose rows come from the servers: run the "
-            "model as it is, or script the dense modules alone"
+            "model as it is, or trace a copy of the dense modules alone"
         )
 
     def _mine(self, features: Any) -> Any:
