@@ -506,7 +506,7 @@ def a_checkpoint_that_is_given_up_is_not_announced() -> AbstractContextManager[A
     return _without_patience_of_shards(silent)
 
 
-@mutation("", 318)
+@mutation("", 2631)
 def what_changed_before_an_abandoned_checkpoint_is_forgotten() -> AbstractContextManager[Any]:
     real = Saver.on_over
 
