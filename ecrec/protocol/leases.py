@@ -388,6 +388,12 @@ class Leases:
             fits = all(first < last <= d.next for first, last in pieces) and d.next <= d.dataset.end
             if not (apart and fits):
                 return f"data set {d.dataset.name[:300]!r}: what is left of it does not fit {d.dataset.end} examples"
+            left = sum(last - first for first, last in pieces)
+            if d.trained + left != d.next:
+                return (
+                    f"data set {d.dataset.name[:300]!r}: {d.trained} examples trained and {left} to be handed on are "
+                    f"not the {d.next} that were leased"
+                )
         return ""
 
     def restore(self, datasets: Sequence[m.RestoredDataset]) -> None:

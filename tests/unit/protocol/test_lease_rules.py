@@ -375,7 +375,8 @@ def test_shards_are_told_of_every_life_that_ends_and_splits_wait_only_for_one_th
 
 # ------------------------------------------------------------------ a checkpoint that is restored
 def restored(name: str = "d", next: int = 60, returned: Any = ((10, 20),), **more: Any) -> m.RestoredDataset:
-    return m.RestoredDataset(Dataset(name, 100, more.get("end", 100), 10), next, list(returned), 40, 5)
+    trained = more.get("trained", next - sum(last - first for first, last in returned))
+    return m.RestoredDataset(Dataset(name, 100, more.get("end", 100), 10), next, list(returned), trained, 5)
 
 
 @pytest.mark.parametrize(
@@ -391,6 +392,8 @@ def restored(name: str = "d", next: int = 60, returned: Any = ((10, 20),), **mor
         ([restored(returned=[(50, 61)])], "data set 'd': what is left of it does not fit 100 examples"),
         ([restored(returned=[(10, 10)])], "data set 'd': what is left of it does not fit 100 examples"),
         ([restored(next=100)], ""),
+        ([restored(trained=49)], "49 examples trained and 10 to be handed on are not the 60 that were leased"),
+        ([restored(trained=51)], "51 examples trained and 10 to be handed on are not the 60 that were leased"),
         ([restored(next=101)], "data set 'd': what is left of it does not fit 100 examples"),
     ],
 )
