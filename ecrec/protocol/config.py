@@ -189,12 +189,12 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     is started again are handed on without that wait."""
 
     worker_place_kept_ms: WholeMilliseconds = 5_000
-    """So long after its last word a worker's place is kept from a process that would not end one that lives (`yields`).
+    """A process that yields (`WorkerStatus.yields`) gets the place of a worker that was silent for longer than this.
     Heartbeats come every quarter of a second, also while a script computes, unless that holds the interpreter."""
 
     worker_place_taken_ms: WholeMilliseconds = 500
-    """A worker that is heard so long after such a process has asked was not dead then: longer than its last words
-    take."""
+    """It is refused if the worker is heard at least this time after it asked. Last words of a dead worker arrive
+    sooner."""
 
     huge_pages_interval_ms: WholeMilliseconds = 50
     """How often a shard that has nothing else to do looks for parts of its tables that huge pages would hold better."""

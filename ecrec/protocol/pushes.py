@@ -63,10 +63,9 @@ class Pushes:
         if not worker.queue:
             return True
         context = self.context
-        waiting = sum(each.queue.nbytes for each in context.workers.values())
-        return (
-            worker.queue.nbytes < context.config.push_queue_bytes_max and waiting < context.config.push_queues_bytes_max
-        )
+        if worker.queue.nbytes >= context.config.push_queue_bytes_max:
+            return False
+        return sum(each.queue.nbytes for each in context.workers.values()) < context.config.push_queues_bytes_max
 
     def apply_queued(self) -> bool:
         """Apply what waits, in each worker's order, as far as its rows are here. True if anything was applied."""

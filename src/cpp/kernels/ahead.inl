@@ -5,9 +5,9 @@
 // are the same with any (measured: bench/LIMITS.md, "A fourth machine").
 constexpr std::size_t few_far_rows = 12, many_far_rows = 64;
 
-// Rows that may lie anywhere, asked for before their turn: of each the lines of its first `asked` bytes; what follows
-// is in order, and the CPU fetches it by itself. near_bytes: what is on its way to the first-level cache at a time;
-// far_rows: so many are asked for ahead where they go to the second.
+// Prefetches rows that may lie anywhere: of each the lines of its first `asked` bytes. The CPU fetches the rest by
+// itself, since it is in order. near_bytes: bytes in flight to the first-level cache at a time; far_rows: rows that are
+// prefetched ahead where they go to the second-level cache.
 template <bool writes>
 struct RowsAhead {
     RowsAhead(std::size_t bytes, std::size_t near_bytes, std::size_t far_rows)

@@ -244,7 +244,7 @@ def test_the_last_push_before_a_checkpoint_is_told_of_shards_that_know_of_this_l
 
 
 def test_of_a_checkpoint_that_is_heard_of_again_or_late_nothing_is_taken() -> None:
-    """What was pushed since comes after it, whoever says again that it began."""
+    """Pushes made since come after it, also when somebody says again that it began."""
     driver = ready()
     driver.push()
     driver.view(m.CheckpointAsked(1, 5))

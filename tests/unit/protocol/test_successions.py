@@ -412,7 +412,7 @@ def test_while_workers_ask_for_something_one_copy_is_in_flight_and_a_pause_follo
     assert copies(leaver, workers_ask=True) == 0 and handover.state == COPYING, "it is near when something was sent"
 
 
-def test_a_halted_group_is_copied_at_once_whoever_asks() -> None:
+def test_a_halted_group_is_copied_at_once_also_while_workers_ask() -> None:
     cluster, leaver, _ = at(HALTING, WIDE)
     handover, context = leaver.handover, leaver.context
     cluster.blocked = {(name, cluster.shards[2]) for name in cluster.machines}

@@ -524,7 +524,7 @@ def test_no_epoch_is_given_twice_and_what_is_remembered_is_bounded() -> None:
 
 # ------------------------------------------------------------------ a worker that names no rank
 class Asking:
-    """A scheduler, worker 0 ``living``, and a process that would be it if no other lives."""
+    """A scheduler, worker 0 (``living``), and a process that yields to it."""
 
     def __init__(self, scheduler: SchedulerMachine) -> None:
         self.scheduler = scheduler
