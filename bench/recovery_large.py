@@ -53,7 +53,7 @@ from ecrec.protocol.messages import DOWN, UP, ClusterQuery, ClusterState, Sectio
 from ecrec.protocol.placement import CodeSpec, Placement, Stripe, TableSpec
 from ecrec.protocol.table_memory import add_table
 from ecrec.training.optimizers import RowWiseAdagrad
-from ecrec.training.parts import Share, WaitingGradients
+from ecrec.training.parts import GivenGradients, Share
 from ecrec.training.session import Session, connect
 from ecrec.transport.client_node import query
 
@@ -96,47 +96,6 @@ class Rows:
 
     def fill(self, answers: Mapping[int, Any]) -> None:
         self.answers = dict(answers)
-
-
-class Gradients:
-    """The session's only part: what is pushed next."""
-
-    def __init__(self) -> None:
-        self.next: dict[int, Share] = {}
-
-    def check_gradients(self) -> None:
-        pass
-
-    def waiting_gradients(self) -> list[WaitingGradients]:
-        return []
-
-    def take_gradients(self) -> dict[int, Share]:
-        taken, self.next = self.next, {}
-        return taken
-
-    def pushed(self) -> None:
-        pass
-
-    def discard(self) -> None:
-        self.next = {}
-
-    def finish(self) -> None:
-        pass
-
-    def begin_evaluation(self) -> None:
-        pass
-
-    def end_evaluation(self) -> None:
-        pass
-
-    def describe(self, table: str, row: int, column: int) -> str:
-        return ""
-
-    def plan(self, features: Any) -> Any:
-        raise NotImplementedError
-
-    def offer(self, features: Any, fetch: Any) -> None:
-        raise NotImplementedError
 
 
 class Look(NamedTuple):
@@ -379,7 +338,7 @@ def run(args: argparse.Namespace, code: CodeSpec, session: Session, endpoint: st
     rows = int(touched / SPARSE) if args.sparse else touched
     spec = TableSpec("rows", rows, args.dim, code, RowWiseAdagrad(0.02).spec, "uniform", init_seed=SEED, init_scale=0.1)
     (table,) = session.create_tables([spec])
-    part = Gradients()
+    part = GivenGradients()
     session.register(part)
     rng = np.random.default_rng(SEED)
     ids = rng.permutation(rng.choice(rows, touched, replace=False)) if args.sparse else rng.permutation(rows)
@@ -399,7 +358,12 @@ def run(args: argparse.Namespace, code: CodeSpec, session: Session, endpoint: st
 
 
 def _measure(
-    args: argparse.Namespace, session: Session, part: Gradients, watcher: Watcher, batches: list[Rows], sample: Rows
+    args: argparse.Namespace,
+    session: Session,
+    part: GivenGradients,
+    watcher: Watcher,
+    batches: list[Rows],
+    sample: Rows,
 ) -> dict[str, Any]:
     steps: list[float] = []
     shard = args.shard

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from ecrec.bench.harness import Case, PeerMissingError, Run, Selection, check_cl
 from ecrec.bench.peers import torch_cpu
 from ecrec.bench.peers.drive import Driven, driven
 from ecrec.bench.workload import PULLED, ROW_BATCHES, SERVED_DIM, SERVED_ROWS, make_row_batches
+
+if TYPE_CHECKING:
+    from ecrec.training.session import Session
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -101,32 +104,29 @@ class Rows:
 
 
 class Ours:
-    """A session and the batches in its terms, as `Driven`. Also the session's only part, which gives its gradients."""
+    """A session and the batches in its terms, as `Driven`."""
 
-    def __init__(self, session: Any, k: int, r: int) -> None:
+    def __init__(self, session: Session, k: int, r: int) -> None:
         from ecrec.protocol.placement import CodeSpec, TableSpec
         from ecrec.training.optimizers import Adagrad
+        from ecrec.training.parts import GivenGradients
 
         self._session = session
         spec = TableSpec("rows", SERVED_ROWS, SERVED_DIM, CodeSpec(k, r), Adagrad(LR, EPS).spec, "zeros")
         (table,) = session.create_tables([spec])
         self._rows = [Rows(table, k, k + r, batch) for batch in make_row_batches()]
-        self._gradients: dict[int, Any] = {}
-        session.register(self)
+        self._part = GivenGradients()
+        session.register(self._part)
         self._touch_all_rows(table, k, k + r)
 
     def _touch_all_rows(self, table: int, k: int, shards: int) -> None:
         """Gradients of zero for every row: a table that has been trained for a while, as the peers' is."""
         for ids in np.array_split(np.arange(SERVED_ROWS), SERVED_ROWS // PULLED):
             gradients = np.zeros((len(ids), SERVED_DIM), np.float32)
-            self._gradients = Rows(table, k, shards, (ids, gradients)).gradients
+            self._part.next = Rows(table, k, shards, (ids, gradients)).gradients
             self._session.push()
         self._session.flush()
         time.sleep(HUGE_PAGES_SECONDS)
-
-    def take_gradients(self) -> dict[int, Any]:
-        taken, self._gradients = self._gradients, {}
-        return taken
 
     def steps(self, calls: int, first: int) -> float:
         """Pull, then push, so many times, the first with batch ``first``; seconds until all is durable."""
@@ -135,7 +135,7 @@ class Ours:
         for call in range(first, first + calls):
             rows = self._rows[call % len(self._rows)]
             session.fetch(rows)
-            self._gradients = rows.gradients
+            self._part.next = rows.gradients
             session.push()
         session.flush()
         return time.perf_counter() - start

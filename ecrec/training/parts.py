@@ -156,3 +156,45 @@ class Part(Protocol):
     def describe(self, table: str, row: int, column: int) -> str:
         """For people: what is at this place, in words of the model. Empty if it is not a table of this part."""
         ...
+
+
+class GivenGradients:
+    """A part that pushes what it is given, and pulls nothing: rows are fetched beside it (`Session.fetch`)."""
+
+    def __init__(self, gradients: Mapping[int, Share] | None = None) -> None:
+        self.next: Mapping[int, Share] = gradients or {}
+        """Of the next push, by shard."""
+
+    def plan(self, features: Any) -> Fetch:
+        raise NotImplementedError("it has no rows of a batch")
+
+    def offer(self, features: Any, fetch: Any) -> None:
+        raise NotImplementedError("it has no rows of a batch")
+
+    def check_gradients(self) -> None:
+        pass
+
+    def waiting_gradients(self) -> list[WaitingGradients]:
+        return [WaitingGradients(each.values, by_row=False) for each in self.next.values() if each.values is not None]
+
+    def take_gradients(self) -> dict[int, Share]:
+        taken, self.next = self.next, {}
+        return dict(taken)
+
+    def pushed(self) -> None:
+        pass
+
+    def discard(self) -> None:
+        self.next = {}
+
+    def finish(self) -> None:
+        pass
+
+    def begin_evaluation(self) -> None:
+        pass
+
+    def end_evaluation(self) -> None:
+        pass
+
+    def describe(self, table: str, row: int, column: int) -> str:
+        return ""

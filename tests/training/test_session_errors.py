@@ -32,7 +32,7 @@ from ecrec.training import (  # noqa: E402
     KeyedJaggedTensor,
     Session,
 )
-from ecrec.training.parts import Share  # noqa: E402
+from ecrec.training.parts import GivenGradients, Share  # noqa: E402
 
 ROWS, DIM = 48, 4
 SPEC = TableSpec("plain", 12, 2, CodeSpec(1, 1), OptimizerSpec("sgd", (1.0,)), "zeros")
@@ -64,44 +64,6 @@ def goes_on(session: Session, sparse: EmbeddingBagCollection, steps: float = 0.0
     step(session, sparse)
     session.flush()
     assert (weights(sparse) == steps + 1).all()
-
-
-class HandMade:
-    """A part that gives what it was told to."""
-
-    def __init__(self, shares: dict[int, Share]) -> None:
-        self.shares = shares
-
-    def plan(self, features: Any) -> Any:
-        raise AssertionError
-
-    def offer(self, features: Any, fetch: Any) -> None:
-        raise AssertionError
-
-    def check_gradients(self) -> None:
-        pass
-
-    def take_gradients(self) -> dict[int, Share]:
-        shares, self.shares = self.shares, {}
-        return shares
-
-    def pushed(self) -> None:
-        pass
-
-    def discard(self) -> None:
-        self.shares = {}
-
-    def finish(self) -> None:
-        pass
-
-    def begin_evaluation(self) -> None:
-        pass
-
-    def end_evaluation(self) -> None:
-        pass
-
-    def describe(self, table: str, row: int, column: int) -> str:
-        return ""
 
 
 # ------------------------------------------------------------------ tables
@@ -140,7 +102,9 @@ def test_a_push_that_one_shard_could_not_take_is_applied_nowhere_and_the_next_st
             (-sparse(features([*on_first * 2, 1, 3])).values()).sum().backward()
             index = session.machine.tables["emb"][0]
             rows = np.array(on_first * 2, np.int64)
-            session.register(HandMade({0: Share(Section([index], [len(rows)]), rows, np.ones(len(rows) * DIM, "f4"))}))
+            session.register(
+                GivenGradients({0: Share(Section([index], [len(rows)]), rows, np.ones(len(rows) * DIM, "f4"))})
+            )
             session.push()
         assert session.figures.steps == 0 and session.figures.bytes_pushed == before
         goes_on(session, sparse)
@@ -151,7 +115,9 @@ def test_a_part_that_gives_rows_of_another_shard_is_refused() -> None:
         sparse = tables(session)
         index = session.machine.tables["emb"][0]
         for rows, words in (([1], "row 1 of table 'emb' is not on shard 0"), ([99], "no row 99 of table 'emb'")):
-            session.register(HandMade({0: Share(Section([index], [1]), np.array(rows), np.ones(DIM, np.float32))}))
+            session.register(
+                GivenGradients({0: Share(Section([index], [1]), np.array(rows), np.ones(DIM, np.float32))})
+            )
             with pytest.raises(RefusedError, match=words):
                 session.push()
         goes_on(session, sparse)
