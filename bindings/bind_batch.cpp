@@ -180,6 +180,19 @@ std::tuple<py::array_t<I64>, py::array_t<I64>> unique_inverse(py::handle ids_obj
     return {to_array(std::move(unique.ids)), to_array(std::move(unique.inverse))};
 }
 
+I64 first_elsewhere(py::handle rows_object, py::handle tables_object, py::handle counts_object,
+                    py::handle table_rows_object, py::handle table_k_object, int shard, int shards, int groups) {
+    const auto rows = readable<I64>(rows_object, "rows");
+    const auto tables = readable<I64>(tables_object, "tables");
+    const auto counts = readable<I64>(counts_object, "counts");
+    const auto table_rows = readable<I64>(table_rows_object, "table_rows");
+    const auto table_k = readable<I64>(table_k_object, "table_k");
+    const py::gil_scoped_release release;
+    const std::size_t found = batch::first_elsewhere(
+        {rows.span(), tables.span(), counts.span(), table_rows.span(), table_k.span(), shards, groups}, shard);
+    return found == rows.size ? -1 : static_cast<I64>(found);
+}
+
 I64 first_nonfinite(py::handle values_object) {
     const auto values = readable<float>(values_object, "values");
     const py::gil_scoped_release release;
@@ -201,6 +214,8 @@ void register_batch(py::module_& module) {
     module.def("sum_sections", &sum_sections, "sections"_a, "dims"_a, "store"_a = nullptr);
     module.def("segment_sum", &segment_sum, "values"_a, "inverse"_a, "segments"_a);
     module.def("unique_inverse", &unique_inverse, "ids"_a);
+    module.def("first_elsewhere", &first_elsewhere, "rows"_a, "tables"_a, "counts"_a, "table_rows"_a, "table_k"_a,
+               "shard"_a, "shards"_a, "groups"_a = 1);
     module.def("first_nonfinite", &first_nonfinite, "values"_a);
 }
 

@@ -543,6 +543,14 @@ def segment_sum(values: F32, inverse: I64, segments: int) -> F32:
 def unique_inverse(ids: I64) -> tuple[I64, I64]:
     """(distinct ids in order of first occurrence, inverse)."""
 
+def first_elsewhere(
+    rows: I64, tables: I64, counts: I64, table_rows: I64, table_k: I64, shard: int, shards: int, groups: int = 1
+) -> int:
+    """Index of the first row that its table has not, or that does not lie on the shard; -1 if there is none.
+
+    rows int64[N]: those of ``tables``, so many of each as ``counts`` says; ``table_rows`` and ``table_k`` by table.
+    """
+
 def first_nonfinite(values: F32) -> int:
     """Index of the first value that is infinite or not a number; -1 if there is none."""
 

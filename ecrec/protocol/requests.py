@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from ecrec._native import first_nonfinite
+from ecrec._native import first_elsewhere, first_nonfinite
 from ecrec.errors import GradientError, RefusedError
 from ecrec.protocol import arrays, wire
 from ecrec.protocol.config import ProtocolConfig
@@ -141,8 +141,8 @@ class Requests:
             self._check_tables(shard, kind, section)
             tables, counts = np.array(section.tables, np.int64), np.array(section.counts, np.int64)
             rows = self._array(shard, kind, frames[each * i], np.int64, f"row ids of section {i}")
-            total = int(counts.sum())
-            if len(tables) != len(counts) or (counts < 0).any() or total != len(rows):
+            total = sum(section.counts)
+            if len(tables) != len(counts) or min(section.counts, default=0) < 0 or total != len(rows):
                 self._refuse(
                     shard, kind,
                     f"section {i} has {len(tables)} tables, counts {section.counts[:8]} with sum {total}, and "
@@ -175,7 +175,7 @@ class Requests:
                 layout = "contiguous" if frame.flags.c_contiguous else "not contiguous"
                 expected = np.dtype(dtype).name
                 self._refuse(shard, kind, f"{what} are {frame.dtype}, {layout}; expected {expected}, contiguous")
-            return frame.reshape(-1)
+            return frame.reshape(-1) if frame.flags.aligned else frame.reshape(-1).copy()
         try:
             return arrays.array(frame, dtype, what)
         except (ValueError, TypeError) as error:
@@ -184,33 +184,13 @@ class Requests:
     def _check_rows(self, shard: int, kind: str, part: _Part) -> None:
         """Every row is one of its table's, and lies on the shard."""
         rows = part.rows
-        if not rows.size:
+        at = first_elsewhere(rows, part.tables, part.counts, self._rows, self._k, shard, self._n, self._groups)
+        if at < 0:
             return
-        sizes = self._rows[part.tables].view(np.uint64)
-        # Below 0 is very large without a sign.
-        bad = rows.view(np.uint64) >= (sizes[0] if len(sizes) == 1 else np.repeat(sizes, part.counts))
-        if not bad.any():
-            if self._n * self._groups == 1:
-                return
-            bad = self._elsewhere(part, shard)
-            if not bad.any():
-                return
-        at = int(bad.argmax())
         spec = self._tables[self._table_at(part, at)]
         if 0 <= rows[at] < spec.rows:
             self._refuse(shard, kind, f"row {rows[at]} of table {spec.name!r} is not on shard {shard}")
         self._refuse(shard, kind, f"there is no row {rows[at]} of table {spec.name!r}: they are 0 to {spec.rows - 1}")
-
-    def _elsewhere(self, part: _Part, shard: int) -> Any:
-        """Which rows are not on the shard, bool[N]."""
-        k = self._k[part.tables]
-        # Division by one number is several times as fast as by an array.
-        divisor = k[0] if (k == k[0]).all() else np.repeat(k, part.counts)
-        stripe = part.rows // divisor
-        slot = part.rows - stripe * divisor
-        if self._groups == 1:
-            return (stripe + slot) % self._n != shard
-        return stripe % self._groups * self._n + (stripe // self._groups + slot) % self._n != shard
 
     def _check_values(self, part: _Part, workers: int, assign: bool) -> None:
         values, what = part.values, "weight" if assign else "gradient"

@@ -505,13 +505,16 @@ class ShardMachine:
     @property
     def deadline_ms(self) -> float:
         """When a Tick is wanted, if none comes before. Acknowledgements wait for an open window."""
+        # It is asked after each message.
         context = self.context
-        due_ms = self.windows.deadline_ms
-        resumes_ms = [self.repairs.share.resume_ms] if context.state == RECOVERING else []
-        resumes_ms += [self.seeding.share.resume_ms] if self.seeding.tasks else []
-        resumes_ms += [at_ms] if (at_ms := self.handover.resume_ms) is not None else []
-        due_ms = min(due_ms, *(at_ms for at_ms in resumes_ms if at_ms > context.now_ms), NEVER_MS)
-        return min(due_ms, self.saver.deadline_ms, self.heartbeats.said_ms + context.config.heartbeat_ms)
+        said_ms = self.heartbeats.said_ms
+        due_ms = min(self.windows.deadline_ms, self.saver.deadline_ms, said_ms + context.config.heartbeat_ms)
+        if context.state == RECOVERING and context.now_ms < self.repairs.share.resume_ms < due_ms:
+            due_ms = self.repairs.share.resume_ms
+        if self.seeding.tasks and context.now_ms < self.seeding.share.resume_ms < due_ms:
+            due_ms = self.seeding.share.resume_ms
+        at_ms = self.handover.resume_ms
+        return at_ms if at_ms is not None and context.now_ms < at_ms < due_ms else due_ms
 
     def check_whole(self) -> None:
         """All data rows here and all classes seeded: the group can lose r shards again."""

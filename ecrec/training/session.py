@@ -11,7 +11,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -119,7 +118,7 @@ class Session:
         self.scheduler: tuple[str, CurveKeys | None] = ("", None)
         """Its endpoint, and the keys to speak to it with."""
         self.figures = Figures()
-        self._reported = Reported(frozenset(asdict(self.figures)))
+        self._reported = Reported(frozenset(vars(self.figures)))
         self._connection = Connection(
             machine,
             node,
@@ -783,7 +782,7 @@ class Session:
         self._show_figures()
 
     def _show_figures(self) -> None:
-        self.machine.figures = {**asdict(self.figures), **self._reported.figures}
+        self.machine.figures = {**vars(self.figures), **self._reported.figures}
 
     @locked
     def clip_gradients(self, max_norm: float | None = None, *, row_norm: float | None = None) -> float:

@@ -27,12 +27,24 @@ _KEYS_HINT = (
 )
 
 
+_own_pid = os.getpid()
+"""Noted, because the system is asked for it by a call that takes as long as sending a small message."""
+
+
+def _note_pid() -> None:
+    global _own_pid
+    _own_pid = os.getpid()
+
+
+os.register_at_fork(after_in_child=_note_pid)
+
+
 def check_process(made_by: int) -> None:
     """Raise ConfigurationError in a child of `os.fork`: sockets, threads and locks are of one process."""
-    if (pid := os.getpid()) != made_by:
+    if _own_pid != made_by:
         raise ConfigurationError(
-            f"this connection to the cluster was made by process {made_by}, and this is its child {pid}: connect in "
-            "the process that uses it, and give to a DataLoader's workers a data set that has no session"
+            f"this connection to the cluster was made by process {made_by}, and this is its child {_own_pid}: connect "
+            "in the process that uses it, and give to a DataLoader's workers a data set that has no session"
         )
 
 

@@ -213,6 +213,46 @@ BatchPlan plan_batch(const BatchIds& batch) {
     return plan;
 }
 
+std::size_t first_elsewhere(const PlacedRows& placed, int shard) {
+    if (placed.shards < 1 || placed.groups < 1 || shard < 0) {
+        refuse(ErrorKind::value, "first_elsewhere: shard ", shard, " of ", placed.groups, " groups of ", placed.shards);
+    }
+    if (placed.counts.size() != placed.tables.size() || placed.table_k.size() != placed.table_rows.size()) {
+        refuse(ErrorKind::value, "first_elsewhere: expected as many counts as tables, and as many k as sizes of tables");
+    }
+    const Divider by_groups(static_cast<std::uint64_t>(placed.groups));
+    const Divider by_shards(static_cast<std::uint64_t>(placed.shards));
+    const std::uint64_t groups = by_groups.divisor(), shards = by_shards.divisor();
+    const std::uint64_t group = static_cast<std::uint64_t>(shard) / shards;
+    const std::uint64_t in_group = static_cast<std::uint64_t>(shard) % shards;
+    std::size_t first = 0;
+    for (std::size_t i = 0; i < placed.tables.size(); ++i) {
+        const auto table = static_cast<std::size_t>(placed.tables[i]), count = static_cast<std::size_t>(placed.counts[i]);
+        if (table >= placed.table_k.size() || count > placed.rows.size() - first || placed.table_k[table] < 1) {
+            refuse(ErrorKind::value, "first_elsewhere: ", placed.counts[i], " rows of table ", placed.tables[i]);
+        }
+        const std::uint64_t rows = static_cast<std::uint64_t>(placed.table_rows[table]);
+        const Divider by_k(static_cast<std::uint64_t>(placed.table_k[table]));
+        const auto search = [&](auto divide) {
+            const std::size_t end = first + count;
+            for (; first < end; ++first) {
+                const std::uint64_t row = static_cast<std::uint64_t>(placed.rows[first]);  // below 0 it is very large
+                if (row >= rows) return false;
+                const std::uint64_t global = divide(by_k, row), slot = row - global * by_k.divisor();
+                const std::uint64_t stripe = divide(by_groups, global), turned = stripe + slot;
+                if (global - stripe * groups != group || turned - divide(by_shards, turned) * shards != in_group)
+                    return false;
+            }
+            return true;
+        };
+        // The sum of a stripe and a slot is no larger than their row.
+        const bool found = is_narrow(rows) ? search([](const Divider& by, std::uint64_t x) { return by.of_small(x); })
+                                           : search([](const Divider& by, std::uint64_t x) { return by(x); });
+        if (!found) return first;
+    }
+    return placed.rows.size();
+}
+
 UniqueIds unique_inverse(std::span<const std::int64_t> ids) {
     if (ids.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
         refuse(ErrorKind::value, "unique_inverse: ", ids.size(), " ids are more than 2^31 - 1");

@@ -28,6 +28,19 @@ struct BatchPlan {
 
 BatchPlan plan_batch(const BatchIds& batch);
 
+struct PlacedRows {
+    std::span<const std::int64_t> rows;    // by table
+    std::span<const std::int64_t> tables;  // of which there are some rows
+    std::span<const std::int64_t> counts;  // of the rows of each
+    std::span<const std::int64_t> table_rows;
+    std::span<const std::int64_t> table_k;
+    int shards = 1;  // of a group
+    int groups = 1;
+};
+
+// Index of the first row that its table has not, or that is not on the shard; the number of rows if there is none.
+std::size_t first_elsewhere(const PlacedRows& placed, int shard);
+
 struct UniqueIds {
     Growing<std::int64_t> ids;  // in order of first occurrence
     Growing<std::int64_t> inverse;

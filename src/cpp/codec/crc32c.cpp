@@ -33,6 +33,8 @@ std::uint32_t run_table(std::uint32_t value, std::size_t bytes, const std::uint8
 const Choice& choice() {
     static const Choice chosen = []() -> Choice {
 #if ECREC_X86
+        constexpr std::uint32_t wide = cpu_sse42 | cpu_avx512 | cpu_vpclmulqdq;
+        if ((cpu_features() & wide) == wide) return {crc::run_avx512, "avx512"};
         if (cpu_features() & cpu_sse42) return {crc::run_sse42, "sse4.2"};
 #endif
 #if ECREC_NEON

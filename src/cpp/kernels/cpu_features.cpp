@@ -32,6 +32,7 @@ std::uint32_t cpu_features() {
     constexpr unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     if ((enabled & zmm_state) == zmm_state && (ebx & avx512) == avx512) features |= cpu_avx512;
     if (ecx & bit_GFNI) features |= cpu_gfni;
+    if (ecx & bit_VPCLMULQDQ) features |= cpu_vpclmulqdq;
     return features;
 }
 

@@ -13,7 +13,8 @@ enum CpuFeature : std::uint32_t {
     cpu_avx512 = 1u << 2,  // F, BW, DQ and VL together
     cpu_gfni = 1u << 3,    // the affine instruction, in whatever width the other features allow
     cpu_sse42 = 1u << 4,
-    cpu_arm_crc = 1u << 5,  // the optional instructions of ARMv8.0
+    cpu_arm_crc = 1u << 5,     // the optional instructions of ARMv8.0
+    cpu_vpclmulqdq = 1u << 6,  // carry-less multiplication, in whatever width the other features allow
 };
 
 std::uint32_t cpu_features();

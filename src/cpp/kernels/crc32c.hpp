@@ -14,6 +14,7 @@ inline constexpr std::uint32_t polynomial = 0x82f63b78;
 using Run = std::uint32_t (*)(std::uint32_t value, std::size_t bytes, const std::uint8_t* data);
 
 std::uint32_t run_sse42(std::uint32_t value, std::size_t bytes, const std::uint8_t* data);
+std::uint32_t run_avx512(std::uint32_t value, std::size_t bytes, const std::uint8_t* data);
 std::uint32_t run_armv8(std::uint32_t value, std::size_t bytes, const std::uint8_t* data);
 
 }  // namespace ecrec::crc

@@ -27,12 +27,15 @@ def test_the_checksums_of_the_standard(data: bytes, checksum: int) -> None:
 def test_an_instruction_is_used_where_there_is_one() -> None:
     with open("/proc/cpuinfo") as file:
         words = set(file.read().split())
-    assert crc32c_in_use() == ("sse4.2" if "sse4_2" in words else "armv8" if "crc32" in words else "table")
+    wide = {"sse4_2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "vpclmulqdq"} <= words
+    x86 = "avx512" if wide else "sse4.2" if "sse4_2" in words else ""
+    assert crc32c_in_use() == (x86 or ("armv8" if "crc32" in words else "table"))
 
 
-# Lanes join at 768 and 12,288 bytes.
+# Lanes join at 768 and 12,288 bytes; vectors go by 64 and 256, from 512 on.
 SIZES = [
     *range(70),
+    *(64 * count + more for count in range(4, 24) for more in (-1, 0, 1, 63)),
     *(block * count + more for block in (768, 12_288) for count in (1, 2) for more in (-1, 0, 1, 9, 777)),
 ]
 
