@@ -70,6 +70,38 @@ def test_plan_batch_finds_the_distinct_rows_and_their_shards(
     assert [expected[place] for place in inverse] == list(zip(table_of_id.tolist(), flat.tolist(), strict=True))
 
 
+@given(batches(), st.data())
+def test_first_elsewhere_finds_the_first_row_that_its_shard_has_not(
+    batch: tuple[list[list[int]], list[int], list[Table]], data: st.DataObject
+) -> None:
+    ids, features, tables = batch
+    shards, groups = tables[0].shards, tables[0].groups
+    shard = data.draw(st.integers(0, groups * shards - 1))
+
+    def is_there(index: int, row: int) -> bool:
+        table = tables[index]
+        return 0 <= row < table.rows and table.shard_of(row) == (shard // shards, shard % shards)
+
+    there = [(index, [row for row in part if is_there(index, row)]) for part, index in zip(ids, features, strict=True)]
+    flat = [(index, row) for index, part in there for row in part]
+    if flat and data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(flat) - 1))
+        limit = tables[flat[at][0]].rows
+        other = data.draw(st.sampled_from([limit, limit - 1, -1, -(1 << 63), (1 << 63) - 1, 0, flat[at][1] + 1]))
+        flat[at] = flat[at][0], other
+    found = _native.first_elsewhere(
+        np.array([row for _, row in flat], np.int64),
+        np.array([index for index, _ in there], np.int64),
+        np.array([len(part) for _, part in there], np.int64),
+        np.array([table.rows for table in tables], np.int64),
+        np.array([table.k for table in tables], np.int64),
+        shard,
+        shards,
+        groups,
+    )
+    assert found == next((at for at, each in enumerate(flat) if not is_there(*each)), -1)
+
+
 @given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(0, 20), max_size=200))
 def test_unique_inverse_is_numpys_in_order_of_first_occurrence(ids: list[int]) -> None:
     array = np.array(ids, dtype=np.int64)

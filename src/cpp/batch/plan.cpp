@@ -233,6 +233,12 @@ std::size_t first_elsewhere(const PlacedRows& placed, int shard) {
         }
         const std::uint64_t rows = static_cast<std::uint64_t>(placed.table_rows[table]);
         const Divider by_k(static_cast<std::uint64_t>(placed.table_k[table]));
+        if (shards * groups == 1) {
+            const std::size_t at = first_out_of_range(placed.rows.subspan(first, count), rows);
+            first += at;
+            if (at != count) return first;
+            continue;
+        }
         const auto search = [&](auto divide) {
             const std::size_t end = first + count;
             for (; first < end; ++first) {
@@ -250,7 +256,10 @@ std::size_t first_elsewhere(const PlacedRows& placed, int shard) {
                                            : search([](const Divider& by, std::uint64_t x) { return by(x); });
         if (!found) return first;
     }
-    return placed.rows.size();
+    if (first != placed.rows.size()) {
+        refuse(ErrorKind::value, "first_elsewhere: counts add up to ", first, ", there are ", placed.rows.size(), " rows");
+    }
+    return first;
 }
 
 UniqueIds unique_inverse(std::span<const std::int64_t> ids) {

@@ -318,8 +318,11 @@ void pool_backward(std::span<const float> pooled_gradients, const Bags& bags, st
         };
         if (has_one_dim(bags) && !shared) {
             RowSums sums(widest);
-            for (std::size_t first = 0; first < batch; first += samples_at_once) {
-                const std::size_t last = std::min(first + samples_at_once, batch);
+            // A wide row is read ahead as one run; several of them, a sample apart, were 9 % slower with 128 floats, and
+            // 7 % faster with 64.
+            const std::size_t at_once = bags.dims[0] <= 64 ? samples_at_once : 1;
+            for (std::size_t first = 0; first < batch; first += at_once) {
+                const std::size_t last = std::min(first + at_once, batch);
                 for (std::size_t f = first_feature; f < last_feature; ++f) add_bags(sums, f, first, last);
             }
             sums.flush();

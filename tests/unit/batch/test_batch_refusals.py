@@ -88,6 +88,40 @@ POOL: dict[str, Any] = {
 }
 
 
+PLACED: dict[str, Any] = {
+    "rows": i64(0, 2, 4),
+    "tables": i64(1, 0),
+    "counts": i64(2, 1),
+    "table_rows": i64(10, 6),
+    "table_k": i64(1, 2),
+    "shard": 0,
+    "shards": 1,
+    "groups": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shards": 0}, "shard 0 of 1 groups of 0"),
+        ({"groups": 0}, "shard 0 of 0 groups of 1"),
+        ({"shard": -1}, "shard -1 of 1 groups of 1"),
+        ({"counts": i64(3)}, "as many counts as tables"),
+        ({"table_k": i64(1)}, "as many k as sizes of tables"),
+        ({"tables": i64(2, 0)}, "2 rows of table 2"),
+        ({"tables": i64(-1, 0)}, "2 rows of table -1"),
+        ({"counts": i64(2, 2)}, "2 rows of table 0"),
+        ({"counts": i64(-1, 2)}, "-1 rows of table 1"),
+        ({"counts": i64(1, 1)}, "counts add up to 2, there are 3 rows"),
+        ({"table_k": i64(0, 2)}, "1 rows of table 0"),
+    ],
+)
+def test_first_elsewhere_refuses_what_does_not_fit_together(change: dict[str, Any], message: str) -> None:
+    assert _native.first_elsewhere(**PLACED) == -1
+    with pytest.raises(ValueError, match=message):
+        _native.first_elsewhere(**PLACED | change)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -408,3 +408,33 @@ def test_pushes_wait_for_no_checkpoint_that_was_asked_for_after_the_state_was_co
     living.settle_down(lambda: living.scheduler.state.generation == 1)
     living.pass_ms(1000)
     living.check()
+
+
+def test_first_values_of_a_table_that_the_copies_did_not_know_are_not_taken_for_written(living: Living) -> None:
+    living.scheduler.announcer.send_copy = lambda shard: None  # type: ignore[method-assign]
+    living.create(table("dense", rows=10, code="1+2"))
+    living.scheduler_starts(None, adopt=True)
+    living.settle_down(lambda: living.scheduler.rebuilding.is_over and living.scheduler.state.generation == 1)
+    assert [each.name for each in living.scheduler.state.tables] == [SPEC.name, "dense"]
+    # Nobody knows whether they were written: zeros must not pass for them.
+    assert 1 in living.scheduler.state.initial.unsure
+    living.carry_out("worker-0", living.client, living.client.initialise(1, True))
+    living.pass_ms(1000)
+    assert living.client.initial(1) != m.WRITTEN
+
+
+def test_a_scheduler_that_has_heard_no_shard_yet_gives_no_split(living: Living) -> None:
+    other = ClientMachine(1, "worker-1")
+    living.machines["worker-1"] = other
+    living.settle_down(lambda: other.ready)
+    old = living.state
+    assert lease(living, living.client) is not None
+    living.pass_ms(1500)
+    living.scheduler_starts(old)
+    answers = []
+    for effect in other.lease(DATA):
+        if isinstance(effect, Send):
+            answers += living.scheduler.handle(Received(other.address, effect.message), living.now_ms)
+    assert not [each for each in answers if isinstance(each, Send)]
+    living.pass_ms(3 * living.config.heartbeat_ms)
+    assert "is older than its cluster" in living.stopped["scheduler"]

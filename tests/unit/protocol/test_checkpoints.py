@@ -13,7 +13,7 @@ from ecrec.protocol import wire
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import FileWritten, Received, Send
 from ecrec.protocol.messages import TOOL, WORKER, Address
-from ecrec.protocol.saved import STATE, STATE_BYTES_MAX
+from ecrec.protocol.saved import MANIFEST, STATE, STATE_BYTES_MAX
 from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.transitions import WRITING
 
@@ -89,6 +89,58 @@ def test_nobody_trains_on_a_checkpoint_that_is_half_restored() -> None:
     cluster.give("scheduler", Received(TOOL_ADDRESS, m.Restore(2, [], 99, 0)))
     cluster.create(spec)
     push_goes_through(cluster, spec)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [m.LeaseSplit(5, m.Dataset("d", 10, 10, 5), 0), m.InitialiseTable(5, 0, True, False), m.JoinRun(5, 2)],
+    ids=lambda message: type(message).__name__,
+)
+def test_no_worker_begins_to_train_while_a_checkpoint_is_half_restored(message: Any) -> None:
+    cluster = Cluster(5, CONFIG)
+    cluster.settle_down(lambda: cluster.client.ready)
+    cluster.where[TOOL_ADDRESS] = "tool"
+    cluster.give("scheduler", Received(TOOL_ADDRESS, m.Restore(1, [], 99, 0, begins=True)))
+    (effect,) = cluster.scheduler.handle(Received(cluster.client.address, message), cluster.now_ms)
+    assert isinstance(effect, Send) and isinstance(effect.message, m.Refused) and effect.message.request == 5
+    assert "being brought into" in effect.message.reason
+
+
+def test_what_the_manifest_says_of_splits_is_what_was_done_at_the_cut() -> None:
+    cluster, _ = trained(ProtocolConfig())
+    client = cluster.client
+    other = add_worker(cluster, 1)
+    data = m.Dataset("d", 100, 100, 10)
+    for name, machine in (("worker-0", client), ("worker-1", other)):
+        cluster.carry_out(name, machine, machine.lease(data))
+        cluster.settle_down(lambda machine=machine: bool(machine.leasing.leases))
+
+    def step(examples: int) -> None:
+        cluster.settle_down(lambda: client.can_push)
+        cluster.carry_out("worker-0", client, client.push({}, examples=examples))
+        cluster.settle_down(lambda: client.durable)
+        for _ in range(15):
+            cluster.tick()
+            cluster.run()
+
+    step(2)
+    ask(cluster)
+    cluster.settle_down(lambda: cluster.scheduler.state.saving.state == WRITING)
+    step(5)
+    # A split that comes back behind the cut was out at the cut.
+    cluster.scheduler.leases.end(1, other.address.epoch)
+    cluster.settle_down(lambda: bool(cluster.scheduler.state.leases.datasets[0].returned))
+    for _ in range(400):
+        files, cluster.files = cluster.files, []
+        for name, effect in files:
+            if effect.name.endswith(MANIFEST):
+                (dataset,) = msgspec.json.decode(bytes(effect.buffers[0]))["datasets"]
+                assert sorted(each["done"] for each in dataset["leases"]) == [0, 2] and dataset["returned"] == []
+                return
+            cluster.give(name, written(effect))
+        cluster.tick()
+        cluster.run()
+    raise AssertionError("no manifest was written")
 
 
 def test_a_restore_into_a_cluster_with_tables_is_refused() -> None:

@@ -14,6 +14,7 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import LEFT, Connection, Note, Received, Send, Tick, ToldToEnd
 from ecrec.protocol.messages import SCHEDULER_ADDRESS, TOOL, UP, Address
+from ecrec.protocol.scheduler import SchedulerMachine
 from ecrec.protocol.transitions import COPYING, ENDING, HALTING, LEVEL, NEAR, NOT_COPIED
 
 SLOW = ProtocolConfig(
@@ -564,3 +565,38 @@ def test_behind_what_it_cannot_hold_a_successor_takes_nothing() -> None:
         answers = [e.message for e in spare.context.effects]
         assert [each.number for each in answers] == said and all(each.refusal for each in answers)
         assert successor._taken == number and successor.end is None
+
+
+@pytest.mark.parametrize("stage", [HALTING, LEVEL])
+def test_a_halt_ends_where_the_state_of_the_scheduler_was_lost_and_is_made_again(stage: str) -> None:
+    cluster, spec, spare = with_spare()
+    pass_time(cluster, 1200.0)
+    leave(cluster, 2)
+    until(cluster, 2, stage)
+    for key, queue in cluster.channels.items():
+        if "scheduler" in key:
+            queue.clear()
+    del cluster.machines[spare]  # so that nobody goes on with it
+    cluster.scheduler = SchedulerMachine(cluster.n, 1, cluster.config, None, "new", True)
+    cluster.machines["scheduler"] = cluster.scheduler
+    cluster.give(cluster.shards[2], Received(SCHEDULER_ADDRESS, m.ToldToLeave(cluster.shards[2], stays=True)))
+    pass_time(cluster, 8000.0)
+    assert cluster.scheduler.state.generation == 1
+    assert not any(cluster.shard(shard).context.halted for shard in range(5))
+    cluster.settle_down(lambda: cluster.client.can_push)
+    cluster.push(spec, dict.fromkeys(range(spec.rows), 1.0))
+    cluster.settle_down(lambda: cluster.client.durable)
+
+
+def test_a_correction_of_parity_waits_until_the_group_goes_on() -> None:
+    cluster, _, _ = with_spare()
+    leave(cluster, 2)
+    until(cluster, 2, LEVEL)
+    halted = next(shard for shard in range(5) if shard != 2 and cluster.shard(shard).context.halted)
+    machine = cluster.shard(halted)
+    source = next(shard for shard in range(5) if shard not in (2, halted))
+    correction = Received(Address(m.SHARD, source, epochs(cluster)[source]), m.CorrectParity(machine.view, 1, 0))
+    answers = machine.handle(correction, cluster.now_ms)
+    assert not answers and machine.handover._waiting == [correction]
+    machine.handover.over()
+    assert machine.handover.take_waiting() == [correction]
