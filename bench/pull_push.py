@@ -85,7 +85,7 @@ def main() -> None:
     set_up_process()
     from ecrec.bench.rpc import Ours
     from ecrec.bench.workload import PULLED, SERVED_DIM
-    from ecrec.training.session import connect
+    from ecrec.training.joining import connect
 
     floor = floor_ms(4 * PULLED * SERVED_DIM)
     with local_shards(code.k + code.r, options.transport) as endpoint, connect(endpoint) as session:

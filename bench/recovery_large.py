@@ -52,9 +52,9 @@ from ecrec.launch.tools.verify import scrub
 from ecrec.protocol.messages import DOWN, UP, ClusterQuery, ClusterState, Section
 from ecrec.protocol.placement import CodeSpec, Placement, Stripe, TableSpec
 from ecrec.protocol.table_memory import add_table
+from ecrec.training import Session, connect
 from ecrec.training.optimizers import RowWiseAdagrad
 from ecrec.training.parts import GivenGradients, Share
-from ecrec.training.session import Session, connect
 from ecrec.transport.client_node import query
 
 SPARSE = 0.06

@@ -185,7 +185,7 @@ def cases(selection: Selection) -> Iterator[Case]:
     if selection.start_cluster is None:
         selection.skip("ours", "nothing was given that starts a cluster")
         return
-    from ecrec.training.session import connect
+    from ecrec.training.joining import connect
 
     for name, (k, r, tcp) in wanted.items():
         with ExitStack() as stack:

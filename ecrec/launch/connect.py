@@ -363,7 +363,7 @@ class _Lives:
 
 def _training_connect() -> "Callable[..., Session]":
     try:
-        from ecrec.training.session import connect as join
+        from ecrec.training import connect as join
     except ImportError as error:
         raise ConfigurationError(f'training needs torch: pip install "ecrec[train]" ({error})') from error
     return join

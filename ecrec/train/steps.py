@@ -35,12 +35,13 @@ from ecrec.training.configs import EmbeddingBagConfig
 from ecrec.training.digest import model_digest
 from ecrec.training.dlrm import DLRM
 from ecrec.training.embedding import EmbeddingBagCollection
+from ecrec.training.joining import connect
 from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
 from ecrec.training.metrics import auc, log_loss, normalized_entropy
 from ecrec.training.observation import TRACE_STEPS, Observation
 from ecrec.training.optimizers import optimizer
 from ecrec.training.replicated import ReplicatedModule
-from ecrec.training.session import Session, connect
+from ecrec.training.session import Session
 from ecrec.transport.curve import CurveKeys
 
 Emit = Callable[[dict[str, Any]], None]

@@ -6,11 +6,12 @@ from ecrec.training.configs import EmbeddingBagConfig, EmbeddingConfig, PoolingT
 from ecrec.training.distribute import distribute
 from ecrec.training.embedding import EmbeddingBagCollection, EmbeddingCollection
 from ecrec.training.jagged_tensor import JaggedTensor
+from ecrec.training.joining import connect
 from ecrec.training.keyed_jagged_tensor import KeyedJaggedTensor
 from ecrec.training.keyed_tensor import KeyedTensor
 from ecrec.training.optimizers import *  # noqa: F403  # its __all__
 from ecrec.training.replicated import ReplicatedModule
-from ecrec.training.session import Session, connect
+from ecrec.training.session import Session
 
 __all__ = [
     "Change",

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from ecrec.errors import ConfigurationError
 from ecrec.protocol.placement import CodeSpec
+from ecrec.training.buffers import CONSTANT
 from ecrec.training.configs import check_table_codes
 from ecrec.training.embedding import EmbeddingBagCollection, EmbeddingCollection
 from ecrec.training.optimizers import Optimizer, check_optimizer
-from ecrec.training.replicated import CONSTANT, check_replicable, dense_parameters
+from ecrec.training.parameter_rows import dense_parameters
+from ecrec.training.replicated import check_replicable
 from ecrec.training.session import Session
 from ecrec.training.tables import EmbeddingTables
 from ecrec.training.torchrec_types import EMBEDDING, is_of, loaded

@@ -1,9 +1,11 @@
 """What a script tells people of its training: figures that travel with the heartbeats of its session."""
 
 import math
+from dataclasses import asdict
 from typing import SupportsFloat
 
 from ecrec.errors import ConfigurationError
+from ecrec.training.connection import Connection, locked
 
 REPORTED_MAX = 16
 """Figures of a worker: each heartbeat carries them, and tables for people have a column for each."""
@@ -11,15 +13,22 @@ NAME_CHARACTERS_MAX = 40
 
 
 class Reported:
-    """The figures that were reported last, by name. ``own``: names that the session counts itself."""
+    """The figures that were reported last, by name, and those that the session counts itself."""
 
-    def __init__(self, own: frozenset[str]) -> None:
-        self._own = own
-        self.figures: dict[str, float] = {}
+    def __init__(self, connection: Connection) -> None:
+        self.pid, self.lock = connection.pid, connection.lock
+        self._machine, self._counted = connection.machine, connection.figures
+        self._own = frozenset(asdict(self._counted))
+        self._figures: dict[str, float] = {}
 
-    def add(self, figures: dict[str, SupportsFloat | None]) -> None:
+    def show(self) -> None:
+        """What there is now goes with the next heartbeat."""
+        self._machine.figures = {**asdict(self._counted), **self._figures}
+
+    @locked
+    def report(self, /, **figures: SupportsFloat | None) -> None:
         """Raises ConfigurationError as `Session.report`; nothing is taken then."""
-        new = dict(self.figures)
+        new = dict(self._figures)
         for name, given in figures.items():
             if name in self._own or len(name) > NAME_CHARACTERS_MAX:
                 raise ConfigurationError(
@@ -33,4 +42,5 @@ class Reported:
                 new[name] = value
         if len(new) > REPORTED_MAX:
             raise ConfigurationError(f"report: {len(new)} figures, expected at most {REPORTED_MAX}: {', '.join(new)}")
-        self.figures = new
+        self._figures = new
+        self.show()

@@ -3,15 +3,13 @@
 Everything happens while the session waits or is pumped (`connection.py`). A step pulls the rows of all its *parts*
 (embedding tables, replicated modules) in one request a shard, and pushes all their gradients in one push.
 
-This file is long because it is what a script sees, with what each call raises: life, tables and parts, steps.
+This file is long because it is what a script sees, with what each call raises. What it is made of is elsewhere: its end
+(`life.py`), steps, splits, and what the parts of a model want of it (`session_of_parts.py`).
 """
 
 import operator
 import os
-import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, SupportsFloat, TypeVar
@@ -23,42 +21,33 @@ from ecrec.checkpoint.reading import open_checkpoint
 from ecrec.checkpoint.restore import restore, restored_from
 from ecrec.checkpoint.saving import SAVE_TIMEOUT_S, Increments, save_checkpoint
 from ecrec.checkpoint.user_state import encode as encode_state
-from ecrec.errors import ConfigurationError, EcrecError, RefusedError
+from ecrec.errors import ConfigurationError, EcrecError
 from ecrec.protocol.client import ClientMachine
-from ecrec.protocol.client_changes import ChangedAt
-from ecrec.protocol.messages import TOOL, WORKER, Dataset
-from ecrec.protocol.placement import CodeSpec, TableSpec
+from ecrec.protocol.messages import Dataset
+from ecrec.protocol.placement import CodeSpec
 from ecrec.training import exits
+from ecrec.training.buffers import CONSTANT
 from ecrec.training.changes import Changes
-from ecrec.training.configs import NOT_POOLED
-from ecrec.training.connection import PUMP_MS, Connection, Figures, Node, locked
+from ecrec.training.connection import Connection, Figures, Node, locked
 from ecrec.training.digest import model_digest
-from ecrec.training.evaluation import AtCheckpoint, Evaluation, refuse
+from ecrec.training.evaluated import check_evaluated
+from ecrec.training.evaluation import AtCheckpoint, Evaluation
+from ecrec.training.life import Life
 from ecrec.training.observation import EVERY_S, TRACE_STEPS, WINDOW_EXAMPLES, Observation
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.owners import Owners
-from ecrec.training.parts import Fetch, GradientOwner, Part, Share
+from ecrec.training.parts import Part
 from ecrec.training.prefetch import BatchT, prefetch
-from ecrec.training.pulls import Asked, RecordsAsked
 from ecrec.training.rates import ShardOptimizer
-from ecrec.training.replicated import CONSTANT, ReplicatedModule, dense_parameters, owner_of
+from ecrec.training.replicated import ReplicatedModule
 from ecrec.training.reported import Reported
+from ecrec.training.session_of_parts import SessionOfParts
 from ecrec.training.splits import Split, Splits
 from ecrec.training.steps import Steps
 from ecrec.training.user_state import convert, make
-from ecrec.transport.client_node import ClientNode
 from ecrec.transport.curve import CurveKeys
 
 ResultT = TypeVar("ResultT")
-
-LEAVE_S = 1.0
-"""A worker that ends waits at most this long for the scheduler to know it."""
-
-END_S = 10.0
-"""A session that nobody has closed waits at most this long at the end of the interpreter."""
-
-STALE_S = 0.1
-"""Before that it reads, for this long, what came earlier."""
 
 NONFINITE = ("error", "zero")
 
@@ -66,7 +55,7 @@ EXAMPLES_MAX = 1 << 48
 """Of a push."""
 
 
-class Session:
+class Session(SessionOfParts):
     """A worker's connection to the cluster; a context manager that waits for its pushes at the end.
 
     One that `connect` made and nobody closes does so at the end of the interpreter (``exits.py``).
@@ -108,18 +97,8 @@ class Session:
             raise ConfigurationError("sync=True needs exact pulls: the sum would otherwise meet different rows")
         if nonfinite not in NONFINITE:
             raise ConfigurationError(f"nonfinite {nonfinite!r}: expected {' or '.join(NONFINITE)}")
-        self.machine = machine
-        self.read_only = machine.role != WORKER
-        """It pulls, and changes nothing."""
-        self.knows_world_size = True
-        """Somebody has said how many workers there are; else there may be more than `world_size`."""
-        self.code = None if code is None else CodeSpec.of(code)
-        self.exact = (sync or world_size == 1) if exact is None else exact
-        self.scheduler: tuple[str, CurveKeys | None] = ("", None)
-        """Its endpoint, and the keys to speak to it with."""
         self.figures = Figures()
-        self._reported = Reported(frozenset(vars(self.figures)))
-        self._connection = Connection(
+        connection = Connection(
             machine,
             node,
             self.figures,
@@ -127,17 +106,17 @@ class Session:
             sync_workers=world_size if sync else 1,
             wait_timeout_ms=wait_timeout_ms,
         )
-        self.pid, self.lock = self._connection.pid, self._connection.lock
-        self._owners = Owners()
-        self._steps = Steps(
-            self._connection, self._owners, rank=rank, world_size=world_size, sync=sync, nonfinite=nonfinite
-        )
-        self._splits = Splits(machine, self._connection.perform, self.wait, self.lock)
-        self._tables: dict[int, TableSpec] = {}
-        """Those of its parts: index -> spec."""
-        self._observation: Observation | None = None
-        self._evaluation: Evaluation | None = None
-        """The one that goes on."""
+        owners = Owners()
+        steps = Steps(connection, owners, rank=rank, world_size=world_size, sync=sync, nonfinite=nonfinite)
+        is_exact = (sync or world_size == 1) if exact is None else exact
+        super().__init__(connection, steps, owners, None if code is None else CodeSpec.of(code), is_exact)
+        self.knows_world_size = True
+        """Somebody has said how many workers there are; else there may be more than `world_size`."""
+        self.scheduler: tuple[str, CurveKeys | None] = ("", None)
+        """Its endpoint, and the keys to speak to it with."""
+        self._life = Life(connection, steps, owners)
+        self._reported = Reported(connection)
+        self._splits = Splits(machine, connection.perform, connection.wait, connection.lock)
 
     # ------------------------------------------------------------------ life
     @locked
@@ -170,70 +149,26 @@ class Session:
             self.close()
             return
         if kind is not None and issubclass(kind, SystemExit) and not self._connection.closed:
-            if text := self.end():  # also SIGTERM, where that is one
+            if text := self._life.end():  # also SIGTERM, where that is one
                 exits.lost(text)
             return
-        if kind is GeneratorExit and not self._connection.closed and (text := self._undone()):
+        if kind is GeneratorExit and not self._connection.closed and (text := self._life.undone()):
             exits.lost(f"a session was dropped without being closed: {text}")  # nobody sees this exception
         try:
-            self._leave_run()
+            self._life.leave_run()
         finally:
             self.abandon()
 
     @locked
     def close(self) -> None:
         """Wait until every push is durable, then disconnect. May be called twice."""
-        if self._connection.closed:
-            return
-        self._check_not_evaluating("close")
-        try:
-            self.flush()
-            for part in self.parts:
-                part.finish()
-            if self._observation is not None:
-                self._observation.close()
-            self._leave_run()
-        finally:
-            self.abandon()
+        if not self._connection.closed:
+            self._check_not_evaluating("close")
+            self._life.close()
 
-    @locked
-    def end(self) -> str:
-        """Close it when the interpreter ends, or a block by ``sys.exit``; returns what was lost, empty if nothing was.
-
-        For `END_S` at most it waits for pushes to be durable, and for all servers to be heard.
-        """
-        machine = self.machine
-        limit_ms = END_S * 1e3 if self.wait_timeout_ms is None else min(END_S * 1e3, self.wait_timeout_ms)
-        self.wait_timeout_ms = limit_ms
-
-        try:
-            # trap: what servers said before they died still lies in the sockets, and is no sign of life
-            end = time.monotonic() + STALE_S
-            while time.monotonic() < end:
-                self.pump(PUMP_MS)
-            self._connection.perform(machine.flush())
-            machine.wait(True)
-            what = "its pushes to be durable, and for all servers to be heard"
-            self.wait(lambda: machine.durable and machine.all_heard, what)  # a death is noticed by those who listen
-            self.close()
-        except EcrecError as error:
-            return f"a session was not closed, and {self._undone() or 'its cluster does not serve'}: {error}"
-        finally:
-            if not self._connection.closed:
-                self.abandon()
-        return ""
-
-    def _undone(self) -> str:
-        """Which pushes are not durable, for people."""
-        machine = self.machine
-        open_pushes = max((pushed - machine.acked[shard] for shard, pushed in machine.pushed.items()), default=0)
-        if open_pushes:
-            return f"its last {open_pushes} push{'es' * (open_pushes > 1)} may be lost: not durable on all shards"
-        return f"it had failed: {machine.failed}" if machine.failed else ""
-
-    @locked
-    def _leave_run(self) -> None:
-        self._connection.leave_run(LEAVE_S)
+    def end_at_exit(self) -> None:
+        """If nobody closes it, it ends with the interpreter."""
+        exits.opened(self._life)
 
     @locked
     def flush(self) -> None:
@@ -353,31 +288,9 @@ class Session:
             raise ConfigurationError("changes: connect with read_only=True; a worker pulls the rows that it needs")
         return Changes(self, since)
 
-    @locked
-    def ask_changes(
-        self, shard: int, reader: int, epoch: int, since: int, until: int, place: tuple[int, int, int]
-    ) -> None:
-        """Of `Changes`: ask one server for the next rows."""
-        self._connection.perform(self.machine.ask_changes(shard, reader, epoch, since, until, place))
-
-    @locked
-    def take_changes(self, wait: bool) -> dict[int, ChangedAt]:
-        """Of `Changes`: what servers have answered; with ``wait``, of at least one."""
-        answers = self.machine.changes.answers
-        if wait:
-            self.wait(lambda: bool(answers), "what changed")
-        else:
-            self.pump(PUMP_MS)
-        found = dict(answers)
-        answers.clear()
-        return found
-
     def abandon(self) -> None:
         """Disconnect at once; pushes that are not durable may be lost."""
-        exits.closed(self)
-        if self._observation is not None:
-            self._observation.close()
-        self._connection.abandon()
+        self._life.abandon()
 
     def start_heartbeat(self) -> None:
         """From now on a thread says that this worker lives, also while it is in a long computation."""
@@ -387,137 +300,16 @@ class Session:
         """From now on every call raises what ``failure`` returns, where that is an error of the cluster."""
         self._connection.failure = failure
 
-    @property
-    def closed(self) -> bool:
-        """It was closed, or its connection was given up."""
-        return self._connection.closed
-
-    @property
-    def rank(self) -> int:
-        """Which of the `world_size` workers it is, from 0."""
-        return self._steps.rank
-
-    @property
-    def world_size(self) -> int:
-        """Number of workers."""
-        return self._steps.world_size
-
-    @property
-    def sync(self) -> bool:
-        """Every push is summed with those of all other workers."""
-        return self._steps.sync
-
-    @property
-    def nonfinite(self) -> str:
-        """What `push` does with a gradient that is not finite: ``"error"`` or ``"zero"``."""
-        return self._steps.nonfinite
-
-    @property
-    def shards(self) -> int:
-        """Number of shards of all coding groups."""
-        return self.machine.shards
-
-    @property
-    def first_rows(self) -> dict[tuple[int, int], float]:
-        """(shard, epoch) -> seconds of the monotonic clock at which that incarnation first answered a pull."""
-        return {life: at_ms / 1e3 for life, at_ms in self.machine.first_rows.items()}
-
-    def default_code(self) -> CodeSpec:
-        """The session's code; without one, (n - 1) + 1 on n shards and no fault tolerance on a single one."""
-        if self.code is not None:
-            return self.code
-        n = self.machine.n
-        return CodeSpec(n - 1, 1) if n > 1 else CodeSpec(1, 0)
-
-    # ------------------------------------------------------------------ waiting
-    def pump(self, timeout_ms: float = 0.0) -> None:
-        """Handle what arrived; call it now and then in a long computation, so that deaths are noticed in it.
-
-        Raises ClusterError, or one of its kinds, when the worker cannot go on: every later call raises the same.
-        RefusedError where that is because workers of a run pushed what contradicts each other.
-        """
-        self._connection.pump(timeout_ms)
-
-    def wait(self, done: Callable[[], bool], what: str) -> None:
-        """Pump until ``done()``. Raises ClusterError with advice after ``wait_timeout_ms``, and what `pump` raises."""
-        self._connection.wait(done, what)
-
-    @property
-    def wait_timeout_ms(self) -> float | None:
-        """The longest wait; None: no limit."""
-        return self._connection.wait_timeout_ms
-
-    @wait_timeout_ms.setter
-    def wait_timeout_ms(self, limit_ms: float | None) -> None:
-        self._connection.wait_timeout_ms = limit_ms
-
     # ------------------------------------------------------------------ tables and parts
-    @locked
-    def create_tables(self, specs: Sequence[TableSpec]) -> list[int]:
-        """Their indices, once every running shard has them. Tables that are there and equal are taken.
-
-        Raises RefusedError for those that do not fit the cluster or differ from the one of that name; the others are
-        made, and the session goes on. A session that only reads makes none: it raises ConfigurationError for a table
-        that is not there, or has other rows or another dim.
-        """
-        machine = self.machine
-        names = [spec.name for spec in specs]
-        self._check_not_evaluating(f"making tables {', '.join(names)}")
-        if self._steps.optimizer is not None:
-            raise ConfigurationError(
-                f"tables {', '.join(names)}: session.optimizer does not have them; make all parts before it"
-            )
-        if self.read_only:
-            self._check_tables(specs)
-            specs = [machine.tables[name][1] for name in names]
-        for spec in specs:
-            self._connection.perform(machine.create_table(spec))
-        self.wait(lambda: not any(map(machine.creating, names)), f"tables {', '.join(names)}")
-        refused = [machine.table_refusals[name] for name in dict.fromkeys(names) if name in machine.table_refusals]
-        if refused:
-            raise RefusedError("; ".join(refused))
-        self._tables |= {machine.tables[name][0]: machine.tables[name][1] for name in names}
-        return [machine.tables[name][0] for name in names]
-
     @property
     def optimizer(self) -> ShardOptimizer:
         """The optimizers of all tables and replicated modules of this session, for ``torch.optim.lr_scheduler``.
 
         Made when it is first asked for; no part can be made after that. Its ``step()`` is `push`.
         """
-        if self._steps.optimizer is None:
-            self._steps.optimizer = ShardOptimizer(self, dict(sorted(self._tables.items())))
-        return self._steps.optimizer
-
-    def _check_tables(self, specs: Sequence[TableSpec]) -> None:
-        """They are on the cluster, and a row of them is what the caller takes it for."""
-        known = self.machine.tables
-        for spec in specs:
-            if spec.name not in known:
-                names = ", ".join(sorted(known)) or "none"
-                raise ConfigurationError(
-                    f"this session only reads, and there is no table {spec.name!r} on the cluster; there are: {names}"
-                )
-            there = known[spec.name][1]
-            if (there.rows, there.dim) != (spec.rows, spec.dim):
-                raise ConfigurationError(
-                    f"table {spec.name!r} has {there.rows} rows of {there.dim} weights on the cluster, not {spec.rows} "
-                    f"of {spec.dim}"
-                )
-            poolings = spec.pooling, there.pooling
-            if poolings[0] != poolings[1] and not {"", NOT_POOLED} & set(poolings):  # rows alone may be looked at
-                raise ConfigurationError(
-                    f"table {spec.name!r} was trained with pooling {there.pooling} on the cluster, not {spec.pooling}"
-                )
-
-    def _check_writes(self, what: str) -> None:
-        if self.read_only:
-            raise ConfigurationError(f"{what}: this session only reads (read_only=True)")
-        self._check_not_evaluating(what)
-
-    def _check_not_evaluating(self, what: str) -> None:
-        if self._evaluation is not None:
-            refuse(what)
+        if self._optimizer is None:
+            self._optimizer = ShardOptimizer(self, dict(sorted(self._tables.items())))
+        return self._optimizer
 
     def replicate(
         self,
@@ -532,27 +324,6 @@ class Session:
         made = ReplicatedModule(self, module, optimizer, code=code, name=name, buffers=buffers)
         self._connection.replicated.add(name)
         return made
-
-    def check_claim(self, names: Sequence[str]) -> None:
-        """Raise ConfigurationError if one of these is a living part's: it would be stepped twice, or overwritten."""
-        self._owners.check_claim(names)
-
-    def claim(self, names: Sequence[str], owner: object) -> None:
-        """These tables are this part's, as long as it lives."""
-        self._owners.claim(names, owner)
-
-    def release(self, part: Part) -> None:
-        """It is no part any more, though somebody may hold it, as the traceback of an error does."""
-        self._owners.release(part)
-
-    def register(self, part: Part, keep: bool = True) -> None:
-        """From now on `push` takes this part's gradients too; without ``keep`` as long as somebody else holds it."""
-        self._owners.register(part, keep)
-
-    @property
-    def parts(self) -> list[Part]:
-        """Those that live, in the order in which they were made."""
-        return self._owners.parts
 
     # ------------------------------------------------------------------ steps
     def observe(
@@ -578,12 +349,12 @@ class Session:
         A file that cannot be written later on, as on a full disk, is warned of once. Raises ConfigurationError where
         one cannot be opened, for numbers that cannot be, and while another observation goes on.
         """
-        if self._observation is not None and self._observation.is_open:
+        if self._life.observation is not None and self._life.observation.is_open:
             raise ConfigurationError("observe: this session is observed already; close that observation first")
         self._connection.check_open()
-        self._observation = Observation(
+        self._life.observation = Observation(
             self._connection,
-            self.report,
+            self._reported.report,
             self.rank,
             self.world_size,
             metrics=metrics,
@@ -594,7 +365,7 @@ class Session:
             window_examples=window_examples,
             every_s=every_s,
         )
-        return self._observation
+        return self._life.observation
 
     def prefetch(
         self,
@@ -656,16 +427,6 @@ class Session:
         return self._splits.iterate(Dataset(name, examples, epochs * examples if end is None else end, split_examples))
 
     @locked
-    def fetch(self, *fetches: Fetch, exact: bool | None = None) -> None:
-        """Pull now, and wait for it."""
-        if self._evaluation is not None:
-            exact = True
-            if self._evaluation.source is not None:
-                self._evaluation.source.answer(Asked(fetches))
-                return
-        self._steps.take(self._steps.ask(fetches, self.exact if exact is None else exact))
-
-    @locked
     def push(self, examples: int = 0) -> None:
         """Send the gradients that the parts have gathered since the last push, as one push; the end of a step.
 
@@ -687,8 +448,8 @@ class Session:
             examples = _whole(examples)
             self._splits.check(examples)
             # A push outside of an iteration is none of its split.
-            self._steps.push(examples, counted=examples if self._splits.is_open else 0)
-            self._show_figures()
+            self._steps.push(examples, examples if self._splits.is_open else 0, self._optimizer)
+            self._reported.show()
         if spans is not None:
             spans.stepped(self.figures.steps, examples)
 
@@ -722,7 +483,7 @@ class Session:
         """
         self._connection.check_open()
         self._check_not_evaluating("evaluate")
-        self._check_evaluated(model, checkpoint, number, consistent)
+        check_evaluated(self, model, checkpoint, number, consistent)
         if predict is not None and not callable(predict):
             raise ConfigurationError(f"evaluate: predict is {predict!r:.100}, expected a function of a batch")
         parts = self.parts
@@ -741,34 +502,6 @@ class Session:
     def _at_checkpoint(self, url: str, number: int | None) -> AtCheckpoint:
         return self._connection.meanwhile(lambda: AtCheckpoint(url, number, self._tables), "evaluate")
 
-    def _check_evaluated(self, model: nn.Module, checkpoint: str | None, number: int | None, consistent: bool) -> None:
-        if not isinstance(model, nn.Module):
-            raise ConfigurationError(f"evaluate: the model is {model!r:.100}, expected a torch.nn.Module")
-        others = [part for part in model.modules() if getattr(part, "_session", self) is not self]
-        owners = [owner_of(parameter) for parameter in dense_parameters(model).values()]
-        if others or any(owner is not None and not owner.is_of(self) for owner in owners):
-            raise ConfigurationError(
-                "evaluate: the model has tables or replicated parameters of another session: call evaluate of that one"
-            )
-        if checkpoint is None and number is not None:
-            raise ConfigurationError(f"evaluate: number={number} is that of a checkpoint: give checkpoint, its path")
-        if checkpoint is not None and not consistent:
-            raise ConfigurationError("evaluate: a checkpoint is consistent; leave out checkpoint or consistent=False")
-        if checkpoint is None and consistent and not (self.sync or self.read_only or self.knows_world_size):
-            raise ConfigurationError(
-                f"evaluate: this is worker {self.rank}, and nobody has said how many there are: others may push "
-                "between two batches. Give world_size to ecrec.connect (1 if this is the only worker), or WORLD_SIZE; "
-                "or evaluate(..., consistent=False)"
-            )
-        if checkpoint is None and consistent and (self.read_only or (self.world_size > 1 and not self.sync)):
-            why = "a session that only reads" if self.read_only else f"one of {self.world_size} free workers"
-            saved = "" if self.read_only else "number = session.save(url), then "
-            raise ConfigurationError(
-                f"evaluate: this is {why}, and workers may push between two batches, so that no one state of the model "
-                f"would be evaluated: {saved}evaluate(..., checkpoint=url{', number=number' * bool(saved)}) evaluates "
-                "one cut while they go on; consistent=False evaluates what is there when each batch is pulled"
-            )
-
     @locked
     def report(self, /, **figures: SupportsFloat | None) -> None:
         """Show figures of the training to people: ``session.report(loss=loss.item())``.
@@ -778,11 +511,7 @@ class Session:
         reported again; None and what is not finite takes it away. Raises ConfigurationError for what is no number, for
         a name that the session has itself, and for more than 16 figures.
         """
-        self._reported.add(figures)
-        self._show_figures()
-
-    def _show_figures(self) -> None:
-        self.machine.figures = {**vars(self.figures), **self._reported.figures}
+        self._reported.report(**figures)
 
     @locked
     def clip_gradients(self, max_norm: float | None = None, *, row_norm: float | None = None) -> float:
@@ -807,25 +536,6 @@ class Session:
         return model_digest(self, [spec for _, (_, spec) in sorted(self.machine.tables.items())])
 
     @locked
-    def gradient_of(self, index: int) -> Any:
-        """Of `ShardOptimizer`: the gradients of a table since the last push, as one flat tensor; None without any.
-
-        Raises ConfigurationError with ``sync`` on several workers, and what `push` raises of gradients.
-        """
-        self._check_writes("looking at gradients")
-        if self.sync and self.world_size > 1:
-            raise ConfigurationError(
-                "session.optimizer with sync=True: the servers sum the gradients of all workers, and those of one "
-                "worker say nothing of the sum. A GradScaler would skip the step of one worker alone: scale no loss "
-                "(bfloat16 needs none). max_gradient of an optimizer clips the sum by value"
-            )
-        owner = self._owners.of(self._tables[index].name)
-        if not isinstance(owner, GradientOwner):
-            return None
-        owner.check_gradients()
-        return owner.gradient_of(index)
-
-    @locked
     def discard(self) -> None:
         """Give a step up: forget all gradients since the last push. Its examples do not count."""
         self._check_not_evaluating("discard")
@@ -833,38 +543,10 @@ class Session:
             part.discard()
 
     @locked
-    def assign(self, shares: Mapping[int, Share]) -> None:
-        """Write these weights, and wait until they are durable; what an optimizer keeps beside them stays."""
-        self._check_writes("assign")
-        if self.rank > 0:
-            raise ConfigurationError(
-                f"worker {self.rank} of {self.world_size} would write weights (load_state_dict, assign) that others "
-                "write too, and may undo what was pushed meanwhile: worker 0 alone does it (if session.rank == 0), and "
-                "all wait for it in session.barrier()"
-            )
-        self._steps.assign(
-            shares, lambda part, written: not isinstance(part, ReplicatedModule) or part.index in written
-        )
-
-    def initialise(self, name: str, chunks: Callable[[], Sequence[Mapping[int, Share]]]) -> None:
-        """Wait until a table has its first values: rank 0 writes these, each chunk in a push, unless somebody ever has.
-
-        Safe against deaths: a worker that dies before all is durable has written nothing that counts, and when it has
-        been started again it writes all of it. Raises ClusterError with advice after the timeout.
-        """
-        if not self.read_only:
-            self._steps.initialise(name, chunks)
-
-    @locked
     def barrier(self) -> None:
         """Wait until all workers are here: an empty push that is applied when all have made it, and is durable."""
         self._check_writes("barrier")
         self._steps.barrier()
-
-    def pull_records(self, shares: Mapping[int, Share]) -> RecordsAsked:
-        """Ask for whole records (weights and optimizer state); ``.take()`` waits for the answers."""
-        steps = self._steps
-        return RecordsAsked(shares, lambda fetch: partial(steps.take, steps.ask([fetch], True, records=True)))
 
 
 def _as_int(number: Any) -> Any:
@@ -881,55 +563,3 @@ def _whole(examples: Any) -> int:
     if not 0 <= number < EXAMPLES_MAX:
         raise ConfigurationError(f"a push of {examples!r} examples, expected a whole number, at least 0")
     return number
-
-
-def connect(
-    scheduler: str,
-    *,
-    code: CodeSpec | str | None = None,
-    rank: int | None = None,
-    world_size: int = 1,
-    sync: bool = False,
-    exact: bool | None = None,
-    nonfinite: str = "error",
-    wait_timeout_ms: float | None = None,
-    keys: CurveKeys | None = None,
-    read_only: bool = False,
-) -> Session:
-    """Join a cluster as worker ``rank``, or with ``read_only`` as a reader, with ``keys`` if it encrypts; see `Session`
-    for the rest.
-
-    A process that was worker ``rank`` before is told to end. Without a rank it is worker 0, unless another process is,
-    and lives: then it raises RefusedError. One that was killed is waited for, for 5 s, until that is known.
-
-    Raises ClusterError if the scheduler at this endpoint does not answer within a minute, or the cluster is not there
-    within ``wait_timeout_ms``, ConfigurationError for
-    arguments that cannot be.
-    """
-    if read_only and (rank or 0, world_size, sync) != (0, 1, False):
-        raise ConfigurationError("read_only=True: a reader is no worker, and has no rank, world_size or sync")
-    if read_only:
-        machine = ClientMachine(secrets.randbelow(1 << 31), secrets.token_hex(8), TOOL)
-    else:
-        machine = ClientMachine(rank or 0, secrets.token_hex(8), WORKER, yields=rank is None)
-    node = ClientNode(scheduler, machine, keys)
-    try:
-        session = Session(
-            machine,
-            node,
-            code=code,
-            rank=0 if rank is None else rank,
-            world_size=world_size,
-            sync=sync,
-            exact=exact,
-            nonfinite=nonfinite,
-            wait_timeout_ms=wait_timeout_ms,
-        )
-        session.scheduler = scheduler, keys
-        session.start()
-        session.start_heartbeat()
-        exits.opened(session)
-        return session
-    except BaseException:
-        node.close()
-        raise

@@ -43,8 +43,6 @@ class Steps:
         self.world_size = world_size
         self.sync = sync
         self.nonfinite = nonfinite
-        self.optimizer: ShardOptimizer | None = None
-        """Whose learning rates go with each push."""
         self.pushes = self.assigns = 0
         """How often gradients were pushed, and values written."""
         self.pid, self.lock = connection.pid, connection.lock
@@ -77,22 +75,23 @@ class Steps:
             self._figures.bytes_pulled += asked.fill()
 
     # ------------------------------------------------------------------ pushes
-    def push(self, examples: int, counted: int) -> None:
-        """Push what the parts have gathered; ``counted`` of the examples are those of a split."""
+    def push(self, examples: int, counted: int, optimizer: ShardOptimizer | None) -> None:
+        """Push what the parts have gathered, with the learning rates of an optimizer; ``counted`` of the examples are
+        those of a split."""
         parts = self._checked_parts()
-        rates = {} if self.optimizer is None else self.optimizer.rates()
+        rates = {} if optimizer is None else optimizer.rates()
         barrier = self.world_size if self.sync else 0
         self._wait_to_push(barrier)
         by_shard = self._by_shard([part.take_gradients() for part in parts], True)
-        if not by_shard and self.optimizer is not None and self.optimizer.has_emptied:
-            self.optimizer.has_emptied = False
+        if not by_shard and optimizer is not None and optimizer.has_emptied:
+            optimizer.has_emptied = False
             raise GradientError(
                 "nothing to push: session.optimizer.zero_grad() was called since the last push, and no backward pass "
                 "after it. A push forgets what it has sent; leave zero_grad out, or call it before the backward pass"
             )
         self._push(by_shard, barrier, examples=counted, rates=rates)
-        if self.optimizer is not None:
-            self.optimizer.pushed()
+        if optimizer is not None:
+            optimizer.pushed()
         self.pushes += 1
         for part in parts:
             part.pushed()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ecrec.errors import ConfigurationError
-from ecrec.training.replicated import ReplicatedModule, dense_parameters, owner_of
+from ecrec.training.parameter_rows import dense_parameters
+from ecrec.training.replicated import ReplicatedModule, owner_of
 
 
 def keep_whole(model: nn.Module) -> None:

@@ -124,7 +124,7 @@ def damaged(tmp_path, monkeypatch):
 
 
 def test_a_flipped_byte_of_parity_is_found_and_repaired_while_training_goes_on(damaged):
-    from ecrec.training.session import connect
+    from ecrec.training import connect
 
     with damaged.cluster as cluster:
         endpoint = cluster.start()

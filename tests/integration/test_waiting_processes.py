@@ -17,7 +17,7 @@ SPEC = TableSpec("t", 1000, 8, CodeSpec(4, 1), OptimizerSpec("sgd", (1.0,)), "ze
 
 
 def test_a_shard_that_one_worker_alone_does_not_reach_is_named_shown_and_not_replaced(proxied: Proxied) -> None:
-    training = pytest.importorskip("ecrec.training.session")
+    training = pytest.importorskip("ecrec.training")
     proxied.scheduler()
     proxied.shards_behind_proxies(1)
     session = training.connect(proxied.endpoint, wait_timeout_ms=6000)

@@ -13,7 +13,7 @@ from ecrec.errors import ConfigurationError, FencedError, RefusedError  # noqa: 
 from ecrec.protocol.config import ProtocolConfig  # noqa: E402
 from ecrec.train.steps import split_batches  # noqa: E402
 from ecrec.training import SGD, EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, Session  # noqa: E402
-from ecrec.training.session import Split  # noqa: E402
+from ecrec.training.splits import Split  # noqa: E402
 
 EXAMPLES, BATCH = 60, 4
 

@@ -18,9 +18,9 @@ from ecrec.training import (  # noqa: E402
     EmbeddingBagConfig,
     KeyedJaggedTensor,
     Session,
+    connect,
 )
 from ecrec.training.digest import model_digest  # noqa: E402
-from ecrec.training.session import connect  # noqa: E402
 
 FEATURES = KeyedJaggedTensor.from_ids(["f"], torch.tensor([[1, 2, 3]]))
 
