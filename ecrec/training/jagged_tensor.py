@@ -49,10 +49,18 @@ class JaggedTensor(metaclass=ProxyableClassMeta):
 
     @staticmethod
     def from_dense(values: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> JaggedTensor:
-        """From a tensor for each list."""
-        together = torch.cat(list(values))
-        lengths = torch.tensor([len(each) for each in values], dtype=torch.int64, device=together.device)
-        return JaggedTensor(together, None if weights is None else torch.cat(list(weights)), lengths)
+        """From a tensor for each list. ValueError for no lists, and for weights that are not one for each value of the
+        same list."""
+        values = list(values)
+        if not values:
+            raise ValueError("from_dense: there are no lists, expected at least one; JaggedTensor.empty() has none")
+        sizes = [len(each) for each in values]
+        if weights is not None:
+            weights = list(weights)
+            _check_sizes(sizes, [len(each) for each in weights])
+        together = torch.cat(values)
+        lengths = torch.tensor(sizes, dtype=torch.int64, device=together.device)
+        return JaggedTensor(together, None if weights is None else torch.cat(weights), lengths)
 
     @staticmethod
     def from_dense_lengths(values: Tensor, lengths: Tensor, weights: Tensor | None = None) -> JaggedTensor:
@@ -152,6 +160,17 @@ def _from_dense_lengths(values: Tensor, lengths: Tensor, weights: Tensor | None)
         raise ValueError(f"lengths has {int(lengths.max())}, and values is {tuple(values.shape)}")
     kept = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
     return JaggedTensor(values[kept], None if weights is None else weights[kept], lengths)
+
+
+def _check_sizes(values: Sequence[int], weights: Sequence[int]) -> None:
+    """Raise ValueError for the first list whose weights are not one for each value."""
+    if len(weights) != len(values):
+        raise ValueError(f"from_dense: weights of {len(weights)} lists, expected those of the {len(values)} lists")
+    for number, (expected, found) in enumerate(zip(values, weights, strict=True)):
+        if found != expected:
+            raise ValueError(
+                f"from_dense: list {number} has {expected} values and {found} weights, expected a weight for each value"
+            )
 
 
 def moved(tensor: Tensor | None, device: torch.device | str, non_blocking: bool) -> Tensor | None:

@@ -253,7 +253,16 @@ class KeyedJaggedTensor(metaclass=ProxyableClassMeta):
 
     # ------------------------------------------------------------------ other ones
     def permute(self, indices: Sequence[int]) -> KeyedJaggedTensor:
-        """The keys of these numbers, in this order. A number may come again: its lists are the same each time."""
+        """The keys of these numbers, in this order. A number may come again: its lists are the same each time.
+
+        TypeError for what is no whole number, IndexError for a number that no key has."""
+        indices = [_whole("permute: the number of a key", each) for each in indices]
+        for number in indices:
+            if not 0 <= number < len(self._keys):
+                raise IndexError(
+                    f"permute: there is no key of number {number}, expected 0 to {len(self._keys) - 1}: "
+                    f"{', '.join(self._keys)}"
+                )
         parts = [self._part(i) for i in indices]
         weights = [part.weights() for part in parts] if self._weights is not None else []
         made = KeyedJaggedTensor(
@@ -266,9 +275,11 @@ class KeyedJaggedTensor(metaclass=ProxyableClassMeta):
         return made._named([self._keys[i] for i in indices])
 
     def split(self, segments: Sequence[int]) -> list[KeyedJaggedTensor]:
-        """The first so many keys, the next so many, and so on."""
+        """The first so many keys, the next so many, and so on. TypeError for a number of keys that is no whole one,
+        ValueError for numbers that do not add up to all keys."""
+        segments = [_whole("split: a number of keys", each) for each in segments]
         if sum(segments) != len(self._keys) or min(segments, default=0) < 0:
-            raise ValueError(f"segments {list(segments)} do not add up to the {len(self._keys)} keys")
+            raise ValueError(f"segments {segments} do not add up to the {len(self._keys)} keys")
         ends = list(accumulate(segments, initial=0))
         offsets, batch = self._offset_per_key, self._stride
         return [
@@ -339,6 +350,17 @@ class KeyedJaggedTensor(metaclass=ProxyableClassMeta):
                 text = f'{{\n        "values": {text},\n        "weights": {weights}\n    }}'
             lines.append(f'    "{key}": {text}')
         return "KeyedJaggedTensor({\n" + ",\n".join(lines) + "\n})\n"
+
+
+def _whole(what: str, given: Any) -> int:
+    """A whole number. Raises TypeError for what is none; a bool is none, for a mask would be read as 0 and 1."""
+    try:
+        number = operator.index(given)
+    except TypeError:
+        number = None
+    if number is None or isinstance(given, bool) or getattr(given, "dtype", None) == torch.bool:
+        raise TypeError(f"{what} is {given!r:.100}, expected a whole number (of a mask: mask.nonzero().flatten())")
+    return number
 
 
 def _numbers(count: int) -> list[str]:

@@ -76,15 +76,15 @@ class KeyedTensor(metaclass=ProxyableClassMeta):
 
     @staticmethod
     def regroup(keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str]]) -> list[Tensor]:
-        """A tensor for each group, of its keys side by side. ValueError for a key that two of them have, KeyError for
-        one that none has."""
+        """A tensor for each group, of its keys side by side. ValueError for a key that two of them have, for a group
+        without keys and for tensors of different ``key_dim``, KeyError for a key that none has."""
         return _regroup(keyed_tensors, groups)
 
     @staticmethod
     def regroup_as_dict(
         keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str]], keys: Sequence[str]
     ) -> dict[str, Tensor]:
-        """`regroup`, each group under the key of its number."""
+        """`regroup`, each group under the key of its number. ValueError also if there is not one key for each group."""
         return _regroup_as_dict(keyed_tensors, groups, keys)
 
     def record_stream(self, stream: Any) -> None:
@@ -117,7 +117,15 @@ def _regroup(keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str
         parts.update(each.to_dict())
     if missing := {key for group in groups for key in group} - parts.keys():
         raise KeyError(f"there is no key {', '.join(sorted(missing))}; there are {', '.join(parts)}")
-    key_dim = keyed_tensors[0].key_dim() if keyed_tensors else 1
+    dims = [each.key_dim() for each in keyed_tensors]
+    if len(set(dims)) > 1:
+        raise ValueError(
+            f"the tensors have their keys in different dimensions, key_dim {dims}: expected the same one for all, "
+            "since the keys of a group come to lie side by side"
+        )
+    if [] in (empty := [list(group) for group in groups]):
+        raise ValueError(f"group {empty.index([])} has no keys, expected at least one in each group")
+    key_dim = dims[0] if dims else 1
     return [torch.cat([parts[key] for key in group], dim=key_dim) for group in groups]
 
 
@@ -125,4 +133,6 @@ def _regroup(keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str
 def _regroup_as_dict(
     keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str]], keys: Sequence[str]
 ) -> dict[str, Tensor]:
+    if len(keys) != len(groups):
+        raise ValueError(f"there are {len(keys)} keys for {len(groups)} groups, expected one for each")
     return dict(zip(keys, _regroup(keyed_tensors, groups), strict=True))

@@ -4,12 +4,25 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from ecrec.errors import ConfigurationError
 from ecrec.training.connection import Connection
 from ecrec.training.parts import Part
 from ecrec.training.pulls import Asked
 from ecrec.training.steps import Steps
 
 BatchT = TypeVar("BatchT")
+
+
+def check_batches(what: str, batches: object, of_batch: str, function: object) -> None:
+    """Raise ConfigurationError for what no batches come from, and for a ``function`` (``of_batch`` is its name) of them
+    that is none."""
+    if isinstance(batches, str | bytes) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        raise ConfigurationError(
+            f"{what}: the batches are {batches!r:.100}, expected an iterable of them, such as a DataLoader, a list or "
+            "a generator (of a function that makes one, what it returns)"
+        )
+    if function is not None and not callable(function):
+        raise ConfigurationError(f"{what}: {of_batch} is {function!r:.100}, expected a function of a batch")
 
 
 def prefetch(

@@ -37,7 +37,7 @@ from ecrec.training.observation import EVERY_S, TRACE_STEPS, WINDOW_EXAMPLES, Ob
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.owners import Owners
 from ecrec.training.parts import Part
-from ecrec.training.prefetch import BatchT, prefetch
+from ecrec.training.prefetch import BatchT, check_batches, prefetch
 from ecrec.training.rates import ShardOptimizer
 from ecrec.training.replicated import ReplicatedModule
 from ecrec.training.reported import Reported
@@ -384,6 +384,7 @@ class Session(SessionOfParts):
         step old.
         """
         self._check_not_evaluating("prefetch")
+        check_batches("prefetch", batches, "features", features)
         if not hasattr(depth, "__index__") or depth < 0:
             raise ConfigurationError(f"depth is {depth!r}, expected a whole number, at least 0")
         parts = parts or tuple(self.parts)
@@ -484,8 +485,7 @@ class Session(SessionOfParts):
         self._connection.check_open()
         self._check_not_evaluating("evaluate")
         check_evaluated(self, model, checkpoint, number, consistent)
-        if predict is not None and not callable(predict):
-            raise ConfigurationError(f"evaluate: predict is {predict!r:.100}, expected a function of a batch")
+        check_batches("evaluate", reader, "predict", predict)
         parts = self.parts
         replicated = [part.module for part in parts if isinstance(part, ReplicatedModule)]
         source = None

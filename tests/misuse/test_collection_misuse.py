@@ -470,6 +470,19 @@ def test_a_part_of_another_session_is_refused(session: Session) -> None:
             next(session.prefetch([ids(1)], depth=depth))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batches": None}, "prefetch: the batches are None, expected an iterable of them"),
+        ({"batches": 7}, "prefetch: the batches are 7, expected an iterable of them"),
+        ({"batches": [], "features": "ids"}, "prefetch: features is 'ids', expected a function of a batch"),
+    ],
+)
+def test_what_no_batches_come_from_is_refused_at_once(session: Session, arguments: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        session.prefetch(**arguments)
+
+
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_good_batches_before_a_bad_one_are_given(session: Session, depth: int) -> None:
     sparse = tables(session)

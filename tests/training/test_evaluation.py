@@ -304,7 +304,10 @@ def test_arguments_that_cannot_be(session: Session, tmp_path: Path) -> None:
                 session.evaluate(given, [])
     for arguments, words in (
         (("model", []), r"the model is 'model', expected a torch\.nn\.Module"),
-        ((model, [], "auc"), "predict is 'auc', expected a function of a batch"),
+        ((model, [], "auc"), "evaluate: predict is 'auc', expected a function of a batch"),
+        ((model, None), "evaluate: the batches are None, expected an iterable of them, such as a DataLoader"),
+        ((model, "test.csv"), "evaluate: the batches are 'test.csv', expected an iterable"),
+        ((model, lambda: batches(1)), r"evaluate: the batches are <function.*expected an iterable.*what it returns"),
     ):
         with pytest.raises(ConfigurationError, match=words):
             session.evaluate(*arguments)  # type: ignore[arg-type]

@@ -80,6 +80,33 @@ def test_permute_split_and_concat() -> None:
         KeyedJaggedTensor.concat([first, KeyedJaggedTensor.from_ids(["d"], torch.tensor([[1]]))])
 
 
+@pytest.mark.parametrize("mask", [[True, False], torch.tensor([True, False, True]), [0.0, 1.0], ["a"], [None]])
+def test_numbers_of_keys_are_whole(mask: Any) -> None:
+    """A mask would be read as the numbers 0 and 1."""
+    for call, words in ((ours().permute, "permute: the number of a key"), (ours().split, "split: a number of keys")):
+        with pytest.raises(TypeError, match=rf"{words} is .*, expected a whole number \(of a mask"):
+            call(mask)
+    assert lists_of(ours().permute(torch.tensor([2, 0]))) == of(0, 2)
+
+
+@pytest.mark.parametrize("number", [3, -1])
+def test_a_key_of_a_number_that_none_has_is_an_error(number: int) -> None:
+    with pytest.raises(IndexError, match=f"there is no key of number {number}, expected 0 to 2: a, b, c"):
+        ours().permute([0, number])
+
+
+def test_weights_of_lists_are_one_for_each_value_of_the_same_list() -> None:
+    values = [torch.tensor([1, 2]), torch.tensor([3])]
+    made = JaggedTensor.from_dense(values, [torch.tensor([0.1, 0.2]), torch.tensor([0.3])])
+    assert made.weights().tolist() == torch.tensor([0.1, 0.2, 0.3]).tolist()
+    with pytest.raises(ValueError, match=r"from_dense: list 0 has 2 values and 1 weights, expected a weight for each"):
+        JaggedTensor.from_dense(values, [torch.tensor([0.1]), torch.tensor([0.2, 0.3])])
+    with pytest.raises(ValueError, match=r"from_dense: weights of 1 lists, expected those of the 2 lists"):
+        JaggedTensor.from_dense(values, [torch.tensor([0.1, 0.2, 0.3])])
+    with pytest.raises(ValueError, match=r"from_dense: there are no lists, expected at least one"):
+        JaggedTensor.from_dense([])
+
+
 def test_columns_of_one_id_of_several_and_of_any_number() -> None:
     kjt = KeyedJaggedTensor.from_dict(
         {

@@ -74,3 +74,15 @@ def test_a_graph_of_torch_fx_makes_the_same() -> None:
     together, by_name = torch.fx.symbolic_trace(Towers())(left, right)
     assert together.tolist() == torch.cat([left, right], dim=1).tolist()
     assert by_name["both"].tolist() == torch.cat([right, left], dim=1).tolist()
+
+
+def test_tensors_of_different_key_dims_are_not_regrouped() -> None:
+    other = KeyedTensor(["d"], [2], torch.zeros(2, 6), key_dim=0)
+    with pytest.raises(
+        ValueError, match=r"their keys in different dimensions, key_dim \[1, 0\]: expected the same one"
+    ):
+        KeyedTensor.regroup([made(), other], [["a", "d"]])
+    with pytest.raises(ValueError, match=r"group 1 has no keys, expected at least one in each group"):
+        KeyedTensor.regroup([made()], [["a"], []])
+    with pytest.raises(ValueError, match=r"there are 1 keys for 2 groups, expected one for each"):
+        KeyedTensor.regroup_as_dict([made()], [["a"], ["b"]], ["left"])
