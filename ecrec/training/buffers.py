@@ -2,6 +2,7 @@
 own."""
 
 import hashlib
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,34 +18,54 @@ ADVICE = (
 )
 
 
+class _Known(NamedTuple):
+    """A buffer as it was last known."""
+
+    buffer: Tensor
+    version: int
+    values: Tensor
+    """A copy."""
+
+    def is_untouched(self, buffer: Tensor) -> bool:
+        """It is this one, and nobody has written to it since."""
+        return self.buffer is buffer and self.version == buffer._version
+
+
 class ConstantBuffers:
     """The buffers of a module that training must not change, where it must not."""
 
     def __init__(self, name: str, module: nn.Module, kept: str) -> None:
         """``kept``: `CONSTANT` or `LOCAL`."""
         self._name, self._module, self._is_constant = name, module, kept == CONSTANT
-        self._known: dict[str, tuple[Tensor, int]] = {}
-        """As they were last known, with their versions."""
+        self._known: dict[str, _Known] = {}
 
     def know(self) -> None:
         """Those that the module has now are right."""
         if self._is_constant:
-            self._known = {name: (buffer, buffer._version) for name, buffer in _buffers(self._module).items()}
+            self._known = {name: self._of(name, buffer) for name, buffer in _buffers(self._module).items()}
+
+    def _of(self, name: str, buffer: Tensor) -> "_Known":
+        known = self._known.get(name)
+        if known is not None and known.is_untouched(buffer):
+            return known
+        return _Known(buffer, buffer._version, buffer.detach().clone())
 
     def check(self) -> None:
-        """Raise ConfigurationError for a buffer that was changed, where none may be."""
+        """Raise ConfigurationError for a buffer that has other values than before, where none may."""
         if not self._is_constant:
             return
         check_buffers(self._name, self._module, CONSTANT)  # torch's kernels change running means without a trace
-        now = {name: (buffer, buffer._version) for name, buffer in _buffers(self._module).items()}
-        for name, (buffer, version) in now.items():
-            known, known_version = self._known.get(name, (None, 0))
-            if known is not buffer or known_version != version:
+        for name, buffer in _buffers(self._module).items():
+            known = self._known.get(name)
+            if known is not None and known.is_untouched(buffer):
+                continue
+            if known is None or not _is_same(buffer, known.values):
                 raise ConfigurationError(
                     f"replicated module {self._name!r}: buffer {name} was changed since the last push, and servers "
                     "keep no buffers: the workers would differ in it, and one that is started again would lose it. "
-                    f"{ADVICE}"
+                    f"Give it the values of before again, or load_state_dict all workers' anew. {ADVICE}"
                 )
+            self._known[name] = _Known(buffer, buffer._version, known.values)  # it was changed, and changed back
 
 
 def check_buffers(name: str, module: nn.Module, buffers: str) -> None:
@@ -74,8 +95,19 @@ def digest_of_buffers(module: nn.Module) -> str:
     buffers = _buffers(module)
     for name, buffer in sorted(buffers.items()):
         digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)};".encode())
-        digest.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(buffer).numpy().tobytes())
     return f"buffers {digest.hexdigest()[:16]}" if buffers else ""
+
+
+def _bytes(buffer: Tensor) -> Tensor:
+    return buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """To the bit, and of the same type and shape, on the same device."""
+    if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
+        return False
+    return one.is_meta or torch.equal(_bytes(one), _bytes(other))
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,9 @@ from ecrec.errors import ConfigurationError, DivergedError
 from ecrec.training.parameter_rows import ParameterRows, dense_parameters
 from ecrec.training.parts import F32
 
+UNDO = "ReplicatedModule.pull(undo=True)"
+"""The way back, for people."""
+
 
 class DenseValues:
     """One flat buffer, of which the parameters become views. A pull replaces its values."""
@@ -23,6 +26,15 @@ class DenseValues:
         self.here: F32 = rows.buffer()
         """As they are here now."""
         self._views = list(rows.views(self.here))
+        self._places = [view.data_ptr() for view in self._views]
+        self._owners = [
+            (part, key, i)
+            for i, parameter in enumerate(rows.parameters)
+            for part in module.modules()
+            for key, other in part._parameters.items()
+            if other is parameter
+        ]
+        """The modules that have each parameter, and under which name."""
         self._known: F32 = self.here
         """As they were pulled, or written, last."""
         self._versions: list[int] = []
@@ -79,7 +91,12 @@ class DenseValues:
         self.know_versions()
 
     def undo(self) -> None:
-        """A change that was made here is none."""
+        """A change that was made here is none: not of values, nor of types, memory or the parameters themselves."""
+        for part, key, i in self._owners:
+            part._parameters[key] = self._rows.parameters[i]
+        self._views = list(self._rows.views(self.here))
+        for parameter, view in zip(self._rows.parameters, self._views, strict=True):
+            parameter.data = view
         self.here[:] = self._known
         self.know_versions()
 
@@ -137,16 +154,35 @@ class DenseValues:
         ):
             raise ConfigurationError(
                 f"replicated module {self._name!r}: its parameters are {', '.join(named)}, and were "
-                f"{', '.join(self._rows.names)}, or one was replaced: change a module before it is replicated"
+                f"{', '.join(self._rows.names)}, or one was replaced: change a module before it is replicated. "
+                f"{UNDO} has its parameters again; layers that were added or replaced are put back as they were"
             )
-        for name, parameter, view, version in zip(
-            self._rows.names, self._rows.parameters, self._views, self._versions, strict=True
-        ):
-            data = parameter.data
-            if data.data_ptr() != view.data_ptr() or data.dtype != view.dtype or data.device != view.device:
-                self._refuse_moved(name, parameter)
+        self._take_back()
+        for name, parameter, version in zip(self._rows.names, self._rows.parameters, self._versions, strict=True):
             if values and parameter._version != version:
                 self._refuse_changed(f"parameter {name}")
+
+    def _take_back(self) -> None:
+        """A parameter that lies elsewhere, as one that was converted and back, is a view again; if its values are
+        others now, that is a change as any other. Raises ConfigurationError for another type, device or shape."""
+        moved = []
+        for i, (parameter, view, place) in enumerate(
+            zip(self._rows.parameters, self._views, self._places, strict=True)
+        ):
+            data = parameter.data
+            if data.dtype != view.dtype or data.device.type != "cpu" or data.shape != view.shape:
+                self._refuse_moved(self._rows.names[i], parameter)
+            if data.data_ptr() != place or data.stride() != view.stride():
+                moved.append(i)
+        if not moved:
+            return
+        self._views = list(self._rows.views(self.here))  # torch may have moved the memory of all (share_memory)
+        for i in moved:
+            parameter, view = self._rows.parameters[i], self._views[i]
+            if not torch.equal(parameter.data.contiguous().view(torch.int32), view.view(torch.int32)):
+                view.copy_(parameter.data.clone())
+                increment_version(parameter)
+            parameter.data = view
 
     def check_kind(self) -> None:
         """Raise ConfigurationError for a parameter that was converted: torch would only name the matrices."""
@@ -157,14 +193,16 @@ class DenseValues:
     def _refuse_moved(self, name: str, parameter: Tensor) -> NoReturn:
         raise ConfigurationError(
             f"replicated module {self._name!r}: parameter {name} was moved or converted ({parameter.dtype} on "
-            f"{parameter.device}); it is trained as torch.float32 on cpu where it was when it was replicated"
+            f"{parameter.device}), or has another shape, {tuple(parameter.shape)}; it is trained as torch.float32 on "
+            f"cpu: convert it back (module.float()), or {UNDO} does it"
         )
 
     def _refuse_changed(self, what: str) -> NoReturn:
         raise ConfigurationError(
             f"replicated module {self._name!r}: {what} was changed here (load_state_dict, the step of an optimizer, "
             "DistributedDataParallel, another operation in place), and the next pull would undo it. "
-            "ReplicatedModule.assign() writes the values to the servers; steps are theirs (Session.push)"
+            f"ReplicatedModule.assign() writes the values to the servers, {UNDO} gives the change up; steps are theirs "
+            "(Session.push)"
         )
 
 

@@ -21,7 +21,7 @@ def check_batches(what: str, batches: object, of_batch: str, function: object) -
             f"{what}: the batches are {batches!r:.100}, expected an iterable of them, such as a DataLoader, a list or "
             "a generator (of a function that makes one, what it returns)"
         )
-    if function is not None and not callable(function):
+    if not callable(function):
         raise ConfigurationError(f"{what}: {of_batch} is {function!r:.100}, expected a function of a batch")
 
 

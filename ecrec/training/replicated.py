@@ -168,13 +168,13 @@ class ReplicatedModule:
     def pull(self, undo: bool = False) -> None:
         """Set the parameters to what the shards have now.
 
-        Raises ConfigurationError if that would undo a change that was made to them here (see `assign`), which with
-        ``undo`` it does, and GradientError if they have gradients of older values.
+        Raises ConfigurationError if that would undo a change that was made to them here (see `assign`), and
+        GradientError if they have gradients of older values. With ``undo`` it undoes that: parameters that were
+        changed, converted or replaced are those of before, with the values of the shards.
         """
         if self._values.is_evaluated:
             refuse(f"pull of the replicated module {self.name!r}")
         if undo:
-            self._values.check_same(values=False)
             self._values.undo()
         self._values.check_same()
         self._pull(exact=True)

@@ -485,7 +485,7 @@ class Session(SessionOfParts):
         self._connection.check_open()
         self._check_not_evaluating("evaluate")
         check_evaluated(self, model, checkpoint, number, consistent)
-        check_batches("evaluate", reader, "predict", predict)
+        check_batches("evaluate", reader, "predict", model if predict is None else predict)
         parts = self.parts
         replicated = [part.module for part in parts if isinstance(part, ReplicatedModule)]
         source = None
@@ -537,7 +537,8 @@ class Session(SessionOfParts):
 
     @locked
     def discard(self) -> None:
-        """Give a step up: forget all gradients since the last push. Its examples do not count."""
+        """Give a step up: forget all gradients since the last push. Its examples do not count. A table whose weight was
+        changed here, which is an error and has no effect, may be used again."""
         self._check_not_evaluating("discard")
         for part in self.parts:
             part.discard()

@@ -30,6 +30,10 @@ class Table(nn.Module):
         """Where writing the weights it is given is left to others, who collect that here."""
         shape = config.num_embeddings, config.embedding_dim
         self.weight = nn.Parameter(torch.empty(shape, dtype=torch.float32, device="meta"))
+        self._version = 0
+        """Of the weight, as far as writes to it have been said to have no effect."""
+        self._is_told = False
+        """Somebody was told that they have none, and nobody has said that he goes on."""
 
     def mark(self) -> None:
         """A backward pass has reached the table."""
@@ -59,11 +63,23 @@ class Table(nn.Module):
 
     def check_same(self) -> None:
         """Raise ConfigurationError if somebody has taken the weights for real ones."""
-        if self.weight._version or self.weight.device.type != "meta":
+        if self.weight._version != self._version or self.weight.device.type != "meta":
+            self._is_told = True
             raise ConfigurationError(
                 f"table {self._name!r} was changed here (nn.init, an optimizer, ...), and its weights are on the "
-                "servers: init_fn gives the first ones, load_state_dict others, and steps are theirs (Session.push)"
+                "servers, as they were: init_fn gives the first ones, load_state_dict others, and steps are theirs "
+                "(Session.push). Session.discard() goes on without that change"
             )
+
+    def go_on(self) -> None:
+        """A change that was an error is forgotten. Not one that nobody was told of: `zero_grad` comes here, too."""
+        if not self._is_told:
+            return
+        self._is_told = False
+        if self.weight.device.type != "meta":
+            made = torch.empty(self._spec.rows, self._spec.dim, dtype=torch.float32, device="meta")
+            self.weight = nn.Parameter(made, requires_grad=self.weight.requires_grad)
+        self._version = self.weight._version
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Table":
         probe = fn(torch.empty(0, dtype=torch.float32, device="cpu"))

@@ -299,10 +299,13 @@ class EmbeddingTables(nn.Module):
         self._offered = None
 
     def discard(self) -> None:
-        """Forget the gradients of the backward passes since the last push."""
+        """Forget the gradients of the backward passes since the last push, and changes of weights here that were an
+        error."""
         self._flat = {}
         self._pending = []
         self._unmark()
+        for table in self._tables:
+            table.go_on()
 
     def finish(self) -> None:
         """Nothing is left to do."""

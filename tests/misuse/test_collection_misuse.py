@@ -426,6 +426,35 @@ def test_tables_cannot_be_initialised_or_stepped_here(session: Session) -> None:
             call()
 
 
+def replaced(sparse: EmbeddingBagCollection) -> None:
+    sparse.embedding_bags["items"].weight = nn.Parameter(torch.ones(20, DIM), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda sparse: torch.nn.init.zeros_(next(sparse.parameters())),
+        lambda sparse: torch.optim.SGD(sparse.parameters(), lr=1.0).step(),
+        replaced,
+    ],
+    ids=["init", "optimizer", "replaced"],
+)
+def test_a_write_to_a_table_here_costs_no_more_than_the_step(session: Session, change: Any) -> None:
+    sparse = tables(session)
+    step(session, sparse, ids(1))
+    sparse(ids(2)).values().sum().backward()
+    change(sparse)
+    session.optimizer.zero_grad()  # before anybody was told: the error comes all the same
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"servers, as they were: .*Session\.discard\(\) goes on without"):
+            sparse(ids(1))
+    session.discard()
+    assert [weight.requires_grad for weight in sparse.parameters()] == [change is not replaced]
+    sparse.requires_grad_(True)
+    step(session, sparse, ids(1))
+    assert rows(sparse, ids(1, 2)) == [-2.0, 0.0]
+
+
 def test_tables_cannot_be_converted_and_may_be_left_where_they_are(session: Session) -> None:
     sparse = tables(session)
     model = torch.nn.Sequential(sparse)

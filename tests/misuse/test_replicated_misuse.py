@@ -401,6 +401,123 @@ def test_a_module_that_is_converted_is_an_error(session: Session, change: Any) -
             call()
 
 
+def trains_on(session: Session, module: nn.Module, expected: list[torch.Tensor]) -> None:
+    """It has these values, and a step of one moves each bias by the number of examples."""
+    assert equal(values(module), expected)
+    module(X).sum().backward()
+    session.push()
+    ReplicatedModule.of(module).pull()
+    bias = [value for name, value in module.named_parameters() if name.endswith("bias")][-1]
+    assert torch.equal(bias, expected[-1] - len(X))
+
+
+class Twice(nn.Module):
+    """With a buffer, and one parameter under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2, bias=False)
+        self.second = nn.Linear(2, 2)
+        self.second.weight = self.first.weight
+        self.register_buffer("scale", torch.tensor([0.5, 2.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.second(torch.tanh(self.first(x * self.scale)))
+        return out
+
+
+@pytest.mark.parametrize(
+    "there_and_back",
+    [
+        (lambda m: m.double(), lambda m: m.float()),
+        (lambda m: m.to(torch.float64), lambda m: m.to(torch.float32)),
+        (lambda m: m.share_memory(), lambda m: m),
+        (lambda m: setattr(m.first.weight, "data", m.first.weight.data.clone()), lambda m: m),
+    ],
+    ids=["double", "to", "shared", "data"],
+)
+@pytest.mark.parametrize("noticed", [False, True])
+def test_a_conversion_that_was_undone_costs_nothing(session: Session, there_and_back: Any, noticed: bool) -> None:
+    module = Twice()
+    session.replicate(module, SGD(lr=1.0))
+    before = values(module)
+    there_and_back[0](module)
+    if noticed and module.first.weight.dtype == torch.float64:
+        with pytest.raises(ConfigurationError, match=r"convert it back \(module\.float\(\)\), or .*pull\(undo=True\)"):
+            session.push()
+    there_and_back[1](module)
+    trains_on(session, module, before)
+
+
+@pytest.mark.parametrize("way", ["undo", "assign"])
+def test_a_conversion_that_lost_bits_is_a_change(session: Session, way: str) -> None:
+    module = Twice()
+    dense = session.replicate(module, SGD(lr=1.0), buffers="local")
+    before = values(module)
+    module.half().float()
+    rounded = values(module)
+    assert not equal(before, rounded)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"was changed here.*assign\(\) writes.*pull\(undo=True\) gives"):
+            session.push()
+    if way == "undo":
+        dense.pull(undo=True)
+    else:
+        dense.assign()
+    trains_on(session, module, before if way == "undo" else rounded)
+
+
+def transposed(module: Twice) -> None:
+    module.first.weight.data = module.first.weight.data.t()
+
+
+def other_parameter(module: Twice) -> None:
+    module.first.weight = nn.Parameter(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.double(),
+        lambda m: m.to("meta"),
+        lambda m: nn.init.zeros_(m.first.weight),
+        lambda m: setattr(m.first.weight, "data", torch.ones(3)),
+        transposed,
+        other_parameter,
+    ],
+    ids=["double", "meta", "zeros", "shape", "transposed", "replaced"],
+)
+def test_a_change_can_be_given_up(session: Session, change: Any) -> None:
+    module = Twice()
+    dense = session.replicate(module, SGD(lr=1.0), buffers="local")
+    before = values(module)
+    scale = module.scale
+    change(module)
+    with pytest.raises(ConfigurationError, match=r"ReplicatedModule\.pull\(undo=True\)"):
+        session.push()
+    dense.pull(undo=True)
+    module.scale = scale
+    assert module.first.weight is module.second.weight
+    trains_on(session, module, before)
+
+
+def test_a_constant_buffer_that_was_changed_and_back_is_none(session: Session) -> None:
+    module = Twice()
+    session.replicate(module, SGD(lr=1.0))
+    before = values(module)
+    module.scale.mul_(2.0)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"buffer scale was changed.*Give it the values of before again"):
+            session.push()
+    module.scale.mul_(0.5)
+    trains_on(session, module, before)
+    module.scale = module.scale.clone()
+    session.push()
+    module.scale[0] = float("nan")
+    with pytest.raises(ConfigurationError, match="buffer scale was changed"):
+        session.push()
+
+
 def test_a_module_on_another_device_is_an_error(session: Session) -> None:
     module = nn.Linear(2, 1)
     session.replicate(module, SGD(lr=1.0))
