@@ -6,6 +6,7 @@ import hashlib
 import logging
 import weakref
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ecrec.training.buffers import CONSTANT, ConstantBuffers, check_buffers, dig
 from ecrec.training.dense_gradients import DenseGradients
 from ecrec.training.dense_values import DenseValues
 from ecrec.training.evaluation import check_no_gradients, refuse
-from ecrec.training.module_hooks import hook
+from ecrec.training.module_hooks import hook, watch_shared
 from ecrec.training.optimizers import Optimizer, check_optimizer
 from ecrec.training.parameter_rows import ROW_FLOATS, ParameterRows, dense_parameters
 from ecrec.training.parts import PartSession, Share, WaitingGradients
@@ -115,6 +116,7 @@ class ReplicatedModule:
         self._gradients.watch()
         self._values.know_versions()
         hook(self)
+        _watch_shared()
         self.buffers_are_known()
         _owners.update((id(p), weakref.ref(self)) for p in self._rows.parameters)
         session.claim([name], self)
@@ -352,6 +354,12 @@ def owner_of(parameter: nn.Parameter) -> ReplicatedModule | None:
     """The living replicated module that has it."""
     owner = _owners.get(id(parameter), lambda: None)()
     return owner if owner is not None and any(parameter is other for other in owner.parameters) else None
+
+
+@cache
+def _watch_shared() -> None:
+    """Once a process."""
+    watch_shared(owner_of)
 
 
 def _spec(

@@ -1,6 +1,7 @@
 """What torch does to a whole model: traced, compiled, checkpointed, cast, wrapped. Right, or an error that says what to
 do; copies and `torch.save` are in `test_replicated_misuse`."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from ecrec.training import (  # noqa: E402
     EmbeddingCollection,
     EmbeddingConfig,
     KeyedJaggedTensor,
+    ReplicatedModule,
     Session,
 )
 
@@ -153,6 +155,136 @@ def test_an_export_is_refused(session: Session) -> None:
 
     with pytest.raises(ConfigurationError, match=r"torch.export does not see into a collection. Rows come from the"):
         torch.export.export(Pooled(), (SHIFT,), strict=False)
+
+
+class Own(nn.Module):
+    """Reads a parameter of its own, and has a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.over = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.sigmoid(self.over(x * self.scale))
+        return out
+
+
+def scripted(module: nn.Module) -> Any:
+    return torch.jit.script(module)
+
+
+def jit_traced(module: nn.Module) -> Any:
+    return torch.jit.trace(module, (SHIFT,))
+
+
+def exported(module: nn.Module, strict: bool = False) -> Any:
+    return torch.export.export(module, (SHIFT,), strict=strict).module()
+
+
+TRACERS = {"script": scripted, "trace": jit_traced, "export": exported}
+
+
+def replicated(session: Session, made: nn.Module) -> tuple[Any, ReplicatedModule]:
+    """After a push, which nobody has pulled."""
+    torch.manual_seed(1)
+    part = session.replicate(made, SGD(lr=0.5))
+    stepped(session, made)
+    return made, part
+
+
+def stepped(session: Session, module: nn.Module) -> None:
+    module(SHIFT).sum().backward()
+    session.push()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, that they are old
+@pytest.mark.parametrize("tool", TRACERS)
+def test_a_copy_of_a_dense_module_is_traced_and_the_module_is_not(session: Session, tool: str) -> None:
+    """What it makes has its weights as constants, or reads those that were pulled last."""
+    if tool == "export" and not hasattr(torch.compiler, "is_exporting"):
+        pytest.skip("this torch does not say that it exports")
+    module, part = replicated(session, Own())
+    for each in (module, nn.Sequential(module)):
+        with pytest.raises(ConfigurationError, match=rf"'dense': torch\.\w*\.?{tool} .*copy\.deepcopy\(module\)"):
+            TRACERS[tool](each)
+    with pytest.raises(ConfigurationError, match="older than the last push: pull"):
+        copy.deepcopy(module)
+    part.pull()
+    expected = module(SHIFT)
+    made = TRACERS[tool](copy.deepcopy(module))
+    assert torch.equal(made(SHIFT), expected)
+    stepped(session, module)
+    assert torch.equal(made(SHIFT), expected) and not torch.equal(module(SHIFT), expected), "that of then"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tool", TRACERS)
+def test_a_copy_that_is_made_in_an_evaluation_has_what_is_evaluated(session: Session, tool: str) -> None:
+    module, _ = replicated(session, Own())
+    found: list[Any] = []
+
+    def predict(x: Tensor) -> Tensor:
+        found.append(TRACERS[tool](copy.deepcopy(module)))
+        return module(x)  # type: ignore[no-any-return]
+
+    (expected,) = session.evaluate(module, [SHIFT], predict)
+    stepped(session, module)
+    with torch.no_grad():
+        torch.testing.assert_close(found[0](SHIFT), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tool", TRACERS)
+def test_a_module_of_a_closed_session_is_plain_torch(tool: str) -> None:
+    with InProcessCluster(3).session(code="2+1") as session:
+        module, _ = replicated(session, Own())
+    assert torch.equal(TRACERS[tool](module)(SHIFT), module(SHIFT))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_strict_export_of_a_replicated_module_is_an_error(session: Session) -> None:
+    module, part = replicated(session, Own())
+    with pytest.raises(Exception, match=r"copy\.deepcopy\(module\)|torch\.compiler\.disable"):
+        exported(module, strict=True)
+    part.pull()
+    expected = module(SHIFT)
+    assert torch.equal(exported(copy.deepcopy(module), strict=True)(SHIFT), expected)
+
+
+def test_a_graph_of_a_module_that_reads_its_parameters_itself_pulls_and_trains(session: Session) -> None:
+    module, _ = replicated(session, Own())
+    graph = torch.fx.symbolic_trace(module)
+    assert "scale" in dict(graph.named_parameters())
+    for _ in range(3):
+        before = module.scale.item()
+        with torch.no_grad():
+            found = graph(SHIFT)
+        assert module.scale.item() != before, "pulled"
+        assert torch.equal(found, module(SHIFT))
+        stepped(session, graph)
+
+
+def test_a_graph_with_a_module_inside_that_reads_its_parameters_itself_is_refused(session: Session) -> None:
+    inside, part = replicated(session, nn.Sequential(Own(), nn.Sigmoid()))
+    words = r"'dense': a holder of parameters, such as torch\.fx makes.*copy\.deepcopy\(module\)"
+    for each in (inside, nn.Sequential(inside)):
+        with pytest.raises(ConfigurationError, match=words):
+            torch.fx.symbolic_trace(each)
+    part.pull()
+    graph, expected = torch.fx.symbolic_trace(copy.deepcopy(inside)), inside(SHIFT)
+    assert torch.equal(graph(SHIFT), expected)
+
+
+def test_a_module_that_shares_a_replicated_parameter_pulls_it(session: Session) -> None:
+    module, _ = replicated(session, Own())
+    other = nn.Linear(4, 1)
+    other.weight = module.over.weight
+    with torch.no_grad():
+        before = module.over.weight.clone()
+        found = other(SHIFT)
+        assert not torch.equal(module.over.weight, before)
+        assert torch.equal(found, nn.functional.linear(SHIFT, module.over.weight, other.bias))
 
 
 @pytest.fixture
