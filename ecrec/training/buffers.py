@@ -4,10 +4,10 @@ own."""
 import hashlib
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ecrec.errors import ConfigurationError
+from ecrec.training.unchanged import bytes_of, same_bits
 
 CONSTANT, LOCAL = "constant", "local"
 """What becomes of buffers: training does not change them, or each worker has its own."""
@@ -59,7 +59,7 @@ class ConstantBuffers:
             known = self._known.get(name)
             if known is not None and known.is_untouched(buffer):
                 continue
-            if known is None or not _is_same(buffer, known.values):
+            if known is None or not same_bits(buffer, known.values):
                 raise ConfigurationError(
                     f"replicated module {self._name!r}: buffer {name} was changed since the last push, and servers "
                     "keep no buffers: the workers would differ in it, and one that is started again would lose it. "
@@ -95,19 +95,8 @@ def digest_of_buffers(module: nn.Module) -> str:
     buffers = _buffers(module)
     for name, buffer in sorted(buffers.items()):
         digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)};".encode())
-        digest.update(_bytes(buffer).numpy().tobytes())
+        digest.update(bytes_of(buffer).numpy().tobytes())
     return f"buffers {digest.hexdigest()[:16]}" if buffers else ""
-
-
-def _bytes(buffer: Tensor) -> Tensor:
-    return buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    """To the bit, and of the same type and shape, on the same device."""
-    if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
-        return False
-    return one.is_meta or torch.equal(_bytes(one), _bytes(other))
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -4,14 +4,15 @@ What is read is one state of the model: that after the last push, where nobody e
 workers in sync, whose next push waits for this one), or that of a checkpoint, which is one cut of all workers' pushes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ecrec.checkpoint.lookup import TableRows, load_tables
 from ecrec.checkpoint.reading import Checkpoint, open_checkpoint
@@ -20,6 +21,7 @@ from ecrec.protocol.placement import TableSpec
 from ecrec.training.configs import NOT_POOLED
 from ecrec.training.parts import Part
 from ecrec.training.pulls import Asked
+from ecrec.training.unchanged import Unchanged
 
 COMPARED = ("rows", "dim", "is_module")
 """Of a table, with that of a checkpoint. Code and shards may be others; an optimizer is not used."""
@@ -70,30 +72,33 @@ def _check_same(checkpoint: Checkpoint, spec: TableSpec) -> None:
 class Evaluation:
     """While its ``with`` block lasts, parts of a session read, and nothing is trained; behind it all is as before."""
 
-    def __init__(self, parts: Sequence[Part], modules: Iterable[nn.Module], source: AtCheckpoint | None) -> None:
-        """``modules``: set into evaluation mode, with all in them."""
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        modules: Iterable[nn.Module],
+        source: AtCheckpoint | None,
+        kept_by_parts: Collection[int] = (),
+        undo_others: Callable[[], str] = str,
+    ) -> None:
+        """``modules``: set into evaluation mode, with all in them. ``kept_by_parts``: ids of parameters whose values
+        the parts look after. ``undo_others``: brings other things back to what they are now, and says which."""
         self._parts = list(parts)
         self._modules = list(modules)
         self.source = source
         """What answers pulls instead of the shards."""
-        self._modes: list[tuple[nn.Module, bool]] = []
-        self._buffers: list[tuple[str, Tensor, Tensor]] = []
-        """Name, buffer, and its values at the beginning."""
+        self._kept_by_parts, self._undo_others = kept_by_parts, undo_others
         self._block = ExitStack()
 
     def __enter__(self) -> "Evaluation":
-        self._modes = [(each, each.training) for module in self._modules for each in module.modules()]
+        modes = [(each, each.training) for module in self._modules for each in module.modules()]
         with ExitStack() as block:
-            block.callback(self._restore_modes)
+            block.callback(_restore_modes, modes)
             for part in self._parts:
                 part.begin_evaluation()
                 block.callback(part.end_evaluation)
             for module in self._modules:
                 module.eval()
-                self._buffers += [
-                    (name, buffer, buffer.clone()) for name, buffer in module.named_buffers() if not buffer.is_meta
-                ]
-            block.push(self._check_modules)
+            block.push(partial(self._check, Unchanged(self._modules, self._kept_by_parts)))
             block.enter_context(torch.no_grad())
             self._block = block.pop_all()
         return self
@@ -103,32 +108,25 @@ class Evaluation:
     ) -> None:
         self._block.__exit__(kind, error, trace)
 
-    def _check_modules(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def _check(
+        self,
+        inside: Unchanged,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        """What was done to the modules meanwhile is undone, and an error."""
-        changed = [each for each in self._buffers if not _is_same(*each[1:])]
-        with torch.no_grad():
-            for _, buffer, before in changed:
-                buffer.copy_(before)
-        trains = [type(each).__name__ for module in self._modules for each in module.modules() if each.training]
-        if kind is None and (changed or trains):
-            what = f"buffer {changed[0][0]!r} was changed" if changed else f"{trains[0]} was set into training mode"
+        """What was changed meanwhile is undone, and an error."""
+        changed = [what for what in (inside.restore(), self._undo_others()) if what]
+        if kind is None and changed:
             raise ConfigurationError(
-                f"{what} inside Session.evaluate, which changes nothing: leave the mode of the model as it is there; "
-                "buffers and modes are those of before again"
+                f"{', '.join(changed)} inside Session.evaluate, which changes nothing: leave the mode of the model as "
+                "it is there, its tensors, gradients and learning rates too; all of it is as before again"
             )
 
-    def _restore_modes(self) -> None:
-        for module, was_training in self._modes:
-            module.training = was_training
 
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    """trap: torch raises no version of what batch_norm writes to."""
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    return one.shape == other.shape and torch.allclose(one, other, 0.0, 0.0, equal_nan=True)
+def _restore_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, was_training in modes:
+        module.training = was_training
 
 
 def check_no_gradients(what: str) -> None:

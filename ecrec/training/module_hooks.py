@@ -38,10 +38,10 @@ def hook(part: Hooked) -> None:
     for module in part.module.modules():
         if module is part.module or dense_parameters(module):
             _hook_calls(part, module)
+            module.__prepare_scriptable__ = _PrepareScriptable(part, module)  # type: ignore[assignment]
         module.register_state_dict_pre_hook(_PullBeforeSave(part))  # type: ignore[no-untyped-call]
         module._register_load_state_dict_pre_hook(_PullBeforeLoad(part))  # type: ignore[no-untyped-call]
         module.register_load_state_dict_post_hook(_KnowBuffers(part))  # type: ignore[no-untyped-call]
-        module.__prepare_scriptable__ = _PrepareScriptable(part, module)  # type: ignore[assignment]
 
 
 def _hook_calls(part: Hooked, module: nn.Module) -> None:

@@ -131,6 +131,28 @@ class ShardOptimizer(torch.optim.Optimizer):
         self._session.discard()
         self.has_emptied = True
 
+    def remember(self) -> Callable[[], str]:
+        """What brings the groups of now back, and says what was changed in them, for people; empty if nothing was."""
+        groups = [(group, dict(group), _value(group.get("lr"))) for group in self.param_groups]
+
+        def restore() -> str:
+            found = []
+            if [id(group) for group in self.param_groups] != [id(group) for group, _, _ in groups]:
+                found.append("param_groups of session.optimizer were replaced")
+                self.param_groups = [group for group, _, _ in groups]
+            for group, before, rate in groups:
+                changed = [key for key in {**before, **group} if group.get(key) is not before.get(key)]
+                if not changed and _value(group.get("lr")) == rate:
+                    continue
+                found.append(f"{(changed or ['lr'])[0]} of {before.get('name')!r} in session.optimizer was changed")
+                group.clear()
+                group.update(before)
+                if isinstance(before.get("lr"), Tensor):
+                    before["lr"].fill_(rate)
+            return ", ".join(found)
+
+        return restore
+
     def pushed(self) -> None:
         """A push was made, by `step` or not: torch's schedulers warn where they think that none was."""
         self._opt_called = True
@@ -158,3 +180,11 @@ class ShardOptimizer(torch.optim.Optimizer):
             if rate != spec.optimizer.hyper[0]:
                 found[index] = rate
         return found
+
+
+def _value(rate: Any) -> Any:
+    """A learning rate as a float; what is no number as it is."""
+    try:
+        return float(rate) if not isinstance(rate, str) else rate
+    except (TypeError, ValueError, RuntimeError):
+        return rate

@@ -308,6 +308,7 @@ class Session(SessionOfParts):
         Made when it is first asked for; no part can be made after that. Its ``step()`` is `push`.
         """
         if self._optimizer is None:
+            self._check_not_evaluating("session.optimizer, which is made when it is first asked for,")
             self._optimizer = ShardOptimizer(self, dict(sorted(self._tables.items())))
         return self._optimizer
 
@@ -480,18 +481,21 @@ class Session(SessionOfParts):
 
         Raises ConfigurationError where no one state can be promised, for a checkpoint of other tables or one that is
         too large, for a model of another session, and for what changes the model, inside of it: push, discard,
-        prefetch, new tables, a forward pass with gradients. Raises CheckpointError for a checkpoint that is damaged.
+        prefetch, new tables, a forward pass with gradients. A change of modes, tensors, gradients, ``requires_grad`` or
+        learning rates inside of it is undone at its end, and an error; so is a result that would change afterwards: a
+        generator, or a replicated parameter itself. Raises CheckpointError for a checkpoint that is damaged.
         """
         self._connection.check_open()
         self._check_not_evaluating("evaluate")
         check_evaluated(self, model, checkpoint, number, consistent)
         check_batches("evaluate", reader, "predict", model if predict is None else predict)
         parts = self.parts
-        replicated = [part.module for part in parts if isinstance(part, ReplicatedModule)]
-        source = None
-        if checkpoint is not None:
-            source = self._at_checkpoint(checkpoint, number)
-        self._evaluation = Evaluation(parts, [model, *replicated], source)
+        replicated = [part for part in parts if isinstance(part, ReplicatedModule)]
+        modules = [model, *(part.module for part in replicated)]
+        kept_by_parts = {id(parameter) for part in replicated for parameter in part.parameters}
+        source = None if checkpoint is None else self._at_checkpoint(checkpoint, number)
+        undo_rates = str if self._optimizer is None else self._optimizer.remember()
+        self._evaluation = Evaluation(parts, modules, source, kept_by_parts, undo_rates)
         try:
             with self._evaluation:
                 return [model(batch) if predict is None else predict(batch) for batch in reader]

@@ -354,3 +354,86 @@ def test_a_model_that_is_set_into_training_mode_inside_is_an_error_and_as_before
             session.evaluate(model, [torch.ones(4, 3)], predict)
         assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert len(session.evaluate(model, [torch.ones(4, 3)])) == 1
+
+
+def with_a_gradient(session: Session) -> Model:
+    """In the middle of a step, with a layer that is not replicated, and learning rates."""
+    model = Model(session)
+    model.own = nn.Linear(2, 2)
+    model.own.register_buffer("scale", torch.ones(2))
+    session.optimizer.param_groups[0]["lr"] = 0.25
+    loss_of(model, batches(1)[0]).backward()
+    model.own(torch.ones(1, 2)).sum().backward()
+    return model
+
+
+def in_place(tensor: torch.Tensor) -> None:
+    with torch.no_grad():
+        tensor.add_(1.0)
+
+
+CHANGES = {
+    "gradient None": (lambda s, m: m.dense.zero_grad(), "the gradient of weight was replaced"),
+    "gradient zero": (lambda s, m: m.dense.zero_grad(set_to_none=False), "the gradient of weight was changed"),
+    "gradient data": (lambda s, m: m.dense[0].weight.grad.data.mul_(2.0), "the gradient of weight was changed"),
+    "gradient new": (lambda s, m: setattr(m.dense[0].bias, "grad", torch.ones(6)), "the gradient of bias was replaced"),
+    "gradient of a table": (lambda s, m: m.bags.zero_grad(), "the gradient of weight was replaced"),
+    "gradient of its own": (lambda s, m: m.own.zero_grad(), "the gradient of weight was replaced"),
+    "frozen": (lambda s, m: m.requires_grad_(False), "requires_grad of weight was changed"),
+    "frozen table": (lambda s, m: m.bags.requires_grad_(False), "requires_grad of weight was changed"),
+    "rate": (lambda s, m: s.optimizer.param_groups[1].update(lr=9.0), "lr of 'dense' in session.optimizer was changed"),
+    "setting": (
+        lambda s, m: s.optimizer.param_groups[0].update(eps=9.0),
+        "eps of 't' in session.optimizer was changed",
+    ),
+    "rates loaded": (
+        lambda s, m: s.optimizer.load_state_dict(s.optimizer.state_dict()),
+        "param_groups of session.optimizer were replaced",
+    ),
+    "value of its own": (lambda s, m: in_place(m.own.weight), "weight was changed"),
+    "conversion": (lambda s, m: m.own.double(), "weight was changed"),
+    "parameter": (lambda s, m: setattr(m.own, "bias", None), "bias of Linear was replaced"),
+    "buffer": (lambda s, m: setattr(m.own, "scale", torch.zeros(2)), "scale of Linear was replaced"),
+    "layer": (lambda s, m: setattr(m, "own", nn.Linear(2, 2)), "own of Model was replaced"),
+    "mode": (lambda s, m: m.dense[1].train(), "the mode of Dropout was changed"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_is_changed_inside_is_an_error_and_as_before(session: Session, change: str) -> None:
+    def state(model: Model) -> list[Any]:
+        tensors = [*model.dense.parameters(), *model.own.parameters(), *model.own.buffers()]
+        found: list[Any] = [each.tolist() for each in tensors]
+        found += [None if each.grad is None else each.grad.tolist() for each in tensors]
+        found += [(name, id(each), each.requires_grad, id(each.grad)) for name, each in model.named_parameters()]
+        found += [(name, each.training) for name, each in model.named_modules()]
+        return [*found, *({**group, "params": None} for group in session.optimizer.param_groups)]
+
+    does, words = CHANGES[change]
+    model = with_a_gradient(session)
+    before = state(model)
+    with pytest.raises(ConfigurationError, match=rf"{words}.* inside Session\.evaluate, which changes nothing"):
+        session.evaluate(model, batches(1), lambda batch: does(session, model))
+    assert state(model) == before
+    with pytest.raises(KeyError):
+        session.evaluate(model, batches(1), lambda batch: (does(session, model), {}["of the script"]))
+    assert state(model) == before
+    session.push(8)
+    assert model.dense[0].weight.grad is None
+
+
+def test_buffers_that_a_forward_pass_makes_for_itself_stay(session: Session) -> None:
+    class Positions(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not hasattr(self, "places"):
+                self.register_buffer("places", torch.arange(3.0), persistent=False)
+            return x + self.places
+
+    assert len(session.evaluate(Positions(), [torch.ones(3)] * 2)) == 2
+
+
+def test_the_optimizer_is_not_made_inside(session: Session) -> None:
+    model = Model(session)
+    with pytest.raises(ConfigurationError, match=r"session\.optimizer, which is made when .* inside Session\.evaluate"):
+        session.evaluate(model, batches(1), lambda batch: session.optimizer)
+    assert session.optimizer.param_groups
