@@ -1,5 +1,7 @@
 """What a worker shows over HTTP: its session, as soon as its script has one (``ecrec-worker --http``)."""
 
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ecrec.launch.http_server import HttpServer
@@ -25,7 +27,7 @@ class WorkerPages:
     """Of this process. The session is the last one that was attached; only plain numbers of it are read."""
 
     def __init__(self) -> None:
-        self._session: Session | None = None
+        self._session: Callable[[], Session | None] = lambda: None
         self._watched = Watched(self._look)
 
     def serve(self, option: str, address: str, offset: int) -> HttpServer:
@@ -33,10 +35,10 @@ class WorkerPages:
         return self._watched.serve(option, address, offset)
 
     def attach(self, session: "Session") -> None:
-        self._session = session
+        self._session = weakref.ref(session)  # one that a script drops ends
 
     def _look(self) -> Snapshot:
-        session = self._session
+        session = self._session()
         if session is None:
             return Snapshot(NO_SESSION)
         machine, figures = session.machine, session.figures

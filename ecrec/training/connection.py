@@ -145,6 +145,8 @@ class Connection:
         self._rank = rank
         self._sync_workers = sync_workers
         self._heartbeat: Heartbeat | None = None
+        self._end: Callable[[], None] | None = None
+        """What the heartbeat calls next, and then no more."""
         self._pumped_s = time.monotonic()
         self._is_interruptible = False
         """It waits, and is between two events."""
@@ -236,6 +238,10 @@ class Connection:
 
     def beat(self) -> None:
         """Called by another thread now and then: what a worker must say to stay one is said while this one computes."""
+        end, self._end = self._end, None
+        if end is not None:
+            end()
+            return
         if not self.lock.acquire(blocking=False):
             return  # it is in a call of the session, which does that itself
         try:
@@ -252,6 +258,11 @@ class Connection:
     def start_heartbeat(self) -> None:
         """From now on a thread says that this worker lives, also while it is in a long computation."""
         self._heartbeat = Heartbeat(self.beat, BEAT_S)
+
+    def end_in_heartbeat(self, end: Callable[[], None]) -> None:
+        """Nobody can call the session any more: the heartbeat's thread calls this, which gives the connection up."""
+        if not self.closed:
+            self._end = end
 
     def check_open(self) -> None:
         if self.closed:

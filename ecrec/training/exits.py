@@ -1,10 +1,12 @@
 """Sessions that nobody has closed when the interpreter ends: their last pushes are made durable, or their loss is said.
 
-Without this a script that opens a session without ``with`` ends with exit code 0, whatever became of its pushes.
+Without this a script that opens a session without ``with`` ends with exit code 0, whatever became of its pushes. One
+that a script has dropped before, as a notebook does whose cell is run again, ends when Python notices.
 """
 
 import atexit
 import contextlib
+import gc
 import os
 import sys
 import threading
@@ -14,7 +16,12 @@ from ecrec.errors import EcrecError
 
 
 class Open(Protocol):
-    """A session that is not closed."""
+    """The life of a session that is not closed."""
+
+    is_dropped: bool
+
+    def wait_until_over(self) -> None:
+        """Of one that was dropped."""
 
     def end(self) -> str:
         """Close it. Returns what was lost with it; empty if nothing was."""
@@ -25,7 +32,7 @@ class LostAtExitError(EcrecError):
 
 
 _open: dict[Open, tuple[int, int]] = {}
-"""Session -> process and thread that made it."""
+"""Life of a session -> process and thread that made it."""
 _lost: list[str] = []
 
 
@@ -37,6 +44,18 @@ def opened(session: Open) -> None:
 
 def closed(session: Open) -> None:
     _open.pop(session, None)
+
+
+def end_dropped() -> bool:
+    """Wait until sessions that this process has dropped have ended: each would count as a worker that lives. Whether it
+    has others, that are open."""
+    if _open:
+        gc.collect()  # a model and its session hold each other
+    mine = [session for session, (process, _) in list(_open.items()) if process == os.getpid()]
+    for session in mine:
+        if session.is_dropped:
+            session.wait_until_over()
+    return not all(session.is_dropped for session in mine)
 
 
 def lost(text: str) -> None:
@@ -51,7 +70,7 @@ def _at_exit() -> None:
     running = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
     for session, (process, thread) in list(_open.items()):
         # A child of `os.fork` owns none of them; a daemon thread may still be in the middle of a call of its own.
-        if process != os.getpid() or thread in running:
+        if process != os.getpid() or (thread in running and not session.is_dropped):
             continue
         if text := session.end():
             lost(text)

@@ -2,10 +2,11 @@
 
 import secrets
 
-from ecrec.errors import ConfigurationError
+from ecrec.errors import ConfigurationError, RefusedError
 from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.messages import TOOL, WORKER
 from ecrec.protocol.placement import CodeSpec
+from ecrec.training import exits
 from ecrec.training.session import Session
 from ecrec.transport.client_node import ClientNode
 from ecrec.transport.curve import CurveKeys
@@ -36,6 +37,7 @@ def connect(
     """
     if read_only and (rank or 0, world_size, sync) != (0, 1, False):
         raise ConfigurationError("read_only=True: a reader is no worker, and has no rank, world_size or sync")
+    has_open = exits.end_dropped()
     if read_only:
         machine = ClientMachine(secrets.randbelow(1 << 31), secrets.token_hex(8), TOOL)
     else:
@@ -58,6 +60,10 @@ def connect(
         session.start_heartbeat()
         session.end_at_exit()
         return session
-    except BaseException:
+    except BaseException as error:
         node.close()
+        if isinstance(error, RefusedError) and machine.failed_kind == "taken" and has_open:
+            raise RefusedError(
+                f"{error}. This process has a session that is open: if that is the one, close() it first"
+            ) from None
         raise

@@ -3,6 +3,7 @@
 Apart from the session, so that who ends it, as the interpreter does, need not hold what a script has dropped.
 """
 
+import threading
 import time
 
 from ecrec.errors import EcrecError
@@ -29,7 +30,10 @@ class Life:
         self.pid, self.lock = connection.pid, connection.lock
         self.observation: Observation | None = None
         """The last one, which ends with it."""
+        self.is_dropped = False
+        """The session is gone, and nobody has closed it."""
         self._connection, self._steps, self._owners = connection, steps, owners
+        self._is_over = threading.Event()
 
     @locked
     def close(self) -> None:
@@ -76,6 +80,22 @@ class Life:
                 self.abandon()
         return ""
 
+    def dropped(self) -> None:
+        """The session is gone. Unless it was closed, it ends now, as at the end of the interpreter.
+
+        That is done by the thread of its heartbeat, for the garbage collector calls this from anywhere.
+        """
+        self.is_dropped = True
+        self._connection.end_in_heartbeat(self._end_dropped)
+
+    def _end_dropped(self) -> None:
+        if text := self.end():
+            exits.lost(f"a session was dropped without being closed: {text}")
+
+    def wait_until_over(self) -> None:
+        """Until the one that was dropped has ended; not for longer than that may take."""
+        self._is_over.wait(END_S + LEAVE_S + STALE_S)
+
     def undone(self) -> str:
         """Which pushes are not durable, for people."""
         machine = self._connection.machine
@@ -95,3 +115,4 @@ class Life:
         if self.observation is not None:
             self.observation.close()
         self._connection.abandon()
+        self._is_over.set()

@@ -9,6 +9,7 @@ This file is long because it is what a script sees, with what each call raises. 
 
 import operator
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +59,8 @@ EXAMPLES_MAX = 1 << 48
 class Session(SessionOfParts):
     """A worker's connection to the cluster; a context manager that waits for its pushes at the end.
 
-    One that `connect` made and nobody closes does so at the end of the interpreter (``exits.py``).
+    One that `connect` made and nobody closes does so at the end of the interpreter, or when it is dropped
+    (``exits.py``).
 
     ``code``: of tables that name none (``"4+1"``). ``rank`` of ``world_size`` workers. ``sync``: every push is summed
     with those that all other workers make, in order of rank, and applied as one. The first push waits until all
@@ -167,8 +169,9 @@ class Session(SessionOfParts):
             self._life.close()
 
     def end_at_exit(self) -> None:
-        """If nobody closes it, it ends with the interpreter."""
+        """If nobody closes it, it ends with the interpreter; or when it is dropped, as soon as Python notices."""
         exits.opened(self._life)
+        weakref.finalize(self, self._life.dropped).atexit = False
 
     @locked
     def flush(self) -> None:

@@ -146,3 +146,25 @@ cluster.__exit__(None, None, None)
 """
     done = run(tmp_path, script)
     assert (done.returncode, done.stdout) == (0, "True\nthis session is closed: connect again\n")
+
+
+def test_a_connection_that_is_dropped_with_pushes_that_are_lost_is_an_exit_code(tmp_path):
+    script = """
+import gc
+cluster, session = begin()
+endpoint = json.loads(pathlib.Path(sys.argv[1], "cluster.json").read_text())["scheduler"]
+other = ecrec.connect(endpoint, rank=1, world_size=2, wait_timeout_ms=2000)
+other.create_tables([SPEC])
+signal_all(signal.SIGSTOP)
+other.push()
+del other
+gc.collect()
+time.sleep(5)
+print("later", file=sys.stderr, flush=True)
+session.abandon()
+signal_all(signal.SIGKILL)
+"""
+    done = run(tmp_path, script)
+    assert done.returncode == EXIT_CLEANUP
+    before, _, _ = done.stderr.partition("later")
+    assert "a session was dropped without being closed: a session was not closed, and its last 1 push may be" in before

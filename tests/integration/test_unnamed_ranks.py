@@ -85,3 +85,64 @@ def test_a_worker_that_names_its_rank_takes_the_place_at_once(tmp_path, endpoint
     finally:
         process.kill()
         process.communicate()
+
+
+DROPS = """
+import gc, sys, torch, ecrec
+from ecrec.training import SGD
+def train():
+    session = ecrec.connect(sys.argv[1], code="2+1")
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    session.replicate(model, SGD(lr=0.5))
+    session.optimizer.param_groups[0]["lr"] = 0.25
+    model(torch.ones(1, 1)).sum().backward()
+    session.push()
+train()
+gc.collect()
+print("dropped", flush=True)
+sys.stdin.read()
+"""
+
+
+def trained(session):
+    model = torch.nn.Linear(1, 1, bias=False)
+    session.replicate(model, ecrec.training.SGD(lr=0.5))
+    return model.weight.item()
+
+
+def test_a_session_that_another_process_dropped_is_no_worker_any_more(tmp_path, endpoint):
+    """Also while that process lives; what it pushed is durable."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", DROPS, endpoint], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "dropped\n"
+        begun = time.monotonic()
+        with ecrec.connect(endpoint, code="2+1", wait_timeout_ms=20_000) as session:
+            assert trained(session) == 0.75
+        assert time.monotonic() - begun < 15
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_cell_of_a_notebook_may_be_run_again(endpoint):
+    """The session of before is dropped when the name is given to the new one, or before that."""
+
+    def cell():
+        session = ecrec.connect(endpoint, code="2+1", wait_timeout_ms=20_000)
+        weight = trained(session)
+        session.push()
+        return session, weight
+
+    session, _ = cell()
+    with pytest.raises(RefusedError, match=r"lives.*This process has a session that is open.*close\(\) it first"):
+        ecrec.connect(endpoint, code="2+1", wait_timeout_ms=20_000)
+    del session
+    begun = time.monotonic()
+    session, _ = cell()
+    assert time.monotonic() - begun < 3, "one that has left is not waited for"
+    session.close()
