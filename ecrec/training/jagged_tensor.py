@@ -14,12 +14,62 @@ from torch import Tensor
 from torch.fx._symbolic_trace import ProxyableClassMeta
 
 
-class JaggedTensor(metaclass=ProxyableClassMeta):
+class Jagged(metaclass=ProxyableClassMeta):
+    """What lists in one vector are made of; `JaggedTensor` and `KeyedJaggedTensor` say whose lists they are.
+
+    In a torch.fx graph one that is made of its inputs is a node.
+    """
+
+    _values: Tensor
+    _weights: Tensor | None
+    _lengths: Tensor
+    _offsets: Tensor
+
+    def values(self) -> Tensor:
+        """All of them, one list after the other, [N]."""
+        return self._values
+
+    def lengths(self) -> Tensor:
+        """Values of each list, int64."""
+        return self._lengths
+
+    def offsets(self) -> Tensor:
+        """Where each list begins, and the end of the last one, int64: one more than there are lists."""
+        return self._offsets
+
+    def lengths_or_none(self) -> Tensor | None:
+        """`lengths`, which are always known here."""
+        return self._lengths
+
+    def offsets_or_none(self) -> Tensor | None:
+        """`offsets`, which are always known here."""
+        return self._offsets
+
+    def weights(self) -> Tensor:
+        """One for each value. Raises ValueError if there are none."""
+        if self._weights is None:
+            raise ValueError(f"this {type(self).__name__} has no weights")
+        return self._weights
+
+    def weights_or_none(self) -> Tensor | None:
+        return self._weights
+
+    def device(self) -> torch.device:
+        return self._values.device
+
+    def record_stream(self, stream: Any) -> None:
+        """Its memory on a GPU is kept until the stream has passed this point."""
+        for each in (self._values, self._weights, self._lengths, self._offsets):
+            if each is not None:
+                each.record_stream(stream)
+
+
+class JaggedTensor(Jagged):
     """Lists of any length in one vector: list b is `values[offsets[b] : offsets[b + 1]]`.
 
     ``values``: [N] or [N, ...]. Of ``lengths`` (integers [B]) and ``offsets`` (integers [B + 1]) one is needed.
-    ``weights``: [N] or [N, ...], one for each value. ``str()`` shows all lists, as TorchRec's. In a torch.fx graph one
-    that is made of its inputs is a node. Raises ValueError and TypeError for what does not fit together.
+    ``weights``: [N] or [N, ...], one for each value. ``str()`` shows all lists, as TorchRec's. Raises ValueError and
+    TypeError for what does not fit together.
     """
 
     def __init__(
@@ -67,35 +117,6 @@ class JaggedTensor(metaclass=ProxyableClassMeta):
         """From [B, n, ...] with the first ``lengths[b]`` of each row b. Raises ValueError for a length above n."""
         return _from_dense_lengths(values, lengths, weights)
 
-    def values(self) -> Tensor:
-        """All of them, one list after the other."""
-        return self._values
-
-    def lengths(self) -> Tensor:
-        """Values of each list, int64[B]."""
-        return self._lengths
-
-    def offsets(self) -> Tensor:
-        """Where each list begins, and the end of the last one, int64[B + 1]."""
-        return self._offsets
-
-    def lengths_or_none(self) -> Tensor | None:
-        """`lengths`, which are always known here."""
-        return self._lengths
-
-    def offsets_or_none(self) -> Tensor | None:
-        """`offsets`, which are always known here."""
-        return self._offsets
-
-    def weights(self) -> Tensor:
-        """One for each value. Raises ValueError if there are none."""
-        if self._weights is None:
-            raise ValueError("this JaggedTensor has no weights")
-        return self._weights
-
-    def weights_or_none(self) -> Tensor | None:
-        return self._weights
-
     def to_dense(self) -> list[Tensor]:
         """A tensor for each list."""
         return list(torch.split(self._values, self._lengths.tolist()))
@@ -128,13 +149,6 @@ class JaggedTensor(metaclass=ProxyableClassMeta):
             return self
         assert made[0] is not None
         return JaggedTensor(made[0], made[1], made[2])
-
-    def record_stream(self, stream: Any) -> None:
-        """Its memory on a GPU is kept until the stream has passed this point."""
-        record_stream(stream, self._values, self._weights, self._lengths, self._offsets)
-
-    def device(self) -> torch.device:
-        return self._values.device
 
     def __repr__(self) -> str:
         return f"JaggedTensor(lists={len(self._lengths)}, values={tuple(self._values.shape)})"
@@ -175,12 +189,6 @@ def _check_sizes(values: Sequence[int], weights: Sequence[int]) -> None:
 
 def moved(tensor: Tensor | None, device: torch.device | str, non_blocking: bool) -> Tensor | None:
     return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-
-
-def record_stream(stream: Any, *tensors: Tensor | None) -> None:
-    for each in tensors:
-        if each is not None:
-            each.record_stream(stream)
 
 
 def text_of(values: Tensor, lengths: Tensor) -> str:

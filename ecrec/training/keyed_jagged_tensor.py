@@ -13,22 +13,20 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor
-from torch.fx._symbolic_trace import ProxyableClassMeta
 
-from ecrec.training.jagged_tensor import JaggedTensor, both, integers, moved, record_stream, text_of
+from ecrec.training.jagged_tensor import Jagged, JaggedTensor, both, integers, moved, text_of
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
 
-class KeyedJaggedTensor(metaclass=ProxyableClassMeta):
+class KeyedJaggedTensor(Jagged):
     """F keys and B examples; the lists lie feature-major in one vector.
 
     ``values``: all ids, [N]; the list of key f and example b is `values[offsets[f * B + b] : offsets[f * B + b + 1]]`.
     They are kept as int64, without a copy where they are. Values that are no integers are kept as they are, [N] or
     [N, ...]; a collection refuses them. ``weights``: float[N], one for each id, or None. Of ``lengths`` (integers
     [F * B]) and ``offsets`` (integers [F * B + 1]) one is needed, unless there are no keys. ``stride``: B, for no keys;
-    with keys it is checked, as ``length_per_key`` is. ``str()`` shows all lists, as TorchRec's. In a torch.fx graph one
-    that is made of its inputs is a node.
+    with keys it is checked, as ``length_per_key`` is. ``str()`` shows all lists, as TorchRec's.
 
     Raises ValueError for duplicate keys, ids that are no vector, a number of lengths that is not a multiple of the
     number of keys, a negative length, offsets that decrease or do not go from 0 to the number of values, ids from 2**63
@@ -162,35 +160,6 @@ class KeyedJaggedTensor(metaclass=ProxyableClassMeta):
         """The F feature names."""
         return self._keys
 
-    def values(self) -> Tensor:
-        """All ids, int64[N]."""
-        return self._values
-
-    def weights(self) -> Tensor:
-        """One for each id. Raises ValueError if there are none."""
-        if self._weights is None:
-            raise ValueError("this KeyedJaggedTensor has no weights")
-        return self._weights
-
-    def weights_or_none(self) -> Tensor | None:
-        return self._weights
-
-    def lengths(self) -> Tensor:
-        """Ids of each list, int64[F * B]."""
-        return self._lengths
-
-    def offsets(self) -> Tensor:
-        """Where each list begins, and the end of the last one, int64[F * B + 1]."""
-        return self._offsets
-
-    def lengths_or_none(self) -> Tensor | None:
-        """`lengths`, which are always known here."""
-        return self._lengths
-
-    def offsets_or_none(self) -> Tensor | None:
-        """`offsets`, which are always known here."""
-        return self._offsets
-
     def stride(self) -> int:
         """B, the examples of the batch."""
         return self._stride
@@ -237,9 +206,6 @@ class KeyedJaggedTensor(metaclass=ProxyableClassMeta):
     def index_per_key(self) -> dict[str, int]:
         """The number of each key."""
         return {key: i for i, key in enumerate(self._keys)}
-
-    def device(self) -> torch.device:
-        return self._values.device
 
     def __getitem__(self, key: str) -> JaggedTensor:
         """One key's lists. KeyError, naming those there are."""
@@ -304,10 +270,6 @@ class KeyedJaggedTensor(metaclass=ProxyableClassMeta):
     def pin_memory(self) -> KeyedJaggedTensor:
         """In memory that a GPU can copy from by itself."""
         return self._with(lambda tensor: None if tensor is None else tensor.pin_memory())
-
-    def record_stream(self, stream: Any) -> None:
-        """Its memory on a GPU is kept until the stream has passed this point."""
-        record_stream(stream, self._values, self._weights, self._lengths, self._offsets)
 
     def sync(self) -> KeyedJaggedTensor:
         """Itself: everything that TorchRec computes late is known."""
