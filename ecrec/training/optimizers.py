@@ -8,7 +8,7 @@ so it is coded and recovered with the weights. Only rows that a batch uses advan
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
 import numpy as np
 
@@ -17,6 +17,29 @@ from ecrec.protocol.placement import OptimizerSpec
 
 __all__ = ["FTRL", "SGD", "Adagrad", "Adam", "Optimizer", "RMSprop", "RowWiseAdagrad"]
 """What `ecrec.training` shows of it."""
+
+
+class Fused:
+    """What is the same for all optimizers, but where one says otherwise."""
+
+    elementwise: ClassVar[bool] = True
+    """Its state is that of single weights, so that a row may be cut anywhere. What it keeps by row, such as a count of
+    steps, is the same for all rows that take each step together."""
+
+    @property
+    def init_state(self) -> float:
+        """What the state begins with."""
+        return 0.0
+
+
+class Accumulating(Fused):
+    """One whose state begins with an ``initial_accumulator_value``."""
+
+    initial_accumulator_value: float
+
+    @property
+    def init_state(self) -> float:
+        return float(self.initial_accumulator_value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +78,7 @@ class Adjustments:
 
 
 @dataclass(frozen=True)
-class SGD(Adjustments):
+class SGD(Adjustments, Fused):
     """w -= lr * g; with momentum b = momentum * b + g; w -= lr * b, with nesterov w -= lr * (g + momentum * b).
 
     As ``torch.optim.SGD`` without dampening, for the rows of the batch: no b moves a row without gradient.
@@ -80,17 +103,9 @@ class SGD(Adjustments):
             return self._spec("sgd", self.lr)
         return self._spec("nesterov" if self.nesterov else "momentum", self.lr, self.momentum)
 
-    @property
-    def init_state(self) -> float:
-        return 0.0
-
-    @property
-    def elementwise(self) -> bool:
-        return True
-
 
 @dataclass(frozen=True)
-class Adagrad(Adjustments):
+class Adagrad(Adjustments, Accumulating):
     """s += g * g; w -= lr * g / (sqrt(s) + eps), state s, element by element, as ``torch.optim.Adagrad``.
 
     Raises ConfigurationError for an lr or eps that is not positive and finite, or a negative accumulator.
@@ -110,21 +125,15 @@ class Adagrad(Adjustments):
     def spec(self) -> OptimizerSpec:
         return self._spec("adagrad", self.lr, self.eps)
 
-    @property
-    def init_state(self) -> float:
-        return float(self.initial_accumulator_value)
-
-    @property
-    def elementwise(self) -> bool:
-        return True
-
 
 @dataclass(frozen=True)
-class RowWiseAdagrad(Adjustments):
+class RowWiseAdagrad(Adjustments, Accumulating):
     """s += mean(g * g) over the row; w -= lr * g / (sqrt(s) + eps): one float of state a row, as TorchRec's.
 
     Raises ConfigurationError for an lr or eps that is not positive and finite, or a negative accumulator.
     """
+
+    elementwise: ClassVar[bool] = False
 
     lr: float
     eps: float = 1e-8
@@ -140,17 +149,9 @@ class RowWiseAdagrad(Adjustments):
     def spec(self) -> OptimizerSpec:
         return self._spec("rowwise-adagrad", self.lr, self.eps)
 
-    @property
-    def init_state(self) -> float:
-        return float(self.initial_accumulator_value)
-
-    @property
-    def elementwise(self) -> bool:
-        return False
-
 
 @dataclass(frozen=True)
-class Adam(Adjustments):
+class Adam(Adjustments, Fused):
     """m += (1 - beta1) * (g - m); v += (1 - beta2) * (g * g - v); w -= step * m / (sqrt(v) + eps), where
     step = lr * sqrt(1 - beta2^t) / (1 - beta1^t).
 
@@ -183,18 +184,9 @@ class Adam(Adjustments):
     def spec(self) -> OptimizerSpec:
         return self._spec("adam", self.lr, *self.betas, self.eps)
 
-    @property
-    def init_state(self) -> float:
-        return 0.0
-
-    @property
-    def elementwise(self) -> bool:
-        # State of a row is only a count of its steps, and all rows of a replicated module take every step.
-        return True
-
 
 @dataclass(frozen=True)
-class RMSprop(Adjustments):
+class RMSprop(Adjustments, Fused):
     """v += (1 - alpha) * (g * g - v); w -= lr * g / (sqrt(v) + eps), state v, element by element.
 
     As ``torch.optim.RMSprop`` without momentum and not centered, for the rows of the batch: v of the others does not
@@ -218,17 +210,9 @@ class RMSprop(Adjustments):
     def spec(self) -> OptimizerSpec:
         return self._spec("rmsprop", self.lr, self.alpha, self.eps)
 
-    @property
-    def init_state(self) -> float:
-        return 0.0
-
-    @property
-    def elementwise(self) -> bool:
-        return True
-
 
 @dataclass(frozen=True)
-class FTRL:
+class FTRL(Accumulating):
     """FTRL-Proximal (McMahan et al., Ad Click Prediction, KDD 2013, algorithm 1), element by element.
 
     n' = n + g * g; z += g - (sqrt(n') - sqrt(n)) / lr * w; w = 0 if |z| <= l1, else
@@ -253,14 +237,6 @@ class FTRL:
     @property
     def spec(self) -> OptimizerSpec:
         return OptimizerSpec("ftrl", (float(self.lr), float(self.beta), float(self.l1), float(self.l2)))
-
-    @property
-    def init_state(self) -> float:
-        return float(self.initial_accumulator_value)
-
-    @property
-    def elementwise(self) -> bool:
-        return True
 
 
 Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam | RMSprop | FTRL
