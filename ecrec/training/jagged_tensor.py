@@ -246,6 +246,13 @@ def both(lengths: Tensor | None, offsets: Tensor | None, count: int, keys: Seque
     return lengths, made
 
 
+def names(given: Sequence[str], what: str) -> list[str]:
+    """A list of names. Raises TypeError for a string, which would be read as one of its letters."""
+    if isinstance(given, str):
+        raise TypeError(f"{what} is {given!r:.100}, expected a list of names: [{given!r:.100}]")
+    return list(given)
+
+
 def integers(tensor: Tensor, name: str) -> Tensor:
     """The same as int64. Raises ValueError for what is no vector and numbers from 2**63 on, TypeError for others than
     integers. An empty tensor may be of any type and shape, as `torch.tensor([])` is."""

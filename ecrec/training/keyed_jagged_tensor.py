@@ -14,7 +14,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from ecrec.training.jagged_tensor import Jagged, JaggedTensor, both, integers, moved, text_of
+from ecrec.training.jagged_tensor import Jagged, JaggedTensor, both, integers, moved, names, text_of
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
@@ -49,6 +49,7 @@ class KeyedJaggedTensor(Jagged):
         inverse_indices: Any = None,
     ) -> None:
         _refuse_variable_batches(stride_per_key_per_rank, stride_per_key, inverse_indices)
+        keys = names(keys, "keys")
         if values.dtype in _INTEGERS:
             values = integers(values, "values")
         if not keys and lengths is None and offsets is None:
@@ -59,7 +60,7 @@ class KeyedJaggedTensor(Jagged):
             _check_keys(keys, len(offsets) - 1, "offsets, less the last one,")
         self._lengths, self._offsets = both(lengths, offsets, len(values), keys)
         _check_weights(weights, len(values))
-        self._keys, self._values, self._weights = list(keys), values, weights
+        self._keys, self._values, self._weights = keys, values, weights
         self._stride = len(self._lengths) // len(self._keys) if self._keys else stride or 0
         if stride is not None and stride != self._stride:
             raise ValueError(f"stride is {stride}, but there are {len(self._lengths)} lists of {len(keys)} keys")
@@ -119,6 +120,7 @@ class KeyedJaggedTensor(Jagged):
     @staticmethod
     def from_ids(keys: Sequence[str], ids: Tensor) -> KeyedJaggedTensor:
         """One id for each key and example: integers [F, B], feature-major, as `ecrec.data.Batch.ids`."""
+        keys = names(keys, "keys")
         if ids.dim() != 2 or ids.shape[0] != len(keys):
             raise ValueError(f"ids is {tuple(ids.shape)}, expected [{len(keys)}, B]")
         values = integers(ids.reshape(-1), "ids")

@@ -11,6 +11,8 @@ import torch.fx
 from torch import Tensor
 from torch.fx._symbolic_trace import ProxyableClassMeta
 
+from ecrec.training.jagged_tensor import names
+
 
 class KeyedTensor(metaclass=ProxyableClassMeta):
     """Tensors side by side in one: key i has the columns `offset_per_key()[i]` to `offset_per_key()[i + 1]`.
@@ -21,6 +23,7 @@ class KeyedTensor(metaclass=ProxyableClassMeta):
     """
 
     def __init__(self, keys: Sequence[str], length_per_key: Sequence[int], values: Tensor, key_dim: int = 1) -> None:
+        keys = names(keys, "keys")
         if len(set(keys)) != len(keys) or len(keys) != len(length_per_key):
             raise ValueError(
                 f"keys {list(keys)} with lengths {list(length_per_key)}: expected one each, and no key twice"
@@ -30,7 +33,7 @@ class KeyedTensor(metaclass=ProxyableClassMeta):
                 f"length_per_key adds up to {sum(length_per_key)}, and values is {tuple(values.shape)}: expected that "
                 f"many in dimension {key_dim}"
             )
-        self._keys, self._lengths, self._values, self._key_dim = list(keys), list(length_per_key), values, key_dim
+        self._keys, self._lengths, self._values, self._key_dim = keys, list(length_per_key), values, key_dim
 
     @staticmethod
     def from_tensor_list(
@@ -110,6 +113,7 @@ class KeyedTensor(metaclass=ProxyableClassMeta):
 
 @torch.fx.wrap
 def _regroup(keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str]]) -> list[Tensor]:
+    groups = [names(group, f"group {i}") for i, group in enumerate(groups)]
     parts: dict[str, Tensor] = {}
     for each in keyed_tensors:
         if twice := parts.keys() & set(each.keys()):
@@ -123,8 +127,8 @@ def _regroup(keyed_tensors: Sequence[KeyedTensor], groups: Sequence[Sequence[str
             f"the tensors have their keys in different dimensions, key_dim {dims}: expected the same one for all, "
             "since the keys of a group come to lie side by side"
         )
-    if [] in (empty := [list(group) for group in groups]):
-        raise ValueError(f"group {empty.index([])} has no keys, expected at least one in each group")
+    if [] in groups:
+        raise ValueError(f"group {groups.index([])} has no keys, expected at least one in each group")
     key_dim = dims[0] if dims else 1
     return [torch.cat([parts[key] for key in group], dim=key_dim) for group in groups]
 

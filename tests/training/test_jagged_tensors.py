@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ecrec.training import JaggedTensor, KeyedJaggedTensor  # noqa: E402
+from ecrec.training import JaggedTensor, KeyedJaggedTensor, KeyedTensor  # noqa: E402
 
 theirs: Any = None
 with warnings.catch_warnings(), contextlib.suppress(ImportError, OSError):
@@ -87,6 +87,21 @@ def test_numbers_of_keys_are_whole(mask: Any) -> None:
         with pytest.raises(TypeError, match=rf"{words} is .*, expected a whole number \(of a mask"):
             call(mask)
     assert lists_of(ours().permute(torch.tensor([2, 0]))) == of(0, 2)
+
+
+def test_a_string_is_no_list_of_names() -> None:
+    """It would be read as one of letters, which fits where the numbers of lists happen to."""
+    ids, lengths = torch.arange(8).reshape(4, 2), torch.ones(8, dtype=torch.int64)
+    for make in (
+        lambda: KeyedJaggedTensor.from_ids("item", ids),
+        lambda: KeyedJaggedTensor("item", ids.flatten(), lengths=lengths),
+        lambda: KeyedJaggedTensor.from_lengths_sync("item", ids.flatten(), lengths),
+        lambda: KeyedTensor("item", [1, 1, 1, 1], torch.ones(2, 4)),
+    ):
+        with pytest.raises(TypeError, match=r"keys is 'item', expected a list of names: \['item'\]"):
+            make()
+    with pytest.raises(TypeError, match=r"group 0 is 'ab', expected a list of names"):
+        KeyedTensor.regroup([KeyedTensor(["a", "b"], [1, 1], torch.ones(2, 2))], ["ab"])
 
 
 @pytest.mark.parametrize("number", [3, -1])
