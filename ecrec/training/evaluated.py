@@ -1,5 +1,6 @@
 """What may be evaluated, and where one state of it is read."""
 
+from collections.abc import Collection, Coroutine, Generator, Mapping
 from typing import Protocol
 
 from torch import nn
@@ -55,3 +56,21 @@ def check_evaluated(
             f"would be evaluated: {saved}evaluate(..., checkpoint=url{', number=number' * bool(saved)}) evaluates "
             "one cut while they go on; consistent=False evaluates what is there when each batch is pulled"
         )
+
+
+def check_result(result: object, replicated: Collection[int]) -> None:
+    """Raise ConfigurationError for a result of ``predict`` that is another one when the evaluation is over: one that is
+    computed only then, or has a parameter, by its id one of the ``replicated``, itself."""
+    if isinstance(result, Generator | Coroutine):
+        raise ConfigurationError(
+            f"evaluate: predict returned a {type(result).__name__}, which would run when the evaluation is over: "
+            "return what it gives, as a list"
+        )
+    if isinstance(result, nn.Parameter) and id(result) in replicated:
+        raise ConfigurationError(
+            f"evaluate: predict returned a parameter of a replicated module {tuple(result.shape)} itself, which has "
+            "the values of training again when the evaluation is over: return parameter.detach()"
+        )
+    if isinstance(result, list | tuple | Mapping):
+        for each in result.values() if isinstance(result, Mapping) else result:
+            check_result(each, replicated)

@@ -31,7 +31,7 @@ from ecrec.training.buffers import CONSTANT
 from ecrec.training.changes import Changes
 from ecrec.training.connection import Connection, Figures, Node, locked
 from ecrec.training.digest import model_digest
-from ecrec.training.evaluated import check_evaluated
+from ecrec.training.evaluated import check_evaluated, check_result
 from ecrec.training.evaluation import AtCheckpoint, Evaluation
 from ecrec.training.life import Life
 from ecrec.training.observation import EVERY_S, TRACE_STEPS, WINDOW_EXAMPLES, Observation
@@ -501,7 +501,12 @@ class Session(SessionOfParts):
         self._evaluation = Evaluation(parts, modules, source, kept_by_parts, undo_rates)
         try:
             with self._evaluation:
-                return [model(batch) if predict is None else predict(batch) for batch in reader]
+                found = []
+                for batch in reader:
+                    result: Any = model(batch) if predict is None else predict(batch)
+                    check_result(result, kept_by_parts)
+                    found.append(result)
+                return found
         finally:
             self._evaluation = None
 

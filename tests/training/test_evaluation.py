@@ -437,3 +437,35 @@ def test_the_optimizer_is_not_made_inside(session: Session) -> None:
     with pytest.raises(ConfigurationError, match=r"session\.optimizer, which is made when .* inside Session\.evaluate"):
         session.evaluate(model, batches(1), lambda batch: session.optimizer)
     assert session.optimizer.param_groups
+
+
+@pytest.mark.parametrize(
+    ("predict", "words"),
+    [
+        (
+            lambda model, batch: (model(each) for each in [batch[0]]),
+            "predict returned a generator, which would run when",
+        ),
+        (lambda model, batch: model.dense[0].weight, r"predict returned a parameter .*\(6, 4\) itself.*detach\(\)"),
+        (lambda model, batch: dict(model.dense.named_parameters()), "predict returned a parameter"),
+        (lambda model, batch: (1, [model.dense[2].bias]), "predict returned a parameter"),
+    ],
+)
+def test_a_result_that_is_another_one_afterwards_is_an_error(session: Session, predict: Any, words: str) -> None:
+    model = Model(session)
+    with pytest.raises(ConfigurationError, match=words):
+        session.evaluate(model, batches(1), lambda batch: predict(model, batch))
+
+
+def test_parameters_that_are_evaluated_can_be_returned(session: Session) -> None:
+    model = Model(session)
+    loss_of(model, batches(1)[0]).backward()
+    session.push(8)
+    before = model.dense[0].weight.detach().clone()
+    found, state = session.evaluate(
+        model, batches(1), lambda batch: (model.dense[0].weight.detach(), model.dense.state_dict())
+    )[0]
+    assert torch.equal(model.dense[0].weight, before), "of training"
+    model.part.pull()
+    assert torch.equal(found, model.dense[0].weight) and torch.equal(state["0.weight"], found)
+    assert not torch.equal(found, before)
