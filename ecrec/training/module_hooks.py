@@ -22,7 +22,9 @@ class Hooked(Protocol):
     @property
     def is_over(self) -> bool: ...
 
-    def before_forward(self, is_whole: bool) -> None: ...
+    outermost: int
+
+    def before_forward(self, is_whole: bool, module: int) -> None: ...
 
     def after_forward(self) -> None: ...
 
@@ -46,8 +48,8 @@ def hook(part: Hooked) -> None:
 
 def _hook_calls(part: Hooked, module: nn.Module) -> None:
     # First, so that other hooks see the parameters of now.
-    module.register_forward_pre_hook(_PullBefore(part, of_part=module is not part.module), prepend=True)
-    module.register_forward_hook(_CallIsOver(part), always_call=True)
+    module.register_forward_pre_hook(_PullBefore(part, module), prepend=True)
+    module.register_forward_hook(_CallIsOver(part, module), always_call=True)
 
 
 def watch_shared(owner_of: Callable[[nn.Parameter], Hooked | None]) -> None:
@@ -86,28 +88,29 @@ def _is_exporting() -> bool:
 
 
 class _Hook:
-    """A hook of the module. A copy of the module, or one that was loaded from a file, has none that does anything.
+    """A hook of the module. A copy of the module, or one that was loaded from a file, has none that does anything."""
 
-    ``of_part``: of a module in it. Where the whole is compiled, that one's hook is enough: each ends a graph.
-    """
-
-    def __init__(self, part: Hooked | None, of_part: bool = False) -> None:
-        self.part, self.of_part = part, of_part
+    def __init__(self, part: Hooked | None) -> None:
+        self.part = part
 
     def __call__(self, *_: Any) -> None:
         if self.part is None:
             return
         if _is_exporting() and not self.part.is_over:
             _refuse(self.part, "torch.export")
-        if not torch.compiler.is_compiling():
-            if torch.jit.is_tracing() and not self.part.is_over:  # type: ignore[attr-defined,no-untyped-call]
-                _refuse(self.part, "torch.jit.trace")
-            self._act(self.part)
-        elif not self.of_part:  # it waits for sockets, and no compiler sees into that
-            torch.compiler.disable(self._act)(self.part)  # type: ignore[no-untyped-call]
+        if torch.compiler.is_compiling():
+            self._act_uncompiled(self.part)
+            return
+        if torch.jit.is_tracing() and not self.part.is_over:  # type: ignore[attr-defined,no-untyped-call]
+            _refuse(self.part, "torch.jit.trace")
+        self._act(self.part)
 
     def _act(self, part: Hooked) -> None:
         raise NotImplementedError
+
+    def _act_uncompiled(self, part: Hooked) -> None:
+        # It waits for sockets, and no compiler sees into that: here ends a graph.
+        torch.compiler.disable(self._act)(part)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: Any) -> "_Hook":
         if self.part is not None:
@@ -120,18 +123,35 @@ class _Hook:
         return _Hook, (None,)
 
 
-class _PullBefore(_Hook):
+class _CallHook(_Hook):
+    """Of calls of one module. Where the module around it is compiled, that one's hooks are enough."""
+
+    def __init__(self, part: Hooked, module: nn.Module) -> None:
+        super().__init__(part)
+        self.module = id(module)
+        self.is_whole = module is part.module
+
+
+class _PullBefore(_CallHook):
     """The hook before a call."""
 
     def _act(self, part: Hooked) -> None:
-        part.before_forward(not self.of_part)
+        part.before_forward(self.is_whole, self.module)
+
+    def _act_uncompiled(self, part: Hooked) -> None:
+        if self.is_whole or not part.outermost:
+            super()._act_uncompiled(part)
 
 
-class _CallIsOver(_Hook):
+class _CallIsOver(_CallHook):
     """The hook after a call."""
 
     def _act(self, part: Hooked) -> None:
         part.after_forward()
+
+    def _act_uncompiled(self, part: Hooked) -> None:
+        if part.outermost == self.module:
+            super()._act_uncompiled(part)
 
 
 class _PullBeforeSave(_Hook):

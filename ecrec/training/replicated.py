@@ -106,6 +106,8 @@ class ReplicatedModule:
         behind."""
         self._calls = 0
         """Calls of the module, and of modules in it, that are not over."""
+        self.outermost = 0
+        """The id of the module whose call is around the others. 0: none is called."""
         # Rank 0 writes its values, unless the table ever had any; then all pull them.
         session.initialise(name, lambda: [self._rows.shares(self._index, self._values.here)])
         fetch = self.plan(None)
@@ -254,13 +256,13 @@ class ReplicatedModule:
     def pushed(self) -> None:
         """What is here is older than what the shards have."""
         self._pushes += 1
-        self._calls = 0
+        self._no_call()
         self._is_stale = self._is_behind = True
 
     def discard(self) -> None:
         """Forget the gradients since the last push."""
         self._gradients.forget()
-        self._calls = 0
+        self._no_call()
 
     def describe(self, table: str, row: int, column: int) -> str:
         """For people: the place in a parameter of a place in the table. Empty if it is another table's."""
@@ -287,20 +289,22 @@ class ReplicatedModule:
     def end_evaluation(self) -> None:
         """The module has the values of training again. Raises ConfigurationError if somebody has changed those that
         were evaluated, or other tensors are in their place; that change is undone."""
-        self._calls = 0
+        self._no_call()
         self._values.end_evaluation()
 
     # ------------------------------------------------------------------ what its module's hooks tell it
-    def before_forward(self, is_whole: bool) -> None:
-        """The module (``is_whole``), or one in it, is called: its parameters must be those after the last push; and
-        those of now where others push and this is no step of training: with gradients disabled, and always where the
-        session reads.
+    def before_forward(self, is_whole: bool, module: int) -> None:
+        """The module (``is_whole``), or one in it, is called; ``module`` is its id. Its parameters must be those after
+        the last push; and those of now where others push and this is no step of training: with gradients disabled, and
+        always where the session reads.
 
         Not a module in one that is being called: in one pass all have the parameters of one moment.
         """
         session = self._session
         # trap: torch does not say that a call is over which Ctrl-C has ended.
         self._calls = 1 if is_whole else self._calls + 1
+        if self._calls == 1:
+            self.outermost = module
         if self._values.is_evaluated:
             check_no_gradients(f"replicated module {self.name!r}")
             return
@@ -314,6 +318,11 @@ class ReplicatedModule:
     def after_forward(self) -> None:
         """That call is over, with or without an error."""
         self._calls = max(0, self._calls - 1)
+        if not self._calls:
+            self.outermost = 0
+
+    def _no_call(self) -> None:
+        self._calls = self.outermost = 0
 
     def before_saving(self) -> None:
         """The module is saved or loaded: its parameters must be those after the last push, and of all workers'."""

@@ -67,7 +67,7 @@ def load_whole(
             "leave assign out, which copies the values"
         )
     for part in parts:
-        part.before_forward(is_whole=True)
+        part.before_saving()
     restores = [part.remember() for part in parts]
     of_parts = {id(parameter) for part in parts for parameter in part.parameters}
     others = [each for each in dense_parameters(model).values() if id(each) not in of_parts]

@@ -889,6 +889,36 @@ def test_a_compiled_model_trains_as_one_that_is_not(session: Session) -> None:
         session.push()
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, of its own compiler
+def test_a_part_that_is_compiled_alone_is_pulled(session: Session) -> None:
+    module = Heads()
+    session.replicate(module, SGD(lr=0.1))
+    trunk = torch.compile(module.trunk, backend="eager")
+    for _ in range(3):
+        module(X).sum().backward()
+        session.push()
+        with torch.no_grad():
+            found = trunk(X)
+            assert torch.equal(found, module.trunk(X))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_layers_of_a_compiled_module_are_one_graph(session: Session) -> None:
+    module = Heads()
+    session.replicate(module, SGD(lr=0.1))
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(module, backend=backend)
+    for _ in range(3):
+        compiled(X).sum().backward()
+        session.push()
+    assert len(graphs) == 1, "the trunk, the tanh and the head"
+
+
 @pytest.mark.parametrize("part", ["0", ""])
 def test_a_parameter_that_is_frozen_before_stands_still_until_it_is_unfrozen(session: Session, part: str) -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
