@@ -155,7 +155,8 @@ class DenseValues:
             raise ConfigurationError(
                 f"replicated module {self._name!r}: its parameters are {', '.join(named)}, and were "
                 f"{', '.join(self._rows.names)}, or one was replaced: change a module before it is replicated. "
-                f"{UNDO} has its parameters again; layers that were added or replaced are put back as they were"
+                f"{UNDO} has its parameters again; put back layers that were added or replaced; before "
+                "torch.func.functional_call, pull()"
             )
         self._take_back()
         for name, parameter, version in zip(self._rows.names, self._rows.parameters, self._versions, strict=True):

@@ -67,6 +67,8 @@ class ReplicatedModule:
         code = CodeSpec(1, session.default_code().r) if code is None else CodeSpec.of(code)
         if not isinstance(module, nn.Module):
             raise ConfigurationError(f"what is replicated is {module!r:.100}, expected a torch.nn.Module")
+        if not isinstance(name, str):
+            raise ConfigurationError(f"replicate: the name is {name!r:.100}, expected a string")
         named = dense_parameters(module)
         check_replicable(type(module).__name__, named, optimizer)
         _check_code(code)

@@ -11,6 +11,7 @@ import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, SupportsFloat, TypeVar
@@ -423,13 +424,23 @@ class Session(SessionOfParts):
         self._check_writes("lease_splits")
         if self.sync:
             raise ConfigurationError("lease_splits with sync=True: the workers of a sum must go in step")
-        examples, split_examples, epochs, end = map(_as_int, (examples, split_examples, epochs, end))
-        if examples < 1 or split_examples < 1 or epochs < 0 or (end is not None and end < 0):
-            raise ConfigurationError(
-                f"lease_splits({name!r}): examples {examples} and split_examples {split_examples} must be at least 1, "
-                f"epochs {epochs} and end {end} not negative"
-            )
-        return self._splits.iterate(Dataset(name, examples, epochs * examples if end is None else end, split_examples))
+        if not isinstance(name, str):
+            raise ConfigurationError(f"lease_splits: the name is {name!r:.100}, expected a string")
+        numbers: dict[str, Any] = {
+            "examples": examples, "split_examples": split_examples, "epochs": epochs, "end": end,
+        }  # fmt: skip
+        for what, number in numbers.items():
+            least = 1 if "examples" in what else 0
+            if what == "end" and end is None:
+                continue
+            numbers[what] = whole = operator.index(number) if hasattr(number, "__index__") else number
+            if isinstance(number, bool) or not isinstance(whole, Real) or whole < least:
+                raise ConfigurationError(
+                    f"lease_splits({name!r}): {what} is {number!r:.100}, expected a whole number, at least {least}"
+                )
+        examples, split_examples, epochs, end = numbers.values()
+        end = epochs * examples if end is None else end
+        return self._splits.iterate(Dataset(name, examples, end, split_examples))
 
     @locked
     def push(self, examples: int = 0) -> None:
@@ -560,11 +571,6 @@ class Session(SessionOfParts):
         """Wait until all workers are here: an empty push that is applied when all have made it, and is durable."""
         self._check_writes("barrier")
         self._steps.barrier()
-
-
-def _as_int(number: Any) -> Any:
-    """Python's own, of whole numbers of others, such as numpy's."""
-    return operator.index(number) if hasattr(number, "__index__") else number
 
 
 def _whole(examples: Any) -> int:

@@ -613,6 +613,24 @@ def test_a_name_that_cannot_be_is_refused_for_that(session: Session) -> None:
     assert "another module" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", [7, None, ["dense"]])
+def test_a_name_that_is_no_string_is_refused(session: Session, name: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"replicate: the name is .*, expected a string"):
+        session.replicate(nn.Linear(2, 1), SGD(lr=1.0), name=name)
+
+
+def test_other_parameters_for_one_call_need_those_of_the_module_pulled(session: Session) -> None:
+    module = Heads()
+    dense = session.replicate(module, SGD(lr=1.0))
+    given = {name: torch.zeros_like(value) for name, value in module.named_parameters()}
+    module(X).sum().backward()
+    session.push()
+    with pytest.raises(ConfigurationError, match=r"before torch\.func\.functional_call, pull\(\)"):
+        torch.func.functional_call(module, given, (X,))
+    dense.pull()
+    assert torch.equal(torch.func.functional_call(module, given, (X,)), torch.zeros(2, 1))
+
+
 def test_the_name_of_a_module_that_is_gone_is_free(session: Session) -> None:
     session.replicate(nn.Linear(2, 1), SGD(lr=1.0))
     session.replicate(nn.Linear(2, 1), SGD(lr=1.0))

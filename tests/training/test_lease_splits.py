@@ -110,6 +110,14 @@ def test_what_cannot_be_is_refused() -> None:
         for options in ({"examples": 0}, {"split_examples": 0}, {"epochs": -1}, {"end": -1}):
             with pytest.raises(ConfigurationError, match="lease_splits"):
                 session.lease_splits("x", **{"examples": 10, "split_examples": 5, **options})
+        for name, number in (("examples", "10"), ("split_examples", True), ("epochs", None), ("end", "5")):
+            options = {"examples": 10, "split_examples": 5, name: number}
+            with pytest.raises(
+                ConfigurationError, match=rf"lease_splits\('x'\): {name} is .*, expected a whole number"
+            ):
+                session.lease_splits("x", **options)
+        with pytest.raises(ConfigurationError, match=r"lease_splits: the name is 7, expected a string"):
+            session.lease_splits(7, 10, split_examples=5)
         splits = session.lease_splits("x", 10, split_examples=5)
         next(splits)
         with pytest.raises(ConfigurationError, match=r"an iteration over 'x' .*was broken off"):
