@@ -174,7 +174,9 @@ class ShardOptimizer(torch.optim.Optimizer):
                 )
         found = {}
         for (index, spec), group in zip(self._tables.items(), groups, strict=True):
-            rate = float(group["lr"])
+            rate = _value(group.get("lr"))
+            if not isinstance(rate, float):
+                raise ConfigurationError(f"session.optimizer: lr of {spec.name!r} is {rate!r:.100}, expected a number")
             if error := spec.optimizer.rate_error(rate):
                 raise ConfigurationError(f"session.optimizer: table {spec.name!r}: {error}")
             if rate != spec.optimizer.hyper[0]:

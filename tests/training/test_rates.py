@@ -149,6 +149,18 @@ def test_a_rate_at_which_no_step_can_be_taken_is_an_error_and_the_gradients_stay
     assert not torch.equal(weights_of(model), before)
 
 
+@pytest.mark.parametrize("rate", ["fast", None, [0.1], torch.ones(2)])
+def test_a_rate_that_is_no_number_is_named(rate: Any) -> None:
+    with InProcessCluster(3).session(code="2+1") as session:
+        model = Model(session, SGD(lr=1.0), SGD(lr=1.0))
+        session.optimizer.param_groups[1]["lr"] = rate
+        loss_of(model(), 1).backward()
+        with pytest.raises(ConfigurationError, match=r"session\.optimizer: lr of 'dense' is .*, expected a number"):
+            session.push()
+        session.optimizer.param_groups[1]["lr"] = torch.tensor(0.5)
+        session.push()
+
+
 def test_parts_are_made_before_the_optimizer_and_its_groups_stay() -> None:
     session = InProcessCluster(3).session(code="2+1")
     with pytest.raises(ConfigurationError, match="make the model's tables and replicated modules first"):
