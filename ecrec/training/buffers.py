@@ -95,7 +95,7 @@ def digest_of_buffers(module: nn.Module) -> str:
     buffers = _buffers(module)
     for name, buffer in sorted(buffers.items()):
         digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)};".encode())
-        digest.update(bytes_of(buffer).numpy().tobytes())
+        digest.update(bytes_of(buffer.cpu()).numpy().tobytes())
     return f"buffers {digest.hexdigest()[:16]}" if buffers else ""
 
 

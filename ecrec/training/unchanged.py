@@ -10,8 +10,8 @@ HELD = ("_parameters", "_buffers", "_modules")
 
 
 def bytes_of(tensor: Tensor) -> Tensor:
-    """Its values as bytes, in order."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    """Its values as bytes, in order, on its device."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
