@@ -14,8 +14,6 @@ small table, and with nothing else, what all servers do with the lost rows. A lo
 go to the server that has the parity row, and one from there to the replacement. Of a lost parity row k go to the
 replacement. So k times the lost bytes pass through a socket of the file system, with a checksum at either end.
 Afterwards some lost rows are compared, bit by bit (idle), and a scrub compares parity with data (unless --no-verify).
-
-This file is long because it is one program, with its help, its reasons and its report.
 """
 
 from __future__ import annotations

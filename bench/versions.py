@@ -93,7 +93,7 @@ def serve(suite_name: str, case: str) -> int:
     launch.set_up_process()
     from ecrec.bench.harness import Selection
 
-    suite = importlib.import_module(f"ecrec.bench.{suite_name}")
+    suite: Any = importlib.import_module(f"ecrec.bench.{suite_name}")
     if hasattr(suite, "PEERS"):
         suite.PEERS = {}
 

@@ -1,7 +1,6 @@
 """What a script tells people of its training: figures that travel with the heartbeats of its session."""
 
 import math
-from dataclasses import asdict
 from typing import SupportsFloat
 
 from ecrec.errors import ConfigurationError
@@ -18,12 +17,12 @@ class Reported:
     def __init__(self, connection: Connection) -> None:
         self.pid, self.lock = connection.pid, connection.lock
         self._machine, self._counted = connection.machine, connection.figures
-        self._own = frozenset(asdict(self._counted))
+        self._own = frozenset(vars(self._counted))
         self._figures: dict[str, float] = {}
 
     def show(self) -> None:
         """What there is now goes with the next heartbeat."""
-        self._machine.figures = {**asdict(self._counted), **self._figures}
+        self._machine.figures = {**vars(self._counted), **self._figures}
 
     @locked
     def report(self, /, **figures: SupportsFloat | None) -> None:
