@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import ecrec
 
 
@@ -46,6 +48,16 @@ def test_no_program_takes_the_beginning_of_an_option_for_it() -> None:
     ]
     assert len(calls) > 10
     assert {path for path, keywords in calls if "allow_abbrev" not in {each.arg for each in keywords}} == set()
+
+
+def test_no_package_or_archive_is_in_the_source() -> None:
+    """One was, downloaded there and committed with a change of something else."""
+    root = Path(__file__).parents[2]
+    listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    if listed.returncode:
+        pytest.skip("this is no checkout of git")
+    ends = (".bz2", ".gz", ".xz", ".zst", ".zip", ".tar", ".tgz", ".whl", ".egg", ".so", ".pyc", ".log")
+    assert [name for name in listed.stdout.splitlines() if name.endswith(ends)] == []
 
 
 def test_no_named_tuple_is_generic() -> None:
