@@ -342,12 +342,16 @@ def check_data(
     columns: Annotated[
         str | None, typer.Option(help="A TOML file: which column of CSV and Parquet files is what.")
     ] = None,
+    plain_ids: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="ROWS", help="Ids are rows of tables of so many: name those that are not."),
+    ] = None,
     show: Annotated[int, typer.Option(min=0, help="Defects of a file that are told one by one.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     from ecrec.launch.tools.data_files import check_files
 
-    if not check_files(files, columns, show, as_json):
+    if not check_files(files, columns, plain_ids, show, as_json):
         raise typer.Exit(ExitCode.DAMAGED)
 
 

@@ -7,19 +7,17 @@ that names the file and the reason.
 import contextlib
 import itertools
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ecrec._native import write_file
 from ecrec.errors import CheckpointError, ConfigurationError, FileMissingError
+from ecrec.urls import file_system, is_url, local_path, reason_of, shown
 
 Buffer = Any
 """What has the buffer protocol: bytes, memoryview, a contiguous array."""
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(://|::)")
-_PASSWORD = re.compile(r"//[^/@]*@")
 _PARTIAL = ".partial"
 _counter = itertools.count()
 
@@ -44,11 +42,6 @@ def partial_of(path: str) -> str:
     return f"{folder}/.{base}.{os.getpid()}-{next(_counter)}{_PARTIAL}"
 
 
-def redacted(url: str) -> str:
-    """A URL without user and password, for people."""
-    return _PASSWORD.sub("//***@", url)
-
-
 class Folder:
     """The folder at a URL. It needs not exist until something is written.
 
@@ -63,18 +56,14 @@ class Folder:
     def __init__(self, url: str) -> None:
         if not url or "\0" in url:
             raise ConfigurationError(f"URL {url!r}: expected a path, or a URL such as s3://bucket/checkpoints")
-        found = _SCHEME.match(url)
-        self.url = redacted(url.rstrip("/") or "/")
+        self.url = shown(url.rstrip("/") or "/")
         self._files: _Files
-        if found is None:
-            self._files = _LocalFiles(os.path.abspath(url))
-        elif found[0].lower() == "file://":
-            path = url[len("file://") :].removeprefix("localhost")
-            if not path.startswith("/"):
-                raise ConfigurationError(f"URL {url!r}: expected file:///PATH, with an absolute path")
-            self._files = _LocalFiles(os.path.abspath(path))
+        if is_url(url):
+            system, path = file_system(url, "checkpoints")
+            moves = _renames(system)
+            self._files = _FsspecFiles(system, path.rstrip("/"), moves)
         else:
-            self._files = _fsspec_files(url, found[1])
+            self._files = _LocalFiles(os.path.abspath(local_path(url)))
 
     def __str__(self) -> str:
         return self.url
@@ -170,8 +159,7 @@ class Folder:
 
     def error_of(self, name: str, what: str, error: Exception) -> CheckpointError:
         """For people: what went wrong with a file."""
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return CheckpointError(f"{self.path(name)}: cannot {what} it: {redacted(str(reason))[:500]}")
+        return CheckpointError(f"{self.path(name)}: cannot {what} it: {reason_of(error)}")
 
     @contextlib.contextmanager
     def _errors(self, name: str, what: str) -> Iterator[None]:
@@ -322,26 +310,11 @@ def _sync_folder(path: str) -> None:
 
 
 # ---------------------------------------------------------------------- fsspec
-def _fsspec_files(url: str, scheme: str) -> "_FsspecFiles":
-    try:
-        import fsspec
-    except ImportError as error:
-        raise ConfigurationError(
-            f"URL {redacted(url)!r}: only local paths are read and written without fsspec: "
-            'pip install "ecrec[checkpoints]"'
-        ) from error
-    try:
-        file_system, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"URL {redacted(url)!r}: a package for {scheme}:// is missing: {str(error) or type(error).__name__}"
-        ) from error
-    except Exception as error:  # each file system has its own
-        raise ConfigurationError(
-            f"URL {redacted(url)!r}: fsspec cannot open it: {redacted(str(error) or type(error).__name__)}"
-        ) from error
-    moves = type(file_system).mv is not fsspec.AbstractFileSystem.mv
-    return _FsspecFiles(file_system, path.rstrip("/"), moves)
+def _renames(system: Any) -> bool:
+    """It moves a file in one step; others copy it."""
+    import fsspec
+
+    return type(system).mv is not fsspec.AbstractFileSystem.mv
 
 
 class _FsspecFile:

@@ -5,6 +5,7 @@ from ecrec.data.batch import Batch, BatchSource
 from ecrec.data.columns import Columns, read_columns
 from ecrec.data.dataset import BAD_ROWS, FileDataset
 from ecrec.data.ids import HashedIds, VocabularyIds
+from ecrec.data.plain_ids import PlainIds
 from ecrec.data.shuffle import ShuffledSource
 from ecrec.data.synthetic import SyntheticDataset, SyntheticOptions
 
@@ -15,6 +16,7 @@ __all__ = [
     "Columns",
     "FileDataset",
     "HashedIds",
+    "PlainIds",
     "ShuffledSource",
     "SyntheticDataset",
     "SyntheticOptions",

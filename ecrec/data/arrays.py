@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -25,14 +24,13 @@ from numpy.typing import NDArray
 
 from ecrec.data.columns import int_tokens
 from ecrec.data.criteo_format import DENSE_FEATURES, FIELDS, INTEGERS, SPARSE_FEATURES, TOKENS
-from ecrec.data.opened import DENSE, LABELS, MULTI_HOT, SPARSE, open_file, part_names, read_error, shown, size_of
-from ecrec.data.rows import PIECE_ROWS, Counted, Layout, Marks, Piece, Rows, transform_integers
+from ecrec.data.opened import DENSE, LABELS, MULTI_HOT, SPARSE, open_file, part_names, read_error, size_of
+from ecrec.data.rows import HOT_MAX, PIECE_ROWS, Counted, Layout, Marks, Piece, Rows, transform_integers
 from ecrec.errors import DataError
+from ecrec.urls import printable, reason_of, shown
 
 HEADER_BYTES_MAX = 10_000
 """Of a .npy; one of plain numbers has about 100."""
-HOT_MAX = 4096
-"""Ids of a row for one feature; MLPerf's have at most 100."""
 FEATURES_MAX = 10_000
 _FLOAT_LIKE = 0x30000000
 """No count in the first row is so large, and as an integer every float from 1e-9 on is."""
@@ -86,8 +84,8 @@ class Deflated:
                 self._stream = self._archive.open(self._member)
             self._stream.seek(self._begin + first * row_bytes)  # reads on to there, or begins anew
             _fill(self._stream, into)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise DataError(f"{self._name}: {self._member}: damaged or truncated: {error}") from error
+        except Exception as error:
+            raise DataError(f"{self._name}: {self._member}: damaged or truncated: {reason_of(error)}") from error
         return into.view(self.dtype).reshape(stop - first, self.width)
 
 
@@ -138,6 +136,10 @@ class ArrayFile:
         with ExitStack() as stack:
             yield self._open_parts(self.name, stack)
 
+    def where(self, row: int) -> str:
+        """Rows are numbered from 1."""
+        return f"{shown(self.name)}, row {row + 1}"
+
     def count(self, is_over: Callable[[], bool] = lambda: False) -> Counted:
         """From the header, or the size of the file."""
         return Counted(self._rows)
@@ -158,7 +160,8 @@ class ArrayFile:
     def _piece(self, arrays: Arrays, first: int, stop: int) -> Piece:
         labels = arrays.labels.read(first, stop)[:, 0]
         numbers = arrays.dense.read(first, stop)
-        found = [int_tokens(part.read(first, stop)) for part in arrays.sparse]
+        ids = [part.read(first, stop) for part in arrays.sparse]
+        found = [int_tokens(each) for each in ids]
         tokens = np.ascontiguousarray(np.concatenate([each for each, _ in found], axis=1).T)
         dense = transform_integers(numbers) if numbers.dtype.kind in "iu" else numbers.astype(np.float32)
         bad_labels = (labels != 0) & (labels != 1)
@@ -173,12 +176,18 @@ class ArrayFile:
                 column = int(np.flatnonzero(~np.isfinite(dense[i]))[0])
                 why = f"found {self.layout.dense[column]} = {dense[i, column]}, expected a finite number"
             else:
-                why = "found an id of more than 32 bits"
-            wrong[first + i] = f"{shown(self.name)}, row {first + i + 1}: {why}"
+                why = self._wide([each[i] for each in ids], [bad[i] for _, bad in found])
+            wrong[first + i] = f"{self.where(first + i)}: {why}"
         if wrong:
             labels, dense, tokens = labels[good], dense[good], np.ascontiguousarray(tokens[:, good])
         rows = Rows(labels.astype(np.float32), dense, tokens)
         return Piece(rows, np.flatnonzero(good) + first, wrong, first, stop, stop / self._rows)
+
+    def _wide(self, ids: list[NDArray[Any]], bad: list[NDArray[np.bool_]]) -> str:
+        """Which id of a row has too many bits."""
+        place = int(np.flatnonzero(np.concatenate(bad))[0])
+        name = np.repeat(self.layout.sparse, self.layout.hot)[place]
+        return f"found {name} = {np.concatenate(ids)[place]}, expected an id of 32 bits"
 
 
 def _as_float(label: Any) -> str:
@@ -266,7 +275,7 @@ def open_apart(name: str, stack: ExitStack) -> Arrays:
     archive = _Archive(name, stack)
     members = {str(i) for i in range(len(archive.members))}
     if archive.members != members:
-        found = ", ".join(sorted(archive.members)[:5])
+        found = printable(", ".join(sorted(archive.members)[:5]))
         raise DataError(f"{shown(name)}: found arrays {found}, expected 0, 1, ...: one for each sparse feature")
     return Arrays(labels, dense, [archive.part(str(i)) for i in range(len(members))])
 
@@ -276,7 +285,7 @@ def open_npz(name: str, stack: ExitStack) -> Arrays:
     archive = _Archive(name, stack)
     lacking = [key for key in ("y", "X_int", "X_cat") if key not in archive.members]
     if lacking:
-        found = ", ".join(sorted(archive.members)[:10])
+        found = printable(", ".join(sorted(archive.members)[:10]))
         raise DataError(
             f"{shown(name)}: found no array {', '.join(lacking)}; there are: {found}. Ids of several a feature are in "
             f"X_{MULTI_HOT}, beside X_{LABELS} and X_{DENSE}"
@@ -320,8 +329,8 @@ def _header(name: str, stream: Any) -> _Header:
         shape, is_fortran, dtype = read(stream, max_header_size=HEADER_BYTES_MAX)
     except KeyError as error:
         raise DataError(f"{name}: an array of NumPy in a version of the format that is not read") from error
-    except (ValueError, EOFError, OSError, TypeError, SyntaxError) as error:
-        raise DataError(f"{name}: no array of NumPy: {str(error)[:200]}") from error
+    except Exception as error:  # the header is a literal of Python, and NumPy lets through what its parser raises
+        raise DataError(f"{name}: no array of NumPy: {reason_of(error)[:200]}") from error
     if dtype.hasobject or dtype.names is not None or dtype.itemsize == 0:
         raise DataError(f"{name}: found an array of type {str(dtype)[:100]}, expected numbers")
     if len(shape) not in (1, 2) or min(shape) < 0 or (is_fortran and len(shape) == 2 and min(shape) > 1):
@@ -338,8 +347,8 @@ class _Archive:
         self._stream = stack.enter_context(open_file(name))
         try:
             self._zip = stack.enter_context(zipfile.ZipFile(self._stream))
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
-            raise DataError(f"{self._name}: damaged or truncated .npz: {error}") from error
+        except Exception as error:  # of zipfile, struct, and the file system
+            raise DataError(f"{self._name}: damaged or truncated .npz: {reason_of(error)}") from error
         self.members = {each.removesuffix(".npy") for each in self._zip.namelist()}
 
     def part(self, key: str) -> Part:
@@ -349,8 +358,10 @@ class _Archive:
             member = self._zip.getinfo(f"{key}.npy")
             with self._zip.open(member) as stream:
                 head = _header(name, stream)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, NotImplementedError) as error:
-            raise DataError(f"{name}: damaged or truncated: {error}") from error
+        except DataError:
+            raise
+        except Exception as error:  # zipfile lets through what is wrong with a name, or with a password
+            raise DataError(f"{name}: damaged, truncated or encrypted: {reason_of(error)}") from error
         if head.nbytes > member.file_size:
             raise DataError(f"{name}: found {member.file_size} bytes, expected {head.nbytes}: it is cut off")
         if member.compress_type != zipfile.ZIP_STORED:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 from ecrec.data.columns import Columns
 from ecrec.data.dataset import BAD_ROWS_MAX
 from ecrec.data.formats import open_rows
-from ecrec.data.opened import open_file, shown, size_of
+from ecrec.data.opened import open_file, size_of
+from ecrec.data.plain_ids import PlainIds
 from ecrec.data.rows import Layout
 from ecrec.errors import DataError
+from ecrec.urls import shown
 
 Progress = Callable[[int, int], None]
 """(bytes that are read, bytes in all)."""
@@ -36,10 +38,12 @@ def check(
     names: Sequence[str],
     columns: Columns | None,
     defect: Callable[[str], None],
+    ids: PlainIds | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[FileChecked]:
     """Read each file to its end and tell each ``defect``, with file, place, and what was expected; then yield what was
-    found in the file. A file whose rest cannot be read does not keep the others from being checked.
+    found in the file. ``ids``: in files whose ids are rows of tables, others are defects. A file whose rest cannot be
+    read does not keep the others from being checked.
 
     Raises DataError for a file that is not there, before any is read; ConfigurationError for a missing package.
     """
@@ -53,7 +57,7 @@ def check(
         def reads(share: float, done: int = done, size: int = size) -> None:
             progress(done + int(share * size), sum(sizes))
 
-        found, layout = _check_file(name, columns, layout, defect, reads)
+        found, layout = _check_file(name, columns, ids, layout, defect, reads)
         yield found
         done += size
         progress(done, sum(sizes))
@@ -62,6 +66,7 @@ def check(
 def _check_file(
     name: str,
     columns: Columns | None,
+    ids: PlainIds | None,
     layout: Layout | None,
     defect: Callable[[str], None],
     reads: Callable[[float], None],
@@ -69,7 +74,7 @@ def _check_file(
     rows = bad = 0
     damage = ""
     try:
-        file = open_rows(name, columns)
+        file = open_rows(name, columns, ids)
         for piece in file.pieces():
             rows, bad = piece.stop, bad + len(piece.wrong)
             for why in piece.wrong.values():

@@ -15,18 +15,21 @@ from numpy.typing import NDArray
 
 from ecrec.data.criteo_format import DENSE_FEATURES, SPARSE_FEATURES, parse_hex
 from ecrec.data.ids import mix64
-from ecrec.data.rows import MISSING_TOKEN, Layout, Rows
+from ecrec.data.rows import HOT_MAX, MISSING_TOKEN, Layout, Rows
 from ecrec.data.text import Parsed
 from ecrec.errors import ConfigurationError, DataError
+from ecrec.urls import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TEXT: Literal["text"] = "text"
 HEX: Literal["hex"] = "hex"
+DECIMAL: Literal["decimal"] = "decimal"
 
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _HEX = r"^[0-9a-fA-F]{8}$"
+_DECIMAL = r"^[0-9]{1,15}$"
 _BYTES_SHOWN = 60
 
 
@@ -45,9 +48,15 @@ class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What becomes of a number x: log(1 + max(x, 0)), or x as it is."""
     sparse: tuple[str, ...]
     """Columns whose values are ids of an embedding table."""
-    tokens: Literal["text", "hex"] = TEXT
-    """How ``sparse`` is read: by the text of a value (that of a number is how it is written in decimal), or as Criteo's
-    8 hexadecimal digits; a number is then the token itself, 32 bits."""
+    tokens: Literal["text", "hex", "decimal"] = TEXT
+    """How ``sparse`` is read: by the text of a value (that of a number is how it is written in decimal), as Criteo's
+    8 hexadecimal digits, or as a number of 32 bits in decimal. With the last two a column of numbers has the tokens
+    themselves."""
+    lists: dict[str, int] = {}
+    """Columns of lists, and how many values are read of each: a shorter list lacks its last ones, a longer one makes a
+    bad row."""
+    list_separator: str = ""
+    """Between the values of a list that is a text, as in a CSV file."""
     separator: str = ","
     """Of a CSV file: one character."""
     quote: str = '"'
@@ -60,7 +69,12 @@ class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     @property
     def layout(self) -> Layout:
         """Names of the features."""
-        return Layout(self.dense, self.sparse, (1,) * len(self.sparse))
+        hot = tuple(self.lists.get(name, 1) for name in self.sparse)
+        return Layout(tuple(part for name in self.dense for part in self.parts(name)), self.sparse, hot)
+
+    def parts(self, name: str) -> list[str]:
+        """What the values of a column are called: by its name, or those of a list by their places."""
+        return [f"{name}[{i}]" for i in range(self.lists[name])] if name in self.lists else [name]
 
     @property
     def wanted(self) -> list[str]:
@@ -82,9 +96,28 @@ class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ConfigurationError(f"{name}: a column is named twice")
+        for name, values in self.lists.items():
+            if name not in (*self.dense, *self.sparse):
+                raise ConfigurationError(f"lists: {name} is neither in dense nor in sparse")
+            if not 1 <= values <= HOT_MAX:
+                raise ConfigurationError(f"lists: {name} = {values}: expected 1 to {HOT_MAX} values")
+        if self.list_separator and not self.lists:
+            raise ConfigurationError("list_separator: expected lists with it")
+        if self.list_separator and self.list_separator == self.separator and not self.quote:
+            raise ConfigurationError(
+                f"list_separator {self.list_separator!r}: expected another text than the separator"
+            )
         lacking = [name for name in self.wanted if self.header and name not in self.header]
         if lacking:
             raise ConfigurationError(f"header: has no column {', '.join(lacking)}")
+
+    def check_plain_ids(self) -> None:
+        """Raise ConfigurationError unless tokens can be rows of tables."""
+        if self.tokens == TEXT:
+            raise ConfigurationError(
+                f'tokens = "{TEXT}" makes hashes of values, which are rows of no table: expected "{DECIMAL}" or '
+                f'"{HEX}" for ids that are taken as they are'
+            )
 
 
 CRITEO = Columns(dense=DENSE_FEATURES, sparse=SPARSE_FEATURES, tokens=HEX)
@@ -116,10 +149,13 @@ def check_names(name: str, there: list[str], columns: Columns) -> None:
     """Raise DataError unless a file has all columns, once each."""
     lacking = [each for each in columns.wanted if each not in there]
     if lacking:
-        shown = ", ".join(there[:50]) + (", ..." if len(there) > 50 else "")
+        names = [printable(each[:_BYTES_SHOWN]) for each in there[:50]]
+        shown = ", ".join(names) + (", ..." if len(there) > 50 else "")
+        others = [each for each in ";\t|," if len(there) == 1 and each in there[0]]
+        hint = f"; is it separated by {others[0]!r}? separator in that file says so" if others else ""
         raise DataError(
             f"{name}: found no column {', '.join(lacking)}; there are: {shown}. "
-            "--columns FILE says which column is what"
+            f"--columns FILE says which column is what{hint}"
         )
     twice = [each for each in columns.wanted if there.count(each) > 1]
     if twice:
@@ -135,14 +171,25 @@ def to_rows(table: pa.Table, columns: Columns, where: Any) -> Parsed:
 
     def is_wrong(bad: NDArray[np.bool_], column: str, array: pa.Array, expected: str) -> None:
         for i in np.flatnonzero(bad & good).tolist():
-            wrong[i] = f"{where(i)}: found {column} = {_shown(array[i].as_py())}, expected {expected}"
+            wrong[i] = f"{where(i)}: found {column} = {_shown(_value(array, i))}, expected {expected}"
         good[bad] = False
 
     arrays = {name: _flat(table.column(name), name, where) for name in columns.wanted}
     labels = _labels(arrays[columns.label], columns, is_wrong, where)
-    dense = np.zeros((n, len(columns.dense)), np.float32)
-    for i, name in enumerate(columns.dense):
-        numbers, missing, bad = _numbers(arrays[name], columns, name, where)
+    parts: dict[str, list[pa.Array]] = {}
+    for name in (*columns.dense, *columns.sparse):
+        if name not in columns.lists:
+            parts[name] = [arrays[name]]
+            continue
+        parts[name], counts = _places(arrays[name], columns, name, where)
+        for i in np.flatnonzero((counts > columns.lists[name]) & good).tolist():
+            wrong[i] = f"{where(i)}: found {name} of {counts[i]} values, expected at most {columns.lists[name]}"
+        good &= counts <= columns.lists[name]
+    layout = columns.layout
+    dense = np.zeros((n, len(layout.dense)), np.float32)
+    numbered = (array for name in columns.dense for array in parts[name])
+    for i, (name, array) in enumerate(zip(layout.dense, numbered, strict=True)):
+        numbers, missing, bad = _numbers(array, columns, name, where)
         with np.errstate(over="ignore"):
             value = numbers.astype(np.float32)
             if columns.dense_as == "log1p":
@@ -152,17 +199,21 @@ def to_rows(table: pa.Table, columns: Columns, where: Any) -> Parsed:
         is_wrong(
             bad | (~missing & ~np.isfinite(numbers)) | ~np.isfinite(value),
             name,
-            arrays[name],
+            array,
             "a finite number or nothing",
         )
         dense[:, i] = value
-    tokens = np.empty((len(columns.sparse), n), np.int64)
-    for i, name in enumerate(columns.sparse):
-        if columns.tokens == HEX:
-            tokens[i], bad = _hex_tokens(arrays[name], columns, name, where)
-            is_wrong(bad, name, arrays[name], "8 hexadecimal digits, a number of 32 bits, or nothing")
-        else:
-            tokens[i] = _text_tokens(arrays[name], columns, name, where)
+    tokens = np.empty((sum(layout.hot), n), np.int64)
+    named = [
+        (part, array) for name in columns.sparse for part, array in zip(columns.parts(name), parts[name], strict=True)
+    ]
+    for i, (name, array) in enumerate(named):
+        if columns.tokens == TEXT:
+            tokens[i] = _text_tokens(array, columns, name, where)
+            continue
+        tokens[i], bad = _number_tokens(array, columns, name, where)
+        digits = "8 hexadecimal digits, " if columns.tokens == HEX else ""
+        is_wrong(bad, name, array, f"{digits}a number of 32 bits, or nothing")
     if good.all():
         return Parsed(Rows(labels, dense, tokens), np.arange(n), {})
     rows = Rows(labels[good], dense[good], np.ascontiguousarray(tokens[:, good]))
@@ -191,12 +242,51 @@ def _labels(array: pa.Array, columns: Columns, is_wrong: Any, where: Any) -> NDA
 def _flat(column: pa.ChunkedArray, name: str, where: Any) -> pa.Array:
     import pyarrow as pa
 
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # of none or several, in some versions
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    return array
+    return _plain(array)
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    """The values themselves, where an array has numbers of them."""
+    import pyarrow as pa
+
+    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
+
+
+def _is_list(array: pa.Array) -> bool:
+    import pyarrow as pa
+
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(kind(array.type) for kind in kinds)
+
+
+def _places(array: pa.Array, columns: Columns, name: str, where: Any) -> tuple[list[pa.Array], NDArray[np.int64]]:
+    """(the first value of each list, the second one, ..., as many as `Columns.lists` says, null where there is none;
+    how many values each list has)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if _is_text(array):
+        if not columns.list_separator:
+            raise DataError(
+                f"{where(0)}: column {name} has texts, expected lists, as --columns says; list_separator there says "
+                "what is between the values of a text"
+            )
+        array = pc.split_pattern(_text(array, name, where), columns.list_separator)
+    if not _is_list(array):
+        raise _type_error(array, name, where, "lists, as --columns says")
+    if pa.types.is_fixed_size_list(array.type):
+        counts = np.full(len(array), array.type.list_size, np.int64)
+        begins = (np.arange(len(array)) + array.offset) * array.type.list_size
+    else:
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        begins, counts = offsets[:-1], np.diff(offsets)
+    counts[_bool(pc.is_null(array))] = 0
+    values = _plain(array.values)
+    places = [values.take(pa.array(begins + i, mask=counts <= i)) for i in range(columns.lists[name])]
+    return places, counts
 
 
 def _is_text(array: pa.Array) -> bool:
@@ -204,6 +294,14 @@ def _is_text(array: pa.Array) -> bool:
 
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     return any(kind(array.type) for kind in kinds)
+
+
+def _check_is_no_list(array: pa.Array, name: str, where: Any) -> None:
+    if _is_list(array):
+        raise DataError(
+            f"{where(0)}: column {name} has lists ({array.type}), expected one value a row; "
+            f'lists = {{ "{name}" = N }} in --columns FILE reads N values of each list'
+        )
 
 
 def _bool(array: pa.Array) -> NDArray[np.bool_]:
@@ -226,6 +324,7 @@ def _text(array: pa.Array, name: str, where: Any) -> pa.Array:
 
     if _is_text(array):
         return array.cast(pa.large_binary())
+    _check_is_no_list(array, name, where)
     try:
         return array.cast(pa.large_string()).cast(pa.large_binary())
     except pa.ArrowException as error:
@@ -239,6 +338,7 @@ def _numbers(
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    _check_is_no_list(array, name, where)
     if not _is_text(array):
         if pa.types.is_boolean(array.type):
             array = array.cast(pa.uint8())
@@ -270,7 +370,7 @@ def _cast_numbers(text: pa.Array, which: NDArray[np.bool_]) -> NDArray[np.float6
     return numbers
 
 
-def _hex_tokens(
+def _number_tokens(
     array: pa.Array, columns: Columns, name: str, where: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     import pyarrow as pa
@@ -282,11 +382,18 @@ def _hex_tokens(
         tokens, bad = int_tokens(values)
         tokens[missing] = MISSING_TOKEN
         return tokens, bad & ~missing
+    _check_is_no_list(array, name, where)
     if not _is_text(array):
         raise _type_error(array, name, where, "text or integers")
     text = _text(array, name, where)
     missing = _mask(text, columns)
     tokens = np.full(len(text), MISSING_TOKEN, np.int64)
+    if columns.tokens == DECIMAL:
+        good = ~missing & _bool(pc.fill_null(pc.match_substring_regex(text, _DECIMAL), False))
+        tokens[good], wide = int_tokens(text.filter(pa.array(good)).cast(pa.large_string()).cast(pa.int64()).to_numpy())
+        bad = ~good & ~missing
+        bad[good] = wide
+        return tokens, bad
     good = ~missing
     found = parse_hex(*_bytes_of(text if good.all() else text.filter(pa.array(good))))
     if found is None:
@@ -350,6 +457,13 @@ def hash_texts(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDAr
 
 def _type_error(array: pa.Array, name: str, where: Any, expected: str) -> DataError:
     return DataError(f"{where(0)}: column {name} has values of type {array.type}, expected {expected}")
+
+
+def _value(array: pa.Array, i: int) -> Any:
+    """One value, for people: a text as bytes, which may be no UTF-8."""
+    import pyarrow as pa
+
+    return (array[i].cast(pa.large_binary()) if _is_text(array) else array[i]).as_py()
 
 
 def _shown(value: Any) -> str:

@@ -64,10 +64,10 @@ def parse_line(line: bytes, path: str, line_number: int) -> tuple[int, list[int 
     if len(fields) != FIELDS:
         raise DataError(
             f"{where}: found {len(fields)} tab-separated fields, expected {FIELDS} "
-            f"(label, I1..I13, C1..C26): {_shown(line)}{_guess(line)}"
+            f"(label, I1..I13, C1..C26): {_shown(line)}{_guess(line, line_number)}"
         )
     if fields[0] not in (b"0", b"1"):
-        raise DataError(f"{where}: found label {_shown(fields[0])}, expected 0 or 1{_guess(line)}")
+        raise DataError(f"{where}: found label {_shown(fields[0])}, expected 0 or 1{_guess(line, line_number)}")
     integers: list[int | None] = []
     tokens: list[int | None] = []
     for name, field in zip(_FIELD_NAMES[1:], fields[1:], strict=True):
@@ -85,7 +85,7 @@ def parse_line(line: bytes, path: str, line_number: int) -> tuple[int, list[int 
     return int(fields[0]), integers, tokens
 
 
-def _guess(line: bytes) -> str:
+def _guess(line: bytes, number: int) -> str:
     """For people: what a line that is no row of Criteo's looks like."""
     first = line.split(b"\t", 1)[0]
     if line.startswith(_BYTE_ORDER_MARK):
@@ -96,7 +96,7 @@ def _guess(line: bytes) -> str:
         return "; it is separated by commas: of a CSV file, --columns FILE says which column is what"
     if line.count(b"\t") == FIELDS - 2:
         return "; one field is missing: is it a test file, which has no label?"
-    if re.search(rb"[A-Za-z_]", first):
+    if number == 1 and re.search(rb"[A-Za-z_]", first) and first.lower() not in (b"nan", b"inf"):
         return "; it looks like a header: leave that line out"
     return ""
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecrec.data.columns import Columns, check_names, import_pyarrow, to_rows
-from ecrec.data.opened import shown
 from ecrec.data.rows import Rows
 from ecrec.data.text import Parsed, TextFile, line_blocks
 from ecrec.errors import DataError
+from ecrec.urls import shown
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -49,6 +49,14 @@ def _header(line: bytes, columns: Columns, name: str) -> list[str]:
     return ["" if value is None else value for value in values]
 
 
+def _is_utf8(block: bytes) -> bool:
+    try:
+        block.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class _Parser:
     """``names``: of all columns of the file."""
 
@@ -79,8 +87,9 @@ class _Parser:
         return Parsed(parsed.rows, numbers[parsed.numbers], dict(sorted(wrong.items())))
 
     def _none(self, wrong: dict[int, str]) -> Parsed:
-        dense = np.empty((0, len(self._columns.dense)), np.float32)
-        rows = Rows(np.empty(0, np.float32), dense, np.empty((len(self._columns.sparse), 0), np.int64))
+        layout = self._columns.layout
+        dense = np.empty((0, len(layout.dense)), np.float32)
+        rows = Rows(np.empty(0, np.float32), dense, np.empty((sum(layout.hot), 0), np.int64))
         return Parsed(rows, np.empty(0, np.int64), dict(sorted(wrong.items())))
 
     def _lines_alone(self, block: bytes, lines: int, is_wrong: Any) -> tuple[bytes, NDArray[np.int64]]:
@@ -127,6 +136,16 @@ class _Parser:
         there is none to be made."""
         import pyarrow as pa
         import pyarrow.csv as csv
+
+        if not _is_utf8(block):
+            # trap: pyarrow cannot tell of a line that it refuses and that is no UTF-8. Another text, of the same lines,
+            # separators and quotes, says which these are.
+            probe = self._read(block.decode("latin-1").encode(), refused)
+            lines = block.split(b"\n")[:-1]
+            if probe is None or probe.num_rows + len(refused) != len(lines):
+                return None
+            bad = {line for line, _ in refused}
+            block = b"".join(line + b"\n" for number, line in enumerate(lines) if number not in bad)
 
         def refuse(row: Any) -> str:
             found = f"{row.actual_columns} values, expected {row.expected_columns}"

@@ -17,9 +17,10 @@ from ecrec.data.batch import Batch, batch_ranges, range_batches
 from ecrec.data.columns import Columns
 from ecrec.data.formats import Files, names_of, open_rows
 from ecrec.data.ids import HashedIds, IdMapping, VocabularyIds, VocabularyTables
-from ecrec.data.opened import shown
+from ecrec.data.plain_ids import PlainIds
 from ecrec.data.rows import Layout, Marks, Piece, RowFile
 from ecrec.errors import DataError
+from ecrec.urls import shown
 
 CACHE_BYTES_MAX = 264_000_000
 """Rows are kept in memory by default where all of them take no more; a million of Criteo's, at 264 bytes each."""
@@ -135,13 +136,14 @@ class FileDataset:
 
     For a vocabulary the training part is read once more. Raises DataError for files that cannot be read, that have
     different columns, no rows or others than were counted, or, as soon as it is met, a bad row; ConfigurationError
-    where a package is missing; ValueError for a fraction out of range, another ``bad_rows``, or ids of other features.
+    where a package is missing, or plain ids cannot be had from these columns; ValueError for a fraction out of range,
+    another ``bad_rows``, or ids of other features.
     """
 
     def __init__(
         self,
         files: Files,
-        ids: HashedIds | VocabularyIds,
+        ids: HashedIds | PlainIds | VocabularyIds,
         *,
         columns: Columns | None = None,
         train_fraction: float = 0.8,
@@ -154,7 +156,10 @@ class FileDataset:
             raise ValueError(f"train_fraction is {train_fraction}, expected a value from 0 to 1")
         self.bad = BadRows(bad_rows)
         """Rows that were left out so far."""
-        self._files = [open_rows(name, columns) for name in names_of(files)]
+        plain = ids if isinstance(ids, PlainIds) else None
+        if plain is not None and columns is not None:
+            columns.check_plain_ids()
+        self._files = [open_rows(name, columns, plain) for name in names_of(files)]
         if rows_of_files is None:
             counted = [file.count() for file in self._files]
             rows_of_files, marks_of_files = [each.rows for each in counted], [each.marks for each in counted]

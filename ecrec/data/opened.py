@@ -9,33 +9,24 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from ecrec.errors import ConfigurationError, DataError
+from ecrec.urls import file_system, is_url, local_path, reason_of, shown, without_query
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(://|::)")
-_PASSWORD = re.compile(r"//[^/@]*@")
 _WILD = re.compile(r"[*?\[]")
 _PART = re.compile(r"(?P<prefix>(?:.*/)?(?:[^/]*_)?)(?P<role>labels\.npy|dense\.npy|sparse\.npy|sparse_multi_hot\.npz)")
+
+EXTRA = "data"
+"""Of ecrec: it has fsspec."""
 
 LABELS, DENSE, SPARSE, MULTI_HOT = "labels.npy", "dense.npy", "sparse.npy", "sparse_multi_hot.npz"
 """How the names end of the arrays that are one file of rows together."""
 
 
-def is_url(name: str) -> bool:
-    """It is for fsspec: it has a scheme, and that is not ``file``."""
-    found = _SCHEME.match(name)
-    return found is not None and found[1].lower() != "file"
-
-
-def shown(name: str) -> str:
-    """A name for people: without user and password."""
-    return _PASSWORD.sub("//***@", name)
-
-
 def absolute(name: str) -> str:
     """A name that means the same in another working directory."""
-    return name if is_url(name) else os.path.abspath(_local(name))
+    return name if is_url(name) else os.path.abspath(local_path(name))
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
@@ -48,13 +39,14 @@ def expand(names: Sequence[str]) -> list[str]:
     """The files that are meant, in the order in which they are read.
 
     A name with ``*``, ``?`` or ``[`` stands for all files that it fits, in numeric order (``day_2`` before ``day_10``);
-    everything else stands for itself. Of arrays that belong together (``day_0_labels.npy``, ``day_0_dense.npy``,
-    ``day_0_sparse.npy``) each stands for all; the one of the sparse features is returned for them.
-    Raises DataError for a name that nothing fits, ConfigurationError where a package is missing.
+    everything else stands for itself, and so does the query of a URL. Of arrays that belong together
+    (``day_0_labels.npy``, ``day_0_dense.npy``, ``day_0_sparse.npy``) each stands for all; the one of the sparse
+    features is returned for them. Raises DataError for a name that nothing fits, ConfigurationError where a package is
+    missing.
     """
     found: list[str] = []
     for name in names:
-        if _WILD.search(name) and (is_url(name) or not os.path.exists(_local(name))):
+        if _WILD.search(without_query(name)) and (is_url(name) or not os.path.exists(local_path(name))):
             fitting = sorted(_glob(name), key=natural_key)
             if not fitting:
                 raise DataError(f"{shown(name)}: no file fits, expected at least one")
@@ -102,8 +94,8 @@ def part_names(name: str) -> dict[str, str] | None:
 def exists(name: str) -> bool:
     """There is such a file. Raises as `open_file`."""
     if not is_url(name):
-        return os.path.exists(_local(name))
-    system, path = _file_system(name)
+        return os.path.exists(local_path(name))
+    system, path = file_system(name, EXTRA)
     with _errors(name):
         return bool(system.exists(path))
 
@@ -131,18 +123,17 @@ def size_of(stream: BinaryIO) -> int:
 
 def read_error(name: str, error: Exception) -> DataError:
     """For people: a file that was opened cannot be read."""
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return DataError(f"{shown(name)}: cannot be read: {shown(str(reason))[:500]}")
+    return DataError(f"{shown(name)}: cannot be read: {reason_of(error)}")
 
 
 def _open(name: str) -> BinaryIO:
     if is_url(name):
-        system, path = _file_system(name)
+        system, path = file_system(name, EXTRA)
         with _errors(name):
             if system.isdir(path):
                 raise IsADirectoryError
             return cast(BinaryIO, system.open(path, "rb"))
-    path = _local(name)
+    path = local_path(name)
     with _errors(name):
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -170,33 +161,9 @@ def _errors(name: str) -> Iterator[None]:
         raise read_error(name, error) from error
 
 
-def _local(name: str) -> str:
-    return name[len("file://") :].removeprefix("localhost") if name.lower().startswith("file://") else name
-
-
 def _glob(name: str) -> list[str]:
     if not is_url(name):
-        return [each for each in glob.glob(_local(name), recursive=True) if not os.path.isdir(each)]
-    system, path = _file_system(name)
+        return [each for each in glob.glob(local_path(name), recursive=True) if not os.path.isdir(each)]
+    system, path = file_system(name, EXTRA)
     with _errors(name):
         return [system.unstrip_protocol(each) for each in system.glob(path) if not system.isdir(each)]
-
-
-def _file_system(name: str) -> tuple[Any, str]:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise ConfigurationError(
-            f'{shown(name)}: only local files are read without fsspec: pip install "ecrec[data]"'
-        ) from error
-    try:
-        system, path = fsspec.core.url_to_fs(name)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{shown(name)}: a package for this URL is missing: {str(error) or type(error).__name__}"
-        ) from error
-    except Exception as error:  # each file system has its own
-        raise ConfigurationError(
-            f"{shown(name)}: fsspec cannot open it: {shown(str(error) or type(error).__name__)}"
-        ) from error
-    return system, path

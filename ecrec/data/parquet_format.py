@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from ecrec.data.columns import Columns, check_names, import_pyarrow, to_rows
-from ecrec.data.opened import open_file, shown
+from ecrec.data.opened import open_file
 from ecrec.data.rows import PIECE_ROWS, Counted, Layout, Marks, Piece
 from ecrec.errors import ConfigurationError, DataError
+from ecrec.urls import printable, shown
 
 BUFFER_BYTES = 1 << 20
 """Of each column, so much is read at once: a row group is never held whole."""
@@ -40,8 +41,12 @@ class ParquetFile:
             except (DataError, ConfigurationError):
                 raise
             except (pa.ArrowException, OSError) as error:
-                reason = str(error).partition("\n")[0]
-                raise DataError(f"{shown(self.name)}: damaged or truncated Parquet: {reason[:500]}") from error
+                reason = printable(str(error).partition("\n")[0][:500])
+                raise DataError(f"{shown(self.name)}: damaged or truncated Parquet: {reason}") from error
+
+    def where(self, row: int) -> str:
+        """Rows are numbered from 1."""
+        return f"{shown(self.name)}, row {row + 1}"
 
     def count(self, is_over: Callable[[], bool] = lambda: False) -> Counted:
         """From the metadata at the end of the file."""
@@ -75,8 +80,6 @@ class ParquetFile:
     def _piece(self, batch: Any, first: int, share: float) -> Piece:
         import pyarrow as pa
 
-        parsed = to_rows(
-            pa.Table.from_batches([batch]), self._columns, lambda i: f"{shown(self.name)}, row {first + i + 1}"
-        )
+        parsed = to_rows(pa.Table.from_batches([batch]), self._columns, lambda i: self.where(first + i))
         wrong = {first + number: why for number, why in parsed.wrong.items()}
         return Piece(parsed.rows, parsed.numbers + first, wrong, first, first + batch.num_rows, share)

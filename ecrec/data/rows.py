@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 MISSING_TOKEN = -1
 """Stands for a missing token in arrays of tokens; real tokens are in [0, 2**32)."""
 
+HOT_MAX = 4096
+"""Values that a row has of one feature; MLPerf's have at most 100."""
+
 PIECE_ROWS = 4096
 """Rows that formats without lines parse at once."""
 
@@ -73,6 +76,10 @@ class RowFile(Protocol):
     @property
     def layout(self) -> Layout:
         """What its columns are."""
+        ...
+
+    def where(self, row: int) -> str:
+        """For people: file and place of a row, by its number."""
         ...
 
     def count(self, is_over: Callable[[], bool] = lambda: False) -> Counted:

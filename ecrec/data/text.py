@@ -11,9 +11,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ecrec.data.opened import open_file, shown, size_of
+from ecrec.data.opened import open_file, size_of
 from ecrec.data.rows import Counted, Layout, Marks, Piece, Rows
 from ecrec.errors import ConfigurationError, DataError
+from ecrec.urls import reason_of, shown
 
 BLOCK_BYTES = 1 << 20
 """Bytes parsed at once: large enough to drown NumPy's cost per call, small enough for the cache."""
@@ -70,8 +71,7 @@ def line_blocks(path: str, byte: int = 0, line_number: int = 1) -> Iterator[Bloc
                 "expected a complete file"
             ) from error
         except Exception as error:  # each file system of fsspec has its own
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{name}, after line {line_number - 1}: cannot be read: {shown(str(reason))}") from error
+            raise DataError(f"{name}, after line {line_number - 1}: cannot be read: {reason_of(error)}") from error
         if not chunk:
             break
         end = chunk.rfind(b"\n") + 1
@@ -117,6 +117,10 @@ class TextFile:
         self.layout = layout
         self._parse = parse
         self._header = header
+
+    def where(self, row: int) -> str:
+        """The header is line 1."""
+        return f"{shown(self.name)}, line {row + self._header + 1}"
 
     def count(self, is_over: Callable[[], bool] = lambda: False) -> Counted:
         """Reads the whole file. Marks are of a plain file: a zipped one cannot be entered in the middle."""

@@ -29,6 +29,7 @@ DENSE_LEARNING_RATES = {name: kind.dense_rate for name, kind in OPTIMIZERS.items
 TRANSPORTS = ("tcp", "ipc")
 ENGINES = LOCAL, RAY = ("local", "ray")
 STOP_AT_BAD_ROWS, SKIP_BAD_ROWS = "stop", "skip"
+IDS = HASHED_IDS, PLAIN_IDS = ("hash", "plain")
 NONFINITE = ("error", "zero")
 """As `ecrec.training.session.NONFINITE`, which needs torch."""
 BAD_ROWS = (STOP_AT_BAD_ROWS, SKIP_BAD_ROWS)
@@ -99,7 +100,15 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     seconds: Annotated[float | None, Flag("Begin no step after this many seconds.")] = None
     batch: Annotated[int, Flag("Examples in a step, over all workers.", at_least=1)] = 512
     dim: Annotated[int, Flag("Floats in an embedding vector.", at_least=1)] = 64
-    rows: Annotated[int, Flag("Hash buckets a table.", at_least=1)] = 50_000
+    rows: Annotated[int, Flag("Rows of each table.", at_least=1)] = 50_000
+    ids: Annotated[
+        str,
+        Flag(
+            "Ids of files: hash them into the rows of a table, or take them plain, as rows of it, such as those of "
+            "MLPerf's preprocessed arrays.",
+            choices=IDS,
+        ),
+    ] = HASHED_IDS
     optimizer: Annotated[
         str, Flag(f"Of the embeddings: {', '.join(LEARNING_RATES)}.", choices=tuple(LEARNING_RATES))
     ] = "rowwise-adagrad"
@@ -366,20 +375,22 @@ def with_files(options: TrainOptions) -> TrainOptions:
         raise ConfigurationError(f"--data {error}") from error
 
 
-def dataset_name(shuffle_window: int | None, seed: int) -> str:
-    """Name under which workers lease splits. It says in which order rows come: a checkpoint of another order knows of
-    other rows which ones are trained on."""
-    return "train" if shuffle_window is None else f"train, shuffled in windows of {shuffle_window} by seed {seed}"
+def dataset_name(shuffle_window: int | None, seed: int, ids: str = HASHED_IDS) -> str:
+    """Name under which workers lease splits. It says in which order rows come, and what their ids mean: a checkpoint of
+    another order knows of other rows which ones are trained on, and its tables are of other ids."""
+    name = "train" if ids == HASHED_IDS else f"train, ids {ids}"
+    return name if shuffle_window is None else f"{name}, shuffled in windows of {shuffle_window} by seed {seed}"
 
 
 def check_order(options: TrainOptions, known: Sequence[str]) -> None:
-    """Raise ConfigurationError where the data sets of a checkpoint are trained on in another order than asked for."""
-    name = dataset_name(options.shuffle_window, options.seed)
+    """Raise ConfigurationError where the data sets of a checkpoint are trained on in another order, or with other ids,
+    than asked for."""
+    name = dataset_name(options.shuffle_window, options.seed, options.ids)
     others = [each for each in known if each.startswith("train") and each != name]
     if others:
         raise ConfigurationError(
-            f"--resume {options.resume}: its examples come in another order: it was trained on {others[0]!r}, and this "
-            f"is {name!r}. Give the same --shuffle-window and --seed, or none"
+            f"--resume {options.resume}: its examples come in another order, or with other ids: it was trained on "
+            f"{others[0]!r}, and this is {name!r}. Give the same --ids, --shuffle-window and --seed"
         )
 
 
@@ -387,19 +398,29 @@ def _check_data(options: TrainOptions) -> list[str]:
     """Warnings. Raises ConfigurationError, naming the option, for files that do not begin with a row."""
     if not options.data and options.columns is not None:
         raise ConfigurationError("--columns: expected --data with it")
+    if not options.data and options.ids == PLAIN_IDS:
+        raise ConfigurationError("--ids plain: expected --data with it; generated data has ids of its own")
     if not options.data and options.shuffle_window is None:
         return []
     from ecrec.data.columns import read_columns  # numpy, which most programs of the launcher do without
     from ecrec.data.formats import check_file
-    from ecrec.data.opened import natural_key, shown
+    from ecrec.data.opened import natural_key
+    from ecrec.data.plain_ids import PlainIds
     from ecrec.data.shuffle import WINDOW_ROWS_MAX
+    from ecrec.urls import shown
 
     if options.shuffle_window is not None and options.shuffle_window > WINDOW_ROWS_MAX:
         raise ConfigurationError(f"--shuffle-window {options.shuffle_window}: must be at most {WINDOW_ROWS_MAX}")
     columns = None if options.columns is None else read_columns(options.columns)
+    plain = PlainIds(options.rows) if options.ids == PLAIN_IDS else None
+    if columns is not None and plain is not None:
+        try:
+            columns.check_plain_ids()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"--ids plain with --columns {options.columns}: {error}") from error
     for file in options.data:
         try:
-            check_file(file, columns)
+            check_file(file, columns, plain)
         except (DataError, ConfigurationError) as error:
             raise ConfigurationError(f"--data {error}") from error
     in_order = sorted(options.data, key=natural_key)
@@ -415,8 +436,15 @@ def _check_writable(name: str, file: str | None) -> None:
     if file is None:
         return
     path = Path(file)
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigurationError(f"{name} {file}: cannot be written")
+    if path.is_dir():
+        why = "it is a directory, expected the name of a file"
+    elif not path.parent.is_dir():
+        why = f"there is no directory {path.parent}: make it first"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        why = "this user may not write there"
+    else:
+        return
+    raise ConfigurationError(f"{name} {file}: cannot be written: {why}")
 
 
 def _check_observed(options: TrainOptions) -> None:

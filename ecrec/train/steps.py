@@ -23,6 +23,7 @@ from ecrec.data import (
     Columns,
     FileDataset,
     HashedIds,
+    PlainIds,
     ShuffledSource,
     SyntheticDataset,
     SyntheticOptions,
@@ -30,7 +31,7 @@ from ecrec.data import (
 from ecrec.data.batch import examples_of_steps
 from ecrec.errors import ConfigurationError, DataError
 from ecrec.launch import worker_pages
-from ecrec.train.options import dataset_name
+from ecrec.train.options import PLAIN_IDS, dataset_name
 from ecrec.training.configs import EmbeddingBagConfig
 from ecrec.training.digest import model_digest
 from ecrec.training.dlrm import DLRM
@@ -66,7 +67,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of rows that cannot be read: ``stop`` or ``skip``."""
     test_fraction: float = 0.2
     rows: int = 50_000
-    """Hash buckets a table."""
+    """Of each table."""
+    ids: str = "hash"
+    """What becomes of ids of files: ``hash``, into the rows of a table, or ``plain``: they are rows of a table."""
     batch: int = 512
     """Rows of a step, over all workers: each pushes its share of so many."""
     steps: int | None = None
@@ -201,8 +204,9 @@ def open_data(config: TrainConfig) -> BatchSource:
     train_fraction = 1.0 - config.test_fraction
     data: BatchSource
     if config.data:
+        ids = PlainIds(config.rows) if config.ids == PLAIN_IDS else HashedIds(config.rows)
         data = FileDataset(
-            config.data, HashedIds(config.rows), columns=config.columns, train_fraction=train_fraction,
+            config.data, ids, columns=config.columns, train_fraction=train_fraction,
             rows_of_files=config.data_rows, marks_of_files=config.data_marks, bad_rows=config.bad_rows,
         )  # fmt: skip
         if not data.train_rows:
@@ -367,7 +371,7 @@ def _work(config: TrainConfig, session: Session, data: BatchSource) -> Iterator[
     if config.shuffle_window is not None and session.world_size > 1:
         # Whole windows: each is then read by one worker.
         split_examples = max(1, round(split_examples / config.shuffle_window)) * config.shuffle_window
-    name = dataset_name(config.shuffle_window, config.seed)
+    name = dataset_name(config.shuffle_window, config.seed, config.ids)
     for split in session.lease_splits(name, data.train_rows, split_examples=split_examples, end=end):
         batches = data.train_range(split.first, split.last, size, split.epoch)
         yield (_Work(batch, _bag(batch, data), len(batch)) for batch in batches)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -19,6 +21,7 @@ from in_process import InProcessCluster  # noqa: E402
 
 from ecrec.data import FileDataset, HashedIds, read_columns  # noqa: E402
 from ecrec.data.formats import check_file  # noqa: E402
+from ecrec.errors import DataError  # noqa: E402
 from ecrec.train import steps  # noqa: E402
 from ecrec.training import SGD, EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor  # noqa: E402
 
@@ -77,6 +80,19 @@ def generated(name: str) -> str:
     return lines("", *columns, separator="\t")
 
 
+def write_lists(path: Path) -> None:
+    """A Parquet file of users with a vector and up to ten items each."""
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(0, 11, ROWS).tolist()
+    columns = {
+        "bought": pa.array(rng.integers(0, 2, ROWS)),
+        "vector": pa.array(list(rng.random((ROWS, 16), np.float32)), pa.list_(pa.float32(), 16)),
+        "user": pa.array(rng.integers(0, 99, ROWS)),
+        "last_items": pa.array([rng.integers(0, 99, size).tolist() for size in sizes], pa.list_(pa.int64())),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
 def train(data: Path, mapping: Path | None, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
     """One pass over a file as the worker of `ecrec train` makes it."""
     session = InProcessCluster(3).session(code="2+1")
@@ -88,13 +104,16 @@ def train(data: Path, mapping: Path | None, monkeypatch: pytest.MonkeyPatch, **o
     return steps.run(config, "nowhere", 0, 1, lambda event: None)
 
 
-@pytest.mark.parametrize("name", ["avazu", "taobao", "taobao_behavior", "movielens", "kdd12"])
+@pytest.mark.parametrize("name", ["avazu", "taobao", "taobao_behavior", "movielens", "kdd12", "lists"])
 def test_a_mapping_reads_rows_of_its_data_set_and_they_are_trained_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mapping, data = tmp_path / f"{name}.toml", tmp_path / "rows.csv"
+    mapping, data = tmp_path / f"{name}.toml", tmp_path / "rows"
     mapping.write_text(MAPPINGS[name])
-    data.write_text(generated(name))
+    if name == "lists":
+        write_lists(data)
+    else:
+        data.write_text(generated(name))
     columns = read_columns(str(mapping))
     check_file(str(data), columns)
     labels = next(FileDataset([data], HashedIds(50), columns=columns, train_fraction=1.0).train_batches(ROWS)).labels
@@ -104,7 +123,7 @@ def test_a_mapping_reads_rows_of_its_data_set_and_they_are_trained_on(
 
 
 def test_every_mapping_of_the_documentation_is_run() -> None:
-    assert set(MAPPINGS) == {"avazu", "taobao", "taobao_behavior", "movielens", "kdd12"}
+    assert set(MAPPINGS) == {"avazu", "taobao", "taobao_behavior", "movielens", "kdd12", "lists"}
     assert set(SCRIPTS) == {"lease", "loader", "tfrecord"}
 
 
@@ -117,6 +136,18 @@ def test_several_ids_of_a_feature_are_pooled(tmp_path: Path, monkeypatch: pytest
     features = steps._bag(batch, data)
     assert features.lengths().tolist() == [3, 3, 3, 1, 1, 1]
     assert features.values().tolist() == [*batch.ids[:3].T.reshape(-1).tolist(), *batch.ids[3].tolist()]
+
+
+def test_ids_that_are_rows_of_tables_are_trained_on_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse = write(tmp_path, "sparse_multi_hot.npz", whole_rows(ROWS))
+    np.savez(sparse, **{"0": np.arange(ROWS * 3).reshape(ROWS, 3) % 50, "1": np.arange(ROWS)[:, None] % 50})
+    done = train(sparse, None, monkeypatch, ids="plain")
+    assert done["training"]["examples"] == 51
+    with pytest.raises(DataError, match=r"npz, row 1: found C1 = 50, expected an id from 0 to 49"):
+        np.savez(sparse, **{"0": np.full((ROWS, 3), 50), "1": np.zeros((ROWS, 1), np.int64)})
+        train(sparse, None, monkeypatch, ids="plain")
 
 
 def test_the_scripts_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from ecrec.cli import app
 from ecrec.data import FileDataset, HashedIds, read_columns
 from ecrec.data.columns import Columns, hash_texts
 from ecrec.data.csv_format import csv_file
-from ecrec.data.formats import open_rows
+from ecrec.data.formats import check_file, open_rows
 from ecrec.data.opened import LABELS
 from ecrec.data.text import Parsed
 from ecrec.errors import DataError
@@ -269,3 +269,21 @@ def test_csv_needs_no_names_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("1;a\n0;b\n")
     columns = Columns(sparse=("s",), separator=";", quote="", header=("label", "s"))
     assert csv_file(str(tmp_path / "x"), columns).count().rows == 2
+
+
+def test_a_line_that_is_no_utf8_and_has_too_few_values_is_named_as_that(tmp_path: Path, capfd: Any) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"label,a\n1,caf\xe9\n0\xe9\n1,caf\xc3\xa9\n0,x,\xff\nx\xe9,y\n")
+    (piece,) = open_rows(str(path), Columns(sparse=("a",))).pieces()
+    assert piece.numbers.tolist() == [0, 2] and len(set(piece.rows.tokens[0].tolist())) == 2
+    assert "line 3: found 1 values, expected 2" in piece.wrong[1] and "line 5: found 3 values" in piece.wrong[3]
+    assert "line 6: found label = 'x\\\\xe9', expected 0 or 1" in piece.wrong[4]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_text_of_parquet_that_is_no_utf8_is_shown(tmp_path: Path) -> None:
+    text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"x\xff")])
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"label": text, "a": [1]}), path)
+    with pytest.raises(DataError, match=r"row 1: found label = 'x\\\\xff', expected 0 or 1"):
+        check_file(str(path), Columns(sparse=("a",)))

@@ -140,9 +140,16 @@ def test_urls_are_read_by_fsspec(tmp_path: Path, mapping: Columns) -> None:
         data = FileDataset([f"memory://{kind}/*"], HashedIds(500), columns=columns_of(kind, mapping), cache_rows_max=0)
         local = FileDataset([write(tmp_path, "tsv", RAW)], HashedIds(500))
         assert bytes_of(list(data.train_range(50, 90, 16))) == bytes_of(list(local.train_range(50, 90, 16)))
+    signed = "memory://days/rows.bin?sig=secret"
+    memory.pipe_file("/days/rows.bin?sig=secret", rows_of(RAW).tobytes())
+    assert names_of([signed]) == [signed], "the query of a signed URL is no wildcard"
+    assert len(FileDataset([signed], HashedIds(500)).dense_features) == 13
+    memory.pipe_file("/days/rows.bin?sig=secret", b"")
+    with pytest.raises(DataError, match=r"^memory://days/rows\.bin\?\*\*\*: found 0 bytes"):
+        check_file(signed)
     with pytest.raises(DataError, match=r"memory://nowhere/x\.tsv: No such file"):
         check_file("memory://nowhere/x.tsv")
-    with pytest.raises(ConfigurationError, match=r"//\*\*\*@h/x: fsspec cannot open it|package for this URL"):
+    with pytest.raises(ConfigurationError, match=r"//\*\*\*@h/x': fsspec cannot open it|a package for nosuch:// is"):
         check_file("nosuch://user:secret@h/x")
 
 
@@ -221,6 +228,14 @@ PARQUET = io.BytesIO()
 pq.write_table(table(RAW), PARQUET)
 ZIPPED = io.BytesIO()
 np.savez(ZIPPED, a=np.arange(3))
+ROWS_ZIPPED = io.BytesIO()
+np.savez(ROWS_ZIPPED, y=np.arange(3), X_int=np.arange(3), X_cat=np.arange(3))
+ENCRYPTED = ROWS_ZIPPED.getvalue()
+for begin, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # one bit of each header says so
+    ENCRYPTED = b"".join(
+        begin + part[: flags - 4] + bytes([part[flags - 4] | 1]) + part[flags - 3 :] if i else part
+        for i, part in enumerate(ENCRYPTED.split(begin))
+    )
 GZIPPED = gzip.compress(b"1", mtime=0)  # a time in it would name the test otherwise in each process
 
 
@@ -244,16 +259,35 @@ GZIPPED = gzip.compress(b"1", mtime=0)  # a time in it would name the test other
         ("x.tsv", b"<?xml version='1.0'?><Error>", "is a page of HTML or XML"),
         ("x.gz", b"\x28\xb5\x2f\xfd", "compressed by zstd"),
         ("x.tsv", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (
+            "x.gz",
+            gzip.compress(GOOD, mtime=0),
+            "gzip, and inside of that it is an array of NumPy .* unpack it",
+        ),
+        (
+            "x.gz",
+            gzip.compress(GZIPPED, mtime=0),
+            "inside of that it is gzip: only text is read from gzip, unpack",
+        ),
+        ("x.tsv", b"\0" * 999, "is no text, but data of no format that is known here"),
+        ("x.feather", b"ARROW1\0\0", "is an Arrow or Feather file: write it as Parquet"),
+        ("x.db", b"SQLite format 3\0", "is a database of SQLite"),
+        ("x.lz4", b"\x04\x22\x4d\x18", "is compressed by lz4: unpack it"),
+        ("x.Z", b"\x1f\x9d\x90", r"is compressed by compress \(\.Z\): unpack it"),
+        ("x.tsv", "0\t1".encode("utf-16"), "is text in UTF-16: write it in UTF-8"),
+        ("x.json", b'{"label": 1}\n', "is JSON: write it as Parquet or CSV"),
         ("x.pkl", b"\x80\x04\x95", "is a pickle, which is never read"),
         ("x.tfrecord", b"\x10\0\0\0\0\0\0\0", "TFRecord files are converted once, to Parquet"),
         ("x.npy", GOOD[:2000], "found 2000 bytes, expected 48128 for 300 rows of 40: it is cut off"),
         ("x.npy", GOOD[:20], "no array of NumPy"),
+        ("x.npy", GOOD.replace(b"(300, 40)", b"(300, 2\x01N"), "no array of NumPy"),
         ("x.npy", npy(np.zeros((4, 39), np.int32)), r"found an array of shape \[4, 39\] and type int32, expected int"),
         ("x.npy", npy(np.zeros((4, 40), np.float32)), r"shape \[4, 40\] and type float32"),
         ("x.npy", npy(np.zeros((40, 4), np.int32).T), "in Fortran's order"),
         ("x.npy", npy(np.array([{}]), allow_pickle=True), "type object, expected numbers"),
         ("x.npy", b"\x93NUMPY\x02\0\xff\xff\xff\x7f" + b" " * 99, "a header of 2147483647 bytes"),
         ("x.parquet", PARQUET.getvalue()[:-9], "damaged or truncated Parquet"),
+        ("x.npz", ENCRYPTED, "y: damaged, truncated or encrypted: .*encrypted, password required"),
         ("x.npz", ZIPPED.getvalue()[:-30], "damaged or truncated .npz"),
         ("x.parquet", PARQUET.getvalue()[:4] + b"x" * 50, "damaged or truncated Parquet"),
     ],
@@ -276,6 +310,12 @@ def test_directories_and_columns_that_are_not_there_are_named(tmp_path: Path, ma
         check_file(str(path), lacking)
     with pytest.raises(DataError, match="found column I1 more than once"):
         check_file(str(path), Columns(sparse=("I1",)))
+    path.write_text("click;site\n1;2\n")
+    with pytest.raises(DataError, match=r"there are: click;site\..*; is it separated by ';'\? separator in that"):
+        check_file(str(path), lacking)
+    path.write_text("a\x07,b\n1,2\n")
+    with pytest.raises(DataError, match=r"there are: a\\x07, b\."):
+        check_file(str(path), lacking)
     path.write_text("")
     with pytest.raises(DataError, match="line 1: found no names of columns"):
         check_file(str(path), lacking)
@@ -283,7 +323,7 @@ def test_directories_and_columns_that_are_not_there_are_named(tmp_path: Path, ma
     with pytest.raises(DataError, match=r"found no column click, site; there are: label, I1, .*--columns FILE"):
         check_file(str(parquet), lacking)
     pq.write_table(pa.table({"label": [1], "x": [[1, 2]]}), parquet)
-    with pytest.raises(DataError, match=r"rows\.parquet, row 1: column x has values of type list.*, expected"):
+    with pytest.raises(DataError, match=r"rows\.parquet, row 1: column x has lists .list.*, expected one value a row"):
         check_file(str(parquet), Columns(sparse=("x",)))
     with pytest.raises(ConfigurationError, match=r"--columns: .*rows\.bin has no names of columns"):
         check_file(str(write(tmp_path, "bin", RAW)), lacking)

@@ -32,6 +32,12 @@ def test_days_are_read_in_numeric_order_and_named_files_as_they_are_named(tmp_pa
         ({"data": ("{}/x*",)}, r"--data .*x\*: no file fits"),
         ({"data": ("{}/page.gz",), "columns": "{}/none.toml"}, r"--columns .*none\.toml: .*No such file"),
         ({"columns": "{}/page.gz"}, "--columns: expected --data with it"),
+        ({"ids": "plain"}, "--ids plain: expected --data with it"),
+        ({"ids": "as-is"}, "--ids 'as-is': expected one of hash, plain"),
+        (
+            {"data": ("{}/rows",), "columns": "{}/columns.toml", "ids": "plain"},
+            r'--ids plain with --columns .*columns\.toml: tokens = "text" makes hashes',
+        ),
         ({"shuffle_window": 0}, "--shuffle-window 0: must be at least 1"),
         ({"shuffle_window": (1 << 24) + 1}, "--shuffle-window 16777217: must be at most 16777216"),
     ],
@@ -40,6 +46,8 @@ def test_what_cannot_be_read_is_refused_before_anything_starts(
     given: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "page.gz").write_text("<!doctype html><title>404</title>")
+    (tmp_path / "rows").write_text("label,item\n1,2\n")
+    (tmp_path / "columns.toml").write_text("sparse = ['item']")
     here = str(tmp_path)
     filled = {
         key: tuple(each.replace("{}", here) for each in value) if isinstance(value, tuple)
@@ -57,7 +65,10 @@ def test_a_checkpoint_of_another_order_is_refused() -> None:
     check_order(shuffled, [names[1]])
     check_order(shuffled, [])
     check_order(TrainOptions(resume="c", seed=99), [names[0]])
+    check_order(TrainOptions(resume="c", ids="plain"), [dataset_name(None, 7, "plain")])
     for options, name in (
+        (TrainOptions(resume="c", ids="plain"), names[0]),
+        (plain, dataset_name(None, 7, "plain")),
         (plain, names[1]),
         (shuffled, names[0]),
         (TrainOptions(resume="c", shuffle_window=51, seed=3), names[1]),
