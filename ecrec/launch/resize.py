@@ -22,6 +22,7 @@ from ecrec.launch.environment import curve_keys
 from ecrec.protocol.messages import UP, ClusterQuery, ClusterState
 from ecrec.protocol.placement import CodeSpec
 from ecrec.transport.client_node import query
+from ecrec.urls import shown
 
 REQUEST_FILE, ANSWER_FILE = "resize.json", "resized.json"
 """In the run directory. The request is removed when it is taken."""
@@ -141,9 +142,9 @@ def by_hand(
     done = save_checkpoint(endpoint, url, timeout_s, keys)
     began = time.monotonic()
     say(
-        f"checkpoint {done.checkpoint} is written to {done.url}. Now end all workers and servers, and the scheduler; "
-        f"start the scheduler with --shards {shards} and a new state, and {shards} servers. What workers push "
-        "from now on is lost"
+        f"checkpoint {done.checkpoint} is written to {shown(done.url)}. Now end all workers and servers, and the "
+        f"scheduler; start the scheduler with --shards {shards} and a new state, and {shards} servers. What "
+        "workers push from now on is lost"
     )
 
     def why_not(state: ClusterState) -> str:

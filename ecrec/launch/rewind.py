@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ecrec.checkpoint.reading import checkpoints
 from ecrec.errors import CheckpointError, DataLostError, EcrecError
+from ecrec.urls import shown
 
 SAME_POINT_MAX = 3
 """So often a run goes back to one checkpoint: data that is lost again each time on the way to the next one is no
@@ -21,7 +22,7 @@ class Point(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        return f"checkpoint {self.number} at {self.url}"
+        return f"checkpoint {self.number} at {shown(self.url)}"
 
 
 class Rewound(NamedTuple):

@@ -9,6 +9,7 @@ from ecrec.checkpoint.saving import SAVE_TIMEOUT_S, Increments, save_checkpoint
 from ecrec.errors import EcrecError
 from ecrec.launch.environment import curve_keys
 from ecrec.protocol.messages import SavingFigures
+from ecrec.urls import shown
 
 LAST_S = 60.0
 """For the one at the end of a run, whose servers nobody replaces any more."""
@@ -98,4 +99,4 @@ class SavingThread:
     def _save(self, timeout_s: float, stops: Callable[[], bool] = lambda: False) -> None:
         done = save(self._endpoint, self._url, timeout_s, self._keep, stops=stops, increments=self._increments)
         self.written.append(done)
-        self._say(f"{described(done)} at {done.url}")
+        self._say(f"{described(done)} at {shown(done.url)}")

@@ -16,6 +16,7 @@ import msgspec
 from ecrec.launch.dashboard.deaths import own_clock, stories
 from ecrec.launch.redundancy import redundancy
 from ecrec.protocol.messages import UP, ClusterState, ShardFigures
+from ecrec.urls import shown
 
 VERSION = 1
 EVERY_S = 1.0
@@ -229,7 +230,7 @@ def _checkpoint(state: ClusterState) -> dict[str, Any] | None:
     saving = state.saving
     if saving is None:
         return None
-    return {"checkpoint": saving.checkpoint, "url": saving.url, "state": saving.state, "error": saving.error}
+    return {"checkpoint": saving.checkpoint, "url": shown(saving.url), "state": saving.state, "error": saving.error}
 
 
 def _events(taken: _Taken) -> list[dict[str, Any]]:
@@ -247,9 +248,9 @@ def _events(taken: _Taken) -> list[dict[str, Any]]:
 
 def _of_all(state: ClusterState, rates: dict[int, dict[str, float | None]]) -> dict[str, float | None]:
     """Of all workers together: the sum of rates, the mean of the rest. None where nobody says."""
-    shown = [_shown(figures) for figures in state.workers.values()]
+    figures = [_shown(each) for each in state.workers.values()]
     out = {name: _sum(*(each[name] for each in rates.values())) for name in _COUNTERS.values()}
-    out |= {name: _mean(each[name] for each in shown) for name in _SHOWN}
+    out |= {name: _mean(each[name] for each in figures) for name in _SHOWN}
     out["shards_up"] = float(sum(each.state == UP for each in state.shards))
     return out
 

@@ -22,6 +22,7 @@ from ecrec.protocol.messages import (
     Waiting,
 )
 from ecrec.protocol.transitions import WRITING
+from ecrec.urls import shown
 
 STATE_STYLES = {UP: "green", DOWN: "bold red"}
 OTHER_STYLE = "yellow"
@@ -63,7 +64,7 @@ def bytes_text(count: float) -> str:
 def _checkpoint(saving: SavingFigures, shards: int) -> str:
     """The newest checkpoint, in one line."""
     since = f", of what changed since {saving.base}," if saving.base else ""
-    what = f"checkpoint {saving.checkpoint}{since} to {saving.url}: {saving.state}"
+    what = f"checkpoint {saving.checkpoint}{since} to {shown(saving.url)}: {saving.state}"
     if saving.state == WRITING:
         return (
             f"{what}, {saving.rows:,} rows, {saving.nbytes / 1e6:,.0f} MB; {saving.shards_done} of {shards} shards done"

@@ -11,7 +11,7 @@ from dashboard_states import WHOLE_MS, death, shard, state, table, worker
 from ecrec.launch.dashboard.deaths import own_clock, stories
 from ecrec.launch.dashboard.feed import CLOCK_JUMP_S, EARLY_SHARE, RATE_S, SPAN_S, VERSION, WORKERS_MAX, Feed, verdict
 from ecrec.launch.redundancy import redundancy
-from ecrec.protocol.messages import ClusterState, HistoryEntry
+from ecrec.protocol.messages import ClusterState, HistoryEntry, SavingFigures
 
 BEGIN_S = 1_700_000_000.0
 
@@ -49,6 +49,12 @@ def test_the_document_has_the_cluster_and_when_it_was_heard() -> None:
     assert told["datasets"] == [{"name": "train", "trained": 20_000, "end": 80_000, "repeated": 64}]
     assert told["tables"][0] == {"name": "C1", "rows": 50_000, "dim": 16, "code": "4+1", "optimizer": "sgd"}
     assert told["verdict"] == {"kind": "whole", "text": "All 5 servers are whole."} and told["deaths"] == []
+
+
+def test_a_password_or_signature_of_a_checkpoint_is_not_on_the_page() -> None:
+    saved = SavingFigures(3, "sftp://me:secret@host/runs?sig=secret", "complete")
+    told = document(fed((0.0, later(0.0, saving=saved))))["checkpoint"]
+    assert told == {"checkpoint": 3, "url": "sftp://***@host/runs?***", "state": "complete", "error": ""}
 
 
 def test_a_shard_that_recovers_says_how_far_it_is() -> None:
