@@ -2,17 +2,22 @@
 
 import io
 import random
+import tempfile
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from cases import MESSAGES_MAX, Case, Sent, mutate_body, mutate_bytes, mutate_case, read_case, sent_of, write_case
+from data_files import table, whole_rows, write
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from scenes import MOMENTS, SOURCES, scenes
 from store_sequences import HEAD_BYTES, STEP_BYTES, STEPS_MAX
-from targets import CHECKPOINT, TO, join_parts, split_parts
+from targets import CHECKPOINT, FILE_KINDS, FILE_ROWS, TO, join_parts, split_parts
 from test_wire import PREAMBLE_BYTES, frames_of, values
 
 from ecrec.data.criteo import write_rows
@@ -80,6 +85,8 @@ def seeds(name: str) -> tuple[bytes, ...]:
         parts = [Part(part_name(0), 0, 3, 900, 7)]
         header = part_header(table.name, 3, columns_of(table.dim, table.optimizer))
         return (b"m" + manifest, b"i" + encode(ShardIndex(VERSION, 1, 0, {0: 10}, parts)), b"h" + header[8:])
+    if name == "files":
+        return tuple(bytes([number]) + _file(kind) for number, kind in enumerate(FILE_KINDS))
     assert name == "criteo"
     rng = np.random.default_rng(7)
     tokens = rng.integers(0, 2**32, (26, 3))
@@ -91,6 +98,29 @@ def seeds(name: str) -> tuple[bytes, ...]:
     return (stream.getvalue(), stream.getvalue().replace(b"\n", b"\r\n"), b"1" + b"\t" * 39 + b"\n")
 
 
+def _file(kind: str) -> bytes:
+    """A file of some rows."""
+    raw = whole_rows(FILE_ROWS)
+    lists = {
+        "label": [0, 1, 1, 0, 1],
+        "price": [1.5, None, 0.0, 7.0, 1e9],
+        "vector": [[1.0, 2.0], [3.0], [], None, [4.0, None]],
+        "user": ["a", "bb", "", None, "a longer one"],
+        "items": [[1, 2], [], [3], None, [4, 5, 6]],
+    }
+    if kind == "rows.csv":
+        return b'label,price,vector,user,items\n1,2.5,1|2,anna,7|8\n0,,"3",,\n1,1e3,|,"x,y",9\n'
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / kind
+        if kind == "lists.parquet":
+            pq.write_table(pa.table(lists), path, row_group_size=3, compression="none")
+        elif kind == "rows.parquet":
+            pq.write_table(table(raw), path, use_dictionary=False)
+        else:
+            path = write(Path(folder), kind.removeprefix("rows.").removeprefix("day_0_"), raw)
+        return path.read_bytes()
+
+
 def mutated(name: str, start: bytes, rng: random.Random) -> bytes:
     """A neighbour of an input: of its messages where it has some, of its bytes now and then."""
     if name in MACHINES and rng.random() < 0.95:
@@ -98,6 +128,8 @@ def mutated(name: str, start: bytes, rng: random.Random) -> bytes:
         for _ in range(rng.choice([1, 1, 2, 3])):
             case = mutate_case(case, rng, messages(name), MOMENTS + 1)
         return write_case(case)
+    if name == "files" and rng.random() < 0.95:  # of one format
+        return start[:1] + mutate_bytes(start[1:], rng)
     if name in ("wire", "node") and rng.random() < 0.9:
         parts: Sequence[bytes] = split_parts(start) or [b""]
         which = rng.randrange(len(parts))

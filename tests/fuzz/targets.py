@@ -20,8 +20,10 @@ from test_wire import resealed
 
 from ecrec._native import Capture
 from ecrec.checkpoint.rules import check_header, check_index, check_manifest, row_bytes
+from ecrec.data.columns import Columns
 from ecrec.data.criteo import criteo_file
 from ecrec.data.criteo_format import parse_block
+from ecrec.data.formats import check_file, open_rows
 from ecrec.errors import CheckpointError, ConfigurationError, DataError, WireError
 from ecrec.protocol import messages as m
 from ecrec.protocol import wire
@@ -62,6 +64,15 @@ CHECKPOINT = Manifest(
     [SavedDataset("clicks", 100, 200, 10, 50, [(10, 20)], [SavedLease(5, 1, 40, 50, 3)], 33, 2)], [0, 3], [0],
 )  # fmt: skip
 """What an index and a header are compared with."""
+
+FILE_KINDS = (
+    "rows.bin", "rows.npy", "rows.npz", "day_0_sparse.npy", "day_0_sparse_multi_hot.npz", "rows.csv", "rows.parquet",
+    "lists.parquet",
+)  # fmt: skip
+FILE_ROWS = 5
+"""Of the arrays that complete those of ids."""
+FILE_COLUMNS = Columns(dense=("price", "vector"), sparse=("user", "items"), lists={"vector": 2, "items": 3},
+                       list_separator="|")  # fmt: skip
 
 _DECODER = msgspec.msgpack.Decoder(m.AnyMessage)
 
@@ -156,6 +167,41 @@ def fuzz_criteo(data: bytes) -> None:
             with contextlib.suppress(DataError):
                 for _ in criteo_file(file.name).pieces():
                     pass
+
+
+def fuzz_files(data: bytes) -> None:
+    """A file of each other format, as the first byte says: what comes of it are rows, or it is refused."""
+    kind = FILE_KINDS[data[0] % len(FILE_KINDS)] if data else FILE_KINDS[0]
+    columns = FILE_COLUMNS if kind in ("rows.csv", "lists.parquet") else None
+    with tempfile.TemporaryDirectory() as folder:
+        for part, array in (("labels", np.zeros(FILE_ROWS)), ("dense", np.ones((FILE_ROWS, 2), np.int32))):
+            np.save(f"{folder}/day_0_{part}.npy", array)
+        name = f"{folder}/{kind}"
+        with open(name, "wb") as file:
+            file.write(data[1:])
+        with bounded(len(data)):
+            try:
+                check_file(name, columns)
+                rows = open_rows(name, columns)
+                check_pieces(rows)
+            except DataError as error:
+                assert kind.removesuffix("sparse_multi_hot.npz").removesuffix("sparse.npy") in str(error)
+                assert folder in str(error) and str(error).isprintable(), repr(str(error))
+
+
+def check_pieces(file: Any) -> None:
+    """What a file gives are rows, one piece behind the other."""
+    end = 0
+    for piece in file.pieces():
+        n = len(piece.numbers)
+        assert (piece.first, piece.stop - piece.first) == (end, n + len(piece.wrong))
+        assert sorted([*piece.numbers.tolist(), *piece.wrong]) == list(range(piece.first, piece.stop))
+        assert piece.rows.labels.shape == (n,) and set(piece.rows.labels.tolist()) <= {0.0, 1.0}
+        assert piece.rows.dense.shape == (n, len(file.layout.dense)) and np.isfinite(piece.rows.dense).all()
+        tokens = piece.rows.tokens
+        assert tokens.shape == (sum(file.layout.hot), n) and ((tokens >= -1) & (tokens < 1 << 32)).all()
+        end = piece.stop
+    assert file.count().rows == end
 
 
 # ------------------------------------------------------------------ machines
@@ -286,6 +332,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": fuzz_wire,
     "state": fuzz_state,
     "criteo": fuzz_criteo,
+    "files": fuzz_files,
     "checkpoint": fuzz_checkpoint,
     "survivor": fuzz_survivor,
     "replacement": fuzz_replacement,

@@ -25,7 +25,7 @@ from ecrec.protocol import messages as m
 from ecrec.protocol import wire
 
 CORPUS = Path(__file__).parent / "corpus"
-EXAMPLES = {"wire": 400, "state": 150, "criteo": 150, "checkpoint": 300, "store": 30}
+EXAMPLES = {"wire": 400, "state": 150, "criteo": 150, "files": 200, "checkpoint": 300, "store": 30}
 """Of the machines fewer: each example runs a machine up to a moment first."""
 MACHINE_EXAMPLES = 60
 
