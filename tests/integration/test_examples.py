@@ -75,6 +75,26 @@ def test_lightning_trains(tmp_path):
     assert found and float(found[1]) < 0.2, said
 
 
+def test_ray_train_leases_rows_of_ray_data_on_three_nodes(tmp_path, monkeypatch):
+    try:
+        import ray.train.torch  # noqa: F401
+    except ImportError as error:  # of what Ray Train needs besides, too
+        pytest.skip(f"no Ray Train: {error}")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Ray Train writes results
+    said = said_by("ray_train.py", "--local", "--rows", "8192", cwd=tmp_path)
+    splits = re.findall(r"worker 0: rows (\d+) to (\d+), loss (\d\.\d{3})", said)
+    assert sorted((int(first), int(last)) for first, last, _ in splits) == [
+        (first, first + 2048) for first in range(0, 8192, 2048)
+    ], said
+
+
+def test_each_example_is_run_by_a_test():
+    tests = [path.read_text() for path in Path(__file__).parent.glob("test_*.py")]
+    names = [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")]
+    assert len(names) >= 9
+    assert [name for name in names if not any(f'"{name}"' in text for text in tests)] == []
+
+
 def test_the_notebook_trains_through_a_death(tmp_path, monkeypatch):
     pytest.importorskip("ipykernel")
     client = pytest.importorskip("nbclient")
