@@ -100,7 +100,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     seconds: Annotated[float | None, Flag("Begin no step after this many seconds.")] = None
     batch: Annotated[int, Flag("Examples in a step, over all workers.", at_least=1)] = 512
     dim: Annotated[int, Flag("Floats in an embedding vector.", at_least=1)] = 64
-    rows: Annotated[int, Flag("Rows of each table.", at_least=1)] = 50_000
+    rows: Annotated[int, Flag("Rows of each table.", at_least=2)] = 50_000
     ids: Annotated[
         str,
         Flag(

@@ -56,6 +56,7 @@ def test_the_defaults_are_fine():
         ({"report": "/nonexistent/report.json"}, "--report"),
         ({"metrics": "/nonexistent/metrics.jsonl"}, "cannot be written: there is no directory /nonexistent: make"),
         ({"trace": "/"}, "--trace /: cannot be written: it is a directory, expected the name of a file"),
+        ({"rows": 1}, "--rows 1: must be at least 2"),
         ({"trace_steps": 0}, "--trace-steps 0: must be at least 1"),
         ({"trace_steps": 10_001}, "--trace-steps 10001: must be at most 10000"),
         ({"tensorboard": "/dev/null/board"}, "--tensorboard /dev/null/board: (needs TensorBoard|Not a directory)"),
