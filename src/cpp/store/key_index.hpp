@@ -167,7 +167,7 @@ private:
     Growing<std::uint64_t> keys_;
     std::uint32_t indexed_ = 0;  // the first keys, which the slots know
     Growing<Slot> slots_;
-    std::uint32_t first_ = 1;
+    std::uint32_t first_ = static_cast<std::uint32_t>(tuning.index_values_first);
     int shift_ = 58;
 };
 

@@ -33,6 +33,7 @@ constexpr Named all_knobs[] = {
     {"huge_page_touched_min", &tuning.huge_page_touched_min, 1, 512},
     {"index_growth", &tuning.index_growth, 2, 64, true},
     {"index_slots_min", &tuning.index_slots_min, 2, std::size_t{1} << 24, true},
+    {"index_values_first", &tuning.index_values_first, 1, (std::size_t{1} << 32) - 1},
     {"index_values_max", &tuning.index_values_max, 1, Tuning::buffer_rows_limit},
     {"kept_bytes_max", &blocks::kept_bytes_max, 0, any_max},
     {"lookup_found_one_in", &tuning.lookup_found_one_in, 1, any_max},

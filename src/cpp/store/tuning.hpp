@@ -22,8 +22,8 @@ struct Tuning {
     static constexpr std::size_t buffer_bytes_limit = std::size_t{16} << 32;
 
     // KeyIndex: slots to begin with, and by how much they grow at least; both powers of two. Values that tell new slots
-    // from old ones begin again after so many.
-    Knob index_slots_min{64}, index_growth{2}, index_values_max{buffer_rows_limit};
+    // from old ones are the first one of a new index and up, and begin again after so many.
+    Knob index_slots_min{64}, index_growth{2}, index_values_first{1}, index_values_max{buffer_rows_limit};
     // RowBuffer: rows are looked up while at least one in so many was there; how many rows a window must have to be
     // judged; how many windows then go by without a look.
     Knob lookup_found_one_in{8}, lookup_judged_rows_min{16}, lookup_windows_between{15};

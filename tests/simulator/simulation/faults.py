@@ -893,6 +893,8 @@ class Faults:
         self._state_before = world.persisted
         if world.adopts and self._rng_copies.random() < COPIES_DAMAGED_RATE:
             self._damage_copies()
+        self.counts["state that is old or gone, while splits are leased"] += bool(scheduler.machine.state.leases.leases)
+        self.counts["state that is old or gone, while first values wait"] += bool(scheduler.machine.state.initial.fresh)
         self._crash_scheduler_at = fault.lasts_ms
         self.crash_scheduler("at rest")
         world.persisted = state

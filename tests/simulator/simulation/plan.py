@@ -24,6 +24,9 @@ FAULTS = (
     "stranger",
 )  # fmt: skip
 
+LOST_STATES = ("old-state", "lost-state", "torn-state")
+"""Of these, faults that start a scheduler without what it had persisted last."""
+
 
 @dataclass(frozen=True)
 class Network:

@@ -441,7 +441,10 @@ def vary(plan: Plan, large: bool) -> Plan:
     """The plan with what its seed adds; ``large``: with large tables and pushes whatever the seed says."""
     seed, mode = plan.seed, plan.mode
     plan = _draw_flips(seed, plan)
-    if mode == ASYNC and seed % 2 == 0:
+    # What shards can tell nobody again, splits and first values, is lost with some of the states that are lost.
+    states_and_splits = seed % (2 * STATES_EVERY) == STATES_EVERY + 5
+    states_and_first_values = seed % (2 * STATES_EVERY) == 5
+    if mode == ASYNC and (seed % 2 == 0 or states_and_splits):
         plan = draw_leases(seed, plan)
     thresholds, threads = _draw_tuning(seed)
     plan = replace(_draw_rare(seed, plan), tuning=thresholds, threads=threads)
@@ -467,7 +470,7 @@ def vary(plan: Plan, large: bool) -> Plan:
         plan = _draw_states(seed, plan)
     replicated = any(table.code.k == 1 for table in plan.tables)
     alone = mode != BARRIER or not plan.deterministic
-    late = plan.too_many or plan.late_tables or seed % STATES_EVERY == 5
+    late = plan.too_many or plan.late_tables or (seed % STATES_EVERY == 5 and not states_and_first_values)
     if replicated and alone and not late and random.Random(f"first {seed}").random() < 0.4:
         plan = replace(plan, initialise=True)
     if seed % REFUSALS_EVERY == 3:

@@ -14,7 +14,7 @@ from ecrec.protocol.client import ClientMachine
 from ecrec.protocol.events import Connect, Effect, Event, PullDone, PullFailed, Received, Send, Tick
 from ecrec.protocol.messages import SCHEDULER, SHARD, TOOL, Address
 from ecrec.protocol.placement import Placement, TableSpec
-from simulation.plan import BARRIER, Operation, Plan
+from simulation.plan import BARRIER, LOST_STATES, Operation, Plan
 from simulation.record import Record
 from simulation.refusals import refused_table, try_refused
 from simulation.rows import Applied, Layout, RowsOf, add_table, apply_entry, gather, sections_of
@@ -91,6 +91,8 @@ class Worker:
         self.tables_refused: dict[str, TableSpec] = {}
         """Asked for by this life, and to be refused."""
         self.finished = False
+        self._loses_states = any(fault.kind in LOST_STATES for fault in plan.faults)
+        """Whether these are written, nobody may know afterwards: a script would name its module anew."""
         self._asked: set[int] = set()
         """Tables of whose first values this life has asked,"""
         self._wrote: set[int] = set()
@@ -160,6 +162,8 @@ class Worker:
             index = self._index(i)
             state = machine.initial(index)
             if table.code.k != 1 or state == m.WRITTEN:
+                continue
+            if self._loses_states and "nobody knows whether it has them" in machine.initial_refusals.get(index, ""):
                 continue
             if index not in self._asked:
                 self._asked.add(index)

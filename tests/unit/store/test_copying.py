@@ -76,6 +76,26 @@ def test_a_table_that_is_added_later_is_in_it() -> None:
     assert (keys >> np.uint64(48)).tolist() == [1] * 50
 
 
+def test_of_a_table_that_is_added_later_a_parity_row_may_change_first() -> None:
+    table = Table(rows=50, dim=4, k=2, r=1, shards=3)
+    group = Group([table], 3)
+    copying = Copying(group.stores[0])
+    for store in group.stores:
+        add_table(store, table)
+    group.reference.tables.append(table)
+    for shard in (1, 2):
+        rows = group.rows_of(shard, 1)
+        group.apply(shard, sections((1, rows)), np.ones(4 * len(rows), np.float32))
+    group.exchange()
+    keys, records = copying.take(1 << 20)
+    assert len(keys) and set((keys >> np.uint64(48)).tolist()) == {1}
+    other = group.new_store(0)
+    other.put(keys, records)
+    copying.close()
+    group.stores[0] = other
+    group.check_parity()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     table = Table(rows=50, dim=4, k=2, r=1, generator="cauchy", optimizer="sgd", hyper=(0.1,))
     group = Group([table], 4)

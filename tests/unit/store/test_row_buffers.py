@@ -244,3 +244,23 @@ def test_rows_that_repeat_are_added_up_before_those_of_zeros_are_left_out() -> N
             plain.fold(1, keys, records)
             assert sorted(plain.nonzero().tolist()) == sorted(keys.tolist())
         assert repeated and before
+
+
+@pytest.mark.parametrize("before", [0, 1, 39, 40])
+def test_values_of_an_index_begin_again_before_their_number_overflows(before: int) -> None:
+    """2^32 rows after the first one; `before` of them are left when the last window begins."""
+    store = Group([Table(900, 4, 2, 1, shards=3)], 3).stores[0]
+    with tuned({"index_values_first": (1 << 32) - 41 - before}):
+        buffer = RowBuffer(store)
+    rng = np.random.default_rng(before)
+    for count in (before, 40, 40, 40):
+        keys = 3 * rng.choice(60, size=count).astype(np.uint64)
+        records = rng.integers(0, 256, (count, 16), np.uint8)
+        expected: dict[int, Any] = {}
+        for key, record in zip(keys.tolist(), records, strict=True):
+            buffer.fold(1, np.array([key], np.uint64), record)
+            expected[key] = expected.get(key, np.zeros(16, np.uint8)) ^ record
+        found, folded = buffer.take()
+        assert dict(zip(found.tolist(), folded.reshape(-1, 16).tolist(), strict=True)) == {
+            key: record.tolist() for key, record in expected.items() if record.any()
+        }
