@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 SCHEDULER, RANK, WORLD_SIZE, LOCAL_RANK = "ECREC_SCHEDULER", "RANK", "WORLD_SIZE", "LOCAL_RANK"
 """Environment of a worker: where the scheduler is; the last three are torchrun's."""
 
+CODE = "ECREC_CODE"
+"""The code of tables that name none, where `connect` is given none; empty or not set: K+1 over a whole group."""
+
 _PUMP_S = 1.0
 
 T = TypeVar("T")
@@ -71,9 +74,9 @@ def connect(
     """A training session of a running cluster; what is not given is taken from the environment of
     `ecrec-worker`. Use it in a ``with`` statement, or `close` it: both wait until every push is durable.
 
-    ``code`` is that of tables which name none (default: n - 1 data rows and 1 parity row in groups of n
-    shards); ``sync``, ``exact`` and ``nonfinite`` are the session's; ``curve_dir`` holds the keys of a cluster that
-    encrypts (default: ECREC_CURVE_DIR). ``wait_timeout_ms``: a wait of the session that takes longer ends with
+    ``code`` is that of tables which name none (default: ECREC_CODE, or else n - 1 data rows and 1 parity row in groups
+    of n shards); ``sync``, ``exact`` and ``nonfinite`` are the session's; ``curve_dir`` holds the keys of a cluster
+    that encrypts (default: ECREC_CURVE_DIR). ``wait_timeout_ms``: a wait of the session that takes longer ends with
     ClusterError (default: ECREC_WAIT_TIMEOUT_MS; without it, it waits as long as the scheduler is there and does not
     say that data is lost). ``read_only``: a session that is no worker, for a notebook, a monitor or an evaluation: it
     pulls and changes nothing, and the environment's rank is not its own.
@@ -98,6 +101,7 @@ def connect(
     if world_size is None:
         least = 1 if rank is None else rank + 1
         world_size = least if read_only else whole_number(WORLD_SIZE, least)
+    code = os.environ.get(CODE) or None if code is None else code
     spec = None if code is None else CodeSpec.of(code)
     keys = curve_keys(curve_dir)
     limit_ms = environment.wait_timeout_ms(wait_timeout_ms)

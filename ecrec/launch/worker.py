@@ -18,7 +18,7 @@ import msgspec
 from ecrec.errors import ConfigurationError, EcrecError
 from ecrec.exit_codes import ExitCode, exit_code, exit_codes_help
 from ecrec.launch import variables, worker_pages
-from ecrec.launch.connect import LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE
+from ecrec.launch.connect import CODE, LOCAL_RANK, RANK, SCHEDULER, WORLD_SIZE
 from ecrec.launch.environment import (
     CURVE_DIR,
     CURVE_DIR_HELP,
@@ -31,6 +31,7 @@ from ecrec.launch.flags import Flag
 from ecrec.launch.program import Program
 from ecrec.launch.threads import cores, cores_of_quota, thread_environment, worker_threads
 from ecrec.launch.watched import HTTP_HELP
+from ecrec.protocol.placement import CodeSpec
 from ecrec.termination import sigterm_as_exit
 from ecrec.tether import module_command
 
@@ -45,6 +46,9 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     nproc_per_node: Annotated[int, Flag("Workers to start on this machine.", at_least=1)] = 1
     rank: Annotated[int | None, Flag("Rank of the first of them.", at_least=0)] = None
     world_size: Annotated[int | None, Flag("Workers on all machines.", at_least=1)] = None
+    code: Annotated[
+        str | None, Flag("K+R: of tables for which the script names no code. Default: K+1 over all shards of a group.")
+    ] = None
     curve_dir: Annotated[str | None, Flag(CURVE_DIR_HELP)] = None
     wait_timeout_ms: Annotated[int | None, Flag(WAIT_TIMEOUT_HELP, at_least=1)] = None
     http: Annotated[str | None, Flag(f"{HTTP_HELP} Of several workers each has the next port.")] = None
@@ -60,6 +64,8 @@ def worker(options: WorkerOptions, script: str, arguments: Sequence[str]) -> int
 def _worker(options: WorkerOptions, script: str, arguments: Sequence[str]) -> int:
     module, count, http = options.module, options.nproc_per_node, options.http
     given = _settle(options.scheduler, count, options.rank, options.world_size)
+    if options.code is not None:
+        given[CODE] = str(CodeSpec.parse(options.code))
     if options.curve_dir:
         curve_keys(options.curve_dir)
         given[CURVE_DIR] = options.curve_dir

@@ -41,6 +41,30 @@ def test_a_script_gets_its_arguments_and_environment(script):
     assert name == "__main__"
 
 
+def test_a_code_reaches_the_script(script, tmp_path):
+    path = tmp_path / "tells.py"
+    path.write_text("import os; print(os.environ.get('ECREC_CODE'))")
+    assert worker("--scheduler", "tcp://s:1", "--code", "3+2", str(path)).stdout == "3+2\n"
+    assert worker("--scheduler", "tcp://s:1", str(path), ECREC_WORKER_CODE="2+1").stdout == "2+1\n"
+    wrong = worker("--scheduler", "tcp://s:1", "--code", "four", str(path))
+    assert wrong.returncode == 2 and "code 'four': expected K+R" in wrong.stderr
+
+
+def test_connect_takes_the_code_of_the_environment_where_none_is_given(monkeypatch):
+    given = []
+
+    def start(endpoint, **options):
+        given.append(options["code"])
+        raise ConfigurationError("not here")
+
+    monkeypatch.setattr("ecrec.launch.connect._training_connect", lambda: start)
+    for variable, code in (("2+1", None), ("2+1", "3+2"), ("", None)):
+        monkeypatch.setenv("ECREC_CODE", variable)
+        with pytest.raises(ConfigurationError, match="not here"):
+            connect("tcp://s:1", code=code)
+    assert [str(code) for code in given] == ["2+1", "3+2", "None"]
+
+
 def test_a_module_and_the_environment_of_a_launcher(script, tmp_path):
     result = worker(
         "-m", "script", PYTHONPATH=str(tmp_path),
