@@ -117,7 +117,9 @@ def status(
     scheduler: SchedulerOption,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs; with --watch one line for each look, and one with an error.")
+    ] = False,
     story: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="What one process went through last: scheduler, or ps:2 for shard 2."),
@@ -136,8 +138,20 @@ def status(
         print(json.dumps(plain(told)) if as_json else text(told.events))
         return
     if as_json:
-        state = cluster_state(scheduler, curve_dir=curve_dir)
-        print(json.dumps({**plain(state), "redundancy": redundancy(state)}))
+
+        def looked() -> dict[str, object]:
+            state = cluster_state(scheduler, curve_dir=curve_dir)
+            return {**plain(state), "redundancy": redundancy(state)}
+
+        if not watch:
+            print(json.dumps(looked()))
+        while watch:
+            try:
+                line = looked()
+            except ClusterError as error:
+                line = {"error": str(error)}
+            print(json.dumps({"at": time.time(), **line}), flush=True)
+            time.sleep(every)
         return
     console = status_console()
     if not watch:

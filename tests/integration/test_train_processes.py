@@ -45,6 +45,12 @@ def test_status_and_verify_beside_a_run_and_ctrl_c_ends_it_all(trainer):
         assert shown.stdout.count("up") >= 5, shown.stdout
         state = json.loads(ecrec("status", "--scheduler", endpoint, "--json").stdout)
         assert [shard["state"] for shard in state["shards"]] == ["up"] * 5
+        command = [sys.executable, "-m", "ecrec.cli", "status", "--json", "--watch", "--every", "0.1"]
+        with subprocess.Popen([*command, "--scheduler", endpoint], stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            looks = [json.loads(watching.stdout.readline()) for _ in range(3)]
+            watching.kill()
+        assert looks[0]["at"] < looks[2]["at"] and len(looks[2]["shards"]) == 5
         verified = ecrec("verify", "--scheduler", endpoint)
         assert verified.returncode == 0, verified.stderr
         assert "all parity fits" in verified.stdout

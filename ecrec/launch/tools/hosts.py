@@ -2,16 +2,18 @@
 
 Every process is a child ``ssh`` of this program, with a terminal: its output becomes a log in one directory here, and
 the process over there ends when ssh does. What ends is started again: servers and the scheduler as long as the run
-lasts, a worker with its rank.
+lasts, a worker with its rank. One more process, on the scheduler's host, tells how the cluster is, for `metrics.jsonl`.
 """
 
 import io
+import json
 import shlex
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -37,6 +39,9 @@ SSH = (
 COPY_S = 300.0
 """To copy keys, script and wheel to a host, and to install it."""
 WORKER_STARTS_MAX = 50
+METRICS = "metrics"
+METRICS_S = 5
+"""How often the state of the cluster, with the figures of all servers and workers, is kept."""
 PUMP_S = 0.2
 ENDS_RUN = {ExitCode.OPTIONS, ExitCode.OUTDATED}
 
@@ -116,7 +121,7 @@ class Launch:
         """Workers that are not done."""
 
     def run(self, wheel: str | None = None) -> None:
-        """Prepare the hosts, train, end everything; logs and the last state of the cluster are in one directory.
+        """Prepare the hosts, train, end everything; logs, metrics and the cluster's last state are in one directory.
 
         Raises ConfigurationError for what cannot work, DataLostError, and ClusterError for a worker that keeps ending.
         """
@@ -131,6 +136,8 @@ class Launch:
                 for event in children.wait(PUMP_S):
                     if isinstance(event, Ended):
                         self._on_ended(event.child, event.code)
+                    elif event.child.name == METRICS:
+                        self._keep_metrics(event.data)
                 now = time.monotonic()
                 for name in [name for name, at in self._due.items() if at <= now]:
                     del self._due[name]
@@ -210,6 +217,9 @@ class Launch:
             self._add(f"worker {rank}", host, "ecrec.launch.worker", options)
             self._left.add(f"worker {rank}")
 
+        watch = ["status", "--json", "--watch", "--every", str(METRICS_S), "--scheduler", self._endpoint]
+        self._add(METRICS, first, "ecrec", [*watch, *keys])
+
     def _add(self, name: str, host: Host, module: str, arguments: list[str]) -> None:
         words = " ".join(map(shlex.quote, arguments))
         command = f"cd {shlex.quote(self._folder(host))} && exec {self._python} -m {module} {words}"
@@ -227,6 +237,9 @@ class Launch:
             self._left.discard(name)
             self._say(f"{name} is done")
             return
+        if name == METRICS and code in (ExitCode.FAILED, ExitCode.OPTIONS):
+            self._say(f"warning: no metrics are kept: {child.describe_end(lines=1)}")
+            return
         ends = self._ends[name] = self._ends.get(name, 0) + 1
         if code == ExitCode.DATA_LOST:
             raise DataLostError(child.describe_end())
@@ -236,6 +249,10 @@ class Launch:
             raise ClusterError(child.describe_end())
         self._say(f"{child.describe_end(lines=1)}; it is started again")
         self._due[name] = time.monotonic() + max(0.5, BACK_OFF_S[min(ends, len(BACK_OFF_S)) - 1])
+
+    def _keep_metrics(self, state: Mapping[str, Any]) -> None:
+        with (self._out / "metrics.jsonl").open("a") as file:
+            print(json.dumps(state), file=file)
 
     def _keep_state(self) -> None:
         """What the scheduler knows at the end, asked on its host: this one may not reach it."""
