@@ -13,34 +13,17 @@ from typing import Any
 
 import psutil
 import pytest
+from engine_training import check_result, has_reached, let_go, need_data, write_script
 from test_faults import Namespaces, namespaces
-from test_train_sessions import TRAINING
 
-import ecrec
 from ecrec.errors import ConfigurationError
 from ecrec.launch.tools.hosts import Launch, read_hosts
+from ecrec.launch.tools.verify import cluster_state
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin")
 DEADLINE_S = 120.0
 COUNT = 5
 """A scheduler with a worker, and four servers, one of them a spare."""
-
-SCRIPT = """
-import os, sys, time
-import ecrec
-
-{training}
-
-where = sys.argv[1]
-with ecrec.connect(code="2+1") as session:
-    def at_step(step):
-        open(where + "/step", "w").write(str(step))
-        while step == 10 and not os.path.exists(where + "/go"):
-            time.sleep(0.02)
-    digest, losses = train(session, 30, at_step)
-    session.flush()
-    open(where + "/digest", "w").write(digest)
-"""
 
 
 @pytest.fixture
@@ -147,7 +130,7 @@ def test_a_wheel_is_installed_on_a_host_into_an_environment_of_its_own(tmp_path:
 
 @pytest.mark.skipif(os.environ.get("ECREC_LONG_FAULTS") != "1", reason="takes a minute: ECREC_LONG_FAULTS=1")
 def test_a_run_over_ssh_survives_the_loss_of_a_host(tmp_path: Path, network: Namespaces) -> None:
-    pytest.importorskip("torch")
+    need_data()
     addresses = [network.add() for _ in range(COUNT)]
     sshds = [start_sshd(tmp_path, network, address) for address in addresses]
     hosts = tmp_path / "hosts.toml"
@@ -156,12 +139,10 @@ def test_a_run_over_ssh_survives_the_loss_of_a_host(tmp_path: Path, network: Nam
         + host(f"root@{addresses[0]}", "scheduler", "worker")
         + "".join(host(f"root@{address}", "server") for address in addresses[1:])
     )
-    script = tmp_path / "train_model.py"
-    script.write_text(SCRIPT.format(training=TRAINING))
+    script = write_script(tmp_path, (10,))
     with (tmp_path / "launch.log").open("w") as log:
         run = subprocess.Popen(
-            [sys.executable, "-m", "ecrec.cli", "launch", "--out", str(tmp_path / "out"), str(hosts), str(script),
-             str(tmp_path)],
+            [sys.executable, "-m", "ecrec.cli", "launch", "--out", str(tmp_path / "out"), str(hosts), str(script)],
             stdout=log, stderr=log, cwd=tmp_path,
         )  # fmt: skip
 
@@ -180,22 +161,26 @@ def test_a_run_over_ssh_survives_the_loss_of_a_host(tmp_path: Path, network: Nam
         return [int(pid) for pid in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
 
     try:
-        step = tmp_path / "step"
-        until(lambda: step.exists() and step.read_text() == "10")
-        subprocess.run(["ip", "-n", network.name_of(addresses[1]), "link", "set", "eth0", "down"], check=True)
-        for pid in pids(addresses[1]):
+        until(lambda: has_reached(tmp_path, 10))
+        state = cluster_state(f"tcp://{addresses[0]}:7070", curve_dir=str(tmp_path / "out" / "keys" / "workers"))
+        lost = state.shards[1].endpoint.removeprefix("tcp://").rpartition(":")[0]
+        subprocess.run(["ip", "-n", network.name_of(lost), "link", "set", "eth0", "down"], check=True)
+        for pid in pids(lost):
             psutil.Process(pid).kill()
-        (tmp_path / "go").touch()
+        let_go(tmp_path, 10)
         assert run.wait(DEADLINE_S) == 0, logs()
-        state = json.loads((tmp_path / "out" / "status.json").read_text())
-        assert [shard["state"] for shard in state["shards"]] == ["up"] * 3
+        last = json.loads((tmp_path / "out" / "status.json").read_text())
+        assert [shard["state"] for shard in last["shards"]] == ["up"] * 3
+        metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+        seen = [each for each in metrics if each.get("workers")]
+        assert seen and seen[-1]["workers"]["0"]["examples"] > 0
         # Nothing is left over there but sshd.
         deadline = time.monotonic() + DEADLINE_S
         while any("ecrec" in " ".join(cmdline(pid)) for address in addresses for pid in pids(address)):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert {path.name for path in (tmp_path / "out").glob("*.log")} == {
-            "scheduler.log", "worker-0.log", *(f"ps-{address}.log" for address in addresses[1:])
+            "scheduler.log", "worker-0.log", "metrics.log", *(f"ps-{address}.log" for address in addresses[1:])
         }  # fmt: skip
     finally:
         run.kill()
@@ -206,11 +191,7 @@ def test_a_run_over_ssh_survives_the_loss_of_a_host(tmp_path: Path, network: Nam
         for sshd in sshds:
             sshd.kill()
             sshd.wait()
-    names: dict[str, Any] = {}
-    exec(TRAINING, names)
-    with ecrec.local_cluster(shards=3, code="2+1") as session:
-        calm, _ = names["train"](session, 30)
-    assert (tmp_path / "digest").read_text() == calm
+    check_result(tmp_path, deaths=1)
 
 
 def cmdline(pid: int) -> list[str]:

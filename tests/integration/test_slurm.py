@@ -4,6 +4,7 @@ The fake `srun` runs its command in the network namespace of the node that it is
 script uses. What Slurm itself does with a node that fails is not tested.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,15 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from engine_training import check_result, has_reached, let_go, need_data, write_script
 from test_faults import Namespaces, namespaces
-from test_torchx import SCRIPT
-from test_train_sessions import TRAINING
-
-import ecrec
 
 SBATCH = Path(__file__).parents[2] / "deploy" / "slurm" / "ecrec.sbatch"
 NODES = ("n1", "n2", "n3", "n4", "n5")
@@ -74,9 +71,8 @@ def test_too_few_nodes_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.environ.get("ECREC_LONG_FAULTS") != "1", reason="takes a minute: ECREC_LONG_FAULTS=1")
 def test_a_job_trains_through_the_loss_of_the_node_with_the_scheduler(tmp_path: Path, network: Namespaces) -> None:
-    pytest.importorskip("torch")
-    script = tmp_path / "train_model.py"
-    script.write_text(SCRIPT.format(training=TRAINING))
+    need_data()
+    script = write_script(tmp_path, (10,))
     addresses = {node: network.add() for node in NODES}
     table = "127.0.0.1 localhost\n" + "".join(f"{address} {node}\n" for node, address in addresses.items())
     folders = [Path("/etc/netns") / network.name_of(address) for address in addresses.values()]
@@ -98,8 +94,14 @@ def test_a_job_trains_through_the_loss_of_the_node_with_the_scheduler(tmp_path: 
                 assert job.poll() is None and time.monotonic() < deadline, logs()
                 time.sleep(0.05)
 
-        step = tmp_path / "step"
-        until(lambda: step.exists() and step.read_text() == "10")
+        until(lambda: has_reached(tmp_path, 10))
+        asked = subprocess.run(
+            ["ip", "netns", "exec", network.name_of(addresses["n5"]), sys.executable, "-m", "ecrec.cli", "status",
+             "--json", "--scheduler", f"file://{state}/scheduler.endpoint", "--curve-dir", str(state / "keys-workers")],
+            capture_output=True, text=True, timeout=DEADLINE_S, check=True,
+        )  # fmt: skip
+        endpoints = [shard["endpoint"] for shard in json.loads(asked.stdout)["shards"]]
+        deaths = sum("//n1:" in endpoint for endpoint in endpoints)  # none if its server is the spare
         # The first node is lost, with a server and the scheduler: nothing of it is heard any more.
         (tmp_path / "fake" / "lost-n1").touch()
         lost = network.name_of(addresses["n1"])
@@ -108,7 +110,7 @@ def test_a_job_trains_through_the_loss_of_the_node_with_the_scheduler(tmp_path: 
         assert len(pids) == 2, "a server and the scheduler"
         for pid in pids:
             psutil.Process(int(pid)).kill()
-        (tmp_path / "go").touch()
+        let_go(tmp_path, 10)
         out, _ = job.communicate(timeout=DEADLINE_S)
         assert job.returncode == 0, out + logs()
         assert "//n1:" not in (state / "scheduler.endpoint").read_text(), "it has moved"
@@ -120,8 +122,4 @@ def test_a_job_trains_through_the_loss_of_the_node_with_the_scheduler(tmp_path: 
         job.wait()
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-    names: dict[str, Any] = {}
-    exec(TRAINING, names)
-    with ecrec.local_cluster(shards=3, code="2+1") as session:
-        calm, _ = names["train"](session, 30)
-    assert (tmp_path / "digest").read_text() == calm
+    check_result(tmp_path, deaths)

@@ -1,4 +1,4 @@
-"""The TorchX component, run by TorchX itself on this machine, through the loss of a server."""
+"""The TorchX component, run by TorchX itself on this machine, through the loss of a server and the scheduler."""
 
 import os
 import signal
@@ -10,27 +10,12 @@ from typing import Any
 
 import psutil
 import pytest
-from test_train_sessions import TRAINING
+from engine_training import check_result, has_reached, let_go, need_data, write_script
 
-import ecrec
+from ecrec.launch.tools.verify import cluster_state
 
 LONG = os.environ.get("ECREC_LONG_FAULTS") == "1"
 DEADLINE_S = 120.0
-SCRIPT = """
-import os, time
-import ecrec
-
-{training}
-
-with ecrec.connect(code="2+1") as session:
-    def at_step(step):
-        open("step", "w").write(str(step))
-        while step == 10 and not os.path.exists("go"):
-            time.sleep(0.02)
-    digest, losses = train(session, 30, at_step)
-    session.flush()
-    open("digest", "w").write(digest)
-"""
 
 
 @pytest.fixture
@@ -52,10 +37,11 @@ def test_the_component_is_one_that_torchx_takes(component: Any) -> None:
 
 
 @pytest.mark.skipif(not LONG, reason="takes a minute: ECREC_LONG_FAULTS=1")
-def test_torchx_runs_it_and_a_server_is_killed(component: Any, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    script = tmp_path / "train_model.py"
-    script.write_text(SCRIPT.format(training=TRAINING))
+def test_torchx_runs_it_and_a_host_is_lost(component: Any, tmp_path: Path) -> None:
+    """There are no hosts with local_cwd: the programs of a server and of the scheduler die in the same moment, as where
+    both were on one."""
+    need_data()
+    script = write_script(tmp_path, (10,))
     bin_dir = str(Path(sys.executable).parent)
     command = [
         sys.executable, "-m", "torchx.cli.main", "run", "--wait", "-s", "local_cwd",
@@ -68,22 +54,25 @@ def test_torchx_runs_it_and_a_server_is_killed(component: Any, tmp_path: Path) -
             env={**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         try:
-            until(lambda: (tmp_path / "step").exists() and (tmp_path / "step").read_text() == "10", tmp_path, run)
-            servers = [each for each in mine(tmp_path) if "ecrec-ps" in " ".join(each.cmdline()[:2])]
-            assert len(servers) == 4, [each.cmdline() for each in servers]
-            servers[0].send_signal(signal.SIGKILL)
-            (tmp_path / "go").touch()
+            until(lambda: has_reached(tmp_path, 10), tmp_path, run)
+            programs = {
+                name: [each for each in mine(tmp_path) if f"ecrec-{name}" in " ".join(each.cmdline()[:2])]
+                for name in ("ps", "scheduler")
+            }
+            assert [len(each) for each in programs.values()] == [4, 1], programs
+            (endpoint_file,) = (tmp_path / "runs").glob("*/scheduler.endpoint")
+            place = cluster_state(f"file://{endpoint_file}").shards[1].endpoint
+            server = next(each for each in programs["ps"] if listens(each, place))
+            for each in (programs["scheduler"][0], server):
+                each.send_signal(signal.SIGKILL)
+            let_go(tmp_path, 10)
             assert run.wait(DEADLINE_S) == 0, (tmp_path / "torchx.log").read_text()
         finally:
             run.kill()
             run.wait()
             for each in mine(tmp_path):
                 each.kill()
-    names: dict[str, Any] = {}
-    exec(TRAINING, names)
-    with ecrec.local_cluster(shards=3, code="2+1") as session:
-        calm, _ = names["train"](session, 30)
-    assert (tmp_path / "digest").read_text() == calm
+    check_result(tmp_path, deaths=1)
 
 
 def mine(directory: Path) -> list[psutil.Process]:
@@ -95,6 +84,11 @@ def mine(directory: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return [each for each in found if each.name() not in ("sh", "bash")]
+
+
+def listens(process: psutil.Process, endpoint: str) -> bool:
+    port = int(endpoint.rpartition(":")[2])
+    return any(each.laddr.port == port for each in process.net_connections("tcp") if each.status == "LISTEN")
 
 
 def until(condition: Any, directory: Path, run: "subprocess.Popen[bytes]") -> None:
