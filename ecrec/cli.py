@@ -323,6 +323,13 @@ def reproduce(
     only: Annotated[str | None, typer.Option(metavar="C1,C3", help="Only these claims.")] = None,
     out: Annotated[str, typer.Option(help="Folder for the results; each scale has its own in it.")] = "results",
     data: Annotated[str | None, typer.Option(help="A Criteo file, plain or .gz; without, generated rows.")] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="Where servers and workers run: local, on this machine, or ray: on the nodes of a Ray (RAY_ADDRESS), "
+            "each server on one of its own. All nodes must see --out and --data."
+        ),
+    ] = "local",
     claims: Annotated[bool, typer.Option("--claims", help="Print CLAIMS.md, and run nothing.")] = False,
 ) -> None:
     from ecrec.reproduce.plan import SCALES, load
@@ -335,8 +342,11 @@ def reproduce(
     if scale not in SCALES:
         raise ConfigurationError(f"--scale {scale!r}: expected one of {', '.join(SCALES)}")
     from ecrec.reproduce.runner import SUMMARY, Runner
+    from ecrec.train.options import ENGINES
 
-    done = Runner(plan, scale, only, Path(out), data, lambda text: print(text, flush=True)).run()
+    if on not in ENGINES:
+        raise ConfigurationError(f"--on {on!r}: expected one of {', '.join(ENGINES)}")
+    done = Runner(plan, scale, only, Path(out), data, lambda text: print(text, flush=True), on=on).run()
     for finding in done.findings:
         print(f"{finding.name}: {finding.verdict}: {finding.claim.title}")
     print(f"{len(done.failed)} runs failed, {len(done.skipped)} skipped; {done.folder / SUMMARY}")

@@ -107,6 +107,14 @@ class ServerActor:
         os.kill(child.pid, signal.SIGKILL)
         return child.pid
 
+    def terminate(self) -> int:
+        """SIGTERM to the server, which leaves without loss and is started again; its process id."""
+        child = self._child
+        if child is None:
+            return 0
+        child.process.terminate()
+        return child.pid
+
     def leave(self) -> str:
         """Have the server end without loss (SIGTERM), and wait for it; how it ended."""
         self._leaving = True

@@ -5,8 +5,9 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.launch.connect import connect as connect_to
@@ -38,6 +39,26 @@ ANSWER_S = 10.0
 
 SERVER_RESOURCES = {"CPU": 1.0}
 STATE_FILE, ENDPOINT_FILE = "scheduler.sqlite", "scheduler.endpoint"
+SERVER_MODULE = "ecrec.launch.servers.ps"
+
+
+class Keys(NamedTuple):
+    """Files of two directories of keys, by their names: of servers, and of workers and tools."""
+
+    servers: dict[str, bytes]
+    workers: dict[str, bytes]
+
+    @classmethod
+    def read(cls, directory: Path) -> "Keys":
+        """Those that `make_keys` has made there."""
+        return cls(read_keys(directory / "servers"), read_keys(directory / "workers"))
+
+
+def make_keys(directory: Path) -> Path:
+    """New keys in two directories there; that of workers, for this process."""
+    generate(directory / "servers", "servers")
+    generate(directory / "workers", "workers", directory / "servers")
+    return directory / "workers"
 
 
 class Cluster:
@@ -54,7 +75,8 @@ class Cluster:
 
     ``curve_dir``: a directory of keys that is on all nodes (default: keys are made for the cluster, and given to its
     actors). ``allow_plain_network``: without keys. ``name``: by which `connect` finds it. ``detached``: it stays when
-    this process ends, and `Cluster.attach` finds it. ``scheduler_options``: more for `ecrec-scheduler`.
+    this process ends, and `Cluster.attach` finds it. ``scheduler_options``: more for `ecrec-scheduler`. ``keys``: in
+    place of new ones, for several clusters of one process. ``server_module``: the program of the parameter servers.
     """
 
     def __init__(
@@ -75,6 +97,8 @@ class Cluster:
         start_timeout_s: float = START_TIMEOUT_S,
         detached: bool = False,
         scheduler_options: Sequence[str] = (),
+        keys: Keys | None = None,
+        server_module: str = SERVER_MODULE,
     ) -> None:
         """Starts nothing yet. Raises ConfigurationError for what cannot work."""
         self.code = CodeSpec.parse(code)
@@ -103,8 +127,9 @@ class Cluster:
         self._actors: dict[str, Any] = {}
         self._placement: Any = None
         self._scratch: Scratch | None = None
-        self._keys: dict[str, bytes] = {}
-        self.worker_keys: dict[str, bytes] = {}
+        self._server_module = server_module
+        self._keys: dict[str, bytes] = {} if keys is None else keys.servers
+        self.worker_keys: dict[str, bytes] = {} if keys is None else keys.workers
         """Files of the directory of keys that is made for workers; none with keys of the user's, or without any."""
 
     @classmethod
@@ -202,9 +227,16 @@ class Cluster:
 
     def servers(self) -> list[Standing]:
         """The actors' servers, but for actors that Ray is starting again."""
+        return self._standings(lambda name: not _is_scheduler(name))
+
+    def schedulers(self) -> list[Standing]:
+        """The same of the schedulers, of which one leads."""
+        return self._standings(_is_scheduler)
+
+    def _standings(self, wanted: Callable[[str], bool]) -> list[Standing]:
         ray = import_ray()
-        asked = {actor.standing.remote(): name for name, actor in self._actors.items() if not _is_scheduler(name)}
-        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+        asked = [actor.standing.remote() for name, actor in self._actors.items() if wanted(name)]
+        done, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
         found = []
         for each in done:
             with contextlib.suppress(ray.exceptions.RayError):
@@ -224,6 +256,11 @@ class Cluster:
         """SIGKILL to the server of an actor, which starts it again."""
         ray = import_ray()
         ray.get(self._actors[name].kill.remote(), timeout=ANSWER_S)
+
+    def terminate_actor(self, name: str) -> None:
+        """SIGTERM to the server of an actor: it leaves without loss, and is started again."""
+        ray = import_ray()
+        ray.get(self._actors[name].terminate.remote(), timeout=ANSWER_S)
 
     def wait_whole(self, timeout_s: float = START_TIMEOUT_S) -> ClusterState:
         """Wait until every shard is there and whole. Raises ClusterError, with the reasons, when they are not."""
@@ -262,13 +299,11 @@ class Cluster:
 
     # ------------------------------------------------------------------ the parts
     def _make_keys(self) -> None:
-        if self._plain or self._curve_dir is not None:
+        if self._plain or self._curve_dir is not None or self._keys:
             return
         with Scratch("ecrec-ray-") as directory:
-            generate(directory / "servers", "servers")
-            generate(directory / "workers", "workers", directory / "servers")
-            self._keys = read_keys(directory / "servers")
-            self.worker_keys = read_keys(directory / "workers")
+            make_keys(directory)
+            self._keys, self.worker_keys = Keys.read(directory)
 
     def _place(self, until: float) -> None:
         ray = import_ray()
@@ -360,7 +395,7 @@ class Cluster:
 
         bundle = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=number)
         arguments = ["--scheduler", self.scheduler, "--spare", "--bind", f"tcp://{IP}:0"]
-        self._start(f"{self.name}.ps.{number}", "ecrec.launch.servers.ps", arguments, bundle, self.resources)
+        self._start(f"{self.name}.ps.{number}", self._server_module, arguments, bundle, self.resources)
 
 
 def connect(name: str = "ecrec", *, rank: int | None = None, world_size: int | None = None, **more: Any) -> "Session":

@@ -1,16 +1,18 @@
-"""The cluster of ``ecrec train --on ray``: what `LocalCluster` is for a run on one machine, with the same calls.
+"""The cluster of ``ecrec train --on ray``, and of ``ecrec reproduce --on ray``: what `LocalCluster` is for a run on one
+machine, with the same calls.
 
 Servers are those of `ecrec.ray.Cluster`. Each worker is an actor that runs `ecrec-worker` as a child, and hands out
 what that says. The scheduler runs on the node of this process, whose clock times of kills and deaths are compared by.
 """
 
 import contextlib
+import json
 import logging
 import os
 import secrets
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from ecrec.launch.local.scratch import Scratch
 from ecrec.launch.variables import environment_of_children
 from ecrec.protocol.config import ProtocolConfig
 from ecrec.ray.actors import Standing, write_keys
-from ecrec.ray.cluster import Cluster
+from ecrec.ray.cluster import Cluster, Keys
 from ecrec.ray.needed import import_ray
 from ecrec.tether import module_command
 
@@ -35,7 +37,8 @@ START_TIMEOUT_S = 120.0
 
 
 class WorkerActor:
-    """A worker of a run, as the child of an actor. ``files``: written before it starts; their directory is {dir}."""
+    """A worker of a run, as the child of an actor. ``files``: written before it starts; their directory is {dir}, and
+    a worker that is told ``--control {dir}`` finds there what `flag` makes."""
 
     def __init__(
         self, name: str, arguments: Sequence[str], environment: Mapping[str, str], files: Mapping[str, bytes]
@@ -71,6 +74,11 @@ class WorkerActor:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._child.pid, signal.SIGKILL)
 
+    def flag(self, name: str, is_set: bool) -> None:
+        """Make an empty file of that name in {dir}, or remove it."""
+        path = self._scratch.path / name
+        path.touch() if is_set else path.unlink(missing_ok=True)
+
 
 class RayWorker:
     """A worker as the run sees it: what `children.Child` is for a local one."""
@@ -89,9 +97,12 @@ class RayWorker:
 
 
 class RayTraining:
-    """A context manager with the calls of `LocalCluster`. ``spares``: all servers are placed at once."""
+    """A context manager with the calls of `LocalCluster`. ``spares``: all servers are placed at once.
 
-    def __init__(self, settings: ClusterSettings, code: str, spares: int) -> None:
+    ``keys``: of a process that has several clusters, and has named those of its workers in the environment.
+    """
+
+    def __init__(self, settings: ClusterSettings, code: str, spares: int, keys: Keys | None = None) -> None:
         self.settings = settings
         self.crowding = 1.0
         self.endpoint = ""
@@ -106,7 +117,11 @@ class RayTraining:
             on_data_loss=settings.on_data_loss or STOP,
             start_timeout_s=START_TIMEOUT_S,
             scheduler_options=_scheduler_options(settings),
+            keys=keys,
+            server_module=settings.shard_module,
         )
+        self._has_own_keys = keys is None
+        self._flags: set[str] = set()
         self._workers: dict[RayWorker, Any] = {}
         """Worker -> the question for its events that is out."""
         self._standings: dict[str, Standing] = {}
@@ -131,7 +146,8 @@ class RayTraining:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)  # the logs of actors are kept by Ray
         self._cluster.start()
         self.endpoint = self._cluster.scheduler
-        self._keys.enter_context(curve_dir_for_all(self._cluster.curve_dir))
+        if self._has_own_keys:
+            self._keys.enter_context(curve_dir_for_all(self._cluster.curve_dir))
         self._look()
         return self.endpoint
 
@@ -147,6 +163,10 @@ class RayTraining:
         self._cluster.close()
         self._keys.close()
 
+    def end_at_once(self) -> None:
+        """Nothing of it is needed any more."""
+        self.close()
+
     # ------------------------------------------------------------------ workers
     def start_worker(
         self, rank: int, world_size: int, arguments: list[str], environment: Mapping[str, str]
@@ -159,12 +179,15 @@ class RayTraining:
             if number and arguments[number - 1] == "--config":
                 files["config.json"] = Path(each).read_bytes()
                 each = "{dir}/config.json"
+            elif number and arguments[number - 1] == "--control":
+                files.update(dict.fromkeys(self._flags, b""))
+                each = "{dir}"
             sent.append(each)
         given = {
             **environment, "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0",
             "ECREC_SCHEDULER": self.endpoint, CURVE_DIR: "{dir}/keys" if self._cluster.worker_keys else "",
         }  # fmt: skip
-        actor = ray.remote(WorkerActor).options(num_cpus=0, max_concurrency=2, scheduling_strategy="SPREAD")
+        actor = ray.remote(WorkerActor).options(num_cpus=0, max_concurrency=4, scheduling_strategy="SPREAD")
         worker = RayWorker(f"worker {rank}", actor.remote(f"worker {rank}", sent, given, files))
         try:
             ray.get(worker.actor.clock_s.remote(), timeout=START_TIMEOUT_S)  # it has started
@@ -183,6 +206,13 @@ class RayTraining:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(worker.actor.kill.remote(), timeout=EVENTS_S)
         return at
+
+    def flag_workers(self, name: str, is_set: bool) -> None:
+        """Have the workers that were started with ``--control`` find a file of that name there, or no more."""
+        ray = import_ray()
+        self._flags.add(name) if is_set else self._flags.discard(name)
+        told = [worker.actor.flag.remote(name, is_set) for worker in list(self._workers)]
+        ray.wait(told, num_returns=len(told), timeout=EVENTS_S) if told else None
 
     def pump(self, timeout_s: float) -> list[Line | Ended]:
         """Hear the workers for at most this long."""
@@ -233,12 +263,24 @@ class RayTraining:
 
     def kill(self, endpoint: str) -> float:
         """SIGKILL to the server at this endpoint. Returns when, in seconds of the monotonic clock."""
+        return self._end(endpoint, self._cluster.kill_actor)
+
+    def tell_to_end(self, endpoint: str) -> float:
+        """SIGTERM to the server at this endpoint: it leaves without loss of data. Returns when."""
+        return self._end(endpoint, self._cluster.terminate_actor)
+
+    def _end(self, endpoint: str, act: Callable[[str], None]) -> float:
         name = next(name for name, standing in self._standings.items() if standing.endpoint == endpoint)
         del self._standings[name]
         at = time.monotonic()
-        self._cluster.kill_actor(name)
+        act(name)
         self.replaced.append(name)
         return at
+
+    @property
+    def server_pids(self) -> list[int]:
+        """None: they are processes of other hosts."""
+        return []
 
     def _look(self) -> None:
         self._standings = {standing.name: standing for standing in self._cluster.servers()}
@@ -255,4 +297,16 @@ def _scheduler_options(settings: ClusterSettings) -> list[str]:
         "--link-timeout-ms": settings.link_timeout_ms,
         "--lease-timeout-ms": settings.lease_timeout_ms,
     }
-    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    for name, value in settings.limits.items():
+        options += ["--set", f"{name}={json.dumps(value)}"]
+    return options
+
+
+def describe_nodes() -> str:
+    """What the nodes are that RAY_ADDRESS names, for results that are compared: ``Ray, nodes of 1, 8 CPUs``."""
+    ray = import_ray()
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    cpus = {int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+    return f"Ray, nodes of {', '.join(map(str, sorted(cpus - {0})))} CPUs"

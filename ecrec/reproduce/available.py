@@ -7,12 +7,15 @@ from functools import cache
 from ecrec.launch.saving import save
 from ecrec.reproduce.plan import INCREMENTAL, Run
 from ecrec.reproduce.resources import why_no_cpu_limit, why_no_namespace
+from ecrec.train.options import LOCAL
 
 
-def why_not(run: Run) -> str:
-    """Why a run cannot be done; empty if it can."""
+def why_not(run: Run, on: str = LOCAL) -> str:
+    """Why a run cannot be done; empty if it can. ``on``: where its processes are."""
     if run.mode.unavailable:
         return run.mode.unavailable
+    if on != LOCAL and (run.resources.cores is not None or run.resources.mbit_s is not None):
+        return f"cores and networks of other hosts cannot be limited (--on {on})"
     checks: list[tuple[bool, Callable[[], str]]] = [
         (run.mode.checkpoint == INCREMENTAL, why_no_incremental),
         (run.resources.cores is not None, _cpu_limit),

@@ -1,4 +1,4 @@
-"""How a run holds its workers: files in a directory that they look at."""
+"""How a run holds its workers: files in a directory that they look at. Those on other hosts have one each."""
 
 import time
 from collections.abc import Callable
@@ -8,23 +8,32 @@ POLL_S = 0.002
 
 
 class Control:
-    """``go``: connect to the cluster. ``pause``: begin no further step. ``stop``: end."""
+    """``go``: connect to the cluster. ``pause``: begin no further step. ``stop``: end.
 
-    def __init__(self, directory: Path) -> None:
+    ``tell``: is given each name, and whether its file is there now, for workers that do not see the directory.
+    """
+
+    def __init__(self, directory: Path, tell: Callable[[str, bool], None] = lambda name, is_set: None) -> None:
         self._go, self._pause, self._stop = (directory / name for name in ("go", "pause", "stop"))
+        self._tell = tell
 
     # ------------------------------------------------------------------ the driver
     def go(self) -> None:
-        self._go.touch()
+        self._set(self._go)
 
     def pause(self) -> None:
-        self._pause.touch()
+        self._set(self._pause)
 
     def resume(self) -> None:
         self._pause.unlink(missing_ok=True)
+        self._tell(self._pause.name, False)
 
     def stop(self) -> None:
-        self._stop.touch()
+        self._set(self._stop)
+
+    def _set(self, path: Path) -> None:
+        path.touch()
+        self._tell(path.name, True)
 
     # ------------------------------------------------------------------ a worker
     @property

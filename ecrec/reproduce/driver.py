@@ -14,18 +14,20 @@ from ecrec.checkpoint.reading import State, checkpoints, open_checkpoint
 from ecrec.checkpoint.restore import restore, restored_datasets
 from ecrec.errors import ClusterError, DataLostError
 from ecrec.exit_codes import ExitCode
+from ecrec.launch.environment import curve_keys
 from ecrec.launch.local.children import Ended, Line
 from ecrec.launch.tools.verify import scrub
 from ecrec.launch.tools.watch import ClusterWatch
 from ecrec.protocol.messages import DOWN, UP, ClusterState
 from ecrec.reproduce.checkpointing import PAUSED_S, Checkpointer, Task
-from ecrec.reproduce.life import Life
+from ecrec.reproduce.life import Engine, Life
 from ecrec.reproduce.plan import PARITY, PARTIAL, RESTART, SCRATCH, TIMES_UNTIL_RECOVERED, KillAt, Run
 from ecrec.reproduce.processes import ProcessorTime
 from ecrec.reproduce.raw import RawWriter
 from ecrec.reproduce.recorder import Recorder
 from ecrec.reproduce.resources import CpuLimit
 from ecrec.reproduce.rows import load_shard, touch
+from ecrec.train.options import LOCAL
 from ecrec.train.report import lost_updates
 
 PUMP_S = 0.02
@@ -56,9 +58,11 @@ class _Standby(NamedTuple):
 class Driver:
     """Does a run; `drive` does it all."""
 
-    def __init__(self, run: Run, raw: RawWriter, directory: Path, url: str, data: str, data_rows: int) -> None:
+    def __init__(
+        self, run: Run, raw: RawWriter, directory: Path, url: str, data: str, data_rows: int, engine: Engine
+    ) -> None:
         self._run, self._raw, self._directory = run, raw, directory
-        self._data, self._data_rows = data, data_rows
+        self._data, self._data_rows, self._engine = data, data_rows, engine
         self._recorder = Recorder(raw, time.monotonic)
         self._url = url
         self._kills = list(run.kills)
@@ -103,7 +107,7 @@ class Driver:
     # ------------------------------------------------------------------ lives
     def _next_life(self) -> Life:
         self._lives += 1
-        return Life(self._run, self._lives, self._directory, self._data, self._data_rows)
+        return Life(self._run, self._lives, self._directory, self._data, self._data_rows, self._engine)
 
     def _may_go_back(self) -> bool:
         """A death that is still to come will end this life."""
@@ -159,7 +163,7 @@ class Driver:
         """A later life: what the newest checkpoint has, or nothing."""
         begin = time.monotonic()
         if _newest(self._url) is not None:
-            done = restore(endpoint, self._url)
+            done = restore(endpoint, self._url, keys=curve_keys())
             self._recorder.event("loaded", seconds=time.monotonic() - begin, bytes=done.nbytes, rows=done.rows)
 
     @contextlib.contextmanager
@@ -297,10 +301,13 @@ class Driver:
         def total(name: str) -> float:
             return sum(each.get(name, 0.0) for each in figures)
 
+        used = {}
+        if self._engine.on == LOCAL:  # elsewhere they are processes of other hosts
+            used["cpu_s"] = self._server_time.of(life.cluster.server_pids)
+            used["worker_cpu_s"] = self._worker_time.of(child.pid for child in life.workers)
         self._recorder.servers(
             data_bytes=total("data_bytes_touched"), parity_bytes=total("parity_bytes_touched"),
-            resident_bytes=total("resident_bytes"), cpu_s=self._server_time.of(life.cluster.server_pids),
-            worker_cpu_s=self._worker_time.of(child.pid for child in life.workers),
+            resident_bytes=total("resident_bytes"), **used,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ kills, and what follows

@@ -3,16 +3,17 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ecrec.launch.groups import REINITIALISE, STOP
 from ecrec.launch.local.children import Child
-from ecrec.launch.local.cluster import ClusterSettings, LocalCluster
+from ecrec.launch.local.cluster import ClusterSettings
 from ecrec.launch.threads import cores, thread_environment, worker_threads
 from ecrec.reproduce.checkpointing import Holding
 from ecrec.reproduce.control import Control
 from ecrec.reproduce.plan import PARTIAL, Run
-from ecrec.train.options import DENSE_LEARNING_RATES, LEARNING_RATES
+from ecrec.train.engines import make_cluster
+from ecrec.train.options import DENSE_LEARNING_RATES, LEARNING_RATES, LOCAL
 
 EPOCHS = 1_000_000
 TEST_FRACTION = 0.2
@@ -23,18 +24,26 @@ FAST_DEATHS = {"heartbeat_timeout_many_ms": 800, "isolated_timeout_ms": 800}
 wait for on a network of many hosts would make those look slow that lose data by each death."""
 
 
+class Engine(NamedTuple):
+    """Where the processes of a run are, and what keys they have (`ecrec.train.engines`)."""
+
+    on: str = LOCAL
+    keys: Path | None = None
+
+
 class Life:
     """Its processes, and how far they are. `start` may be called in another thread than the rest."""
 
-    def __init__(self, run: Run, number: int, directory: Path, data: str, data_rows: int) -> None:
+    def __init__(self, run: Run, number: int, directory: Path, data: str, data_rows: int, engine: Engine) -> None:
         self.number = number
         self._run = run
         self._run_dir = directory / f"life-{number}"
         self._run_dir.mkdir(parents=True)
         self._data, self._data_rows = data, data_rows
-        self.control = Control(self._run_dir)
+        mode = run.mode
+        self.cluster = make_cluster(engine.on, settings(run, self._run_dir), mode.code, mode.spare_count, engine.keys)
+        self.control = Control(self._run_dir, self.cluster.flag_workers)
         self.holding = Holding(self.control, run.workers)
-        self.cluster = LocalCluster(settings(run, self._run_dir))
         self.endpoint = ""
         self.workers: dict[Child, int] = {}
         """Rank of each worker's process that runs."""
@@ -68,9 +77,7 @@ class Life:
 
     def end_at_once(self) -> None:
         """Nothing of it is needed any more: its processes are not given time to end."""
-        for child in self.cluster.children.running:
-            self.cluster.children.kill(child)
-        self.cluster.close()
+        self.cluster.end_at_once()
 
 
 def settings(run: Run, run_dir: Path) -> ClusterSettings:

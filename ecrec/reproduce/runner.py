@@ -25,7 +25,9 @@ from ecrec.reproduce.resources import in_namespace
 from ecrec.reproduce.summary import NotDone
 from ecrec.tether import module_command
 from ecrec.train.counting import RowCount
-from ecrec.train.machine import machine
+from ecrec.train.engines import describe_engine
+from ecrec.train.machine import machine_of
+from ecrec.train.options import LOCAL
 
 MACHINE, RAW, CSV, PLOTS, SUMMARY = "machine.json", "raw", "csv", "plots", "summary.md"
 
@@ -34,7 +36,7 @@ TIMES_EXPECTED, MORE_S = 4.0, 120.0
 """A run that takes so many times as long as expected, and so much more, is ended."""
 
 END_S = 10.0
-SAME_MACHINE = ("cpu", "cores", "memory_bytes", "system")
+SAME_MACHINE = ("cpu", "cores", "memory_bytes", "system", "engine")
 STDERR_LINES = 12
 
 Say = Callable[[str], None]
@@ -61,7 +63,8 @@ class Rows(NamedTuple):
 class Runner:
     """Does the runs of some claims at a scale. ``run`` does it all.
 
-    ``one``: runs a command until its end, at most so many seconds; (exit code, stderr). Tests give another.
+    ``one``: runs a command until its end, at most so many seconds; (exit code, stderr). Tests give another. ``on``:
+    where the processes of the runs are; on another engine than this machine all hosts see ``out`` and ``data``.
     """
 
     def __init__(
@@ -73,13 +76,15 @@ class Runner:
         data: str | None,
         say: Say,
         one: "Callable[[list[str], float], tuple[int, str]] | None" = None,
+        on: str = LOCAL,
     ) -> None:
         self._plan, self._scale, self._say = plan, scale, say
         self._claims = check_only(plan, only)
         self._folder = out / scale
         self._data = data
         self._one = one or run_command
-        self._machine = machine()
+        self._on, self._engine = on, describe_engine(on)
+        self._machine = machine_of(self._engine)
         self._ratio = 1.0
         """How long runs took, of what was expected."""
 
@@ -88,7 +93,8 @@ class Runner:
         plots.pyplot()  # before an hour is spent
         self._check_machine()
         (self._folder / RAW).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="ecrec-reproduce-") as scratch:
+        place = None if self._on == LOCAL else self._folder.absolute()
+        with tempfile.TemporaryDirectory(prefix="ecrec-reproduce-", dir=place) as scratch:
             rows = self._rows(Path(scratch))
             todo = runs(self._plan, self._scale, self._claims, rows.name)
             skipped, failed = self._do(todo, rows, Path(scratch))
@@ -98,15 +104,15 @@ class Runner:
     def _check_machine(self) -> None:
         """Results of two machines must not stand in one folder: they would be compared."""
         path = self._folder / MACHINE
-        here = {name: self._machine[name] for name in SAME_MACHINE}
+        here = {name: self._machine[name] for name in SAME_MACHINE if name in self._machine}
         if path.exists():
             try:
                 there = json.loads(path.read_text())
             except (OSError, ValueError) as error:
                 raise ConfigurationError(f"{path}: cannot be read: {error}; name another folder with --out") from error
-            differ = sorted(name for name in SAME_MACHINE if there.get(name) != here[name])
+            differ = sorted(name for name in SAME_MACHINE if there.get(name) != here.get(name))
             if differ:
-                words = "; ".join(f"{name} {there.get(name)} there, {here[name]} here" for name in differ)
+                words = "; ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in differ)
                 raise ConfigurationError(
                     f"{self._folder} has results of another machine ({words}). Results of different machines are not "
                     "mixed: name another folder with --out"
@@ -142,7 +148,7 @@ class Runner:
         told: set[str] = set()
         possible = []
         for run in left:
-            if why := why_not(run):
+            if why := why_not(run, self._on):
                 skipped.append(NotDone(_title(run), why, run.claims))
                 if (what := f"SKIPPED: {run.experiment}, {run.mode_name}: {why}") not in told:
                     told.add(what)
@@ -173,6 +179,8 @@ class Runner:
             "ecrec.reproduce.one", "--run", str(description), "--raw", str(path.absolute()),
             "--data", rows.path, "--data-rows", str(rows.rows),
         )  # fmt: skip
+        if self._on != LOCAL:
+            command += ["--on", self._on, "--engine", self._engine, "--shared", str(scratch)]
         if run.resources.mbit_s is not None:
             command = in_namespace(command, run.resources.mbit_s)
         code, words = self._one(command, TIMES_EXPECTED * run.expected_s + MORE_S)
@@ -186,7 +194,7 @@ class Runner:
     def _results(self, todo: Sequence[Run], skipped: list[NotDone], failed: list[NotDone]) -> Outcome:
         records = [raw.read(path) for run in todo if raw.is_complete(path := self._path(run))]
         for record in records:
-            differ = [name for name in SAME_MACHINE if record.machine.get(name) != self._machine[name]]
+            differ = [name for name in SAME_MACHINE if record.machine.get(name) != self._machine.get(name)]
             if differ:
                 raise ConfigurationError(
                     f"{self._folder / RAW / record.name}{raw.SUFFIX} is of another machine ({', '.join(differ)} "

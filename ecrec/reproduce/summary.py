@@ -22,7 +22,8 @@ class NotDone(NamedTuple):
 def describe_machine(machine: Mapping[str, Any]) -> str:
     """One line."""
     gib = machine["memory_bytes"] / 2**30
-    return f"{machine['cpu']}, {machine['cores']} cores, {gib:.0f} GiB, {machine['system']}"
+    engine = f"; servers and workers on {machine['engine']}" if machine.get("engine") else ""
+    return f"{machine['cpu']}, {machine['cores']} cores, {gib:.0f} GiB, {machine['system']}{engine}"
 
 
 def describe_versions(versions: Mapping[str, str]) -> str:

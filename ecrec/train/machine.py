@@ -32,6 +32,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_of(engine: str) -> dict[str, Any]:
+    """The same, and what the other processes ran on, where that is not this machine."""
+    return {**machine(), "engine": engine} if engine else machine()
+
+
 def _cpu_name() -> str:
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():

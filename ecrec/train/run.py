@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -40,10 +40,11 @@ from ecrec.protocol.messages import DOWN, UP, ClusterState, HistoryEntry
 from ecrec.protocol.scrub_tool import ScrubOutcome
 from ecrec.protocol.watch import Standing
 from ecrec.train.counting import RowCount
+from ecrec.train.engines import make_cluster
 from ecrec.train.kills import ChaosSchedule, KillSchedule
 from ecrec.train.lives import Life, all_kills, go_back, rewind_entries
 from ecrec.train.machine import machine, versions
-from ecrec.train.options import LOCAL, SKIP_BAD_ROWS, TrainOptions, check_order
+from ecrec.train.options import SKIP_BAD_ROWS, TrainOptions, check_order
 from ecrec.train.progress import ProgressView
 from ecrec.train.report import (
     FirstRow,
@@ -181,14 +182,6 @@ class TrainingRun:
                 self._resize(error.options)
             set_aside(self._run_dir)
 
-    def _cluster(self, settings: ClusterSettings) -> LocalCluster:
-        if self._options.on == LOCAL:
-            return LocalCluster(settings)
-        from ecrec.ray.training import RayTraining  # it has the same calls, and needs Ray
-
-        options = self._options
-        return cast(LocalCluster, RayTraining(settings, str(options.code_spec), options.spare_count))
-
     def _resize(self, options: TrainOptions) -> None:
         self._options, self._groups = options, options.dealt
         self._schedule = KillSchedule(self._schedule.left, options.tolerance)
@@ -212,7 +205,8 @@ class TrainingRun:
             self._groups.count,
             self._options.deaths_max,
         )
-        with self._cluster(settings) as cluster:
+        options = self._options
+        with make_cluster(options.on, settings, str(options.code_spec), options.spare_count) as cluster:
             endpoint = cluster.start()
             if why is None:
                 self._progress.say(f"scheduler at {endpoint}, logs in {self._run_dir / 'logs'}")

@@ -3,22 +3,30 @@
 The runs take a minute or more, and need ECREC_LONG_FAULTS=1.
 """
 
+import itertools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from runs import check_exact, words
 from test_train_criteo import DATA
 from test_train_sessions import TRAINING
+from test_zookeeper import ZooKeeper, leader_of, why_no_zookeeper
 
 import ecrec
 from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.launch.tools.verify import scrub
 from ecrec.protocol.messages import UP
+from ecrec.reproduce.measure import Measured, measure
+from ecrec.reproduce.plan import Plan, Run, load
+from ecrec.reproduce.raw import read
+from ecrec.reproduce.runner import Runner, run_command
 
 ray: Any = pytest.importorskip("ray")
 pytest.importorskip("torch")
@@ -223,6 +231,121 @@ def test_ecrec_train_on_ray_survives_the_loss_of_a_node(nodes: Nodes, trainer: A
     report = check_exact(finished, calm.report)
     assert len(report["kills"]) == 1
     assert not [each for each in ray.util.list_named_actors(all_namespaces=True) if "train-" in each["name"]]
+
+
+def plan_of(*modes: str) -> Plan:
+    """One experiment of these modes with a kill at a step, on as many servers as there are nodes."""
+    plan = load()
+    few = {"ec21": plan.modes["ec21"]}
+    for name, mode in plan.modes.items():
+        few.setdefault(name, msgspec.structs.replace(mode, shards=3, code="2+0") if mode.r == 0 else mode)
+    experiment = {
+        "about": "on Ray", "claims": ["C1"], "models": ["tiny"], "modes": list(modes), "steps": 400, "every": 0.5,
+        "exact": True, "kills": {"once": {"at_steps": [200]}, "never": {}},
+    }  # fmt: skip
+    return msgspec.structs.replace(plan, modes=few, experiments={"ray": experiment})
+
+
+def reproduced(plan: Plan, out: Path, one: Any = None) -> dict[str, Measured]:
+    """What was measured of each run, by mode and kills."""
+    data = str(DATA) if DATA.exists() else None
+    outcome = Runner(plan, "smoke", "C1", out, data, lambda text: None, one, on="ray").run()
+    assert outcome.failed == [] and outcome.skipped == [], (outcome.failed, outcome.skipped)
+    records = [read(path) for path in sorted((out / "smoke" / "raw").glob("*.jsonl"))]
+    assert all(record.machine["engine"].startswith("Ray, nodes of 1 CPUs") for record in records)
+    return {f"{record.run.mode_name} {record.run.kills_name}": measure(record) for record in records}
+
+
+def test_ecrec_reproduce_on_ray_measures_a_death_and_survives_the_loss_of_a_node(
+    nodes: Nodes, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A server is killed by the plan, and in the run without such a kill a node is lost: the same model comes out."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("RAY_ADDRESS", nodes.cluster.address)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    lost: list[str] = []
+
+    def one(command: list[str], limit_s: float) -> tuple[int, str]:
+        words = dict(itertools.pairwise(command))
+        run = msgspec.json.decode(Path(words["--run"]).read_bytes(), type=Run)
+        if run.kills_name == "once":
+            return run_command(command, limit_s)
+        partial = Path(words["--raw"].removesuffix(".jsonl") + ".jsonl.partial")
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(run_command, command, limit_s)
+            until(lambda: done.done() or (partial.exists() and '"second"' in partial.read_text()))
+            assert not done.done(), done.result()
+            lost.append(node_of_a_server("train-"))
+            nodes.remove(lost[0])
+            nodes.nodes.append(nodes.add())
+            return done.result()
+
+    found = reproduced(plan_of("ec21"), tmp_path / "out", one)
+    killed, calm = found["ec21 once"], found["ec21 never"]
+    (failure,) = killed.failures
+    assert failure.first_row_s is not None and failure.whole_s is not None and killed.cpu_ms is None
+    assert lost and calm.failures == [], "nobody was killed by the plan"
+    assert [event for event in calm.record.events if event["event"] == "down"], "and a server died all the same"
+    for each in (killed, calm):
+        end = each.record.end
+        assert (end["lost_updates"], end["parity_ok"], each.lost_examples) == (0, True, 0)
+    assert killed.record.end["model_digest"] == calm.record.end["model_digest"]
+    assert not [each for each in ray.util.list_named_actors(all_namespaces=True) if "train-" in each["name"]]
+
+
+def node_of_a_server(prefix: str) -> str:
+    """The node of the server that has place 1 of the cluster whose name begins so."""
+    names = {each["name"] for each in ray.util.list_named_actors(all_namespaces=True)}
+    name = next(name for name in names if name.startswith(prefix) and name.endswith(".scheduler.0"))
+    cluster = Cluster.attach(name.removesuffix(".scheduler.0"))
+    endpoint = cluster.state().shards[1].endpoint
+    return next(standing.node for standing in cluster.servers() if standing.endpoint == endpoint)
+
+
+def test_ecrec_reproduce_on_ray_goes_back_to_a_checkpoint(nodes: Nodes, tmp_path: Path, monkeypatch: Any) -> None:
+    """Workers on other nodes are held, checkpoints are where all see them, and a new cluster goes on."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("RAY_ADDRESS", nodes.cluster.address)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    found = reproduced(plan_of("copy-cold"), tmp_path / "out")
+    killed, calm = found["copy-cold once"], found["copy-cold never"]
+    assert len(killed.record.of("goes back")) == 1 and killed.failures[0].load_bytes > 0
+    assert killed.record.end["model_digest"] == calm.record.end["model_digest"]
+
+
+def test_schedulers_stand_by_for_each_other_through_a_zookeeper(nodes: Nodes, calm: Any, tmp_path: Path) -> None:
+    """The one that leads dies, then the node of a server: the other one leads by then."""
+    if why := why_no_zookeeper():
+        pytest.skip(why)
+    server = ZooKeeper(tmp_path)
+    server.start()
+    coordinator = f"zk://127.0.0.1:{server.port}/ecrec"
+    try:
+        with Cluster(
+            shards=3, code="2+1", spares=1, coordinator=coordinator, schedulers=2, start_timeout_s=DEADLINE_S,
+            scheduler_options=("--coordinator-timeout-ms", "2000"),
+        ) as cluster:  # fmt: skip
+            term, leader = leader_of(coordinator)
+
+            def at_step(step: int) -> None:
+                if step == REMOVED_AT:
+                    (leads,) = (each for each in cluster.schedulers() if each.endpoint == leader)
+                    cluster.kill_actor(leads.name)
+                    until(lambda: leader_of(coordinator)[0] > term)
+                elif step == ADDED_AT:
+                    endpoint = cluster.state().shards[1].endpoint
+                    nodes.remove(next(each.node for each in cluster.servers() if each.endpoint == endpoint))
+                    nodes.nodes.append(nodes.add())
+
+            with cluster.connect() as session:
+                assert train(session, STEPS, at_step) == calm
+                session.flush()
+            state = cluster.wait_whole()
+            assert [shard.epoch for shard in state.shards] == [1, 2, 1]
+            assert leader_of(coordinator)[1] != leader
+            assert scrub(cluster.scheduler, DEADLINE_S, curve_dir=cluster.curve_dir).ok is True
+    finally:
+        server.kill()
 
 
 def test_what_cannot_be_placed_is_said(nodes: Nodes) -> None:

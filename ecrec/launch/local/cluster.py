@@ -174,6 +174,12 @@ class LocalCluster:
             self._socket_dir.remove()
             self._socket_dir = None
 
+    def end_at_once(self) -> None:
+        """Nothing of it is needed any more: its processes are not given time to end."""
+        for child in self.children.running:
+            self.children.kill(child)
+        self.close()
+
     # ------------------------------------------------------------------ while it runs
     def pump(self, timeout_s: float) -> list[ChildEvent]:
         """Hear the children for at most this long; return what those that are not servers said.
@@ -246,6 +252,9 @@ class LocalCluster:
             given,
             events=True,
         )
+
+    def flag_workers(self, name: str, is_set: bool) -> None:
+        """Nothing: workers of this machine see the files of their ``--control`` themselves."""
 
     def kill_worker(self, child: Child) -> float:
         """SIGKILL to a worker. Returns when, in seconds of the monotonic clock."""

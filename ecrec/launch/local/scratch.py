@@ -20,27 +20,33 @@ class Scratch:
     """A new directory under the usual temporary one (TMPDIR); a context manager.
 
     A child of `os.fork` that ends does not remove it. ``for_sockets``: its path is short enough for sockets.
-    ``kept_after``: such an error that leaves the context leaves the directory there. Raises ConfigurationError, saying
+    ``kept_after``: such an error that leaves the context leaves the directory there. ``place``: where it is made, in
+    place of the usual one. Raises ConfigurationError, saying
     what to do, where none can be made.
     """
 
     def __init__(
-        self, prefix: str, for_sockets: bool = False, kept_after: type[BaseException] | tuple[()] = ()
+        self,
+        prefix: str,
+        for_sockets: bool = False,
+        kept_after: type[BaseException] | tuple[()] = (),
+        place: Path | None = None,
     ) -> None:
         self._kept_after = kept_after
-        places = [tempfile.gettempdir() if _usual() else SHORT, *([SHORT] if for_sockets else [])]
+        usual = [tempfile.gettempdir() if _usual() else SHORT, *([SHORT] if for_sockets else [])]
+        places = usual if place is None else [str(place)]
         self._pid = os.getpid()
         wrong = ""
-        for place in dict.fromkeys(places):
-            path = os.path.join(place, prefix)
+        for each in dict.fromkeys(places):
+            path = os.path.join(each, prefix)
             if for_sockets and len(os.fsencode(path)) + 8 + SOCKET_NAME_BYTES_MAX > IPC_PATH_BYTES_MAX:
-                wrong = f"{place} is too long a path for sockets"
+                wrong = f"{each} is too long a path for sockets"
                 continue
             try:
-                self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+                self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=each))
                 return
             except OSError as error:
-                wrong = f"{place}: {error.strerror}"
+                wrong = f"{each}: {error.strerror}"
         raise ConfigurationError(
             f"no temporary directory can be made: {wrong}; set TMPDIR to a directory that can be written"
             + (", with a path below 60 characters" if for_sockets else "")

@@ -24,6 +24,7 @@ def ecrec(*arguments):
         (["train", "--top-mlp", "64,x"], "--top-mlp"),
         (["train", "--no-such-option"], "No such option"),
         (["status", "--scheduler", "nonsense"], "nonsense"),
+        (["reproduce", "--on", "moon"], "--on 'moon': expected one of local, ray"),
     ],
 )
 def test_options_that_cannot_be_end_with_2_and_say_why(arguments, words):

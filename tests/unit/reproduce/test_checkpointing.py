@@ -62,6 +62,17 @@ def test_a_worker_that_does_not_stand_still_is_not_waited_for_without_end(tmp_pa
     assert not Holding(Control(tmp_path), 1).pause(0.01)
 
 
+def test_workers_that_do_not_see_the_directory_are_told(tmp_path: Path) -> None:
+    told: list[tuple[str, bool]] = []
+    control = Control(tmp_path, lambda name, is_set: told.append((name, is_set)))
+    control.pause()
+    control.go()
+    control.resume()
+    control.stop()
+    assert told == [("pause", True), ("go", True), ("pause", False), ("stop", True)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["go", "stop"]
+
+
 def test_a_worker_waits_for_the_word_to_go(tmp_path: Path) -> None:
     control = Control(tmp_path)
     thread = threading.Thread(target=control.wait_to_go)

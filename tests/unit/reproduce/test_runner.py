@@ -1,5 +1,6 @@
 """The runner: what is done is not done again, other machines' results are refused, what fails or is skipped is said."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -14,7 +15,7 @@ from ecrec.errors import ConfigurationError
 from ecrec.reproduce import raw, runner
 from ecrec.reproduce.plan import Run, load
 from ecrec.reproduce.runner import Runner, run_command
-from ecrec.train.machine import machine
+from ecrec.train.machine import machine, machine_of
 
 pytest.importorskip("matplotlib")
 
@@ -62,7 +63,7 @@ def rows(tmp_path: Path) -> str:
 @pytest.fixture
 def possible(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine can do."""
-    monkeypatch.setattr(runner, "why_not", lambda run: run.mode.unavailable)
+    monkeypatch.setattr(runner, "why_not", lambda run, on: run.mode.unavailable)
 
 
 def make(tmp_path: Path, one: Machinery, rows: str, only: str | None = None, said: list[str] | None = None) -> Runner:
@@ -163,12 +164,33 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_limited_network_is_a_namespace_around_the_run(
     tmp_path: Path, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "why_not", lambda run: "" if run.resources.mbit_s else "not this time")
+    monkeypatch.setattr(runner, "why_not", lambda run, on: "" if run.resources.mbit_s else "not this time")
     one, said = Machinery(), list[str]()
     outcome = make(tmp_path, one, rows, "C9", said).run()
     (command,) = one.commands
     assert command[:3] == ["unshare", "--net", "sh"] and "rate 400000kbit" in command[4]
     assert said[0] == "SKIPPED: limited, ec41: not this time" and len(outcome.skipped) == 1
+
+
+def test_runs_on_ray_are_told_so_and_use_the_folder_that_all_nodes_see(
+    tmp_path: Path, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "describe_engine", lambda on: "Ray, nodes of 4 CPUs" if on == "ray" else "")
+    one, said = Machinery(), list[str]()
+    one.machine = machine_of("Ray, nodes of 4 CPUs")
+    outcome = Runner(PLAN, "smoke", "C1,C9", tmp_path / "out", rows, said.append, one, on="ray").run()
+    folder = tmp_path / "out" / "smoke"
+    assert len(one.commands) == 3 and outcome.failed == []
+    for command in one.commands:
+        words = dict(itertools.pairwise(command))
+        assert (words["--on"], words["--engine"]) == ("ray", "Ray, nodes of 4 CPUs")
+        assert Path(words["--shared"]).is_relative_to(folder) and Path(words["--run"]).is_relative_to(folder)
+    assert {"unshare"}.isdisjoint({command[0] for command in one.commands})
+    assert all("cannot be limited (--on ray)" in each.why for each in outcome.skipped) and outcome.skipped
+    assert "servers and workers on Ray, nodes of 4 CPUs" in (folder / "summary.md").read_text()
+    assert not [path for path in folder.iterdir() if path.name.startswith("ecrec-reproduce-")]
+    with pytest.raises(ConfigurationError, match="engine Ray, nodes of 4 CPUs there, None here"):
+        make(tmp_path, Machinery(), rows, "C1").run()
 
 
 def test_a_command_that_fails_or_hangs_ends_and_says_why(tmp_path: Path) -> None:
