@@ -71,7 +71,7 @@ priorityClassName: {{ . }}
 securityContext: {runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532}
 {{- end }}
 
-{{/* A lost node is noticed after 40 s by Kubernetes, whatever is set here. */}}
+{{/* A lost node is noticed within a minute by Kubernetes, whatever is set here. Its pod is replaced when the node is removed. */}}
 {{- define "ecrec.tolerations" -}}
 tolerations:
   - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 0}
