@@ -183,6 +183,7 @@ def test_workers_of_ray_train_read_a_dataset_and_one_dies(nodes: Nodes, tmp_path
         import ray.train.torch
     except ImportError as error:  # of what Ray Train needs besides, too
         pytest.skip(f"no Ray Train: {error}")
+    pytest.importorskip("pandas", reason="ray.data needs pandas")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -203,6 +204,7 @@ def test_workers_of_ray_train_read_a_dataset_and_one_dies(nodes: Nodes, tmp_path
 
 
 def test_rows_of_a_dataset_are_read_by_their_numbers(nodes: Nodes) -> None:
+    pytest.importorskip("pandas", reason="ray.data needs pandas")
     rows = Rows(ray.data.range(100, override_num_blocks=7))
     for first, last, batch in ((0, 100, 9), (13, 14, 5), (95, 100, 100), (40, 40, 3)):
         read = [id for each in rows.read(first, last, batch) for id in each["id"].tolist()]
