@@ -1,4 +1,6 @@
-"""deploy/Dockerfile and deploy/compose.yaml: built where there is a builder; what can be read in them is checked."""
+"""deploy/Dockerfile and deploy/compose.yaml: built where there is a builder, else its steps are run in a root of their
+own; what can be read in them is checked.
+"""
 
 import json
 import os
@@ -8,44 +10,35 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import image_steps
 import pytest
+from image_steps import DOCKERFILE, ROOT, Build, stages
 from test_kubernetes import PREFIXES
 
 import ecrec.launch.servers.ps
 import ecrec.launch.servers.scheduler
 from ecrec.launch.variables import PS, SCHEDULER
 
-ROOT = Path(__file__).parents[2]
-DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+LONG = pytest.mark.skipif(os.environ.get("ECREC_LONG_FAULTS") != "1", reason="takes minutes: ECREC_LONG_FAULTS=1")
 SERVER_BYTES_MAX = 300_000_000
 PROGRAMS: dict[str, Any] = {PS: ecrec.launch.servers.ps.program, SCHEDULER: ecrec.launch.servers.scheduler.program}
 
 
-def stages() -> dict[str, list[str]]:
-    """Stage -> its instructions."""
-    found: dict[str, list[str]] = {}
-    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    for line in filter(None, map(str.strip, text.splitlines())):
-        if match := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
-            found[match[2]] = []
-        found[match[2] if match else list(found)[-1]].append(line)
-    return found
-
-
 def test_what_is_copied_and_installed_is_there_and_nobody_is_root() -> None:
-    found = stages()
+    found = stages(DOCKERFILE.read_text())
     assert list(found) == ["build", "server", "worker"]
-    for instruction in found["build"]:
-        if instruction.startswith("COPY"):
-            for name in instruction.split()[1:-1]:
+    for word, rest in found["build"]:
+        if word == "COPY":
+            for name in rest.split()[:-1]:
                 assert (ROOT / name).exists(), name
-    extras = set(re.findall(r"\$wheel\[([\w,]+)\]", " ".join(found["server"]))[0].split(","))
+    steps = " ".join(rest for _, rest in found["server"])
+    extras = set(re.findall(r"\$wheel\[([\w,]+)\]", steps)[0].split(","))
     declared = re.findall(
         r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text().partition("optional-dependencies]")[2], re.M
     )
     assert extras <= set(declared) and "train" not in extras, "a server has no torch"
     for stage in ("server", "worker"):
-        assert [line for line in found[stage] if line.startswith("USER")][-1] == "USER 65532:65532"
+        assert [rest for word, rest in found[stage] if word == "USER"][-1] == "65532:65532"
 
 
 def test_every_variable_of_the_compose_file_is_a_flag() -> None:
@@ -53,7 +46,7 @@ def test_every_variable_of_the_compose_file_is_a_flag() -> None:
     services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
     assert set(services) == {"scheduler", "server", "worker"}
     for service in services.values():
-        assert service["build"]["target"] in stages()
+        assert service["build"]["target"] in stages(DOCKERFILE.read_text())
         program = re.search(r"ecrec-\w+", " ".join(service["command"]))
         assert program is not None
         prefix = PREFIXES[program[0]]
@@ -70,7 +63,7 @@ def builder() -> str | None:
     return None
 
 
-@pytest.mark.skipif(os.environ.get("ECREC_LONG_FAULTS") != "1", reason="takes minutes: ECREC_LONG_FAULTS=1")
+@LONG
 def test_the_server_image_is_small_and_runs() -> None:
     program = builder()
     if program is None:
@@ -83,3 +76,26 @@ def test_the_server_image_is_small_and_runs() -> None:
     run = [program, "run", "--rm", "ecrec-server:test"]
     assert subprocess.run([*run, "ecrec-ps", "--help"], capture_output=True, check=True).stdout
     assert subprocess.run([*run, "python", "-c", "import torch"], capture_output=True, check=False).returncode
+
+
+@LONG
+def test_the_steps_of_the_server_image_run_in_a_root_of_their_own(tmp_path: Path) -> None:
+    """What a builder would do, where there is none. A scheduler of the image is ready then, with a state in /state."""
+    if builder() is not None:
+        pytest.skip("there is a builder of images here, which does it")
+    if why := image_steps.why_not():
+        pytest.skip(why)
+    image = Build(tmp_path).make("server")
+    try:
+        assert image.size() < SERVER_BYTES_MAX
+        assert image.run(["id", "-u"]).stdout == "65532\n" and image.directory == "/state"
+        done = image.run(image.command)
+        assert done.returncode == 0 and "--scheduler" in done.stdout, done.stderr
+        for absent in ("python -c 'import torch'", "command -v g++", "ls /tmp/wheels"):
+            assert image.run(["sh", "-c", absent]).returncode != 0, absent
+        options = ["--bind", "tcp://127.0.0.1:0", "--shards", "1", "--state", "/state/scheduler.sqlite"]
+        done = image.run(["timeout", "--signal=INT", "10", "ecrec-scheduler", *options])
+        assert json.loads(done.stdout.splitlines()[0])["ready"] == "scheduler", done.stderr
+        assert (image.root / "state" / "scheduler.sqlite").stat().st_uid == 65532
+    finally:
+        subprocess.run(["rm", "-rf", "--one-file-system", *map(str, tmp_path.iterdir())], check=False)
