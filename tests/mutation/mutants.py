@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 NOT_STATE = ("note", "debug", "info", "warning", "error", "log", "print", "__init__")
 """Calls whose loss nobody but a reader of the log would notice."""
@@ -39,6 +39,25 @@ Build = Callable[[ast.AST], ast.AST]
 Position = tuple[int, int]
 
 
+class Everything(tuple[type, ...]):
+    """Whatever is asked for is in it, and whatever there is is an instance of one of its types."""
+
+    def __contains__(self, each: object) -> bool:
+        return True
+
+
+class Constant(NamedTuple):
+    """A tuple of a module, and which of its elements is gone; None: it has everything."""
+
+    name: str
+    without: int | None
+
+    def changed(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.without is None:
+            return Everything((object,))
+        return value[: self.without] + value[self.without + 1 :]
+
+
 class Mutant(NamedTuple):
     """One changed file."""
 
@@ -58,6 +77,8 @@ class Mutant(NamedTuple):
     """Of Python: one that is reached by those who most likely notice: what a guard does."""
     write: Callable[[], ast.Module]
     """Of Python: a module with the changed function alone, in its class, at the position that it has in the file."""
+    constant: Constant | None = None
+    """Or what is changed of a module."""
 
     @property
     def name(self) -> str:
@@ -103,6 +124,10 @@ def _changes(node: ast.AST) -> Iterator[Build]:
                 yield lambda n: ast.copy_location(ast.Pass(), n)
         case ast.Assign(targets=targets) if any(isinstance(t, ast.Attribute | ast.Subscript) for t in targets):
             yield lambda n: ast.copy_location(ast.Pass(), n)
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(targets) == len(values):
+            for i, each in enumerate(targets):
+                if isinstance(each, ast.Attribute | ast.Subscript):
+                    yield _without_pair(i)
         case ast.AugAssign():
             yield lambda n: ast.copy_location(ast.Pass(), n)
         case ast.If() | ast.While():
@@ -128,14 +153,65 @@ def _changes(node: ast.AST) -> Iterator[Build]:
                     yield _compare(i, None, 1 if isinstance(each, ast.LtE | ast.Gt) else -1)
         case ast.BinOp(op=ast.BitAnd()):
             yield lambda n: n.left  # type: ignore[attr-defined]
+        case ast.BinOp(op=ast.BitOr()) if _is_union(node):
+            yield lambda n: n.left  # type: ignore[attr-defined]
+            yield lambda n: n.right  # type: ignore[attr-defined]
         case ast.BinOp(op=op) if type(op) in OPERATORS:
             yield lambda n: _with(n, op=OPERATORS[type(n.op)]())  # type: ignore[attr-defined]
         case ast.Constant(value=bool()):
             yield lambda n: _with(n, value=not n.value)  # type: ignore[attr-defined]
         case ast.Constant(value=int()):
             yield lambda n: _with(n, value=n.value + 1)  # type: ignore[attr-defined]
+        case ast.Call(args=[_], keywords=[]) if _is_copy(node):
+            yield lambda n: n.args[0]  # type: ignore[attr-defined]
         case ast.Call(func=ast.Name(id=name)) if name in CALLS:
             yield lambda n: _with(n, func=ast.Name(CALLS[n.func.id], ast.Load()))  # type: ignore[attr-defined]
+
+
+def _without_pair(at: int) -> Build:
+    """`a, b = c, d` without a target and its value."""
+
+    def build(node: ast.AST) -> ast.AST:
+        assert isinstance(node, ast.Assign)
+        targets, values = node.targets[0], node.value
+        assert isinstance(targets, ast.Tuple) and isinstance(values, ast.Tuple)
+        del targets.elts[at], values.elts[at]
+        if len(targets.elts) == 1:
+            node.targets, node.value = targets.elts, values.elts[0]
+        return node
+
+    return build
+
+
+def _is_union(node: ast.BinOp) -> bool:
+    """Of types: names that begin with a capital letter."""
+
+    def is_type(each: ast.expr) -> bool:
+        match each:
+            case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+                return is_type(left) and is_type(right)
+            case ast.Attribute(attr=name) | ast.Name(id=name):
+                return name[:1].isupper() and not name.isupper()
+        return False
+
+    return is_type(node)
+
+
+def _is_copy(node: ast.Call) -> bool:
+    match node.func:
+        case ast.Name(id="list" | "dict" | "set" | "replace") | ast.Attribute(attr="replace"):
+            return isinstance(node.args[0], ast.Name | ast.Attribute | ast.Subscript)
+    return False
+
+
+def _is_kept(around: Sequence[ast.AST]) -> bool:
+    """It goes into a field, so that it outlives the statement."""
+    statement = next(each for each in reversed(around) if isinstance(each, ast.stmt))
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    flat = [each for t in targets for each in (t.elts if isinstance(t, ast.Tuple) else [t])]
+    return any(isinstance(t, ast.Attribute | ast.Subscript) for t in flat) or any(
+        isinstance(each, ast.keyword) for each in around
+    )
 
 
 def _is_guard(node: ast.AST) -> bool:
@@ -168,6 +244,10 @@ def _is_defence(node: ast.AST, changed: ast.AST, around: Sequence[ast.AST]) -> b
             return True
         case ast.Expr(value=ast.Call(func=called)):
             return bool(DEFENCES.match(called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")))
+        case ast.Assign(targets=[ast.Tuple()], value=ast.Tuple(elts=values)):
+            return any(map(_is_empty, values)) and not (
+                isinstance(around[0], ast.FunctionDef) and around[0].name == "__init__"
+            )
         case ast.Assign(value=value):
             return _is_empty(value) and not (isinstance(around[0], ast.FunctionDef) and around[0].name == "__init__")
         case ast.AugAssign(op=ast.BitAnd() | ast.Sub()):
@@ -185,8 +265,14 @@ def _is_defence(node: ast.AST, changed: ast.AST, around: Sequence[ast.AST]) -> b
             return True
         case ast.BinOp(op=ast.BitAnd()):
             return True
+        case ast.BinOp(op=ast.BitOr()):
+            return any(_in_condition(each, around[: i + 1]) for i, each in enumerate(around)) or _in_condition(
+                node, around
+            )
         case ast.Call(func=ast.Name(id="min" | "max")):
             return True
+        case ast.Call(args=[_], keywords=[]):
+            return _is_copy(node) and _is_kept(around)
         case ast.BoolOp():
             return _in_condition(node, around) and not (
                 isinstance(changed, ast.BoolOp) and len(changed.values) == len(node.values)
@@ -298,6 +384,40 @@ def python_mutants(path: str, source: str) -> Iterator[Mutant]:
                 yield Mutant(path, where, line, change, key, defence, *_reached_by(node, changed, within), write)
 
 
+def constant_mutants(path: str, source: str) -> Iterator[Mutant]:
+    """Of each tuple of a module that is named in capital letters: without an element, and one that has everything."""
+    tree = ast.parse(source)
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Tuple(elts=[_, _, *_] as elements)):
+                if not name.isupper() or not all(isinstance(e, ast.Name | ast.Attribute) for e in elements):
+                    continue
+            case _:
+                continue
+        used = [
+            statement
+            for _, function in _functions(tree)
+            for statement in ast.walk(function)
+            if isinstance(statement, ast.stmt) and not isinstance(statement, ast.FunctionDef)
+            and any(isinstance(each, ast.Name) and each.id == name for each in _own(statement))
+        ]  # fmt: skip
+        if not used:
+            continue
+        at = used[0].lineno, used[0].col_offset
+        content = hashlib.sha256(ast.unparse(node).encode()).hexdigest()
+        for i, change in enumerate([f"without {ast.unparse(each)}" for each in elements] + ["with everything"]):
+            key = hashlib.sha256(f"{path}\0{content}\0{name} {change}".encode()).hexdigest()[:16]
+            constant = Constant(name, i if i < len(elements) else None)
+            yield Mutant(path, name, node.lineno, change, key, True, at, at, _not_written, constant)
+
+
+def _own(statement: ast.stmt) -> Iterator[ast.AST]:
+    """The nodes of a statement without those of statements in it."""
+    for child in ast.iter_child_nodes(statement):
+        if not isinstance(child, ast.stmt):
+            yield from ast.walk(child)
+
+
 def _reached_by(node: ast.AST, changed: ast.AST, within: ast.stmt) -> tuple[Position, Position]:
     """`Mutant.statement` and `Mutant.likely` of a change in or of a statement."""
     own = within.lineno, within.col_offset
@@ -365,7 +485,8 @@ _CPP_FUNCTION = re.compile(r"(?m)^(?:    )?(?:template[^\n]*\n)?[\w:<>&*,\s\[\]]
 _CPP_COMMENT = re.compile(r"//[^\n]*|\"(?:[^\"\\\n]|\\.)*\"|^#[^\n]*|\bconstexpr [^;{]*;|\bstatic_assert[^;]*;", re.M)
 _CPP_IF = re.compile(r"\bif \(")
 _CPP_LEAVES = re.compile(
-    r" (?:return|continue|break|throw|refuse)\b|\s*\{[^{}]*\b(?:return\b[^;]*|continue|break);\s*\}"
+    r"(?: \[\[(?:un)?likely\]\])?"
+    r"(?: (?:return|continue|break|throw|refuse)\b|\s*\{[^{}]*\b(?:return\b[^;]*|continue|break);\s*\})"
 )
 
 
@@ -463,7 +584,7 @@ def _cpp_found(path: str, source: str) -> Iterator[tuple[Mutant, Edit]]:
 
 
 def _not_written() -> ast.Module:
-    raise TypeError("a mutant of C++ is a switch: cpp_switched")
+    raise TypeError("it is no changed function: a switch of C++ (cpp_switched), or a constant")
 
 
 def cpp_switched(path: str, source: str, switches: dict[str, int]) -> str:
@@ -489,4 +610,6 @@ def cpp_switched(path: str, source: str, switches: dict[str, int]) -> str:
 
 
 def mutants(path: str, source: str) -> list[Mutant]:
-    return list((python_mutants if path.endswith(".py") else cpp_mutants)(path, source))
+    if path.endswith(".py"):
+        return [*python_mutants(path, source), *constant_mutants(path, source)]
+    return cpp_mutants(path, source)

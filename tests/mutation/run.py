@@ -52,7 +52,7 @@ import tomllib
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutants import Mutant, cpp_switched, marked, mutants
+from mutants import Constant, Mutant, cpp_switched, marked, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "build" / "mutation.jsonl"
@@ -209,8 +209,20 @@ class Python:
         return reached
 
     def apply(self, mutant: Mutant) -> None:
-        if not self._put(mutant.path, mutant.write(), mutant.where):
+        if mutant.constant is not None:
+            self._put_constant(mutant.path, mutant.constant)
+        elif not self._put(mutant.path, mutant.write(), mutant.where):
             raise LookupError(f"there is no function {mutant.where} of {mutant.path}")
+
+    def _put_constant(self, path: str, constant: Constant) -> None:
+        """In its module, and in all that have imported it."""
+        module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        old = vars(sys.modules[module])[constant.name]
+        new = constant.changed(old)
+        for each in list(sys.modules.values()):
+            for name, value in list(vars(each).items()) if each is not None else ():
+                if value is old:
+                    setattr(each, name, new)
 
     def _put(self, path: str, tree: ast.Module, name: str | None = None) -> list[FunctionType]:
         """Into all functions of a file, or those of one name."""

@@ -18,7 +18,7 @@ if sys.version_info < (3, 11):
 sys.path.insert(0, str(Path(__file__).parent))
 
 import run
-from mutants import Mutant, cpp_mutants, cpp_switched, mutants, python_mutants
+from mutants import Mutant, constant_mutants, cpp_mutants, cpp_switched, marked, mutants, python_mutants
 from run import EXCLUDED, ROOT, files, reasons
 
 SAMPLE = '''
@@ -117,6 +117,45 @@ def test_a_method_that_calls_its_super_class_no_more_can_be_put_into_place() -> 
     function.__code__ = run.fitting(changed, function)
     some.clear()
     assert some == [1]
+
+
+KEPT = """
+HEARD = (First, Second)
+
+class Part:
+    def on_message(self, message):
+        if isinstance(message, First | Third):
+            return
+        if message.kind in HEARD:
+            self.begins, self.ends, seen = {}, list(message.rows), 3
+            self.known = replace(message.row)
+            print(list(message.rows))
+"""
+
+
+def test_sets_of_types_copies_that_are_kept_and_pairs_of_fields_are_lines_of_defence() -> None:
+    defences = {mutant.change for mutant in python_mutants("part.py", KEPT) if mutant.defence}
+    pairs = "self.begins, self.ends, seen = ({}, list(message.rows), 3)"
+    assert {
+        "First | Third -> First",
+        "First | Third -> Third",
+        "list(message.rows) -> message.rows",
+        "replace(message.row) -> message.row",
+        f"{pairs} -> self.ends, seen = (list(message.rows), 3)",
+        f"{pairs} -> self.begins, seen = ({{}}, 3)",
+    } == defences - {"if isinstance(message, First | Third) -> False"}
+
+
+def test_a_constant_of_a_module_lacks_an_element_or_has_everything() -> None:
+    some = list(constant_mutants("part.py", KEPT))
+    assert [mutant.name for mutant in some] == [
+        "part.py HEARD: without First", "part.py HEARD: without Second", "part.py HEARD: with everything",
+    ]  # fmt: skip
+    changed = [mutant.constant.changed((int, str)) for mutant in some if mutant.constant is not None]
+    assert changed[:2] == [(str,), (int,)]
+    assert float in changed[2] and isinstance(1.5, changed[2])
+    (at,) = {mutant.statement for mutant in some}
+    assert at in marked(KEPT, 0)[1]
 
 
 def test_a_key_is_of_the_function_and_the_change_alone() -> None:
