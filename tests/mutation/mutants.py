@@ -5,7 +5,10 @@ patterns of its text. What only people read (docstrings, notes, texts, annotatio
 
 Some mutants weaken a *line of defence*: a refusal or a check that is gone; a guard (an `if` that ends in return,
 continue, break or raise) that never holds, lacks a part of its condition, or is off by one at its boundary; a mask, a
-filter or a wipe that is gone; a bound (`min`, `max`) that is the other one.
+filter or a wipe that is gone; a bound (`min`, `max`) that is the other one; a tuple of a module or a set of types that
+lacks an element, or has everything; a copy that is kept and is none.
+
+This file is long because it is a list of changes, of two languages, and what finds their places.
 """
 
 import ast
