@@ -25,6 +25,11 @@ ECREC_CRC_TARGET inline std::uint32_t crc_byte(std::uint32_t value, std::uint8_t
 
 #include "kernels/crc32c.inl"
 
+// The "undefined" vectors of GCC 12's own headers (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
 namespace {
 
 struct Factors {
@@ -81,5 +86,7 @@ ECREC_CRC_TARGET std::uint32_t run_avx512(std::uint32_t value, std::size_t bytes
     rest = crc_word(rest, static_cast<std::uint64_t>(_mm_extract_epi64(lane, 1)));
     return run(static_cast<std::uint32_t>(rest), bytes, data);
 }
+
+#pragma GCC diagnostic pop
 
 }  // namespace ecrec::crc
