@@ -1,4 +1,4 @@
-"""Another version of ecrec against this one: the cases of `ecrec bench` that both have, turn about in one run.
+"""Another version of ecrec against this one: the cases of `ecrec bench` that both have, in turns, in one run.
 
     python bench/versions.py ../before/.venv/bin/python store rpc --rounds 41 --report versions.json
 
@@ -10,7 +10,6 @@ runs of `ecrec bench` lie minutes, in which a shared machine becomes a fifth slo
 
 import argparse
 import importlib
-import json
 import statistics
 import subprocess
 import sys
@@ -66,14 +65,14 @@ class Side:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{calls}\n")
         self._process.stdin.flush()
-        return float(self._read())
+        return self._read()
 
     def _read(self) -> float:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"a version ended with code {self._process.wait()}; its last words are above")
-        return float(json.loads(line))
+        return float(line)
 
 
 @contextmanager

@@ -32,8 +32,7 @@ def connect(
     and lives: then it raises RefusedError. One that was killed is waited for, for 5 s, until that is known.
 
     Raises ClusterError if the scheduler at this endpoint does not answer within a minute, or the cluster is not there
-    within ``wait_timeout_ms``, ConfigurationError for
-    arguments that cannot be.
+    within ``wait_timeout_ms``, ConfigurationError for arguments that contradict each other or are out of their range.
     """
     if read_only and (rank or 0, world_size, sync) != (0, 1, False):
         raise ConfigurationError("read_only=True: a reader is no worker, and has no rank, world_size or sync")

@@ -135,7 +135,7 @@ def check_examples(plan: Plan, record: Record, figures: Sequence[m.DatasetFigure
             missing = [i for i, count in enumerate(times) if not count]
             raise ViolationError(f"examples {missing} were never applied on shard {shard}", [shard])
         for example, count in enumerate(times):
-            # Of a split that was granted after the last copy of a state that was lost, and done with, nobody tells either
+            # Nobody tells of a split either that was granted after the last copy of a lost state, and is finished
             # (docs/protocol.md): a living worker may train on it again.
             if count > len(lives[example]) and not record.adopted:
                 raise ViolationError(f"one life of a worker applied example {example} twice on shard {shard}", [shard])

@@ -12,16 +12,8 @@
 #define ECREC_CRC_TARGET __attribute__((target("sse4.2,avx512f,avx512bw,avx512dq,avx512vl,pclmul,vpclmulqdq")))
 
 namespace ecrec::crc {
-namespace {
 
-ECREC_CRC_TARGET inline std::uint64_t crc_word(std::uint64_t value, std::uint64_t word) {
-    return _mm_crc32_u64(value, word);
-}
-ECREC_CRC_TARGET inline std::uint32_t crc_byte(std::uint32_t value, std::uint8_t byte) {
-    return _mm_crc32_u8(value, byte);
-}
-
-}  // namespace
+#include "kernels/x86/crc32c_words.inl"
 
 #include "kernels/crc32c.inl"
 
