@@ -62,7 +62,8 @@ def test_deaths_of_a_worker_and_a_server_are_seen_and_a_resumed_run_goes_on(trai
     before_death = last[1]["step"] - sum(line["steps"] for line in of_replaced[-1])
     assert before_death >= 0
     assert all(line["step"] <= before_death for line in of_replaced[0] if len(of_replaced) > 1)
-    assert sum(line["step"] for line in last) >= 2 * STEPS
+    # A step that was pushed in the instant of the kill may have been told to nobody.
+    assert sum(line["step"] for line in last) >= 2 * STEPS - 1
 
     for rank in (0, 1):
         mine = [line for life in lives(lines, rank) for line in life if line["loss"] is not None]

@@ -105,12 +105,15 @@ def test_lines_come_while_training_goes_on_and_add_up(tmp_path: Path) -> None:
     with InProcessCluster().session() as session:
         shown = []
 
-        def has_lines() -> bool:
+        def behind_a_line(step: int) -> None:
+            # What a line has measured is told by the next step.
             shown.append(session.machine.figures)
-            return len(lines_of(file)) >= 2
+            written = len(lines_of(file))
+            if step >= 10:
+                wait_until(lambda: len(lines_of(file)) > written)
 
         with session.observe(metrics=file, every_s=0.1) as observed:
-            train(session, observed, 20, lambda step: step == 10 and wait_until(has_lines))
+            train(session, observed, 20, behind_a_line)
         # Those of a time in which there was no step are taken away again.
         (first, *_) = [figures for figures in shown if "auc" in figures]
         assert math.isfinite(first["loss"]) and 0 < first["auc"] < 1 and first["normalized_entropy"] > 0
