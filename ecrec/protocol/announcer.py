@@ -168,14 +168,25 @@ class Announcer:
         """Serial of the state that a shard was last sent a copy of; 0 if it was sent none."""
         return self._copied.get((number, shard), (0, 0.0))[0]
 
+    def copied_everywhere(self) -> int:
+        """Every shard that runs has told that it keeps a copy of a state of this serial or a later one."""
+        places = [
+            (number, shard)
+            for number, group in enumerate(self.context.state.groups)
+            for shard, place in enumerate(group.places)
+            if place.state != DOWN
+        ]
+        told = [self.members.status(*place) for place in places]
+        return min((0 if status is None else status.copied for status in told), default=0)
+
     def send_copy(self, shard: Address) -> None:
         """Give a shard that was just heard the newest state to keep, from time to time."""
         context, key = self.context, divmod(shard.id, self.context.state.n)
         serial, sent_ms = self._copied.get(key, (-1, -1e18))
         status = self.members.status(*key)
-        known = status.origin.serial if status is not None else -1
-        # One that got lost is sent again: who has not heard of the newest state may hear nothing at all.
-        if min(serial, known) >= context.state.serial or context.now_ms - sent_ms < context.config.state_copy_ms:
+        kept = status.copied if status is not None else -1
+        # One that got lost is sent again: who does not keep the newest state may hear nothing at all.
+        if min(serial, kept) >= context.state.serial or context.now_ms - sent_ms < context.config.state_copy_ms:
             return
         self._copied[key] = context.state.serial, context.now_ms
         context.send(shard, m.StateCopy(context.origin), (encode_copy(context.state),))

@@ -622,8 +622,14 @@ class ClientMachine:
     def _on_scheduler(self, message: Message) -> list[Effect]:
         if isinstance(message, Census):
             return self._tell()
-        if isinstance(message, Views | Fenced) and self.origin.cluster and not is_my_scheduler(message, self.origin):
+        if (
+            isinstance(message, Views | Fenced | Leased)
+            and self.origin.cluster
+            and not is_my_scheduler(message, self.origin)
+        ):
             return [Note("warning", f"dropped a {type(message).__name__} of a scheduler of {message.origin}: not mine")]
+        if isinstance(message, Leased) and message.origin.generation > self.origin.generation:
+            return []  # it is asked for again when the first view of that scheduler was heard
         if isinstance(message, Views):
             self._check_views(message)
         elif isinstance(message, Leased):
@@ -647,8 +653,11 @@ class ClientMachine:
             return effects
         if isinstance(message, TableReady):
             self._tables.on_ready(message)
-        elif isinstance(message, Leased | NoSplit):
+        elif isinstance(message, Leased):
+            self._hear_serial(message.origin)
             self.leasing.on_answer(message)
+        elif isinstance(message, NoSplit):
+            self.leasing.on_none(message)
         elif isinstance(message, TableInitial):
             self._tables.on_initial(message)
         elif isinstance(message, RunJoined):
@@ -683,9 +692,12 @@ class ClientMachine:
                 return False
             # trap: views that I know may have the numbers of others there
             self._views = [-1] * len(self._views)
-        if message.origin.generation > self.origin.generation or message.origin.serial > self.origin.serial:
-            self.origin = message.origin
+        self._hear_serial(message.origin)
         return True
+
+    def _hear_serial(self, origin: Origin) -> None:
+        if origin.generation > self.origin.generation or origin.serial > self.origin.serial:
+            self.origin = origin
 
     def _status(self) -> Send:
         status = WorkerStatus(
@@ -711,7 +723,9 @@ class ClientMachine:
         if self.role != WORKER or not self.epoch:
             return []
         leasing = self.leasing
-        census = WorkerCensus(self.process, self.origin, leasing.cursor, leasing.answered, list(leasing.held))
+        census = WorkerCensus(
+            self.process, self.origin, leasing.cursor, leasing.answered, list(leasing.held), leasing.done()
+        )
         return [Send(SCHEDULER_ADDRESS, census)]
 
     def _check_views(self, message: Views) -> None:

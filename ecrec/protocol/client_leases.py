@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 from ecrec.errors import RefusedError
 from ecrec.protocol.events import Effect, Send
-from ecrec.protocol.leases import LEASES_AHEAD_MAX
+from ecrec.protocol.leases import LEASES_AHEAD_MAX, TOLD_MAX
 from ecrec.protocol.messages import CURSOR_BITS, SCHEDULER_ADDRESS, Dataset, HeldLease, Leased, LeaseSplit, NoSplit
+
+DONE_TOLD_MAX = TOLD_MAX // 2
+"""Leases that are done and may be in no copy of the state: what a worker finishes in half a second, many times over."""
 
 
 class SplitLease(NamedTuple):
@@ -36,7 +39,10 @@ class ClientLeases:
         self.answers = 0
         """Answers of the scheduler; those that bring no split count, too."""
         self.held: deque[HeldLease] = deque()
-        """Those whose examples are not all durable, in order: what a scheduler that lost its state is told."""
+        """Those whose examples are not all durable, in order: what a scheduler that lost its state is told,"""
+        self._granted: deque[tuple[int, HeldLease]] = deque(maxlen=DONE_TOLD_MAX)
+        """together with those that are done of these: (serial of a state that knows of it, lease), of all that may be
+        in no copy of the scheduler's state, in order."""
         self.answered = 0
         """Number of the newest request that was answered with a lease."""
         self._newest = 0
@@ -69,6 +75,10 @@ class ClientLeases:
     def dataset(self) -> Dataset | None:
         """Whose split the first lease is that is not pushed to its end; None without one."""
         return next((held.dataset for held in self.held if self.leases and held.lease == self.leases[0].lease), None)
+
+    def done(self) -> list[HeldLease]:
+        """Those that are done, and durable, and may be in no copy of the scheduler's state; in order."""
+        return [lease for _, lease in self._granted if lease.is_done(self.cursor)]
 
     @property
     def waits(self) -> bool:
@@ -105,20 +115,27 @@ class ClientLeases:
                 f"lease {message.lease} of examples {message.first} to {message.last}, after lease {self._newest}"
             )
 
-    def on_answer(self, message: Leased | NoSplit) -> None:
+    def on_answer(self, message: Leased) -> None:
         if self._asking is None or message.request != self._asking[0]:
             return
         self.answers += 1
-        if isinstance(message, NoSplit):
-            if message.finished:
-                self.finished.add(self._asking[1])
-                self._asking = None
-            return
         self.answered, dataset = self._asking
         self._asking = None
         self._newest = message.lease
+        held = HeldLease(dataset, message.lease, message.first, message.last, message.request)
         self.leases.append(SplitLease(message.lease, message.first, message.last))
-        self.held.append(HeldLease(dataset, message.lease, message.first, message.last, message.request))
+        self.held.append(held)
+        self._granted.append((message.origin.serial, held))
+        while self._granted and self._granted[0][0] <= message.copied:
+            self._granted.popleft()
+
+    def on_none(self, message: NoSplit) -> None:
+        if self._asking is None or message.request != self._asking[0]:
+            return
+        self.answers += 1
+        if message.finished:
+            self.finished.add(self._asking[1])
+            self._asking = None
 
     def on_refused(self, request: int, reason: str) -> None:
         if self._asking is not None and request == self._asking[0]:
@@ -152,6 +169,5 @@ class ClientLeases:
         """So many pushes of this life are durable on all shards: what is behind their cursor is done."""
         while self._cursors and self._cursors[0][0] <= pushes:
             self.cursor = self._cursors.popleft()[1]
-        number, done = self.cursor >> CURSOR_BITS, self.cursor % (1 << CURSOR_BITS)
-        while self.held and (self.held[0].lease, self.held[0].last - self.held[0].first) <= (number, done):
+        while self.held and self.held[0].is_done(self.cursor):
             self.held.popleft()

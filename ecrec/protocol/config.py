@@ -151,6 +151,10 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     scrub_bytes_max: Count = 16 << 20
     """and bytes of their parity rows on one holder; at least one stripe."""
 
+    scrub_wrong_bytes_max: Count = 1 << 20
+    """Of the parity rows on one holder that do not fit at one cut: where there are more, fewer are compared at a time.
+    To tell which member of a stripe is wrong takes some ns a byte."""
+
     captures_bytes_max: Count = 1 << 30
     """Of the parity rows that a shard has copied for repairs of others. Beyond it a request is put off."""
 

@@ -46,6 +46,12 @@ class Context:
     def origin(self) -> m.Origin:
         return m.Origin(self.state.cluster, self.state.generation, self.state.serial)
 
+    @property
+    def next_origin(self) -> m.Origin:
+        """That of the state as it will be persisted before anything of this event is said."""
+        origin = self.origin
+        return msgspec.structs.replace(origin, serial=origin.serial + 1) if self.is_changed else origin
+
     def checked(self) -> None:
         """The event fits; from here on the state moves, and whatever is raised ends the process."""
         self.is_acting = True

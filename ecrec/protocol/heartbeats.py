@@ -151,7 +151,7 @@ class Heartbeats:
             broken=[p.shard for p in running if p.broken], heard=heard,
             linked=[p.shard for p in running if p.linked], severed=[p.shard for p in running if p.severed],
             prepared=self.membership.prepared, refusal=self.membership.refusal, origin=context.origin,
-            saved=self.saver.saved(), checkpoint=self.saver.heard,
+            copied=context.copied, saved=self.saver.saved(), checkpoint=self.saver.heard,
         )  # fmt: skip
         self._said = status
         self._said_to = [Address(SHARD, context.base + p.shard, p.epoch) for p in running if p.linked]

@@ -24,6 +24,8 @@ EXAMPLES_MAX = 1 << 48
 """Of all passes of a data set."""
 UNTOLD_MAX = 1 << 16
 """Splits of a data set that may have been granted after the state was copied: bounds what a worker can invent."""
+TOLD_MAX = 1 << 12
+"""Leases that a worker tells to a scheduler whose state was lost."""
 LEASES_AHEAD_MAX = 2
 """Leases of a worker that it has not pushed to the end: the one that it trains on, and the next."""
 
@@ -59,7 +61,8 @@ class Leases:
             del self._held[lease.worker, lease.epoch]
 
     # ------------------------------------------------------------------ workers ask
-    def on_lease_split(self, source: Address, message: m.LeaseSplit) -> None:
+    def on_lease_split(self, source: Address, message: m.LeaseSplit, may_grant: bool = True) -> None:
+        """Grant a split, if there is one. Where it is not ``may_grant``, the worker asks again."""
         state = self.state
         epoch = source.epoch
         if not self.context.is_of_worker(source, "lease splits"):
@@ -70,7 +73,7 @@ class Leases:
         if asked_epoch == epoch and message.request <= asked:
             for lease in self.held(source.id, epoch):
                 if lease.request == message.request:
-                    self.context.send(source, m.Leased(lease.request, lease.number, lease.first, lease.last))
+                    self._grant(source, lease)
             return
         try:
             index = self._index(message.dataset)
@@ -87,7 +90,7 @@ class Leases:
             return
         dataset = state.datasets[index]
         waits = any(fence.worker == source.id for fence in state.fences)  # its cursor is still the old life's
-        split = None if waits or state.unheard else self._take(dataset)
+        split = None if waits or state.unheard or not may_grant else self._take(dataset)
         if split is None:
             self.context.send(source, m.NoSplit(message.request, self._finished(index)))
             return
@@ -101,7 +104,16 @@ class Leases:
         state.asked[source.id] = epoch, message.request
         self._heard_ms[source.id] = self.context.now_ms
         self.context.changed()
-        self.context.send(source, m.Leased(message.request, lease.number, first, last))
+        self._grant(source, lease)
+
+    def _grant(self, source: Address, lease: Lease) -> None:
+        self.context.send(
+            source,
+            m.Leased(
+                lease.request, lease.number, lease.first, lease.last, self.context.next_origin,
+                self.announcer.copied_everywhere(),
+            ),
+        )  # fmt: skip
 
     def _index(self, dataset: m.Dataset) -> int:
         """Number of a data set, which is new or known and equal. ConfigurationError for one that cannot be."""
@@ -308,35 +320,55 @@ class Leases:
     def adopt(self, source: Address, census: m.WorkerCensus) -> bool:
         """Take a worker's word for the splits that it holds. False if they contradict what is known: it is fenced."""
         state = self.state
-        for held in census.leases:
-            if any(lease.number == held.lease for lease in state.leases):
+        known = {lease.number for lease in state.leases}
+        told = [(held, True) for held in census.done] + [(held, False) for held in census.leases]
+        for held, is_done in told[: TOLD_MAX + 1]:
+            if held.lease in known or (is_done and held.lease <= state.known):
                 continue
             try:
-                if not 0 < held.lease <= m.LEASES_MAX // 2:
-                    raise ConfigurationError(f"leases are numbered from 1 to {m.LEASES_MAX // 2}")
-                state.number = max(state.number, held.lease)
-                index = self._index(held.dataset)
-                if not 0 <= held.first < held.last <= held.dataset.end or not self._withdraw(index, held):
-                    raise ConfigurationError(f"examples {held.first} to {held.last} are another's, or trained on")
+                if len(told) > TOLD_MAX:
+                    raise ConfigurationError(f"it tells of {len(told)} leases, at most {TOLD_MAX} are taken")
+                if is_done and not held.is_done(census.cursor):
+                    raise ConfigurationError(f"it says that it is done, and that its cursor is {census.cursor}")
+                index = self._take_told(held)
             except ConfigurationError as error:
                 reason = f"it tells of lease {held.lease} of {held.dataset.name[:300]!r}: {error}"
                 self.context.fence_off(source, reason)
                 self.fence(source.id, source.epoch, reason, may_hold=True)
                 return False
+            state.datasets[index].splits += 1
+            if is_done:
+                state.datasets[index].trained += held.last - held.first
+                continue
             lease = Lease(held.lease, index, held.first, held.last, source.id, source.epoch, held.request, False)
             state.leases.append(lease)
             state.leases.sort(key=lambda lease: lease.number)
             self._held[source.id, source.epoch].append(lease)
             self._held[source.id, source.epoch].sort(key=lambda lease: lease.number)
-            state.datasets[index].splits += 1
         state.asked[source.id] = source.epoch, census.asked
         self._is_heard(source.id)
         self.context.changed()
         return self.heard(source, source.epoch, census.cursor)
 
+    def _take_told(self, held: m.HeldLease) -> int:
+        """Give the examples of a lease that no copy knew to whom tells of it; the number of the data set.
+        ConfigurationError if nobody can have been given them so."""
+        if not 0 < held.lease <= m.LEASES_MAX // 2:
+            raise ConfigurationError(f"leases are numbered from 1 to {m.LEASES_MAX // 2}")
+        self.state.number = max(self.state.number, held.lease)
+        index = self._index(held.dataset)
+        if not 0 <= held.first < held.last <= held.dataset.end or not self._withdraw(index, held):
+            raise ConfigurationError(f"examples {held.first} to {held.last} are another's, or trained on")
+        return index
+
     def _withdraw(self, index: int, held: m.HeldLease) -> bool:
         """Take examples out of those that nobody has; False if they are not among them."""
         state = self.state.datasets[index]
+        if (held.first - state.next) // state.dataset.split_examples > UNTOLD_MAX:
+            return False
+        while state.next <= held.first:
+            # Granted too, and not told of yet; or to one who is dead. What is told of may be the rest of such a split.
+            state.returned.append(_cut_off(state))
         for piece in state.returned:
             first, last = piece
             if first <= held.first and held.last <= last:
@@ -344,18 +376,7 @@ class Leases:
                 rest = ((first, held.first), (held.last, last))
                 state.returned += [part for part in rest if part[0] < part[1]]
                 return True
-        if (held.first - state.next) // state.dataset.split_examples > UNTOLD_MAX:
-            return False
-        while state.next < held.first:
-            # Granted too, and not told of yet; or to one who is dead.
-            state.returned.append(_cut_off(state))
-        if state.next != held.first:
-            return False
-        split = _cut_off(state)
-        if split != (held.first, held.last):
-            state.returned.append(split)
-            return False
-        return True
+        return False
 
     def raise_number(self, watermarks: dict[int, int]) -> None:
         """Numbers of leases that a shard has heard of are not given again."""

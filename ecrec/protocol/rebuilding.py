@@ -10,7 +10,7 @@ from ecrec.protocol import messages as m
 from ecrec.protocol.adoption import Adoption, Told
 from ecrec.protocol.context import Context
 from ecrec.protocol.events import OUTDATED, Event, Link, Received, Stop
-from ecrec.protocol.messages import Address
+from ecrec.protocol.messages import WORKER, Address
 from ecrec.protocol.state import State
 
 HEARD_IN_ADOPTION = (m.ShardStatus, m.ShardCensus, m.Register, m.StoryQuery)
@@ -44,6 +44,10 @@ class Rebuilding:
         """After a restart, members that may know that this state is an older one: until they were heard, or have had
         the time of a heartbeat, nobody is answered."""
         self._verify_until_ms = 0.0
+        self._unheard: set[int] = set()
+        """After a restart, workers that may know of splits that this state does not."""
+        self._is_outdated = False
+        """Some worker did."""
         self._is_new = is_new
         self._has_adopted = False
         """Members of this state have told what it was made of."""
@@ -67,10 +71,22 @@ class Rebuilding:
         return isinstance(event, Received) and isinstance(event.message, heard)
 
     # ------------------------------------------------------------------ after a restart
-    def verify(self, members: set[tuple[int, int]]) -> None:
-        """These members have the time of a heartbeat to be heard of again."""
-        self.unverified = members
+    def verify(self, members: set[tuple[int, int]], workers: set[int]) -> None:
+        """These members and workers have the time of a heartbeat to be heard of again."""
+        self.unverified, self._unheard = members, workers
         self._verify_until_ms = self.context.now_ms + self.context.config.heartbeat_timeout_ms
+
+    @property
+    def may_grant(self) -> bool:
+        """Whether splits may be granted: no worker knows more than the state, as far as can be known. Nobody else may
+        have heard of the newest ones that were granted."""
+        if self.context.now_ms >= self._verify_until_ms:
+            self._unheard.clear()
+        return not (self._unheard or self._is_outdated)
+
+    def stood_still(self, ms: float) -> None:
+        """For so long this scheduler heard nobody."""
+        self._verify_until_ms += ms
 
     def verified(self, member: tuple[int, int]) -> bool:
         """This member knows nothing that the state does not. True if it was the last one that was waited for."""
@@ -79,14 +95,10 @@ class Rebuilding:
         self._heard_own = True
         return waited and not self.unverified
 
-    def on_tick(self, stood_still_ms: float) -> Rebuilt | None:
-        """Wait no longer than is allowed: who was not heard by now is judged like any other.
-
-        ``stood_still_ms``: in which the scheduler itself stood still.
-        """
+    def on_tick(self) -> Rebuilt | None:
+        """Wait no longer than is allowed: who was not heard by now is judged like any other."""
         if self.adoption is not None:
             return self._try_adopt()
-        self._verify_until_ms += stood_still_ms
         if self.context.now_ms < self._verify_until_ms:
             return None
         if self._stranger is not None and not self._heard_own:
@@ -160,11 +172,18 @@ class Rebuilding:
 
     def serves(self, source: Address, origin: m.Origin) -> bool:
         """Whether a worker or tool is given anything: not one that is ahead of this state, which may then be an older
-        one, and would grant splits, epochs and tables a second time. Nothing ends for its word: it is no server."""
+        one, and would grant splits, epochs and tables a second time. Nothing ends for its word: it is no server. But
+        for a worker's the state is made again, once, if that is allowed; else nobody is granted a split any more."""
         newer = self._newer_state(source, origin) if origin.is_of(self.context.origin) else ""
         if self.adoption is not None or not newer:
             self._ahead_of_it.discard(source)
+            if source.role == WORKER and source.epoch:
+                self._unheard.discard(source.id)
             return True
+        if source.role == WORKER and self._may_adopt and not self._has_adopted:
+            self._outdated(source, origin.cluster, newer)
+            return False
+        self._is_outdated |= source.role == WORKER
         if len(self._ahead_of_it) < AHEAD_MAX:
             self._ahead_of_it.add(source)
         self.context.note(
@@ -234,4 +253,5 @@ class Rebuilding:
             context.note("warning", f"{stray} is ignored; it names the wrong scheduler")
         self.adoption = None
         self._is_new, self._has_adopted = False, True
+        self._unheard.clear()  # they tell what they hold
         return Rebuilt(state, told)

@@ -227,7 +227,9 @@ class SchedulerMachine:
             return
         self._resumed = True
         self.members.meet_all()
-        self.rebuilding.verify(set(self.members.contacts))
+        fenced = self.state.leases.fenced
+        workers = {worker for worker, (epoch, _) in self.state.workers.items() if epoch > fenced.get(worker, 0)}
+        self.rebuilding.verify(set(self.members.contacts), workers)
         if self.rebuilding.is_over:
             self.announcer.configure()
 
@@ -236,8 +238,9 @@ class SchedulerMachine:
         was silent meanwhile says nothing."""
         stood_still_ms = pause_ms if pause_ms > self.config.heartbeat_timeout_ms / 2 else 0.0
         self.members.stood_still(stood_still_ms)
+        self.rebuilding.stood_still(stood_still_ms)
         if not self.rebuilding.is_over:
-            self._on_tick_in_doubt(stood_still_ms)
+            self._on_tick_in_doubt()
             return
         self.leases.on_tick(stood_still_ms)
         self.runs.on_tick(stood_still_ms)
@@ -249,8 +252,8 @@ class SchedulerMachine:
         self.admission.on_tick()
         self.workers.on_tick(stood_still_ms)
 
-    def _on_tick_in_doubt(self, stood_still_ms: float) -> None:
-        rebuilt = self.rebuilding.on_tick(stood_still_ms)
+    def _on_tick_in_doubt(self) -> None:
+        rebuilt = self.rebuilding.on_tick()
         if rebuilt is not None:
             self._adopt(rebuilt)
         elif self.rebuilding.is_over:
@@ -444,7 +447,7 @@ class SchedulerMachine:
     def _on_lease_split(self, source: Address, message: m.LeaseSplit, frames: m.Frames) -> None:
         self.context.checked()
         self.workers.confirm(source)
-        self.leases.on_lease_split(source, message)
+        self.leases.on_lease_split(source, message, self.rebuilding.may_grant)
 
     def _on_initialise(self, source: Address, message: m.InitialiseTable, frames: m.Frames) -> None:
         self.context.checked()

@@ -5,11 +5,13 @@ parity holder of a class leads. It takes the coded rows of all data members out 
 what is left, the *syndromes*, is zero where all fits.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ecrec._native import Code, RowBuffer, gf_inverse, gf_multiply
 from ecrec.protocol import arrays
@@ -25,6 +27,9 @@ from ecrec.protocol.shard_context import ShardContext
 ALL_CLASSES = 2**64 - 1
 SCRUBS_MAX = 64
 """Scrubs that a shard leads at a time; each keeps a copy of parity rows. `ecrec verify` asks for one at a time."""
+
+SHARE_STEP = 4
+"""Where too much is wrong, a quarter is compared at a time; where nothing is, four times as much."""
 
 
 class Syndromes(NamedTuple):
@@ -71,6 +76,8 @@ class Scrubs:
         """Request -> the scrub; one of a class at a time, so that no syndrome is corrected twice."""
         self.corrected = 0
         """Parity rows that were wrong here, in all."""
+        self._share = 1
+        """One part of so many is compared at a time of what could be: more would be wrong than is judged at a time."""
 
     # ------------------------------------------------------------------ a tool asks
     def on_scrub(self, tool: Address, message: m.Scrub, frames: m.Frames) -> None:
@@ -101,8 +108,8 @@ class Scrubs:
             context.reply(tool, result, _nothing())
             return
         config = context.config
-        rows_max = min(max(1, message.rows_max), config.scrub_rows_max)
-        bytes_max = min(config.scrub_bytes_max, config.frame_bytes_max)
+        rows_max = max(1, min(message.rows_max, config.scrub_rows_max) // self._share)
+        bytes_max = max(1, min(config.scrub_bytes_max, config.frame_bytes_max) // self._share)
         last = context.store.span(class_id, first, size, rows_max, bytes_max)
         context.checked()
         request = self.captures.new_request()
@@ -129,6 +136,10 @@ class Scrubs:
                 context.note("error", f"gave up a scrub of class {stripes.class_id}: {error}")
                 self._give_up(request, "a member's rows do not fit; ask again")
                 return
+            if taken is None:
+                self._share *= SHARE_STEP
+                self._give_up(request, "more rows are wrong than are judged at a time; ask again, for fewer")
+                return
             self._finish(request, taken)
 
         assembly.finish = finish
@@ -141,8 +152,9 @@ class Scrubs:
             context.send(context.peers[member], snap, (NO_KEYS,))
 
     # ------------------------------------------------------------------ the cut is complete
-    def _compare(self, request: int, assembly: Assembly) -> list[tuple[Any, Any]]:
-        """Find what does not fit; the syndromes by parity holder. Raises BAD_CONTENT if rows do not fit."""
+    def _compare(self, request: int, assembly: Assembly) -> list[tuple[Any, Any]] | None:
+        """Find what does not fit; the syndromes by parity holder. None if it is more than is judged at a time. Raises
+        BAD_CONTENT if rows do not fit."""
         context = self.context
         running = self.running[request]
         stripe = context.placement.classes[running.class_id]
@@ -150,10 +162,16 @@ class Scrubs:
         read = sum(rows.nbytes for _, rows in (*assembly.rows.values(), *assembly.captures.values()))
         rests = [self.captures.remainder(assembly, holder, code) for holder in stripe.parity]
         parity_rows, bad = sum(map(len, rests)), [rest.nonzero() for rest in rests]
+        store, stripes_compared = context.store, assembly.stripes.last - assembly.stripes.first
+        wrong_bytes = max(int(_places(store, keys)[1].sum()) for keys in bad)
+        if wrong_bytes > context.config.scrub_wrong_bytes_max and stripes_compared > 1:
+            return None
+        if not wrong_bytes:
+            self._share = max(1, self._share // SHARE_STEP)
         taken = [rest.take() for rest in rests]
         read += taken[0][1].nbytes  # my own capture
-        stripes = len(context.store.distinct(np.concatenate([keys for keys, _ in taken]), NO_KEYS))
-        found = [self._judge(some, code) for some in _by_table(context.store, bad, taken)]
+        stripes = len(store.distinct(np.concatenate([keys for keys, _ in taken]), NO_KEYS))
+        found = [self._judge(some, code) for some in _by_table(store, bad, taken)]
         running.findings = Findings(*(np.concatenate(parts) for parts in zip(_nothing(), *found, strict=True)))
         running.result = m.ScrubResult(
             running.request, running.class_id, assembly.stripes.last, context.store.class_size(running.class_id),
@@ -180,14 +198,19 @@ class Scrubs:
         count = nonzero.sum(axis=0)
         data_row = np.full(len(some.keys), -1)
         if code.r > 1:
+            ratios = _ratios(code)
+            # The first two parity rows name the only member that it can be, by one byte that is wrong in it.
+            one = np.arange(len(some.keys)), (some.values[0] != 0).argmax(axis=1)
             rows = self._row_exists(some)
             for j in range(code.k):
-                fits = (count == code.r) & rows[j]
-                ratio = gf_inverse(int(code.coefficients[0, j]))
+                maybe = (count == code.r) & rows[j]
+                maybe &= _products(ratios[1][j])[some.values[0][one]] == some.values[1][one]
+                (which,) = np.nonzero(maybe)
+                first = some.values[0][which]
+                fits = np.ones(len(which), np.bool_)
                 for i in range(1, code.r):
-                    scaled = _times(gf_multiply(ratio, int(code.coefficients[i, j])), some.values[0])
-                    fits &= (scaled == some.values[i]).all(axis=1)
-                data_row[fits] = j
+                    fits &= (_products(ratios[i][j])[first] == some.values[i][which]).all(axis=1)
+                data_row[which[fits]] = j
         in_data = data_row >= 0
         parity, which = np.nonzero(nonzero & ~in_data)
         sure = (count[which] == 1) & (code.r > 1)
@@ -290,8 +313,16 @@ def _renumbered(result: m.ScrubResult, request: int) -> m.ScrubResult:
     )  # fmt: skip
 
 
-def _times(factor: int, records: Any) -> Any:
-    return np.array([gf_multiply(factor, byte) for byte in range(256)], np.uint8)[records]
+@functools.cache
+def _products(factor: int) -> Any:
+    """Products of a factor in GF(2^8) with each byte, uint8[256]."""
+    return np.array([gf_multiply(factor, byte) for byte in range(256)], np.uint8)
+
+
+def _ratios(code: Code) -> list[list[int]]:
+    """[r][k]: what an error of a data row does to syndrome i, divided by what it does to the first."""
+    inverse = [gf_inverse(int(factor)) for factor in code.coefficients[0]]
+    return [[gf_multiply(int(factor), i) for factor, i in zip(row, inverse, strict=True)] for row in code.coefficients]
 
 
 def _places(store: Any, keys: Any) -> tuple[Any, Any]:
@@ -306,10 +337,12 @@ def _select(store: Any, keys: Any, records: Any, wanted: Any) -> Any:
     starts, sizes = _places(store, keys)
     order = np.argsort(keys)
     at = order[np.searchsorted(keys, wanted, sorter=order)]
-    ends = np.cumsum(sizes[at])
-    total = int(ends[-1]) if len(at) else 0
-    index = np.arange(total) + np.repeat(starts[at] - (ends - sizes[at]), sizes[at])
-    return np.ascontiguousarray(records[index])
+    parts = [
+        sliding_window_view(records, sizes[some[0]])[starts[some]].reshape(-1)
+        for some in np.split(at, np.flatnonzero(np.diff(sizes[at])) + 1)  # runs of records of one size
+        if len(some)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
 def _by_table(store: Any, bad: list[Any], taken: list[tuple[Any, Any]]) -> Iterator[Syndromes]:

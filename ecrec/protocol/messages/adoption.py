@@ -5,7 +5,7 @@ from typing import ClassVar
 import msgspec
 
 from ecrec.protocol.messages.common import Message, Number, Origin
-from ecrec.protocol.messages.leases import Dataset
+from ecrec.protocol.messages.leases import CURSOR_BITS, Dataset, Leased
 from ecrec.protocol.messages.members import Fenced, Views
 from ecrec.protocol.messages.views import AnyView, FullView
 
@@ -51,6 +51,10 @@ class HeldLease(msgspec.Struct, frozen=True, array_like=True, gc=False):
     last: Number
     request: Number
 
+    def is_done(self, cursor: int) -> bool:
+        """Whether all its examples lie at or below a cursor."""
+        return (self.lease << CURSOR_BITS) + self.last - self.first <= cursor
+
 
 class WorkerCensus(Message, frozen=True):
     """Answer of a worker to `Census`: its leases that are not done and durable, in order."""
@@ -61,9 +65,11 @@ class WorkerCensus(Message, frozen=True):
     asked: Number
     """Number of its newest request for a split."""
     leases: list[HeldLease]
+    done: list[HeldLease]
+    """Those before them that are done and durable, and may be in no copy of the state; in order."""
 
 
-def is_my_scheduler(message: Views | Fenced | StateCopy, known: Origin) -> bool:
+def is_my_scheduler(message: Views | Fenced | StateCopy | Leased, known: Origin) -> bool:
     """Whether a member that knows this much takes a message of a scheduler: one of its cluster and of no history that
     was given up; and to end a member it must not know less than that."""
     theirs = message.origin

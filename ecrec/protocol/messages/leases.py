@@ -2,7 +2,7 @@
 
 import msgspec
 
-from ecrec.protocol.messages.common import NUMBER_MAX, Message, Number
+from ecrec.protocol.messages.common import NUMBER_MAX, Message, Number, Origin
 
 CURSOR_BITS = 32
 """A cursor says how far a worker is in the splits that it leases: number of the lease << CURSOR_BITS, plus the examples
@@ -47,6 +47,11 @@ class Leased(Message, frozen=True):
     lease: Number
     first: Number
     last: Number
+    origin: Origin
+    """With the serial of a state that knows of the lease."""
+    copied: Number
+    """Every shard that runs keeps a copy of a state of this serial or a later one: what that knows of, the worker need
+    not be able to tell again."""
 
 
 class NoSplit(Message, frozen=True):

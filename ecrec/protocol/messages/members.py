@@ -75,6 +75,8 @@ class ShardStatus(Message, frozen=True):
     """Those to which it was established, and is closed."""
     origin: Origin = Origin()
     """What the sender knows of its scheduler."""
+    copied: Number = 0
+    """Serial of the copy of the scheduler's state that it keeps; 0: it has none."""
     saved: Saved | None = None
     """Of the checkpoint that is under way."""
     checkpoint: CheckpointNumber = 0

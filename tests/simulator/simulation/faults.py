@@ -50,6 +50,7 @@ LIVENESS_MS = 20_000.0
 """After the last fault everything must be whole and quiet within this."""
 
 
+OLDER_THAN_WORKERS = "a state that only workers know to be old"
 COPY_DAMAGED = "copy of the scheduler's state that cannot be read"
 
 COPIES_DAMAGED_RATE = 0.4
@@ -847,6 +848,12 @@ class Faults:
         """The scheduler comes back with a state that was persisted earlier, as after a restored backup."""
         known = max((p.machine.context.origin.serial for p in self.world.shards.values() if p.alive), default=0)
         older = [state for state in self.world.states if read_state(state).serial < known]
+        workers = (self.world.worker_process(number) for number in range(self.plan.workers))
+        told = max((p.machine.origin.serial for p in workers if p is not None and p.alive), default=0)
+        barely = [state for state in self.world.states if known <= read_state(state).serial < told]
+        if barely and self._rng_copies.random() < 0.5:
+            # No shard ends it: it makes its state again for the word of the worker, or grants no split any more.
+            return self._restart_with(self._rng_copies.choice(barely), fault, OLDER_THAN_WORKERS, adopts=True)
         return bool(older) and self._restart_with(self.rng.choice(older), fault, "an older state")
 
     def _strike_lost_state(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
@@ -873,8 +880,9 @@ class Faults:
         self.world.persisted = None if self.world.adopts else self._state_before
         self.world.post(self.world.now_ms + self.rng.random() * 50.0, self.world.start_scheduler)
 
-    def _restart_with(self, state: bytes | None, fault: Fault, what: str) -> bool:
-        """It may make its state again, or is to refuse; then it is started with the newest one."""
+    def _restart_with(self, state: bytes | None, fault: Fault, what: str, adopts: bool = False) -> bool:
+        """It may make its state again (surely if it ``adopts``), or is to refuse; then it is started with the newest
+        one."""
         world, scheduler = self.world, self.world.scheduler
         if scheduler is None or self._crash_scheduler_at is not None or scheduler.machine.rebuilding.adoption:
             return False
@@ -888,7 +896,7 @@ class Faults:
                 there = process is not None and process.alive and process.address.epoch == place.epoch
                 if place.state != m.DOWN and (not there or process.machine.view != group.view):  # type: ignore[union-attr]
                     return False
-        world.adopts = self.rng.random() < 0.7
+        world.adopts = self.rng.random() < 0.7 or adopts
         self._newest_state = None if world.adopts else world.persisted
         self._state_before = world.persisted
         if world.adopts and self._rng_copies.random() < COPIES_DAMAGED_RATE:

@@ -135,9 +135,7 @@ def check_examples(plan: Plan, record: Record, figures: Sequence[m.DatasetFigure
             missing = [i for i, count in enumerate(times) if not count]
             raise ViolationError(f"examples {missing} were never applied on shard {shard}", [shard])
         for example, count in enumerate(times):
-            # Nobody tells of a split either that was granted after the last copy of a lost state, and is finished
-            # (docs/protocol.md): a living worker may train on it again.
-            if count > len(lives[example]) and not record.adopted:
+            if count > len(lives[example]):
                 raise ViolationError(f"one life of a worker applied example {example} twice on shard {shard}", [shard])
     repeated = {example: sorted(some) for example, some in lives.items() if len(some) > 1}
     times_repeated = sum(len(some) - 1 for some in repeated.values())

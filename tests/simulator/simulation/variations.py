@@ -226,6 +226,7 @@ def _draw_bytes(seed: int, plan: Plan) -> Plan:
         seed_bytes_max=rng.choice(few), repair_bytes_max=rng.choice(few), scrub_bytes_max=rng.choice(few),
         repairs_wanted_max=rng.choice((1, 2, 64)), push_queue_bytes_max=largest * rng.choice((1, 4, 100)),
         push_queues_bytes_max=largest * random.Random(f"queues {plan.seed}").choice((1, 2, 100)),
+        scrub_wrong_bytes_max=random.Random(f"scrub {plan.seed}").choice(few),
         captures_bytes_max=rng.choice((1 << 14, 1 << 20)), held_bytes_max=largest * rng.choice((1, 10, 100)),
         repair_timeout_ms=rng.choice((10, plan.config.repair_timeout_ms)),
     )  # fmt: skip

@@ -30,7 +30,7 @@ class Parts:
     def says(self, group: int, shard: int, **status: Any) -> Contact:
         """What the last heartbeat of a member said."""
         contact = self.members.contacts[group, shard]
-        contact.status = SimpleNamespace(**{"watermarks": {}, "durable": {}, **status})  # type: ignore[assignment]
+        contact.status = SimpleNamespace(**{"watermarks": {}, "durable": {}, "copied": 0, **status})  # type: ignore[assignment]
         return contact
 
     def sent(self) -> list[Any]:

@@ -171,6 +171,44 @@ def test_a_lost_state_is_adopted(living: Living) -> None:
     living.check()
 
 
+def test_no_split_is_trained_on_again_that_was_granted_after_the_last_copy_and_is_done(living: Living) -> None:
+    for shard in range(5):  # no copy comes
+        living.blocked.add(("scheduler", living.shards[shard]))
+    trained = []
+    for _ in range(3):
+        trained.append(lease(living, living.client))
+        train(living, living.client, DATA.split_examples)
+    living.drain()
+    assert living.client.durable and not living.client.leasing.held
+    living.blocked.clear()
+    living.scheduler_starts(None, adopt=True)
+    living.settle_down(lambda: living.scheduler.state.generation == 1)
+    client = living.client
+    while DATA not in client.leasing.finished:
+        if client.leasing.leases:
+            trained.append(client.leasing.leases[0][1:])
+            train(living, client, DATA.split_examples)
+            living.drain()
+        living.carry_out("worker-0", client, client.lease(DATA))
+        living.settle_down(lambda: not client.leasing.asking)
+    assert trained == sorted(set(trained)), "none twice"
+    (figures,) = living.scheduler.leases.figures()
+    assert (figures.trained, figures.repeated) == (DATA.end, 0)
+
+
+def test_a_lease_of_a_scheduler_of_another_history_is_not_taken(living: Living) -> None:
+    client, known = living.client, living.client.origin
+    (ask,) = client.lease(DATA)
+    source = Address(SCHEDULER, 0, 0)
+    for generation, cluster in ((known.generation + 1, "ours"), (known.generation, "theirs")):
+        origin = m.Origin(cluster, generation, known.serial + 9)
+        client.handle(Received(source, m.Leased(ask.message.request, 1, 0, 4, origin, 0)), living.now_ms)
+        assert not client.leasing.held and client.leasing.asking and client.origin == known
+    origin = m.Origin("ours", known.generation, known.serial + 9)
+    client.handle(Received(source, m.Leased(ask.message.request, 1, 0, 4, origin, 0)), living.now_ms)
+    assert client.leasing.held and client.origin == origin, "a scheduler that knows less is behind"
+
+
 def test_an_old_state_is_brought_up(living: Living) -> None:
     old = living.state
     living.die(0)

@@ -152,19 +152,19 @@ def test_other_limits_are_announced_once_and_the_same_ones_not_at_all() -> None:
 
 
 # ------------------------------------------------------------------ copies of the state
-def test_a_shard_is_sent_a_copy_of_a_newer_state_from_time_to_time_until_it_has_heard_of_it() -> None:
+def test_a_shard_is_sent_a_copy_of_a_newer_state_from_time_to_time_until_it_keeps_it() -> None:
     scheduler = Scheduler()
     scheduler.state.serial = 5
 
-    def copied(at_ms: float, knows: int) -> bool:
+    def copied(at_ms: float, keeps: int) -> bool:
         scheduler.context.now_ms = at_ms
-        scheduler.says(0, 1, origin=Origin("", 0, knows))
+        scheduler.says(0, 1, copied=keeps)
         scheduler.announcer.send_copy(shard(1))
         sent = [effect.message for effect in scheduler.effects()]
         assert sent in ([], [StateCopy(Origin("", 0, scheduler.state.serial))])
         return bool(sent)
 
-    assert copied(0.0, 5), "it has none, whatever it has heard"
+    assert copied(0.0, 5), "it was sent none, whatever it says"
     assert scheduler.announcer.copied(0, 1) == 5 and scheduler.announcer.copied(0, 2) == 0
     assert not copied(9_000.0, 5) and not copied(9_000.0, 6)
     assert copied(9_000.0, 4), "it got lost"

@@ -13,7 +13,7 @@ from ecrec.errors import RefusedError
 from ecrec.protocol import messages as m
 from ecrec.protocol.channel import Channel, Kept, WatermarkError
 from ecrec.protocol.client import GROUPS_MAX, ClientMachine
-from ecrec.protocol.client_leases import ClientLeases
+from ecrec.protocol.client_leases import DONE_TOLD_MAX, ClientLeases
 from ecrec.protocol.client_runs import ClientRuns
 from ecrec.protocol.client_saves import ClientSaves
 from ecrec.protocol.client_tables import ClientTables
@@ -216,7 +216,7 @@ def test_who_is_asked_for_its_splits_tells_them_if_it_is_a_worker_that_has_a_lif
     assert driver.scheduler(m.Census()) == []
     driver.view(started())
     (told,) = driver.scheduler(m.Census())
-    assert isinstance(told, Send) and told.message == WorkerCensus("p", Origin(), 0, 0, [])
+    assert isinstance(told, Send) and told.message == WorkerCensus("p", Origin(), 0, 0, [], [])
     machine = tool()
     machine.handle(Received(Address(SCHEDULER, 0, 0), Views(0, [started()])), 0.0)
     assert machine.epoch == 7 and machine.handle(Received(Address(SCHEDULER, 0, 0), m.Census()), 0.0) == []
@@ -381,7 +381,7 @@ def test_pushes_wait_when_so_many_bytes_of_them_are_kept_and_no_sooner() -> None
 def test_what_is_durable_is_so_on_the_shard_that_is_least_far() -> None:
     driver = ready()
     driver.machine.lease(DATA)
-    driver.scheduler(split := Leased(driver.machine._requests, 4, 0, 10))
+    driver.scheduler(split := Leased(driver.machine._requests, 4, 0, 10, driver.machine.origin, 0))
     for _ in range(3):
         driver.machine.push({0: GRADIENTS}, examples=2)
     for shard, durable in ((0, 3), (1, 3), (2, 1)):
@@ -531,7 +531,7 @@ def leasing(*splits: tuple[int, int, int]) -> ClientLeases:
     one = ClientLeases(1)
     for request, (lease, first, last) in enumerate(splits, 1):
         one.ask(LeaseSplit(request, DATA, 0))
-        one.on_answer(Leased(request, lease, first, last))
+        one.on_answer(Leased(request, lease, first, last, Origin("", 0, 1), 0))
     return one
 
 
@@ -544,13 +544,46 @@ def test_a_split_is_asked_for_one_at_a_time_and_again_until_it_is_answered() -> 
     assert [bool(one.on_tick(ms, AGAIN_MS)) for ms in (5_000.0, 5_099.0, 5_100.0, 5_199.0)] == [
         True, False, True, False,
     ]  # fmt: skip
-    one.on_answer(NoSplit(2, True))
+    one.on_none(NoSplit(2, True))
     assert one.asking, "that was another request"
-    one.on_answer(NoSplit(1, False))
+    one.on_none(NoSplit(1, False))
     assert one.asking and one.answers == 1, "others still have the rest"
-    one.on_answer(NoSplit(1, True))
+    one.on_none(NoSplit(1, True))
     assert not one.asking and one.finished == {DATA}
     assert one.on_tick(9_000.0, AGAIN_MS) == []
+
+
+def test_splits_that_are_done_are_told_until_every_shard_keeps_a_copy_that_knows_of_them() -> None:
+    one = ClientLeases(1)
+
+    def granted(number: int, serial: int, copied: int) -> None:
+        one.ask(LeaseSplit(number, DATA, 0))
+        one.on_answer(Leased(number, number, 10 * number, 10 * number + 10, Origin("", 0, serial), copied))
+        one.advance(10, pushes=number)
+
+    def told() -> list[int]:
+        return [lease.lease for lease in one.done()]
+
+    for number, serial in ((1, 5), (2, 5), (3, 8)):
+        granted(number, serial, 4)
+    assert told() == []
+    one.durable(2)
+    assert told() == [1, 2] and [lease.lease for lease in one.held] == [3]
+    granted(4, 9, 5)
+    assert told() == []
+    one.durable(4)
+    assert told() == [3, 4] and not one.held
+    granted(5, 11, 11)
+    one.durable(5)
+    assert told() == []
+
+
+def test_no_more_splits_that_are_done_are_told_than_a_scheduler_takes() -> None:
+    one = leasing(*((number, number, number + 1) for number in range(1, DONE_TOLD_MAX + 3)))
+    for _ in range(DONE_TOLD_MAX + 2):
+        one.advance(1, pushes=1)
+    one.durable(1)
+    assert [lease.lease for lease in one.done()] == list(range(3, DONE_TOLD_MAX + 3))
 
 
 def test_as_many_splits_are_held_as_the_scheduler_gives_and_no_more() -> None:
@@ -563,12 +596,12 @@ def test_as_many_splits_are_held_as_the_scheduler_gives_and_no_more() -> None:
 @pytest.mark.parametrize(
     ("answer", "fits"),
     [
-        (Leased(2, 6, 0, 10), True),
-        (Leased(2, 5, 0, 10), False),
-        (Leased(2, 6, 0, 0), False),
-        (Leased(2, 6, -1, 10), False),
-        (Leased(2, 6, 9, 10), True),
-        (Leased(9, 1, 0, 0), True),  # not the one that was asked for: it is passed over
+        (Leased(2, 6, 0, 10, Origin(), 0), True),
+        (Leased(2, 5, 0, 10, Origin(), 0), False),
+        (Leased(2, 6, 0, 0, Origin(), 0), False),
+        (Leased(2, 6, -1, 10, Origin(), 0), False),
+        (Leased(2, 6, 9, 10, Origin(), 0), True),
+        (Leased(9, 1, 0, 0, Origin(), 0), True),  # not the one that was asked for: it is passed over
     ],
 )
 def test_a_split_that_cannot_be_the_next_one_is_an_error(answer: Leased, fits: bool) -> None:

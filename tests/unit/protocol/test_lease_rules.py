@@ -6,7 +6,7 @@ import pytest
 from parts import Parts, worker
 
 from ecrec.protocol import messages as m
-from ecrec.protocol.leases import UNTOLD_MAX, Leases
+from ecrec.protocol.leases import TOLD_MAX, UNTOLD_MAX, Leases
 from ecrec.protocol.messages import CURSOR_BITS, DOWN, Dataset, HeldLease, WorkerCensus
 from ecrec.protocol.state import DatasetState, Fence, Lease
 
@@ -38,13 +38,29 @@ class Scheduler(Parts):
     def fences(self) -> list[tuple[int, int]]:
         return [(fence.worker, fence.epoch) for fence in self.of.fences]
 
-    def tells(self, number: int, *held: HeldLease, at: int = 0) -> bool:
+    def tells(self, number: int, *held: HeldLease, at: int = 0, done: tuple[HeldLease, ...] = ()) -> bool:
         """A worker tells what it holds, after the state was made again."""
-        return self.leases.adopt(worker(number), WorkerCensus(f"w{number}", m.Origin(), at, 7, list(held)))
+        return self.leases.adopt(worker(number), WorkerCensus(f"w{number}", m.Origin(), at, 7, list(held), list(done)))
 
 
 def holds(lease: int, first: int, last: int, dataset: Dataset = DATA) -> HeldLease:
     return HeldLease(dataset, lease, first, last, 3)
+
+
+# ------------------------------------------------------------------ what a lease says
+def test_a_lease_says_which_state_knows_of_it_and_what_every_shard_keeps_a_copy_of() -> None:
+    scheduler = Scheduler(groups=3)
+    scheduler.state.serial = 8
+    for group, number, copied in ((0, 0, 9), (0, 1, 7), (1, 0, 6), (1, 1, 2), (2, 0, 7), (2, 1, 8)):
+        scheduler.says(group, number, copied=copied)
+    scheduler.state.groups[1].places[1].state = DOWN
+    answer = scheduler.lease(0)
+    assert (answer.origin.serial, answer.copied) == (9, 6), "what it changes is persisted before it is said"
+    scheduler.context.is_changed = False
+    scheduler.state.serial = 11
+    scheduler.members.contacts[2, 0].status = None
+    again = scheduler.lease(0)
+    assert (again.lease, again.origin.serial, again.copied) == (answer.lease, 11, 0)
 
 
 # ------------------------------------------------------------------ who is fenced
@@ -257,7 +273,7 @@ def test_examples_of_a_split_that_nobody_alive_knows_are_counted_as_repeated(
         (holds(1, 90, 100), True),
         (holds(1, 0, 0), False),
         (holds(1, 10, 0), False),
-        (holds(1, 0, 9), False),  # no whole split
+        (holds(1, 0, 9), True),  # the rest may be what another one has trained on
         (holds(1, 0, 11), False),
         (holds(1, 5, 15), False),  # no beginning of a split
         (holds(1, 100, 110), False),  # behind the end
@@ -276,6 +292,50 @@ def test_a_split_that_a_worker_tells_of_and_that_cannot_be_fences_it(held: HeldL
     if not is_taken:
         (fenced,) = scheduler.sent()
         assert f"it tells of lease {held.lease} of {held.dataset.name!r}: " in fenced.reason
+
+
+def test_splits_that_are_done_and_were_in_no_copy_are_not_given_again() -> None:
+    scheduler = Scheduler()
+    scheduler.lease(0)
+    scheduler.leases.heard(worker(0), 1, cursor(1, 10))
+    scheduler.leases.adopted()
+    done = holds(1, 0, 10), holds(3, 20, 30), holds(4, 30, 40)
+    assert scheduler.tells(0, holds(6, 50, 60), at=cursor(4, 10), done=done)
+    assert scheduler.tells(1)
+    (dataset,) = scheduler.of.datasets
+    assert (dataset.trained, dataset.splits, dataset.next) == (30, 4, 60), "the first one was counted before"
+    assert dataset.returned == [(10, 20), (40, 50)] and scheduler.held(0) == [(50, 60)]
+    answers = [scheduler.lease(1, request) for request in (8, 9, 10)]
+    assert [(answer.lease, answer.first) for answer in answers] == [(7, 10), (8, 40), (9, 60)]
+
+
+@pytest.mark.parametrize(("at", "is_taken"), [(cursor(2, 9), False), (cursor(2, 10), True), (cursor(3, 0), True)])
+def test_a_split_that_is_said_to_be_done_is_so_by_the_cursor_too(at: int, is_taken: bool) -> None:
+    scheduler = Scheduler()
+    scheduler.leases.adopted()
+    assert scheduler.tells(0, holds(3, 10, 20), at=at, done=(holds(2, 0, 10),)) == is_taken
+    assert scheduler.fences() == ([] if is_taken else [(0, 1)])
+    assert [data.trained for data in scheduler.of.datasets] == ([10] if is_taken else [])
+
+
+def test_the_rest_of_a_split_of_a_dead_worker_that_nobody_knows_is_taken_from_who_got_it() -> None:
+    scheduler = Scheduler()
+    scheduler.leases.adopted()
+    assert scheduler.tells(0, holds(3, 14, 20), at=cursor(2, 3), done=(holds(2, 4, 7),))
+    (dataset,) = scheduler.of.datasets
+    assert dataset.returned == [(0, 4), (7, 10), (10, 14)] and dataset.trained == 3
+
+
+@pytest.mark.parametrize("splits", [TOLD_MAX, TOLD_MAX + 1])
+def test_a_worker_that_tells_of_more_splits_than_it_can_have_is_fenced(splits: int) -> None:
+    scheduler = Scheduler()
+    scheduler.leases.adopted()
+    data = Dataset("long", 1 << 20, 1 << 20, 1)
+    done = tuple(holds(number, number, number + 1, data) for number in range(1, splits))
+    assert scheduler.tells(0, holds(splits, splits, splits + 1, data), at=cursor(splits, 0), done=done) == (
+        splits == TOLD_MAX
+    )
+    assert len(scheduler.held(0)) == (splits == TOLD_MAX)
 
 
 @pytest.mark.parametrize("number", [m.LEASES_MAX // 2, m.LEASES_MAX // 2 + 1])

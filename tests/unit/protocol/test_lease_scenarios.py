@@ -401,7 +401,8 @@ def test_a_worker_asks_for_one_split_at_a_time_and_takes_no_older_one() -> None:
     client.lease(DATA)
     with pytest.raises(RuntimeError, match="already waits"):
         client.lease(DATA)
-    for leased in (m.Leased(client._requests, 1, 4, 8), m.Leased(client._requests, 9, 8, 8)):
+    for number, first in ((1, 4), (9, 8)):
+        leased = m.Leased(client._requests, number, first, 8, client.origin, 0)
         with pytest.raises(ValueError, match="after lease 1"):
             client.handle(Received(Address(SCHEDULER, 0, 0), leased), workers.now_ms)
 
@@ -444,7 +445,7 @@ def test_the_highest_cursor_travels_and_a_higher_one_is_refused() -> None:
         m.Push(1, 1, 0, False, [], highest),
         m.WorkerStatus("p", [], {}, highest),
         m.LeaseSplit(1, DATA, highest),
-        m.Leased(1, m.LEASES_MAX, 0, 1),
+        m.Leased(1, m.LEASES_MAX, 0, 1, m.Origin("ours", 1, 9), 8),
         m.Window(1, 0, {m.cursor_key(m.WORKERS_MAX - 1): highest}, {}, []),
     ):
         frames = (b"", b"") if isinstance(message, m.Window) else ()

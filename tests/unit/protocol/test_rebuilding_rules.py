@@ -148,7 +148,7 @@ def test_after_a_restart_members_have_the_time_of_a_heartbeat_to_be_heard(heard_
     """Then a stranger counts, if nobody of its own was heard."""
     doubt = Doubt()
     doubt.context.now_ms = 1_000.0
-    doubt.rebuilding.verify({(0, 0), (0, 1)})
+    doubt.rebuilding.verify({(0, 0), (0, 1)}, set())
     assert not doubt.rebuilding.is_over
     doubt.hears(shard(0), Origin("theirs", 9, 9), hears_own=False)
     assert not doubt.ends()
@@ -156,16 +156,63 @@ def test_after_a_restart_members_have_the_time_of_a_heartbeat_to_be_heard(heard_
         assert not doubt.rebuilding.verified((0, 0)), "another one is waited for"
     for late_ms, over in ((-1.0, False), (0.0, heard_own)):
         doubt.context.now_ms = 1_300.0 + TIMEOUT_MS + late_ms
-        assert doubt.rebuilding.on_tick(300.0 if late_ms else 0.0) is None
+        doubt.rebuilding.stood_still(300.0 if late_ms else 0.0)
+        assert doubt.rebuilding.on_tick() is None
         assert doubt.rebuilding.is_over == over
         assert bool(doubt.ends()) == (late_ms == 0.0 and not heard_own)
 
 
 def test_when_all_were_heard_the_state_is_known_to_be_the_newest() -> None:
     doubt = Doubt()
-    doubt.rebuilding.verify({(0, 0), (0, 1)})
+    doubt.rebuilding.verify({(0, 0), (0, 1)}, set())
     assert [doubt.rebuilding.verified((0, number)) for number in (0, 0, 1, 1)] == [False, False, True, False]
     assert doubt.rebuilding.is_over
+
+
+# ------------------------------------------------------------------ splits that only workers know of
+def test_no_split_is_granted_before_all_workers_were_heard_or_had_time() -> None:
+    doubt = Doubt()
+    assert doubt.rebuilding.may_grant
+    doubt.context.now_ms = 1_000.0
+    doubt.rebuilding.verify(set(), {3, 4})
+    knows = Origin("ours", 2, 5)
+    for source in (Address(TOOL, 3, 1), shard(3), Address(m.WORKER, 3, 0), Address(m.WORKER, 4, 2)):
+        assert doubt.rebuilding.serves(source, knows) and not doubt.rebuilding.may_grant, source
+    assert doubt.rebuilding.serves(Address(m.WORKER, 3, 1), knows) and doubt.rebuilding.may_grant
+    doubt.rebuilding.verify(set(), {3})
+    doubt.rebuilding.stood_still(300.0)
+    doubt.context.now_ms = 1_300.0 + TIMEOUT_MS - 1.0
+    assert not doubt.rebuilding.may_grant
+    doubt.context.now_ms += 1.0
+    assert doubt.rebuilding.may_grant
+
+
+def test_where_a_worker_knows_more_than_the_state_nobody_is_granted_a_split_any_more() -> None:
+    """Also when the state has come to be as new: what was granted in between is not in it."""
+    doubt = Doubt()
+    doubt.rebuilding.verify(set(), {3})
+    assert not doubt.rebuilding.serves(Address(TOOL, 1, 1), Origin("ours", 2, 6))
+    assert doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 2, 5)) and doubt.rebuilding.may_grant
+    assert not doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 2, 6)) and not doubt.ends()
+    doubt.context.now_ms = 9 * TIMEOUT_MS
+    assert not doubt.rebuilding.may_grant
+    doubt.context.state.serial = 6
+    assert doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 2, 6)) and not doubt.rebuilding.may_grant
+
+
+def test_for_the_word_of_a_worker_a_state_is_made_again_once_if_that_is_allowed() -> None:
+    doubt = Doubt(may_adopt=True)
+    assert not doubt.rebuilding.serves(Address(TOOL, 3, 1), Origin("ours", 2, 6)) and doubt.rebuilding.adoption is None
+    doubt.rebuilding.verify(set(), {3, 4})
+    assert not doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 2, 6))
+    assert doubt.rebuilding.adoption is not None and not doubt.ends()
+    for number in range(N):
+        doubt.hears(shard(number), Origin("ours", 2, 5))
+        rebuilt = tells(doubt, number)
+    assert rebuilt is not None and doubt.rebuilding.may_grant, "who has not told what it holds is known by name"
+    doubt.context.state = rebuilt.state
+    assert not doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 99, 9))
+    assert doubt.rebuilding.adoption is None and not doubt.rebuilding.may_grant
 
 
 @pytest.mark.parametrize(
@@ -241,9 +288,9 @@ def test_the_state_is_made_of_what_was_told_when_the_time_is_over_and_not_before
         doubt.hears(shard(number), Origin("ours", 9, 9))
         tells(doubt, number)
     doubt.context.now_ms = ADOPT_MS - 1.0
-    assert doubt.rebuilding.on_tick(0.0) is None and not doubt.ends()
+    assert doubt.rebuilding.on_tick() is None and not doubt.ends()
     doubt.context.now_ms = ADOPT_MS
-    rebuilt = doubt.rebuilding.on_tick(0.0)
+    rebuilt = doubt.rebuilding.on_tick()
     reason = doubt.ends()
     if told:
         assert rebuilt is not None and rebuilt.told.keys() == {0, 1} and not reason
@@ -637,7 +684,7 @@ def test_splits_that_a_worker_tells_of_and_that_fail_end_the_process() -> None:
     state = state_of()
     state.workers, state.claims = {1: (1, "w")}, {1: [(1, "w")]}
     scheduler = scheduler_of(state)
-    told = m.WorkerCensus("w", Origin("ours", 1, 9), 0, 0, [])
+    told = m.WorkerCensus("w", Origin("ours", 1, 9), 0, 0, [], [])
     broken = mock.patch.object(scheduler.leases, "adopt", side_effect=ValueError("so"))
     with broken, pytest.raises(HalfHandledError, match="so"):
         scheduler.handle(Received(Address(m.WORKER, 1, 1), told), 0.0)

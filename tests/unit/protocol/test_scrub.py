@@ -7,6 +7,7 @@ import pytest
 from cluster import Cluster, table
 
 from ecrec.protocol import messages as m
+from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.events import Received, Send, Tick
 from ecrec.protocol.messages import LOCATED, RESEEDING, TOOL, UNSURE, UP, Address
 from ecrec.protocol.placement import CodeSpec, OptimizerSpec, TableSpec
@@ -15,8 +16,8 @@ from ecrec.protocol.shard import ShardMachine
 TOOL_ADDRESS = Address(TOOL, 7, 0)
 
 
-def trained(n: int, spec: TableSpec) -> Cluster:
-    cluster = Cluster(n)
+def trained(n: int, spec: TableSpec, config: ProtocolConfig | None = None) -> Cluster:
+    cluster = Cluster(n, config)
     cluster.create(spec)
     cluster.push(spec, {row: 1.0 + row for row in range(spec.rows)})
     cluster.drain()
@@ -115,6 +116,45 @@ def test_several_wrong_members_cannot_be_told_apart() -> None:
     assert scrub(cluster, 0)[1] == [(0, 3, UNSURE), (0, 4, UNSURE)]
     assert scrub(cluster, 0)[1] == []
     cluster.scrub()
+
+
+@pytest.mark.parametrize("wrong_rows_max", [1, 3, 16, 100])
+def test_where_much_is_wrong_less_is_compared_at_a_time_and_all_of_it_is_corrected_once(wrong_rows_max: int) -> None:
+    """To judge a whole chunk at once would take a server's only thread a third of a second."""
+    spec = table(code="3+2", rows=900)
+    record = 4 * spec.dim
+    cluster = trained(5, spec, ProtocolConfig(scrub_wrong_bytes_max=wrong_rows_max * record))
+    assert cluster.shard(0).store.record_bytes(0) == record
+    leader = cluster.shard(0).placement.classes[0].parity[0]
+    store = cluster.shard(leader).store
+    keys = [key for key in range(100) if store.classes(np.array([key], np.uint64))[0] == 0]
+    for key in keys:
+        flip_parity(cluster, leader, key)
+    answers, wrong, first = [], [], 0
+    while first < len(keys) + 40:
+        cluster.give(cluster.shards[leader], Received(TOOL_ADDRESS, m.Scrub(1, 0, first, 16, True)))
+        cluster.run()
+        answer, bad = found(cluster)
+        answers.append(type(answer))
+        if isinstance(answer, m.ScrubResult):
+            assert len(bad) <= max(1, wrong_rows_max)
+            wrong += bad
+            first = answer.last
+            if first == answer.size:
+                break
+    assert sorted(wrong) == [(key, 3, LOCATED) for key in keys]
+    assert cluster.shard(leader).scrubs.corrected == len(keys)
+    assert (m.ScrubBusy in answers) == (wrong_rows_max < 16)
+    answer, bad = scrub(cluster, 0)
+    while answer.last < answer.size:
+        assert not bad
+        leads = Received(TOOL_ADDRESS, m.Scrub(1, 0, answer.last, 10_000, False))
+        cluster.give(cluster.shards[leader], leads)
+        cluster.run()
+        answer, bad = found(cluster)
+    assert not bad
+    whole, _ = scrub(cluster, 0, repair=False)
+    assert whole.last == whole.size, "where nothing is wrong all is compared at a time again"
 
 
 def test_a_row_that_there_is_not_is_not_to_blame() -> None:
