@@ -34,6 +34,7 @@ from ecrec.launch.variables import PS, SCHEDULER, WORKER
 HERE = Path(__file__).parent
 JOBSET_SCHEMA = HERE / "jobset_schema.json"
 TRAINER_SCHEMAS = HERE / "trainer_schemas.json"
+SERVICE_MONITOR_SCHEMA = HERE / "service_monitor_schema.json"
 KUBERNETES = "1.33"
 PREFIXES = {"ecrec-ps": PS, "ecrec-scheduler": SCHEDULER, "ecrec-worker": WORKER}
 OURS = {"POD_IP", "JOBSET", "JOBSET_UID"}
@@ -277,10 +278,17 @@ def test_a_service_monitor_finds_the_pods() -> None:
     objects = charted({"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}})
     service, monitor = one_of(objects, "Service"), one_of(objects, "ServiceMonitor")
     validate_others([service])
+    schema = json.loads(SERVICE_MONITOR_SCHEMA.read_text())
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(monitor, schema)
+    (endpoint,) = monitor["spec"]["endpoints"]
+    for wrong in ({"interval": "often"}, {"ports": "http"}, {"scheme": "ftp"}):
+        spec = {**monitor["spec"], "endpoints": [{**endpoint, **wrong}]}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**monitor, "spec": spec}, schema)
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
     chosen = monitor["spec"]["selector"]["matchLabels"]
     assert chosen.items() <= service["metadata"]["labels"].items()
-    (endpoint,) = monitor["spec"]["endpoints"]
     (port,) = service["spec"]["ports"]
     assert endpoint["port"] == port["name"] and endpoint["path"] == "/metrics"
     name = one_of(objects, "JobSet")["metadata"]["name"]
