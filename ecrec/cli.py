@@ -26,6 +26,7 @@ from ecrec.train.options import (
     check_options,
     with_files,
 )
+from ecrec.urls import shown
 
 EXIT_CODES_HELP = exit_codes_help(
     ExitCode.DONE, ExitCode.FAILED, ExitCode.OPTIONS, ExitCode.DATA_LOST, ExitCode.DAMAGED, ExitCode.INTERRUPTED
@@ -401,7 +402,7 @@ def list_checkpoints(
         for line in listed(found):
             print(line)
     if not found:
-        _say(f"{url}: there are no checkpoints")
+        _say(f"{shown(url)}: there are no checkpoints")
         raise typer.Exit(ExitCode.FAILED)
     if any(info.state in (State.DAMAGED, State.BASE_LOST, State.UNREADABLE) for info in found):
         raise typer.Exit(ExitCode.DAMAGED)
@@ -647,7 +648,7 @@ def resize(
         done = size.ask(Path(run_dir), shards, groups, code, timeout)
         print(
             f"training goes on with {shards} servers; it stood still for {done.seconds_stood_still:.1f} s, and "
-            f"{done.examples_repeated:,} examples are repeated (checkpoint {done.checkpoint} at {done.url})"
+            f"{done.examples_repeated:,} examples are repeated (checkpoint {done.checkpoint} at {shown(done.url)})"
         )
         return
     if url is None or groups is not None:

@@ -55,7 +55,7 @@ class Folder:
 
     def __init__(self, url: str) -> None:
         if not url or "\0" in url:
-            raise ConfigurationError(f"URL {url!r}: expected a path, or a URL such as s3://bucket/checkpoints")
+            raise ConfigurationError(f"URL {shown(url)!r}: expected a path, or a URL such as s3://bucket/checkpoints")
         self.url = shown(url.rstrip("/") or "/")
         self._files: _Files
         if is_url(url):
@@ -154,7 +154,7 @@ class Folder:
         parts = name.split("/")
         if any(part in ("", ".", "..") for part in parts) or "\\" in name or not name.isprintable():
             raise CheckpointError(
-                f"{self.url}: {name[:300]!r} is no name of a file in it: expected a relative one, without '..'"
+                f"{shown(self.url)}: {name[:300]!r} is no name of a file in it: expected a relative one, without '..'"
             )
 
     def error_of(self, name: str, what: str, error: Exception) -> CheckpointError:

@@ -12,6 +12,7 @@ from ecrec.protocol.messages import CheckpointBase, ClusterQuery, ClusterState, 
 from ecrec.protocol.transitions import COMPLETE, GIVEN_UP
 from ecrec.transport.client_node import query
 from ecrec.transport.curve import CurveKeys
+from ecrec.urls import shown
 
 AGAIN = ("ask again", "is being written")
 """A refusal that says one of these is of the moment."""
@@ -134,7 +135,7 @@ def save_checkpoint(
         if stops():
             break
         time.sleep(POLL_S)
-    raise CheckpointError(f"no checkpoint is complete at {url}: {why}")
+    raise CheckpointError(f"no checkpoint is complete at {shown(url)}: {why}")
 
 
 def _follow(

@@ -156,7 +156,7 @@ def by_hand(
     try:
         wait_for_cluster(endpoint, why_not, timeout_s, say, curve_dir)
     except ClusterError as error:
-        again = f"`ecrec restore {url} --number {done.checkpoint}`"
+        again = f"`ecrec restore {shown(url)} --number {done.checkpoint}`"
         raise ClusterError(f"{error}. The checkpoint stays: {again}") from error
     got = restore(endpoint, done.url, done.checkpoint, spec, keys=keys)
     return ByHand(done.checkpoint, got.rows, time.monotonic() - began)

@@ -74,8 +74,8 @@ class Rewinds:
         point = self._newest(lost)
         if point is None:
             raise DataLostError(
-                f"{lost}\nThere is nothing to go back to: no checkpoint at {self._url} is complete that this run has "
-                "written"
+                f"{lost}\nThere is nothing to go back to: no checkpoint at {shown(self._url)} is complete that this "
+                "run has written"
             )
         self._times = self._times + 1 if point == self._last else 1
         self._last = point

@@ -35,6 +35,7 @@ from ecrec.protocol.saved import (
 )
 from ecrec.protocol.state import Told
 from ecrec.protocol.transitions import ALL_TOLD, ASKED, COMPLETE, DISTURBED, SAVE, WRITING, WRITTEN
+from ecrec.urls import shown
 
 
 class Life(NamedTuple):
@@ -100,7 +101,7 @@ class Checkpoints:
         self._request, self._began_ms, self._moved_ms = (source, message.request), context.now_ms, context.now_ms
         for group in context.state.groups:
             self.announcer.add(group, m.CheckpointAsked(self.announcer.next_view(group), saving.number))
-        context.note("info", f"checkpoint {saving.number} to {saving.url} begins: {source} asked for it")
+        context.note("info", f"checkpoint {saving.number} to {shown(saving.url)} begins: {source} asked for it")
         context.changed()
         context.send(source, m.SaveBegun(message.request, saving.number))
 
@@ -121,7 +122,7 @@ class Checkpoints:
         if len(message.state) > STATE_BYTES_MAX:
             return f"the state has {len(message.state):,} bytes; at most {STATE_BYTES_MAX:,} are possible"
         if saving.is_active:
-            return f"checkpoint {saving.number} to {saving.url} is being written: wait until it ends"
+            return f"checkpoint {saving.number} to {shown(saving.url)} is being written: wait until it ends"
         if not state.tables:
             return "there are no tables yet"
         if disturbed := self._disturbed():
@@ -291,7 +292,7 @@ class Checkpoints:
             limit_ms = config.checkpoint_cut_timeout_ms
             self.give_up(f"shard {names} lacks pushes that workers have made, for {limit_ms} ms")
         elif waited_ms > config.checkpoint_stall_timeout_ms:
-            self.give_up(f"nothing was written for {waited_ms / 1e3:.0f} s: does {saving.url} answer?")
+            self.give_up(f"nothing was written for {waited_ms / 1e3:.0f} s: does {shown(saving.url)} answer?")
         elif self._lacks_state() and not self._writes_state:
             # trap: what was to be written was known to the scheduler before this one alone
             self.give_up("the scheduler was started again before the user's state was written")
@@ -363,14 +364,14 @@ class Checkpoints:
         others = [base for base in saving.bases if base.url != saving.url]
         saving.bases = [*others[1 - m.BASES_MAX :], m.CheckpointBase(saving.number, saving.url, event.crc32c)]
         self._end(WRITTEN)
-        context.note("info", f"checkpoint {saving.number} to {saving.url} is complete")
+        context.note("info", f"checkpoint {saving.number} to {shown(saving.url)} is complete")
 
     def give_up(self, reason: str) -> None:
         """The checkpoint that is under way ends without a manifest."""
         saving = self.context.state.saving
         saving.error = reason[:1000]
         self._end(DISTURBED)
-        self.context.note("warning", f"checkpoint {saving.number} to {saving.url} is given up: {reason}")
+        self.context.note("warning", f"checkpoint {saving.number} to {shown(saving.url)} is given up: {reason}")
 
     def _end(self, happening: str) -> None:
         saving = self.context.state.saving

@@ -8,6 +8,7 @@ from ecrec.launch.rewind import Point, Rewound
 from ecrec.protocol.messages import HistoryEntry
 from ecrec.train.report import FirstRow, KillDone, Step, kill_entries
 from ecrec.train.resizing import ResizeDueError
+from ecrec.urls import shown
 
 
 class Life:
@@ -72,7 +73,7 @@ def rewind_entries(rewinds: Sequence[Rewound], lives: Sequence[Life]) -> list[di
                 "reason": rewound.reason,
                 "resized": rewound.resized,
                 "checkpoint": rewound.to.number,
-                "url": rewound.to.url,
+                "url": shown(rewound.to.url),
                 "examples_repeated": rewound.examples_repeated,
                 "seconds_repeated": rewound.seconds_repeated,
                 "seconds_stood_still": None if first is None else first - rewound.stopped,

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "torchx_component": set(),
     "codec": {"_native", "errors"},
     "store": {"_native", "codec", "errors"},
-    "protocol": {"_native", "codec", "store", "errors"},
+    "protocol": {"_native", "codec", "store", "errors", "urls"},
     "transport": {"_native", "protocol", "codec", "errors"},
     "data": {"errors", "urls"},
     "checkpoint": {"_native", "protocol", "transport", "errors", "urls"},
@@ -54,7 +54,18 @@ MAY_IMPORT = {
     },
     "reproduce": {"checkpoint", "data", "launch", "train", "transport", "protocol", "errors", "exit_codes", "tether"},
     "__main__": {"cli", "exit_codes"},
-    "cli": {"checkpoint", "launch", "reproduce", "train", "training", "transport", "protocol", "errors", "exit_codes"},
+    "cli": {
+        "checkpoint",
+        "launch",
+        "reproduce",
+        "train",
+        "training",
+        "transport",
+        "protocol",
+        "errors",
+        "urls",
+        "exit_codes",
+    },
 }
 FORBIDDEN = {
     "protocol": {"socket", "zmq", "time", "random", "os", "logging", "threading", "asyncio", "torch", "secrets"},
