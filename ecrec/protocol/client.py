@@ -723,9 +723,7 @@ class ClientMachine:
         if self.role != WORKER or not self.epoch:
             return []
         leasing = self.leasing
-        census = WorkerCensus(
-            self.process, self.origin, leasing.cursor, leasing.answered, list(leasing.held), leasing.done()
-        )
+        census = WorkerCensus(self.process, self.origin, leasing.cursor, leasing.answered, leasing.told())
         return [Send(SCHEDULER_ADDRESS, census)]
 
     def _check_views(self, message: Views) -> None:

@@ -39,10 +39,10 @@ class ClientLeases:
         self.answers = 0
         """Answers of the scheduler; those that bring no split count, too."""
         self.held: deque[HeldLease] = deque()
-        """Those whose examples are not all durable, in order: what a scheduler that lost its state is told,"""
+        """Those whose examples are not all durable, in order."""
         self._granted: deque[tuple[int, HeldLease]] = deque(maxlen=DONE_TOLD_MAX)
-        """together with those that are done of these: (serial of a state that knows of it, lease), of all that may be
-        in no copy of the scheduler's state, in order."""
+        """(serial of a state that knows of it, lease) of all that may be in no copy of the scheduler's state, in
+        order."""
         self.answered = 0
         """Number of the newest request that was answered with a lease."""
         self._newest = 0
@@ -76,9 +76,9 @@ class ClientLeases:
         """Whose split the first lease is that is not pushed to its end; None without one."""
         return next((held.dataset for held in self.held if self.leases and held.lease == self.leases[0].lease), None)
 
-    def done(self) -> list[HeldLease]:
-        """Those that are done, and durable, and may be in no copy of the scheduler's state; in order."""
-        return [lease for _, lease in self._granted if lease.is_done(self.cursor)]
+    def told(self) -> list[HeldLease]:
+        """What a scheduler is told whose state was lost (`WorkerCensus`)."""
+        return [*(lease for _, lease in self._granted if lease.is_done(self.cursor)), *self.held]
 
     @property
     def waits(self) -> bool:

@@ -321,15 +321,12 @@ class Leases:
         """Take a worker's word for the splits that it holds. False if they contradict what is known: it is fenced."""
         state = self.state
         known = {lease.number for lease in state.leases}
-        told = [(held, True) for held in census.done] + [(held, False) for held in census.leases]
-        for held, is_done in told[: TOLD_MAX + 1]:
-            if held.lease in known or (is_done and held.lease <= state.known):
+        for held in census.leases[: TOLD_MAX + 1]:
+            if held.lease in known or (held.lease <= state.known and held.is_done(census.cursor)):
                 continue
             try:
-                if len(told) > TOLD_MAX:
-                    raise ConfigurationError(f"it tells of {len(told)} leases, at most {TOLD_MAX} are taken")
-                if is_done and not held.is_done(census.cursor):
-                    raise ConfigurationError(f"it says that it is done, and that its cursor is {census.cursor}")
+                if len(census.leases) > TOLD_MAX:
+                    raise ConfigurationError(f"it tells of {len(census.leases)}, at most {TOLD_MAX} are taken")
                 index = self._take_told(held)
             except ConfigurationError as error:
                 reason = f"it tells of lease {held.lease} of {held.dataset.name[:300]!r}: {error}"
@@ -337,9 +334,6 @@ class Leases:
                 self.fence(source.id, source.epoch, reason, may_hold=True)
                 return False
             state.datasets[index].splits += 1
-            if is_done:
-                state.datasets[index].trained += held.last - held.first
-                continue
             lease = Lease(held.lease, index, held.first, held.last, source.id, source.epoch, held.request, False)
             state.leases.append(lease)
             state.leases.sort(key=lambda lease: lease.number)

@@ -57,7 +57,7 @@ class HeldLease(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class WorkerCensus(Message, frozen=True):
-    """Answer of a worker to `Census`: its leases that are not done and durable, in order."""
+    """Answer of a worker to `Census`."""
 
     process: str
     origin: Origin
@@ -65,8 +65,8 @@ class WorkerCensus(Message, frozen=True):
     asked: Number
     """Number of its newest request for a split."""
     leases: list[HeldLease]
-    done: list[HeldLease]
-    """Those before them that are done and durable, and may be in no copy of the state; in order."""
+    """Those that are not done and durable, and before them those that are and may be in no copy of the state; in
+    order."""
 
 
 def is_my_scheduler(message: Views | Fenced | StateCopy | Leased, known: Origin) -> bool:

@@ -470,7 +470,7 @@ def test_whatever_a_worker_tells_leaves_a_state_that_can_be(data: Any) -> None:
     effects = machine.handle(Received(source, status), 5001.0)
     assert any(isinstance(effect, Send) and isinstance(effect.message, m.Census) for effect in effects)
     held = m.HeldLease(DATA, 1, 0, 4, 1)
-    tells = m.WorkerCensus(process, m.Origin("ours", 0, 1), 0, 1, [held, m.HeldLease(DATA, 2, 4, 8, 2)], [])
+    tells = m.WorkerCensus(process, m.Origin("ours", 0, 1), 0, 1, [held, m.HeldLease(DATA, 2, 4, 8, 2)])
     census = drawn(data, tells)
     census = msgspec.structs.replace(census, process=process, origin=tells.origin)
     machine.handle(Received(source, census), 5002.0)

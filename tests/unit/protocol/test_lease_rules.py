@@ -38,9 +38,9 @@ class Scheduler(Parts):
     def fences(self) -> list[tuple[int, int]]:
         return [(fence.worker, fence.epoch) for fence in self.of.fences]
 
-    def tells(self, number: int, *held: HeldLease, at: int = 0, done: tuple[HeldLease, ...] = ()) -> bool:
+    def tells(self, number: int, *held: HeldLease, at: int = 0) -> bool:
         """A worker tells what it holds, after the state was made again."""
-        return self.leases.adopt(worker(number), WorkerCensus(f"w{number}", m.Origin(), at, 7, list(held), list(done)))
+        return self.leases.adopt(worker(number), WorkerCensus(f"w{number}", m.Origin(), at, 7, list(held)))
 
 
 def holds(lease: int, first: int, last: int, dataset: Dataset = DATA) -> HeldLease:
@@ -300,7 +300,7 @@ def test_splits_that_are_done_and_were_in_no_copy_are_not_given_again() -> None:
     scheduler.leases.heard(worker(0), 1, cursor(1, 10))
     scheduler.leases.adopted()
     done = holds(1, 0, 10), holds(3, 20, 30), holds(4, 30, 40)
-    assert scheduler.tells(0, holds(6, 50, 60), at=cursor(4, 10), done=done)
+    assert scheduler.tells(0, *done, holds(6, 50, 60), at=cursor(4, 10))
     assert scheduler.tells(1)
     (dataset,) = scheduler.of.datasets
     assert (dataset.trained, dataset.splits, dataset.next) == (30, 4, 60), "the first one was counted before"
@@ -309,19 +309,20 @@ def test_splits_that_are_done_and_were_in_no_copy_are_not_given_again() -> None:
     assert [(answer.lease, answer.first) for answer in answers] == [(7, 10), (8, 40), (9, 60)]
 
 
-@pytest.mark.parametrize(("at", "is_taken"), [(cursor(2, 9), False), (cursor(2, 10), True), (cursor(3, 0), True)])
-def test_a_split_that_is_said_to_be_done_is_so_by_the_cursor_too(at: int, is_taken: bool) -> None:
+def test_a_split_that_the_state_knows_as_done_is_not_counted_twice_and_one_that_is_not_done_must_be_known() -> None:
     scheduler = Scheduler()
+    scheduler.of.datasets = [DatasetState(DATA, next=20, trained=20)]
+    scheduler.of.number = 2
     scheduler.leases.adopted()
-    assert scheduler.tells(0, holds(3, 10, 20), at=at, done=(holds(2, 0, 10),)) == is_taken
-    assert scheduler.fences() == ([] if is_taken else [(0, 1)])
-    assert [data.trained for data in scheduler.of.datasets] == ([10] if is_taken else [])
+    assert scheduler.tells(0, holds(2, 10, 20), at=cursor(2, 10)) and scheduler.of.datasets[0].trained == 20
+    assert not scheduler.tells(1, holds(2, 10, 20), at=cursor(2, 9))
+    assert scheduler.fences() == [(1, 1)]
 
 
 def test_the_rest_of_a_split_of_a_dead_worker_that_nobody_knows_is_taken_from_who_got_it() -> None:
     scheduler = Scheduler()
     scheduler.leases.adopted()
-    assert scheduler.tells(0, holds(3, 14, 20), at=cursor(2, 3), done=(holds(2, 4, 7),))
+    assert scheduler.tells(0, holds(2, 4, 7), holds(3, 14, 20), at=cursor(2, 3))
     (dataset,) = scheduler.of.datasets
     assert dataset.returned == [(0, 4), (7, 10), (10, 14)] and dataset.trained == 3
 
@@ -331,10 +332,8 @@ def test_a_worker_that_tells_of_more_splits_than_it_can_have_is_fenced(splits: i
     scheduler = Scheduler()
     scheduler.leases.adopted()
     data = Dataset("long", 1 << 20, 1 << 20, 1)
-    done = tuple(holds(number, number, number + 1, data) for number in range(1, splits))
-    assert scheduler.tells(0, holds(splits, splits, splits + 1, data), at=cursor(splits, 0), done=done) == (
-        splits == TOLD_MAX
-    )
+    told = [holds(number, number, number + 1, data) for number in range(1, splits + 1)]
+    assert scheduler.tells(0, *told, at=cursor(splits, 0)) == (splits == TOLD_MAX)
     assert len(scheduler.held(0)) == (splits == TOLD_MAX)
 
 

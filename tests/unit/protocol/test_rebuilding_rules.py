@@ -684,7 +684,7 @@ def test_splits_that_a_worker_tells_of_and_that_fail_end_the_process() -> None:
     state = state_of()
     state.workers, state.claims = {1: (1, "w")}, {1: [(1, "w")]}
     scheduler = scheduler_of(state)
-    told = m.WorkerCensus("w", Origin("ours", 1, 9), 0, 0, [], [])
+    told = m.WorkerCensus("w", Origin("ours", 1, 9), 0, 0, [])
     broken = mock.patch.object(scheduler.leases, "adopt", side_effect=ValueError("so"))
     with broken, pytest.raises(HalfHandledError, match="so"):
         scheduler.handle(Received(Address(m.WORKER, 1, 1), told), 0.0)

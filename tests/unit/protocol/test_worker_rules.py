@@ -250,7 +250,7 @@ def adopted() -> Scheduler:
 
 
 def census(process: str = "w0", origin: Origin = OLD, *held: HeldLease) -> WorkerCensus:
-    return WorkerCensus(process, origin, 0, 5, list(held), [])
+    return WorkerCensus(process, origin, 0, 5, list(held))
 
 
 def test_a_worker_of_the_history_before_is_asked_for_its_splits_until_it_has_told() -> None:
