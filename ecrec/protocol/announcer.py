@@ -132,7 +132,7 @@ class Announcer:
                 if following is None:
                     continue
                 contact.sent_view, contact.sent_ms = group.view, context.now_ms
-                told = m.Views(number, views + following, context.origin)
+                told = m.Views(number, views + following, context.next_origin)
                 context.send(context.address_of(number, shard), told)
             self._confirmed[number] = confirmed
         for client in clients:
@@ -153,7 +153,7 @@ class Announcer:
             if views is None:
                 views = [self._snapshot(number, client.epoch)]
             client.sent_views[number], client.sent_ms[number] = group.view, context.now_ms
-            context.send(client.address, m.Views(number, views, context.origin))
+            context.send(client.address, m.Views(number, views, context.next_origin))
 
     def _snapshot(self, number: int, epoch: int) -> m.FullView:
         """The present view for a worker or tool."""
@@ -176,17 +176,24 @@ class Announcer:
             for shard, place in enumerate(group.places)
             if place.state != DOWN
         ]
-        told = [self.members.status(*place) for place in places]
-        return min((0 if status is None else status.copied for status in told), default=0)
+        return min((self._kept(*place) for place in places), default=0)
+
+    def _kept(self, number: int, shard: int) -> int:
+        """Serial of the copy that a shard says it keeps; 0: none of this history."""
+        status = self.members.status(number, shard)
+        if status is None or status.origin.generation != self.context.state.generation:
+            return 0
+        return status.copied
 
     def send_copy(self, shard: Address) -> None:
         """Give a shard that was just heard the newest state to keep, from time to time."""
         context, key = self.context, divmod(shard.id, self.context.state.n)
         serial, sent_ms = self._copied.get(key, (-1, -1e18))
-        status = self.members.status(*key)
-        kept = status.copied if status is not None else -1
         # One that got lost is sent again: who does not keep the newest state may hear nothing at all.
-        if min(serial, kept) >= context.state.serial or context.now_ms - sent_ms < context.config.state_copy_ms:
+        if (
+            min(serial, self._kept(*key)) >= context.state.serial
+            or context.now_ms - sent_ms < context.config.state_copy_ms
+        ):
             return
         self._copied[key] = context.state.serial, context.now_ms
         context.send(shard, m.StateCopy(context.origin), (encode_copy(context.state),))

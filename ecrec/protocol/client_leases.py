@@ -129,6 +129,11 @@ class ClientLeases:
         while self._granted and self._granted[0][0] <= message.copied:
             self._granted.popleft()
 
+    def on_adopted(self, serial: int) -> None:
+        """All that was told is in the state of this serial, the first one of a new generation that I hear of. trap:
+        copies of earlier ones of that generation have serials like those of the one before, and know nothing of it."""
+        self._granted = deque(((serial, lease) for _, lease in self._granted), maxlen=DONE_TOLD_MAX)
+
     def on_none(self, message: NoSplit) -> None:
         if self._asking is None or message.request != self._asking[0]:
             return

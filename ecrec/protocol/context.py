@@ -30,6 +30,8 @@ class Context:
         self.story = Story()
         self.is_changed = False
         """The state must be persisted before anything else is said."""
+        self.serial_before = 0
+        """Of the state before the event."""
         self.is_acting = False
         """The event has passed its checks, and the state moves."""
         self.address = Address(SCHEDULER, 0, 0)
@@ -50,7 +52,9 @@ class Context:
     def next_origin(self) -> m.Origin:
         """That of the state as it will be persisted before anything of this event is said."""
         origin = self.origin
-        return msgspec.structs.replace(origin, serial=origin.serial + 1) if self.is_changed else origin
+        if not self.is_changed:
+            return origin
+        return msgspec.structs.replace(origin, serial=max(origin.serial, self.serial_before + 1))
 
     def checked(self) -> None:
         """The event fits; from here on the state moves, and whatever is raised ends the process."""

@@ -6,6 +6,7 @@ shard has confirmed that view and all that it has of that life is durable, nothi
 more: only then does what is left of its splits go to others.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -61,16 +62,24 @@ class Leases:
             del self._held[lease.worker, lease.epoch]
 
     # ------------------------------------------------------------------ workers ask
-    def on_lease_split(self, source: Address, message: m.LeaseSplit, may_grant: bool = True) -> None:
-        """Grant a split, if there is one. Where it is not ``may_grant``, the worker asks again."""
+    def on_lease_split(
+        self, source: Address, message: m.LeaseSplit, is_met: bool = True, may_grant: bool = True
+    ) -> None:
+        """Grant a split, if there is one. Where it is not ``may_grant``, the worker asks again.
+
+        ``is_met``: a heartbeat of it came since the scheduler started.
+        """
         state = self.state
         epoch = source.epoch
         if not self.context.is_of_worker(source, "lease splits"):
             return
+        if source.id in state.unheard or not is_met:
+            # trap: its cursor may be in a split that it has yet to tell, or that only a newer state knows
+            self.context.send(source, m.NoSplit(message.request, False))
+            return
         if not self.heard(source, epoch, message.cursor):
             return
-        asked_epoch, asked = state.asked.get(source.id, (0, 0))
-        if asked_epoch == epoch and message.request <= asked:
+        if message.request <= self._asked(source.id, epoch):
             for lease in self.held(source.id, epoch):
                 if lease.request == message.request:
                     self._grant(source, lease)
@@ -105,6 +114,11 @@ class Leases:
         self._heard_ms[source.id] = self.context.now_ms
         self.context.changed()
         self._grant(source, lease)
+
+    def _asked(self, worker: int, epoch: int) -> int:
+        """The newest request of this life that was granted."""
+        asked_epoch, asked = self.state.asked.get(worker, (0, 0))
+        return asked if asked_epoch == epoch else 0
 
     def _grant(self, source: Address, lease: Lease) -> None:
         self.context.send(
@@ -311,6 +325,12 @@ class Leases:
         workers = self.context.state.workers.items()
         self.state.unheard = sorted(worker for worker, (epoch, _) in workers if epoch > over.get(worker, 0))
 
+    def expect(self, worker: int) -> None:
+        """A life of a worker that no copy of the state knew: it may hold splits."""
+        if worker not in self.state.unheard:
+            self.state.unheard = sorted([*self.state.unheard, worker])
+            self.context.changed()
+
     def _is_heard(self, worker: int) -> None:
         if worker in self.state.unheard:
             self.state.unheard.remove(worker)
@@ -319,11 +339,12 @@ class Leases:
 
     def adopt(self, source: Address, census: m.WorkerCensus) -> bool:
         """Take a worker's word for the splits that it holds. False if they contradict what is known: it is fenced."""
-        state = self.state
-        known = {lease.number for lease in state.leases}
+        state, asked = self.state, self._asked(source.id, source.epoch)
+        for dataset in state.datasets:
+            dataset.returned.sort()
         for held in census.leases[: TOLD_MAX + 1]:
-            if held.lease in known or (held.lease <= state.known and held.is_done(census.cursor)):
-                continue
+            if held.request <= asked:
+                continue  # the state knows what it was granted then, and what has become of it
             try:
                 if len(census.leases) > TOLD_MAX:
                     raise ConfigurationError(f"it tells of {len(census.leases)}, at most {TOLD_MAX} are taken")
@@ -339,7 +360,8 @@ class Leases:
             state.leases.sort(key=lambda lease: lease.number)
             self._held[source.id, source.epoch].append(lease)
             self._held[source.id, source.epoch].sort(key=lambda lease: lease.number)
-        state.asked[source.id] = source.epoch, census.asked
+        # trap: what it was granted and has not heard of is said again, and not passed over
+        state.asked[source.id] = source.epoch, max(asked, census.asked)
         self._is_heard(source.id)
         self.context.changed()
         return self.heard(source, source.epoch, census.cursor)
@@ -358,23 +380,22 @@ class Leases:
     def _withdraw(self, index: int, held: m.HeldLease) -> bool:
         """Take examples out of those that nobody has; False if they are not among them."""
         state = self.state.datasets[index]
-        if (held.first - state.next) // state.dataset.split_examples > UNTOLD_MAX:
+        if (held.first - state.next) // state.dataset.split_examples + len(state.returned) > UNTOLD_MAX:
             return False
         while state.next <= held.first:
             # Granted too, and not told of yet; or to one who is dead. What is told of may be the rest of such a split.
             state.returned.append(_cut_off(state))
-        for piece in state.returned:
-            first, last = piece
-            if first <= held.first and held.last <= last:
-                state.returned.remove(piece)
-                rest = ((first, held.first), (held.last, last))
-                state.returned += [part for part in rest if part[0] < part[1]]
-                return True
-        return False
+        at = bisect_right(state.returned, (held.first, EXAMPLES_MAX)) - 1
+        if at < 0 or held.last > state.returned[at][1]:
+            return False
+        first, last = state.returned[at]
+        rest = ((first, held.first), (held.last, last))
+        state.returned[at : at + 1] = [part for part in rest if part[0] < part[1]]
+        return True
 
-    def raise_number(self, watermarks: dict[int, int]) -> None:
-        """Numbers of leases that a shard has heard of are not given again."""
-        if self.state.unheard:
+    def raise_number(self, watermarks: dict[int, int], in_doubt: bool) -> None:
+        """Numbers of leases that a shard has heard of are not given again, though the state may not know them."""
+        if self.state.unheard or in_doubt:
             cursors = [number for key, number in watermarks.items() if key >= m.WORKERS_MAX]
             newest = max(cursors, default=0) >> m.CURSOR_BITS
             if newest > self.state.number:

@@ -140,7 +140,6 @@ class Membership:
             context.view = view.number
             self.recent.append(view)
             context.story.tell(context.now_ms, f"view {describe(view)}")
-            context.hear_origin(message.origin)
             context.status_due = context.pulls_due = True
             # trap: a repair does not outlive a view that concerns its class
             classes = self._classes_of(view)
@@ -150,6 +149,7 @@ class Membership:
             if isinstance(view, END_A_SUCCESSION):
                 self.handover.over()
             self._apply[type(view)](view)
+            context.hear_origin(message.origin)
             release_held()
             if any(isinstance(effect, Stop) for effect in context.effects):
                 return
@@ -434,7 +434,9 @@ class Membership:
 
     def _on_adopted(self, view: m.Adopted) -> None:
         context = self.context
-        context.origin = m.Origin(context.origin.cluster, view.generation, context.origin.serial)
+        # trap: copies and serials of a history that was given up may have the numbers of this one
+        context.origin = m.Origin(context.origin.cluster, view.generation)
+        context.copied = 0
         context.note("warning", f"the scheduler's state was made again (generation {view.generation})")
 
     def tell(self) -> None:

@@ -21,6 +21,9 @@ HEARD_UNVERIFIED = (m.ShardStatus, m.Register, m.ClusterQuery, m.StoryQuery)
 
 AHEAD_MAX = 1 << 12
 """Workers and tools of which is kept that they know a newer state."""
+MET_MAX = 1 << 17
+"""Workers and tools that are told from those that may know an older process of this scheduler."""
+SAID_EVERY_MS = 10_000.0
 
 
 class Rebuilt(NamedTuple):
@@ -44,10 +47,15 @@ class Rebuilding:
         """After a restart, members that may know that this state is an older one: until they were heard, or have had
         the time of a heartbeat, nobody is answered."""
         self._verify_until_ms = 0.0
-        self._unheard: set[int] = set()
-        """After a restart, workers that may know of splits that this state does not."""
+        self._began = context.origin
+        """The state with which this process began, or that it made,"""
+        self._met: set[tuple[int, int]] = set()
+        """and the workers and tools, by role and number, that were heard since: they may know what was persisted
+        since."""
         self._is_outdated = False
-        """Some worker did."""
+        """Some worker knows of splits that this state does not."""
+        self._said_ms = -1e18
+        """When people were last told that for this no split is granted."""
         self._is_new = is_new
         self._has_adopted = False
         """Members of this state have told what it was made of."""
@@ -71,18 +79,35 @@ class Rebuilding:
         return isinstance(event, Received) and isinstance(event.message, heard)
 
     # ------------------------------------------------------------------ after a restart
-    def verify(self, members: set[tuple[int, int]], workers: set[int]) -> None:
-        """These members and workers have the time of a heartbeat to be heard of again."""
-        self.unverified, self._unheard = members, workers
+    def verify(self, members: set[tuple[int, int]]) -> None:
+        """These members have the time of a heartbeat to be heard of again, and so have workers."""
+        self.unverified = members
+        self._begin(self.context.origin)
+
+    def _begin(self, origin: m.Origin) -> None:
+        self._began = origin
+        self._met.clear()
         self._verify_until_ms = self.context.now_ms + self.context.config.heartbeat_timeout_ms
 
     @property
     def may_grant(self) -> bool:
         """Whether splits may be granted: no worker knows more than the state, as far as can be known. Nobody else may
         have heard of the newest ones that were granted."""
-        if self.context.now_ms >= self._verify_until_ms:
-            self._unheard.clear()
-        return not (self._unheard or self._is_outdated)
+        return self.context.now_ms >= self._verify_until_ms and not self._is_outdated
+
+    @property
+    def is_outdated(self) -> bool:
+        """A worker knows of splits that the state does not: none is granted any more."""
+        return self._is_outdated
+
+    def has_met(self, worker: Address) -> bool:
+        """Whether it was heard of since this process began, and knew no more than that."""
+        return (worker.role, worker.id) in self._met
+
+    def meet(self, source: Address) -> None:
+        """A heartbeat of it was taken."""
+        if len(self._met) < MET_MAX:
+            self._met.add((source.role, source.id))
 
     def stood_still(self, ms: float) -> None:
         """For so long this scheduler heard nobody."""
@@ -141,7 +166,7 @@ class Rebuilding:
     def _ahead(self, source: Address, status: m.ShardStatus) -> str:
         """What a heartbeat of this cluster knows that this state does not."""
         theirs, ours = status.origin, self.context.origin
-        if newer := self._newer_state(source, theirs):
+        if newer := self._newer_state(source, theirs, ours):
             return newer
         found = self.context.place_of(source)
         if found is None or theirs.generation < ours.generation:
@@ -172,29 +197,38 @@ class Rebuilding:
 
     def serves(self, source: Address, origin: m.Origin) -> bool:
         """Whether a worker or tool is given anything: not one that is ahead of this state, which may then be an older
-        one, and would grant splits, epochs and tables a second time. Nothing ends for its word: it is no server. But
-        for a worker's the state is made again, once, if that is allowed; else nobody is granted a split any more."""
-        newer = self._newer_state(source, origin) if origin.is_of(self.context.origin) else ""
+        one, and would grant splits, epochs and tables a second time. Nothing ends for its word, nor is the state made
+        again: it is no server. But for that of a worker nobody is granted a split any more."""
+        # trap: one that was not heard yet knows nothing of what was persisted since, whatever its serial is
+        ours = self.context.origin if self.has_met(source) else self._began
+        newer = self._newer_state(source, origin, ours) if origin.is_of(ours) else ""
+        is_worker = source.role == WORKER and source.epoch > 0 and source.id in range(m.WORKERS_MAX)
+        if self._is_outdated and is_worker:
+            self._say_outdated()
         if self.adoption is not None or not newer:
             self._ahead_of_it.discard(source)
-            if source.role == WORKER and source.epoch:
-                self._unheard.discard(source.id)
             return True
-        if source.role == WORKER and self._may_adopt and not self._has_adopted:
-            self._outdated(source, origin.cluster, newer)
-            return False
-        self._is_outdated |= source.role == WORKER
+        self._is_outdated |= is_worker
         if len(self._ahead_of_it) < AHEAD_MAX:
             self._ahead_of_it.add(source)
         self.context.note(
             "warning",
-            f"{newer}: it is given nothing; if that is so, start the scheduler with its newest state, or with --adopt",
+            f"{newer}: it is given nothing; if that is so, start the scheduler with its newest state, or with none and "
+            "--adopt",
         )
         return False
 
-    def _newer_state(self, source: Address, theirs: m.Origin) -> str:
-        """Which state of this cluster somebody knows that is newer than this one; empty if none."""
-        ours = self.context.origin
+    def _say_outdated(self) -> None:
+        if self.context.now_ms - self._said_ms >= SAID_EVERY_MS:
+            self._said_ms = self.context.now_ms
+            self.context.note(
+                "warning",
+                "no split is granted: a worker knows of splits that this state does not; start the scheduler with its "
+                "newest state, or with none and --adopt",
+            )
+
+    def _newer_state(self, source: Address, theirs: m.Origin, ours: m.Origin) -> str:
+        """Which state of this cluster somebody knows that is newer than ours; empty if none."""
         if (theirs.generation, theirs.serial) <= (ours.generation, ours.serial):
             return ""
         return f"{source} knows state {theirs.generation}.{theirs.serial}, this is {ours.generation}.{ours.serial}"
@@ -253,5 +287,6 @@ class Rebuilding:
             context.note("warning", f"{stray} is ignored; it names the wrong scheduler")
         self.adoption = None
         self._is_new, self._has_adopted = False, True
-        self._unheard.clear()  # they tell what they hold
+        # trap: a worker that joined after the last copy is in no state, and may hold splits
+        self._begin(m.Origin(state.cluster, state.generation, state.serial))
         return Rebuilt(state, told)

@@ -168,7 +168,7 @@ class SchedulerMachine:
 
     def _take(self, event: Event) -> None:
         context = self.context
-        serial = context.state.serial
+        context.serial_before = context.state.serial
         if self._ticked_ms is None:
             # Before the first Tick too it may be I who stands still.
             self._ticked_ms = context.now_ms
@@ -192,7 +192,7 @@ class SchedulerMachine:
         if self.rebuilding.is_over and not any(isinstance(effect, Stop) for effect in context.effects):
             self._advance()
         if context.is_changed:
-            context.state.serial = max(context.state.serial, serial + 1)
+            context.state.serial = context.next_origin.serial
         for shard in self._copy_to:
             self.announcer.send_copy(shard)
         self._copy_to.clear()
@@ -227,9 +227,7 @@ class SchedulerMachine:
             return
         self._resumed = True
         self.members.meet_all()
-        fenced = self.state.leases.fenced
-        workers = {worker for worker, (epoch, _) in self.state.workers.items() if epoch > fenced.get(worker, 0)}
-        self.rebuilding.verify(set(self.members.contacts), workers)
+        self.rebuilding.verify(set(self.members.contacts))
         if self.rebuilding.is_over:
             self.announcer.configure()
 
@@ -351,7 +349,7 @@ class SchedulerMachine:
             contact.repaired_ms = context.now_ms
         if self.rebuilding.verified((number, shard)):
             self.announcer.configure()
-        self.leases.raise_number(status.watermarks)
+        self.leases.raise_number(status.watermarks, not self.rebuilding.may_grant)
         self.tables.preparing.heard(status.prepared)
         self.checkpoints.heard_shard(status)
         self.settlements.take(group, reporter, reports)
@@ -403,7 +401,11 @@ class SchedulerMachine:
         self.drains.on_drain(source, message)
 
     def _on_worker_status(self, source: Address, status: m.WorkerStatus, frames: m.Frames) -> None:
-        if self.rebuilding.serves(source, status.origin) and self.workers.on_status(source, status):
+        if not self.rebuilding.serves(source, status.origin):
+            return
+        is_taken = self.workers.on_status(source, status)
+        self.rebuilding.meet(source)
+        if is_taken:
             suspected = self.deaths.suspected()
             if suspected or status.waits:
                 self.context.send(source, m.Suspected(suspected))
@@ -447,7 +449,7 @@ class SchedulerMachine:
     def _on_lease_split(self, source: Address, message: m.LeaseSplit, frames: m.Frames) -> None:
         self.context.checked()
         self.workers.confirm(source)
-        self.leases.on_lease_split(source, message, self.rebuilding.may_grant)
+        self.leases.on_lease_split(source, message, self.rebuilding.has_met(source), self.rebuilding.may_grant)
 
     def _on_initialise(self, source: Address, message: m.InitialiseTable, frames: m.Frames) -> None:
         self.context.checked()

@@ -28,7 +28,8 @@ ALL_CLASSES = 2**64 - 1
 SCRUBS_MAX = 64
 """Scrubs that a shard leads at a time; each keeps a copy of parity rows. `ecrec verify` asks for one at a time."""
 
-SHARE_STEP = 4
+STRIPES_MAX = 1 << KEY_BITS
+STRIPES_STEP = 4
 """Where too much is wrong, a quarter is compared at a time; where nothing is, four times as much."""
 
 
@@ -46,6 +47,30 @@ class Findings(NamedTuple):
     keys: Any
     slots: Any
     verdicts: Any
+
+
+class _Records(NamedTuple):
+    """Records of many keys, in order of these: keys uint64[m], the offset and the size of each in ``blob``."""
+
+    keys: Any
+    starts: Any
+    sizes: Any
+    blob: Any
+
+    def rows_of(self, first: int, at: Any) -> Any:
+        """uint8[len(at), record bytes]: those of one table, which begin at ``first``."""
+        size = int(self.sizes[first])
+        return sliding_window_view(self.blob, size)[self.starts[first + at]]
+
+    def select(self, wanted: Any) -> Any:
+        """The records of ``wanted``, which are among the keys, as a blob in that order."""
+        at = np.searchsorted(self.keys, wanted)
+        parts = [
+            self.rows_of(some[0], some - some[0]).reshape(-1)
+            for some in np.split(at, np.flatnonzero(np.diff(self.sizes[at])) + 1)  # runs of records of one size
+            if len(some)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,8 +101,8 @@ class Scrubs:
         """Request -> the scrub; one of a class at a time, so that no syndrome is corrected twice."""
         self.corrected = 0
         """Parity rows that were wrong here, in all."""
-        self._share = 1
-        """One part of so many is compared at a time of what could be: more would be wrong than is judged at a time."""
+        self._stripes_max = STRIPES_MAX
+        """Are compared at a time, touched or not: of more, too many would be wrong."""
 
     # ------------------------------------------------------------------ a tool asks
     def on_scrub(self, tool: Address, message: m.Scrub, frames: m.Frames) -> None:
@@ -108,9 +133,10 @@ class Scrubs:
             context.reply(tool, result, _nothing())
             return
         config = context.config
-        rows_max = max(1, min(message.rows_max, config.scrub_rows_max) // self._share)
-        bytes_max = max(1, min(config.scrub_bytes_max, config.frame_bytes_max) // self._share)
-        last = context.store.span(class_id, first, size, rows_max, bytes_max)
+        rows_max = min(max(1, message.rows_max), config.scrub_rows_max)
+        bytes_max = min(config.scrub_bytes_max, config.frame_bytes_max)
+        # trap: what was touched here says nothing of what was touched at others, or should have been here
+        last = context.store.span(class_id, first, min(size, first + self._stripes_max), rows_max, bytes_max)
         context.checked()
         request = self.captures.new_request()
         self.running[request] = Running(
@@ -118,8 +144,8 @@ class Scrubs:
         )
         self._begin(request, Stripes(class_id, first, last))
 
-    def _busy(self, tool: Address, request: int, reason: str) -> None:
-        self.context.reply(tool, m.ScrubBusy(request, reason))
+    def _busy(self, tool: Address, request: int, reason: str, bytes_read: int = 0) -> None:
+        self.context.reply(tool, m.ScrubBusy(request, reason, bytes_read))
 
     def _begin(self, request: int, stripes: Stripes) -> None:
         """Capture here and on the other parity holders, and have all data members send a marker."""
@@ -136,9 +162,9 @@ class Scrubs:
                 context.note("error", f"gave up a scrub of class {stripes.class_id}: {error}")
                 self._give_up(request, "a member's rows do not fit; ask again")
                 return
-            if taken is None:
-                self._share *= SHARE_STEP
-                self._give_up(request, "more rows are wrong than are judged at a time; ask again, for fewer")
+            if isinstance(taken, int):
+                self._stripes_max = max(1, (stripes.last - stripes.first) // STRIPES_STEP)
+                self._give_up(request, "more rows are wrong than are judged at a time; ask again, for fewer", taken)
                 return
             self._finish(request, taken)
 
@@ -152,9 +178,9 @@ class Scrubs:
             context.send(context.peers[member], snap, (NO_KEYS,))
 
     # ------------------------------------------------------------------ the cut is complete
-    def _compare(self, request: int, assembly: Assembly) -> list[tuple[Any, Any]] | None:
-        """Find what does not fit; the syndromes by parity holder. None if it is more than is judged at a time. Raises
-        BAD_CONTENT if rows do not fit."""
+    def _compare(self, request: int, assembly: Assembly) -> list[_Records] | int:
+        """Find what does not fit; the syndromes by parity holder. If it is more than is judged at a time, the bytes
+        that were read. Raises BAD_CONTENT if rows do not fit."""
         context = self.context
         running = self.running[request]
         stripe = context.placement.classes[running.class_id]
@@ -163,15 +189,15 @@ class Scrubs:
         rests = [self.captures.remainder(assembly, holder, code) for holder in stripe.parity]
         parity_rows, bad = sum(map(len, rests)), [rest.nonzero() for rest in rests]
         store, stripes_compared = context.store, assembly.stripes.last - assembly.stripes.first
-        wrong_bytes = max(int(_places(store, keys)[1].sum()) for keys in bad)
+        wrong_bytes = max(int(_record_sizes(store, keys).sum()) for keys in bad)
         if wrong_bytes > context.config.scrub_wrong_bytes_max and stripes_compared > 1:
-            return None
+            return int(read)
         if not wrong_bytes:
-            self._share = max(1, self._share // SHARE_STEP)
-        taken = [rest.take() for rest in rests]
-        read += taken[0][1].nbytes  # my own capture
-        stripes = len(store.distinct(np.concatenate([keys for keys, _ in taken]), NO_KEYS))
-        found = [self._judge(some, code) for some in _by_table(store, bad, taken)]
+            self._stripes_max = min(STRIPES_MAX, self._stripes_max * STRIPES_STEP)
+        taken = [_in_order(store, *rest.take()) for rest in rests]
+        read += taken[0].blob.nbytes  # my own capture
+        stripes = len(store.distinct(np.concatenate([each.keys for each in taken]), NO_KEYS))
+        found = [self._judge(some, code) for some in _by_table(bad, taken)]
         running.findings = Findings(*(np.concatenate(parts) for parts in zip(_nothing(), *found, strict=True)))
         running.result = m.ScrubResult(
             running.request, running.class_id, assembly.stripes.last, context.store.class_size(running.class_id),
@@ -179,7 +205,7 @@ class Scrubs:
         )  # fmt: skip
         return taken
 
-    def _finish(self, request: int, taken: list[tuple[Any, Any]]) -> None:
+    def _finish(self, request: int, taken: list[_Records]) -> None:
         """Answer the tool, or first have what does not fit corrected."""
         running = self.running[request]
         assert running.findings is not None
@@ -228,7 +254,7 @@ class Scrubs:
         return first[None, :] + np.arange(spec.code.k)[:, None] < spec.rows
 
     # ------------------------------------------------------------------ corrections
-    def _correct(self, request: int, running: Running, code: Code, taken: list[tuple[Any, Any]]) -> None:
+    def _correct(self, request: int, running: Running, code: Code, taken: list[_Records]) -> None:
         context = self.context
         assert running.findings is not None
         keys, slots, _ = running.findings
@@ -236,7 +262,7 @@ class Scrubs:
             wrong = keys[slots == code.k + i]
             if not len(wrong):
                 continue
-            rows = wrong, _select(context.store, *taken[i], wrong)
+            rows = wrong, taken[i].select(wrong)
             if holder == context.shard:
                 self._add_to_parity(running.class_id, *rows)
             else:
@@ -282,9 +308,9 @@ class Scrubs:
         del self.running[request]
         self.context.reply(running.tool, _renumbered(running.result, running.request), running.findings)
 
-    def _give_up(self, request: int, reason: str) -> None:
+    def _give_up(self, request: int, reason: str, bytes_read: int = 0) -> None:
         running = self.running.pop(request)
-        self._busy(running.tool, running.request, reason)
+        self._busy(running.tool, running.request, reason, bytes_read)
 
     def forget(self, classes: set[int]) -> None:
         """trap: a scrub does not outlive a view that concerns its class, as a repair does not."""
@@ -325,34 +351,31 @@ def _ratios(code: Code) -> list[list[int]]:
     return [[gf_multiply(int(factor), i) for factor, i in zip(row, inverse, strict=True)] for row in code.coefficients]
 
 
-def _places(store: Any, keys: Any) -> tuple[Any, Any]:
-    """Where the record of each key begins in a blob, and how long it is."""
+def _record_sizes(store: Any, keys: Any) -> Any:
+    """Bytes of the record of each key."""
     tables = (keys >> np.uint64(KEY_BITS)).astype(np.int64)
-    sizes = np.array([store.record_bytes(table) for table in range(store.tables)], np.int64)[tables]
-    return np.cumsum(sizes) - sizes, sizes
+    return np.array([store.record_bytes(table) for table in range(store.tables)], np.int64)[tables]
 
 
-def _select(store: Any, keys: Any, records: Any, wanted: Any) -> Any:
-    """The records of ``wanted``, which are among the keys, as a blob in that order."""
-    starts, sizes = _places(store, keys)
-    order = np.argsort(keys)
-    at = order[np.searchsorted(keys, wanted, sorter=order)]
-    parts = [
-        sliding_window_view(records, sizes[some[0]])[starts[some]].reshape(-1)
-        for some in np.split(at, np.flatnonzero(np.diff(sizes[at])) + 1)  # runs of records of one size
-        if len(some)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+def _in_order(store: Any, keys: Any, blob: Any) -> _Records:
+    sizes, order = _record_sizes(store, keys), np.argsort(keys)
+    starts = np.cumsum(sizes) - sizes
+    return _Records(keys[order], starts[order], sizes[order], blob)
 
 
-def _by_table(store: Any, bad: list[Any], taken: list[tuple[Any, Any]]) -> Iterator[Syndromes]:
+def _by_table(bad: list[Any], taken: list[_Records]) -> Iterator[Syndromes]:
     """The stripes that are bad for any parity holder, with all their syndromes, table by table."""
     keys = np.unique(np.concatenate(bad))
     tables = keys >> np.uint64(KEY_BITS)
     for table in np.unique(tables).tolist():
-        some = keys[tables == table]
-        values = np.zeros((len(taken), len(some), store.record_bytes(table)), np.uint8)
-        for i, (have, records) in enumerate(taken):
-            here = np.isin(some, have)
-            values[i, here] = _select(store, have, records, some[here]).reshape(-1, values.shape[2])
+        low, high = np.uint64(table << KEY_BITS), np.uint64(table + 1 << KEY_BITS)
+        some = keys[slice(*np.searchsorted(keys, [low, high]))]
+        holders = [(each, *np.searchsorted(each.keys, [low, high]).tolist()) for each in taken]
+        size = next(int(each.sizes[first]) for each, first, last in holders if first < last)
+        values = np.zeros((len(taken), len(some), size), np.uint8)
+        for i, (each, first, last) in enumerate(holders):
+            if first < last:
+                at = np.minimum(np.searchsorted(each.keys[first:last], some), last - first - 1)
+                here = each.keys[first + at] == some
+                values[i, here] = each.rows_of(first, at[here])
         yield Syndromes(table, some, values)

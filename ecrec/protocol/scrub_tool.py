@@ -207,6 +207,7 @@ class ScrubMachine:
             self.refusal = message.reason
             job.request = 0
             job.asked_ms = now_ms
+            self._pay_for(message.bytes_read)
             return []
         job.request = 0
         job.asked_ms = 0.0
@@ -216,9 +217,13 @@ class ScrubMachine:
         job.bytes_read += message.bytes_read
         job.bad += self._bad(job, message, event.frames)
         job.done = message.last >= message.size
-        if self._bytes_per_ms is not None:
-            self._free_at_ms = max(self._free_at_ms, self._asked_ms) + message.bytes_read / self._bytes_per_ms
+        self._pay_for(message.bytes_read)
         return self._ask(now_ms)
+
+    def _pay_for(self, bytes_read: int) -> None:
+        """Ask nothing before the rate allows for so many bytes."""
+        if self._bytes_per_ms is not None:
+            self._free_at_ms = max(self._free_at_ms, self._asked_ms) + bytes_read / self._bytes_per_ms
 
     def _bad(self, job: _Job, message: ScrubResult, frames: Frames) -> list[BadStripe]:
         found = []

@@ -133,8 +133,8 @@ class ShardContext:
         self.story.tell(self.now_ms, f"{before or 'without a place'} -> {self.state}: {happening}")
 
     def hear_origin(self, origin: m.Origin) -> None:
-        """The generation rises with the view that announces it."""
-        if origin.serial > self.origin.serial:
+        """Of the generation that I know, which rises with the view that announces it (`adopted`)."""
+        if origin.generation == self.origin.generation and origin.serial > self.origin.serial:
             self.origin = m.Origin(self.origin.cluster, self.origin.generation, origin.serial)
 
     def pause_of_store(self) -> Callable[[int], None]:

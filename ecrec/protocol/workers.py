@@ -211,6 +211,9 @@ class Workers:
         """A worker that was there before the state was made again; False until it has told its leases."""
         epoch, process = self.context.state.workers.get(source.id, (0, ""))
         if source.epoch > epoch or (source.epoch == epoch and not process):
+            if epoch and source.epoch > epoch:
+                self.leases.fence(source.id, epoch, "it has been started again", source.id in self.leases.unheard)
+            self.leases.expect(source.id)
             self.context.state.workers[source.id] = source.epoch, status.process
             self.context.state.claims[source.id] = [(source.epoch, status.process)]
             self.context.changed()
@@ -218,7 +221,7 @@ class Workers:
             return True  # an earlier life, which is fenced like any other
         if source.id in self._told:
             return True
-        self.context.send(source, m.Census())
+        self.context.send(source, m.Census(self.context.state.generation))
         return False
 
     def _is_earlier(self, origin: m.Origin) -> bool:
@@ -227,6 +230,8 @@ class Workers:
 
     def on_census(self, source: Address, census: m.WorkerCensus) -> None:
         known = self.context.state.workers.get(source.id)
+        if census.generation != self.context.state.generation:
+            return  # trap: what it told another one; more may have been granted since
         if known != (source.epoch, census.process) or not self._is_earlier(census.origin) or source.id in self._told:
             return
         if self.context.state.leases.fences:

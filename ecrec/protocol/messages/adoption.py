@@ -26,6 +26,9 @@ class StateCopy(Message, frozen=True):
 class Census(Message, frozen=True):
     """A scheduler whose state is lost or older than its cluster asks a member to tell all that it knows."""
 
+    generation: Number = 0
+    """Of its state, when it asks a worker, which takes no lease of an earlier one from then on."""
+
 
 class ShardCensus(Message, frozen=True):
     """Answer of a shard to `Census`. Frames: one, the newest `StateCopy` (empty: it has none)."""
@@ -67,6 +70,8 @@ class WorkerCensus(Message, frozen=True):
     leases: list[HeldLease]
     """Those that are not done and durable, and before them those that are and may be in no copy of the state; in
     order."""
+    generation: Number
+    """Of the scheduler that asked."""
 
 
 def is_my_scheduler(message: Views | Fenced | StateCopy | Leased, known: Origin) -> bool:

@@ -165,3 +165,5 @@ class ScrubResult(Message, frozen=True, gc=False):
 class ScrubBusy(Message, frozen=True, gc=False):
     request: Number
     reason: str
+    bytes_read: Number = 0
+    """Were read in vain, on all members."""

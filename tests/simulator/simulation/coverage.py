@@ -46,6 +46,7 @@ FAULTS_COUNTED = (
     "scheduler that starts with an older state", "scheduler that starts with no state",
     "scheduler that starts with a damaged state",
     "scheduler that starts with a state that only workers know to be old",
+    "scheduler that grants no split, for a worker knows more",
     "state that is old or gone, while splits are leased", "state that is old or gone, while first values wait",
     "copy of the scheduler's state that cannot be read",
     "outdated scheduler that refuses", "slow stable storage of the scheduler", "deposed scheduler that goes on sending",

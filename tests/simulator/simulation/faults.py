@@ -50,6 +50,8 @@ LIVENESS_MS = 20_000.0
 """After the last fault everything must be whole and quiet within this."""
 
 
+LOOKS, LOOK_EVERY_MS = 200, 100.0
+"""How often somebody looks at a scheduler whose state only workers know to be old."""
 OLDER_THAN_WORKERS = "a state that only workers know to be old"
 COPY_DAMAGED = "copy of the scheduler's state that cannot be read"
 
@@ -852,9 +854,21 @@ class Faults:
         told = max((p.machine.origin.serial for p in workers if p is not None and p.alive), default=0)
         barely = [state for state in self.world.states if known <= read_state(state).serial < told]
         if barely and self._rng_copies.random() < 0.5:
-            # No shard ends it: it makes its state again for the word of the worker, or grants no split any more.
-            return self._restart_with(self._rng_copies.choice(barely), fault, OLDER_THAN_WORKERS, adopts=True)
+            # No shard ends it: it grants no split any more.
+            if not self._restart_with(self._rng_copies.choice(barely), fault, OLDER_THAN_WORKERS, adopts=True):
+                return False
+            self._operator_looks(fault, LOOKS)
+            return True
         return bool(older) and self._restart_with(self.rng.choice(older), fault, "an older state")
+
+    def _operator_looks(self, fault: Fault, times: int) -> None:
+        """Somebody reads that no split is granted, and starts the scheduler with no state, to adopt."""
+        scheduler = self.world.scheduler
+        outdated = scheduler is not None and scheduler.machine.rebuilding.is_outdated
+        if outdated and self._restart_with(None, fault, "no state", adopts=True):
+            self.counts["scheduler that grants no split, for a worker knows more"] += 1
+        elif times:
+            self.world.post(self.world.now_ms + LOOK_EVERY_MS, self._operator_looks, fault, times - 1)
 
     def _strike_lost_state(self, fault: Fault, source: Process | None, to: Process | None) -> bool:
         """The scheduler comes back with an empty state."""

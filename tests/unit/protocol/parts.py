@@ -9,7 +9,7 @@ from ecrec.protocol.config import ProtocolConfig
 from ecrec.protocol.context import Context
 from ecrec.protocol.events import Send
 from ecrec.protocol.members import Contact, Members
-from ecrec.protocol.messages import UP, WORKER, Address
+from ecrec.protocol.messages import UP, WORKER, Address, Origin
 from ecrec.protocol.state import Group, Place, State
 
 
@@ -30,7 +30,7 @@ class Parts:
     def says(self, group: int, shard: int, **status: Any) -> Contact:
         """What the last heartbeat of a member said."""
         contact = self.members.contacts[group, shard]
-        contact.status = SimpleNamespace(**{"watermarks": {}, "durable": {}, "copied": 0, **status})  # type: ignore[assignment]
+        contact.status = SimpleNamespace(**{"watermarks": {}, "durable": {}, "copied": 0, "origin": Origin(), **status})  # type: ignore[assignment]
         return contact
 
     def sent(self) -> list[Any]:

@@ -385,7 +385,7 @@ def test_claims_of_a_worker_that_contradict_the_state_fence_it(living: Living) -
     assert lease(living, other) == (4, 8)
     living.pass_ms(2 * living.config.state_copy_ms)
     liar = other.leasing.held[0]
-    other.leasing.held[0] = m.HeldLease(liar.dataset, liar.lease + 5, 2, 6, liar.request)
+    other.leasing.held[0] = m.HeldLease(liar.dataset, liar.lease + 5, 2, 6, liar.request + 1)
     living.scheduler_starts(None, adopt=True)
     living.settle_down(lambda: bool(living.failed))
     assert "another's, or trained on" in living.failed[0]

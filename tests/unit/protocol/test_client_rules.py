@@ -216,7 +216,7 @@ def test_who_is_asked_for_its_splits_tells_them_if_it_is_a_worker_that_has_a_lif
     assert driver.scheduler(m.Census()) == []
     driver.view(started())
     (told,) = driver.scheduler(m.Census())
-    assert isinstance(told, Send) and told.message == WorkerCensus("p", Origin(), 0, 0, [])
+    assert isinstance(told, Send) and told.message == WorkerCensus("p", Origin(), 0, 0, [], 0)
     machine = tool()
     machine.handle(Received(Address(SCHEDULER, 0, 0), Views(0, [started()])), 0.0)
     assert machine.epoch == 7 and machine.handle(Received(Address(SCHEDULER, 0, 0), m.Census()), 0.0) == []

@@ -36,7 +36,18 @@ DATA = m.Dataset("d", 40, 40, 4)
 PLACES_MAX = 30
 """Places of each event in which an exception is injected, from the first line to the last."""
 PASSING = frozenset(
-    {"now_ms", "effects", "_owed", "_acting", "is_acting", "_now_ms", "_asked_ms", "quiet_ms", "_ticked_ms"}
+    {
+        "now_ms",
+        "effects",
+        "_owed",
+        "_acting",
+        "is_acting",
+        "_now_ms",
+        "_asked_ms",
+        "quiet_ms",
+        "_ticked_ms",
+        "serial_before",
+    }
 )
 """What moves with the time, and what an event leaves to the one that is raised from it."""
 

@@ -38,19 +38,19 @@ class Scheduler(Parts):
     def fences(self) -> list[tuple[int, int]]:
         return [(fence.worker, fence.epoch) for fence in self.of.fences]
 
-    def tells(self, number: int, *held: HeldLease, at: int = 0) -> bool:
+    def tells(self, number: int, *held: HeldLease, at: int = 0, asked: int = 7) -> bool:
         """A worker tells what it holds, after the state was made again."""
-        return self.leases.adopt(worker(number), WorkerCensus(f"w{number}", m.Origin(), at, 7, list(held)))
+        return self.leases.adopt(worker(number), WorkerCensus(f"w{number}", m.Origin(), at, asked, list(held), 0))
 
 
-def holds(lease: int, first: int, last: int, dataset: Dataset = DATA) -> HeldLease:
-    return HeldLease(dataset, lease, first, last, 3)
+def holds(lease: int, first: int, last: int, dataset: Dataset = DATA, request: int = 3) -> HeldLease:
+    return HeldLease(dataset, lease, first, last, request)
 
 
 # ------------------------------------------------------------------ what a lease says
 def test_a_lease_says_which_state_knows_of_it_and_what_every_shard_keeps_a_copy_of() -> None:
     scheduler = Scheduler(groups=3)
-    scheduler.state.serial = 8
+    scheduler.state.serial = scheduler.context.serial_before = 8
     for group, number, copied in ((0, 0, 9), (0, 1, 7), (1, 0, 6), (1, 1, 2), (2, 0, 7), (2, 1, 8)):
         scheduler.says(group, number, copied=copied)
     scheduler.state.groups[1].places[1].state = DOWN
@@ -299,7 +299,7 @@ def test_splits_that_are_done_and_were_in_no_copy_are_not_given_again() -> None:
     scheduler.lease(0)
     scheduler.leases.heard(worker(0), 1, cursor(1, 10))
     scheduler.leases.adopted()
-    done = holds(1, 0, 10), holds(3, 20, 30), holds(4, 30, 40)
+    done = holds(1, 0, 10, request=1), holds(3, 20, 30), holds(4, 30, 40)
     assert scheduler.tells(0, *done, holds(6, 50, 60), at=cursor(4, 10))
     assert scheduler.tells(1)
     (dataset,) = scheduler.of.datasets
@@ -309,14 +309,26 @@ def test_splits_that_are_done_and_were_in_no_copy_are_not_given_again() -> None:
     assert [(answer.lease, answer.first) for answer in answers] == [(7, 10), (8, 40), (9, 60)]
 
 
-def test_a_split_that_the_state_knows_as_done_is_not_counted_twice_and_one_that_is_not_done_must_be_known() -> None:
+def test_of_what_a_worker_was_granted_up_to_the_last_request_that_the_state_knows_the_state_knows_more() -> None:
+    """A copy that has the lease, or has it as done; and whoever tells again what it told before."""
     scheduler = Scheduler()
-    scheduler.of.datasets = [DatasetState(DATA, next=20, trained=20)]
-    scheduler.of.number = 2
+    scheduler.lease(0, request=4)
+    scheduler.leases.heard(worker(0), 1, cursor(1, 10))
+    for _ in range(2):
+        scheduler.leases.adopted()
+        told = holds(1, 0, 10, request=4), holds(2, 10, 20, request=5)
+        assert scheduler.tells(0, *told, at=cursor(2, 10), asked=5) and scheduler.tells(1, asked=0)
+        assert (scheduler.of.datasets[0].trained, scheduler.held(0), scheduler.fences()) == (20, [], [])
+    assert not scheduler.tells(0, holds(2, 10, 20, request=6), at=cursor(2, 9), asked=6)
+
+
+def test_a_split_that_was_granted_and_not_heard_of_is_granted_again() -> None:
+    scheduler = Scheduler()
+    granted = scheduler.lease(0, request=4)
     scheduler.leases.adopted()
-    assert scheduler.tells(0, holds(2, 10, 20), at=cursor(2, 10)) and scheduler.of.datasets[0].trained == 20
-    assert not scheduler.tells(1, holds(2, 10, 20), at=cursor(2, 9))
-    assert scheduler.fences() == [(1, 1)]
+    assert scheduler.tells(0, asked=3) and scheduler.tells(1, asked=0)
+    again = scheduler.lease(0, request=4)
+    assert (again.lease, again.first) == (granted.lease, granted.first) == (1, 0)
 
 
 def test_the_rest_of_a_split_of_a_dead_worker_that_nobody_knows_is_taken_from_who_got_it() -> None:
@@ -325,6 +337,34 @@ def test_the_rest_of_a_split_of_a_dead_worker_that_nobody_knows_is_taken_from_wh
     assert scheduler.tells(0, holds(2, 4, 7), holds(3, 14, 20), at=cursor(2, 3))
     (dataset,) = scheduler.of.datasets
     assert dataset.returned == [(0, 4), (7, 10), (10, 14)] and dataset.trained == 3
+
+
+def test_of_two_adoptions_in_a_row_the_second_knows_what_was_told_to_the_first() -> None:
+    """The copy of the second one knows the number of a lease that is newer than those that worker 0 has not told."""
+    scheduler = Scheduler()
+    scheduler.leases.adopted()
+    assert scheduler.tells(1, holds(3, 20, 30), at=cursor(3, 10))
+    scheduler.leases.adopted()
+    assert scheduler.tells(0, holds(1, 0, 10), holds(2, 10, 20, request=4), at=cursor(2, 10))
+    assert scheduler.tells(1, holds(3, 20, 30), at=cursor(3, 10))
+    (dataset,) = scheduler.of.datasets
+    assert dataset.trained == 30 and dataset.returned == []
+
+
+def test_a_lease_of_anothers_number_is_not_taken_for_ones_own() -> None:
+    scheduler = Scheduler()
+    scheduler.lease(0)
+    scheduler.leases.adopted()
+    assert not scheduler.tells(1, holds(1, 0, 10)), "it goes on to train on the examples of worker 0"
+
+
+def test_what_one_worker_can_invent_is_bounded_over_all_that_it_tells() -> None:
+    scheduler = Scheduler()
+    scheduler.leases.adopted()
+    far = Dataset("far", 1 << 28, 1 << 28, 1)
+    told = [holds(1 + i, (i + 1) << 15, ((i + 1) << 15) + 1, far, request=i + 1) for i in range(4)]
+    assert not scheduler.tells(0, *told)
+    assert len(scheduler.of.datasets[0].returned) <= UNTOLD_MAX + 1
 
 
 @pytest.mark.parametrize("splits", [TOLD_MAX, TOLD_MAX + 1])
@@ -397,15 +437,18 @@ def test_a_worker_that_contradicts_what_is_known_is_fenced_though_it_holds_nothi
 
 def test_numbers_of_leases_that_shards_have_heard_of_are_not_given_again() -> None:
     scheduler = Scheduler()
-    scheduler.leases.raise_number({m.cursor_key(0): cursor(9, 3)})
+    scheduler.leases.raise_number({m.cursor_key(0): cursor(9, 3)}, False)
     assert scheduler.of.number == 0, "nothing is unknown"
+    scheduler.leases.raise_number({m.cursor_key(0): cursor(2, 3)}, True)
+    assert scheduler.of.number == 2, "nobody that is known need have had it"
+    scheduler.of.number = 0
     scheduler.leases.adopted()
     scheduler.changed()
-    scheduler.leases.raise_number({0: cursor(99, 1), 5: 1 << 60})
+    scheduler.leases.raise_number({0: cursor(99, 1), 5: 1 << 60}, False)
     assert scheduler.of.number == 0 and not scheduler.changed(), "numbers of pushes are no cursors"
-    scheduler.leases.raise_number({m.cursor_key(0): cursor(9, 3), m.cursor_key(1): cursor(4, 0), 0: 1 << 60})
+    scheduler.leases.raise_number({m.cursor_key(0): cursor(9, 3), m.cursor_key(1): cursor(4, 0), 0: 1 << 60}, False)
     assert scheduler.of.number == 9 and scheduler.changed()
-    scheduler.leases.raise_number({m.cursor_key(0): cursor(8, 3)})
+    scheduler.leases.raise_number({m.cursor_key(0): cursor(8, 3)}, True)
     assert scheduler.of.number == 9 and not scheduler.changed()
 
 

@@ -148,7 +148,7 @@ def test_after_a_restart_members_have_the_time_of_a_heartbeat_to_be_heard(heard_
     """Then a stranger counts, if nobody of its own was heard."""
     doubt = Doubt()
     doubt.context.now_ms = 1_000.0
-    doubt.rebuilding.verify({(0, 0), (0, 1)}, set())
+    doubt.rebuilding.verify({(0, 0), (0, 1)})
     assert not doubt.rebuilding.is_over
     doubt.hears(shard(0), Origin("theirs", 9, 9), hears_own=False)
     assert not doubt.ends()
@@ -164,22 +164,18 @@ def test_after_a_restart_members_have_the_time_of_a_heartbeat_to_be_heard(heard_
 
 def test_when_all_were_heard_the_state_is_known_to_be_the_newest() -> None:
     doubt = Doubt()
-    doubt.rebuilding.verify({(0, 0), (0, 1)}, set())
+    doubt.rebuilding.verify({(0, 0), (0, 1)})
     assert [doubt.rebuilding.verified((0, number)) for number in (0, 0, 1, 1)] == [False, False, True, False]
     assert doubt.rebuilding.is_over
 
 
 # ------------------------------------------------------------------ splits that only workers know of
-def test_no_split_is_granted_before_all_workers_were_heard_or_had_time() -> None:
+def test_after_a_restart_no_split_is_granted_before_workers_had_the_time_of_a_heartbeat() -> None:
+    """Also those that the state does not know."""
     doubt = Doubt()
-    assert doubt.rebuilding.may_grant
     doubt.context.now_ms = 1_000.0
-    doubt.rebuilding.verify(set(), {3, 4})
-    knows = Origin("ours", 2, 5)
-    for source in (Address(TOOL, 3, 1), shard(3), Address(m.WORKER, 3, 0), Address(m.WORKER, 4, 2)):
-        assert doubt.rebuilding.serves(source, knows) and not doubt.rebuilding.may_grant, source
-    assert doubt.rebuilding.serves(Address(m.WORKER, 3, 1), knows) and doubt.rebuilding.may_grant
-    doubt.rebuilding.verify(set(), {3})
+    doubt.rebuilding.verify(set())
+    assert not doubt.rebuilding.may_grant
     doubt.rebuilding.stood_still(300.0)
     doubt.context.now_ms = 1_300.0 + TIMEOUT_MS - 1.0
     assert not doubt.rebuilding.may_grant
@@ -187,32 +183,65 @@ def test_no_split_is_granted_before_all_workers_were_heard_or_had_time() -> None
     assert doubt.rebuilding.may_grant
 
 
-def test_where_a_worker_knows_more_than_the_state_nobody_is_granted_a_split_any_more() -> None:
-    """Also when the state has come to be as new: what was granted in between is not in it."""
-    doubt = Doubt()
-    doubt.rebuilding.verify(set(), {3})
-    assert not doubt.rebuilding.serves(Address(TOOL, 1, 1), Origin("ours", 2, 6))
-    assert doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 2, 5)) and doubt.rebuilding.may_grant
-    assert not doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 2, 6)) and not doubt.ends()
-    doubt.context.now_ms = 9 * TIMEOUT_MS
-    assert not doubt.rebuilding.may_grant
-    doubt.context.state.serial = 6
-    assert doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 2, 6)) and not doubt.rebuilding.may_grant
-
-
-def test_for_the_word_of_a_worker_a_state_is_made_again_once_if_that_is_allowed() -> None:
-    doubt = Doubt(may_adopt=True)
-    assert not doubt.rebuilding.serves(Address(TOOL, 3, 1), Origin("ours", 2, 6)) and doubt.rebuilding.adoption is None
-    doubt.rebuilding.verify(set(), {3, 4})
-    assert not doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 2, 6))
-    assert doubt.rebuilding.adoption is not None and not doubt.ends()
+def test_the_same_is_so_after_an_adoption() -> None:
+    doubt = adopting()
+    doubt.context.now_ms = 2_000.0
     for number in range(N):
-        doubt.hears(shard(number), Origin("ours", 2, 5))
+        doubt.hears(shard(number), Origin("ours", 9, 9))
         rebuilt = tells(doubt, number)
-    assert rebuilt is not None and doubt.rebuilding.may_grant, "who has not told what it holds is known by name"
-    doubt.context.state = rebuilt.state
-    assert not doubt.rebuilding.serves(Address(m.WORKER, 3, 1), Origin("ours", 99, 9))
-    assert doubt.rebuilding.adoption is None and not doubt.rebuilding.may_grant
+    assert rebuilt is not None and not doubt.rebuilding.may_grant
+    doubt.context.begin_with(rebuilt.state)
+    one = Address(m.WORKER, 3, 1)
+    assert doubt.rebuilding.serves(one, Origin("ours", 9, 99)) and not doubt.rebuilding.has_met(one)
+    doubt.context.now_ms = 2_000.0 + TIMEOUT_MS
+    assert doubt.rebuilding.may_grant
+
+
+@pytest.mark.parametrize(
+    ("source", "stops"),
+    [
+        (Address(m.WORKER, 3, 1), True),
+        (Address(TOOL, 3, 1), False),
+        (Address(m.WORKER, 3, 0), False),  # a process that cannot hold a split
+        (Address(m.WORKER, m.WORKERS_MAX, 1), False),
+        (Address(m.WORKER, -3, 1), False),
+    ],
+)
+@pytest.mark.parametrize("may_adopt", [True, False])
+def test_where_a_worker_knows_more_than_the_state_nobody_is_granted_a_split_any_more(
+    source: Address, stops: bool, may_adopt: bool
+) -> None:
+    """Also when the state has come to be as new: what was granted in between is not in it. For the word of a worker
+    nothing ends, and nothing is made again."""
+    doubt = Doubt(may_adopt=may_adopt)
+    doubt.rebuilding.verify(set())
+    assert not doubt.rebuilding.serves(source, Origin("ours", 2, 6))
+    assert not doubt.ends() and doubt.rebuilding.adoption is None
+    doubt.context.now_ms = 9 * TIMEOUT_MS
+    assert doubt.rebuilding.may_grant == (not stops)
+    doubt.context.state.serial = 60
+    doubt.context.effects.clear()
+    assert not doubt.rebuilding.serves(source, Origin("ours", 2, 6)), (
+        "it was not heard before, and knows more than I did"
+    )
+    assert doubt.rebuilding.may_grant == (not stops)
+    said = [effect.text for effect in doubt.context.effects if isinstance(effect, Note)]
+    assert any("no split is granted" in text for text in said) == stops
+    doubt.context.effects.clear()
+    doubt.rebuilding.serves(source, Origin("ours", 2, 5))
+    said = [effect.text for effect in doubt.context.effects if isinstance(effect, Note)]
+    assert not any("no split is granted" in text for text in said), "not with each heartbeat"
+
+
+def test_one_that_was_heard_may_know_what_was_persisted_since_and_no_more() -> None:
+    doubt = Doubt()
+    doubt.rebuilding.verify(set())
+    one, other = Address(m.WORKER, 3, 1), Address(m.WORKER, 4, 1)
+    assert doubt.rebuilding.serves(one, Origin("ours", 2, 5))
+    doubt.rebuilding.meet(one)
+    doubt.context.state.serial = 8
+    assert doubt.rebuilding.serves(one, Origin("ours", 2, 8)) and doubt.rebuilding.has_met(one)
+    assert not doubt.rebuilding.serves(other, Origin("ours", 2, 6)) and not doubt.rebuilding.has_met(other)
 
 
 @pytest.mark.parametrize(
@@ -684,7 +713,7 @@ def test_splits_that_a_worker_tells_of_and_that_fail_end_the_process() -> None:
     state = state_of()
     state.workers, state.claims = {1: (1, "w")}, {1: [(1, "w")]}
     scheduler = scheduler_of(state)
-    told = m.WorkerCensus("w", Origin("ours", 1, 9), 0, 0, [])
+    told = m.WorkerCensus("w", Origin("ours", 1, 9), 0, 0, [], 2)
     broken = mock.patch.object(scheduler.leases, "adopt", side_effect=ValueError("so"))
     with broken, pytest.raises(HalfHandledError, match="so"):
         scheduler.handle(Received(Address(m.WORKER, 1, 1), told), 0.0)

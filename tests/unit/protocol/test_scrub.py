@@ -157,6 +157,27 @@ def test_where_much_is_wrong_less_is_compared_at_a_time_and_all_of_it_is_correct
     assert whole.last == whole.size, "where nothing is wrong all is compared at a time again"
 
 
+def test_parity_that_its_holder_lacks_as_a_whole_is_found_and_corrected() -> None:
+    """That says that no row was touched: how many were touched there makes no question smaller."""
+    spec = table(code="3+2", rows=900)
+    cluster = trained(5, spec, ProtocolConfig(scrub_wrong_bytes_max=16 * 4 * spec.dim))
+    leader = cluster.shard(0).placement.classes[0].parity[0]
+    cluster.shard(leader).store.wipe_parity(0)
+    first = 0
+    for tries in range(1, 60):
+        cluster.give(cluster.shards[leader], Received(TOOL_ADDRESS, m.Scrub(tries, 0, first, 10_000, True)))
+        cluster.run()
+        answer, _ = found(cluster)
+        if isinstance(answer, m.ScrubBusy):
+            assert answer.bytes_read > 0
+            continue
+        first = answer.last
+        if first == answer.size:
+            break
+    assert isinstance(answer, m.ScrubResult) and first == answer.size
+    cluster.scrub()
+
+
 def test_a_row_that_there_is_not_is_not_to_blame() -> None:
     """The last stripe has one data row: what looks as if its second one were wrong is its parity."""
     spec = table(code="2+2", rows=9)  # stripe 4 has row 8 alone

@@ -204,6 +204,14 @@ def test_with_a_rate_there_is_one_question_at_a_time_and_a_pause_after_it() -> N
     assert fast.tick(1_999.0) == [] and fast.tick(2_000.0)
 
 
+def test_what_was_read_in_vain_counts_for_the_rate_too() -> None:
+    tool = Tool(rate_mb_s=1.0)
+    ((_, question),) = tool.tick(1_000.0)
+    tool.now_ms = 1_010.0
+    assert tool.says(ScrubBusy(question.request, "more rows are wrong than are judged at a time", 500_000)) == []
+    assert tool.tick(1_499.0) == [] and tool.tick(1_500.0)
+
+
 # ------------------------------------------------------------------ who keeps asking
 def test_a_watch_asks_from_time_to_time_and_takes_the_answer_to_its_last_question() -> None:
     watch = WatchMachine(Address(TOOL, 1, 0))

@@ -249,15 +249,15 @@ def adopted() -> Scheduler:
     return scheduler
 
 
-def census(process: str = "w0", origin: Origin = OLD, *held: HeldLease) -> WorkerCensus:
-    return WorkerCensus(process, origin, 0, 5, list(held))
+def census(process: str = "w0", origin: Origin = OLD, *held: HeldLease, generation: int = 2) -> WorkerCensus:
+    return WorkerCensus(process, origin, 0, 5, list(held), generation)
 
 
 def test_a_worker_of_the_history_before_is_asked_for_its_splits_until_it_has_told() -> None:
     scheduler = adopted()
     for _ in range(2):
         assert not scheduler.beats(worker(0, 2), origin=OLD)
-        assert scheduler.sent() == [m.Census()]
+        assert scheduler.sent() == [m.Census(2)]
     scheduler.workers.on_census(worker(0, 2), census())
     assert scheduler.state.leases.unheard == []
     assert scheduler.beats(worker(0, 2), origin=OLD, views=[7])
@@ -289,7 +289,7 @@ def test_a_life_that_nobody_knew_counts_and_an_earlier_one_does_not(
     scheduler = adopted()
     scheduler.beats(worker(0, epoch), process, origin=OLD)
     assert scheduler.state.workers[0] == known
-    assert (m.Census() in scheduler.sent()) == is_asked
+    assert (m.Census(2) in scheduler.sent()) == is_asked
 
 
 def test_a_life_of_which_only_the_epoch_was_known_is_the_process_that_says_so() -> None:
