@@ -20,6 +20,7 @@ from ecrec.exit_codes import ExitCode, exit_code, exit_codes_help
 from ecrec.launch.commands import command, run
 from ecrec.launch.dashboard import ALLOW_HOST_HELP, DEFAULT_ADDRESS
 from ecrec.launch.environment import CURVE_DIR_HELP
+from ecrec.launch.output import Informing
 from ecrec.train.options import (
     RATE_MB_S,
     TrainOptions,
@@ -94,7 +95,7 @@ def train(options: TrainOptions) -> None:
     options = with_files(options)
     for warning in check_options(options):
         _say(f"warning: {warning}")
-    console = Console()
+    console = Console(file=Informing(sys.stdout))  # type: ignore[arg-type]
     result = run_training(options, lambda: make_progress(console, options.steps, options.quiet, options.dealt))
     if not options.quiet:
         console.print(summary(result))

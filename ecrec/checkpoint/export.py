@@ -99,9 +99,10 @@ def export(
         if not info.is_complete and number is None
     ]
     warnings += [
-        f"table {spec.name!r}: the worker that writes its first values had not written all of them"
+        f"table {spec.name!r}: the worker that writes its first values had not written all of them; export a later "
+        "checkpoint"
         for index, spec in enumerate(checkpoint.manifest.tables)
-        if index in checkpoint.manifest.fresh and spec in specs
+        if index in checkpoint.manifest.fresh and spec in specs and spec.is_written
     ]
     rows = sum(spec.rows for spec in specs)
     return Exported(checkpoint.manifest.checkpoint, files, wanted, rows, touched, warnings)

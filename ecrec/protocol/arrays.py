@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.ma
 from numpy.typing import DTypeLike
 
 NO_KEYS = np.empty(0, np.uint64)

@@ -120,6 +120,10 @@ class OptimizerSpec(msgspec.Struct, frozen=True, array_like=True):
         return sum(part.floats_of(dim) for part in OPTIMIZERS[self.name].state)
 
 
+DRAWN: Final = "drawn by the servers"
+"""First values that no worker writes: each row's, when it is first asked for."""
+
+
 class TableSpec(msgspec.Struct, frozen=True, array_like=True):
     """Everything that a shard needs to know to hold a table; equal on all shards of all groups."""
 
@@ -140,6 +144,11 @@ class TableSpec(msgspec.Struct, frozen=True, array_like=True):
     workers that disagree about one of them would train different models."""
     features: str = ""
     first_values: str = ""
+
+    @property
+    def is_written(self) -> bool:
+        """A worker writes its first values."""
+        return self.is_module or self.first_values not in ("", DRAWN)
 
     @property
     def record_bytes(self) -> int:

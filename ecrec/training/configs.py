@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ecrec.errors import ConfigurationError
-from ecrec.protocol.placement import CodeSpec, TableSpec
+from ecrec.protocol.placement import DRAWN, CodeSpec, TableSpec
 from ecrec.training.optimizers import Optimizer
 from ecrec.training.whole import WHOLE_BYTES_MAX
 
@@ -38,8 +38,6 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 
 NOT_POOLED = "none"
 """`TableSpec.pooling` of a table of an `EmbeddingCollection`."""
-
-DRAWN = "drawn by the servers"
 
 TEXT_MAX = 1024
 """Characters of what a table's spec says of its features, and of its first values."""

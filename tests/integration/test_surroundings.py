@@ -1,5 +1,6 @@
 """What a machine does to a run: forks, full disks, places without room."""
 
+import json
 import os
 import resource
 import socket
@@ -14,6 +15,8 @@ from processes import Cluster
 from runs import SMALL, check_exact, cluster, wait_until, words
 from test_faults import fill, small_disk
 from test_train_sessions import TRAINING
+
+DEADLINE_S = 120
 
 FORKS = (
     TRAINING
@@ -79,6 +82,32 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_output_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
+    """Nor does it keep a server from starting."""
+    report = tmp_path / "report"
+    command = [sys.executable, "-m", "ecrec.cli", "train", *SMALL, "--steps", "10", "--report", str(report)]
+    with open("/dev/full", "w") as full:
+        trained = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S, check=False
+        )
+    assert trained.returncode == 0, trained.stderr
+    assert "standard output cannot be written (No space left on device)" in trained.stderr
+    assert json.loads(report.read_text())["lost_updates"] == 0
+    bound, state = f"ipc://{tmp_path}/s", str(tmp_path / "state")
+    module = "ecrec.launch.servers.scheduler"
+    scheduler = [sys.executable, "-m", module, "--shards", "1", "--bind", bound, "--state", state]
+    with open("/dev/full", "w") as full:
+        server = subprocess.Popen(scheduler, stdout=full, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        assert "standard output cannot be written" in server.stderr.readline()
+        server.terminate()
+        assert server.wait(DEADLINE_S) == 0
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_places_without_room_are_said(trainer, tmp_path: Path) -> None:

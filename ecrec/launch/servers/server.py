@@ -17,6 +17,7 @@ from ecrec.errors import ClusterError, ConfigurationError
 from ecrec.exit_codes import ExitCode
 from ecrec.launch.dashboard.page import Dashboard
 from ecrec.launch.environment import keep_freed_memory
+from ecrec.launch.output import Informing
 from ecrec.launch.watched import Snapshot, Watched
 from ecrec.protocol.events import FENCED, LEFT, LEFT_EARLY, NO_SCHEDULER, OUTDATED, HalfHandledError
 from ecrec.protocol.node_core import Machine
@@ -243,7 +244,7 @@ def _run(make: Callable[[], Server], ready: dict[str, Any], pages: Pages, until:
             pages.follow(node)
         if until:
             threading.Thread(target=_end_when_there, args=(node, until), name="ecrec-until", daemon=True).start()
-        print(json.dumps({**ready, "endpoint": node.links.endpoint}), flush=True)
+        print(json.dumps({**ready, "endpoint": node.links.endpoint}), flush=True, file=Informing(sys.stdout))
         node.run()
         if node.stop_kind == LEFT_EARLY:
             node.last_words("its --leave-timeout-ms is over")

@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from written_checkpoint import Written, every_optimizer, table, write_checkpoint
 
 from ecrec.checkpoint.export import FORMATS, export, file_name
 from ecrec.errors import CheckpointError, ConfigurationError
-from ecrec.protocol.placement import TableSpec
+from ecrec.protocol.placement import DRAWN, TableSpec
 from ecrec.protocol.saved import columns_of
 
 NUMPY = {"F32": np.float32, "F64": np.float64}
@@ -313,10 +314,16 @@ def test_a_newer_checkpoint_that_is_not_complete_is_said(written: Written, tmp_p
 
 def test_a_table_without_all_its_first_values_is_said(tmp_path: Path) -> None:
     url = str(tmp_path / "checkpoints")
-    write_checkpoint(url, [table("a"), table("b")], changed={"fresh": [1]})
-    assert export(url, "safetensors", tmp_path / "out", tables=["a"]).warnings == []
+    drawn = msgspec.structs.replace(table("d"), first_values=DRAWN)
+    written = msgspec.structs.replace(table("b"), first_values="uniform from -1 to 1")
+    module = msgspec.structs.replace(table("m"), is_module=True)
+    # What the servers draw nobody writes, ever.
+    write_checkpoint(url, [table("a"), written, drawn, module], changed={"fresh": [0, 1, 2, 3]})
+    assert export(url, "safetensors", tmp_path / "out", tables=["a", "d"]).warnings == []
     assert export(url, "safetensors", tmp_path / "out2").warnings == [
-        "table 'b': the worker that writes its first values had not written all of them"
+        f"table {name!r}: the worker that writes its first values had not written all of them; export a later "
+        "checkpoint"
+        for name in ("b", "m")
     ]
 
 
