@@ -282,8 +282,10 @@ def size(
 )
 def launch(
     hosts: Annotated[str, typer.Argument(metavar="HOSTS", help="A TOML file: which host runs what.")],
-    script: Annotated[str, typer.Argument(help="A Python file; it goes to the hosts of workers.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
+    script: Annotated[
+        list[str],
+        typer.Argument(metavar="SCRIPT [ARGUMENTS]...", help="A Python file, which goes to the hosts of workers."),
+    ],
     out: Annotated[str, typer.Option(help="Where logs, keys and the last state of the cluster go.")] = "ecrec-run",
     install: Annotated[
         str | None,
@@ -292,7 +294,19 @@ def launch(
 ) -> None:
     from ecrec.launch.tools.hosts import Launch, read_hosts
 
-    Launch(read_hosts(hosts), script, arguments or [], Path(out), _say).run(install)
+    given = {"--out": out, "--install": install}
+    rest = list(script)
+    # Those behind HOSTS: from there on the command's own options are told from the script's by where they stand.
+    while rest and rest[0].startswith("--"):
+        name, has_value, value = rest.pop(0).partition("=")
+        if name == "--":
+            break
+        if name not in given or not (has_value or rest):
+            raise ConfigurationError(f"{name}: expected --out DIR or --install WHEEL, and then the script")
+        given[name] = value if has_value else rest.pop(0)
+    if not rest:
+        raise ConfigurationError("launch: there is no script: ecrec launch HOSTS SCRIPT [ARGUMENTS]...")
+    Launch(read_hosts(hosts), rest[0], rest[1:], Path(given["--out"] or out), _say).run(given["--install"])
 
 
 @app.command(

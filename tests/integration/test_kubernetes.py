@@ -297,7 +297,8 @@ def test_a_service_monitor_finds_the_pods() -> None:
 
 def test_more_of_a_program_comes_from_its_values() -> None:
     more = {
-        "env": {"ECREC_PS_VERBOSE": True}, "nodeSelector": {"disk": "ssd"}, "priorityClassName": "high",
+        "env": {"ECREC_PS_VERBOSE": True, "ECREC_PS_SCHEDULER_TIMEOUT_MS": 1_000_000, "ECREC_PS_X": 0.25},
+        "nodeSelector": {"disk": "ssd"}, "priorityClassName": "high",
         "resources": {"limits": {"memory": "64Gi"}},
     }  # fmt: skip
     image = {
@@ -307,7 +308,9 @@ def test_more_of_a_program_comes_from_its_values() -> None:
     }
     found = chart_jobs(server=more, image=image)
     of, spec = container(found["servers"]), pod(found["servers"])
-    assert environment(of, {})["ECREC_PS_VERBOSE"] == "true" and of["resources"]["limits"] == {"memory": "64Gi"}
+    given = environment(of, {})
+    assert given["ECREC_PS_SCHEDULER_TIMEOUT_MS"] == "1000000" and given["ECREC_PS_X"] == "0.25"
+    assert given["ECREC_PS_VERBOSE"] == "true" and of["resources"]["limits"] == {"memory": "64Gi"}
     assert (of["image"], of["imagePullPolicy"]) == ("registry.example/ps:7", "Always")
     assert spec["nodeSelector"] == {"disk": "ssd"} and spec["priorityClassName"] == "high"
     assert spec["imagePullSecrets"] == [{"name": "mine"}]
@@ -330,6 +333,15 @@ def test_values_that_cannot_work_are_refused(values: Object, words: str) -> None
 
     with pytest.raises(ChartError, match=words):
         charted(values)
+
+
+@pytest.mark.parametrize("name", ["my.run", "9run", "r" * 44, "run-"])
+def test_a_release_whose_name_begins_no_pods_name_is_refused(name: str) -> None:
+    from manifests import ChartError
+
+    with pytest.raises(ChartError, match=r"release|invalid"):
+        charted(name=name)
+    assert one_of(charted(name="r" * 43), "JobSet")
 
 
 def test_the_values_fit_their_schema_and_the_versions_that_of_the_package() -> None:

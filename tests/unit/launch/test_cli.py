@@ -25,6 +25,10 @@ def ecrec(*arguments):
         (["train", "--no-such-option"], "No such option"),
         (["status", "--scheduler", "nonsense"], "nonsense"),
         (["reproduce", "--on", "moon"], "--on 'moon': expected one of local, ray"),
+        (["launch", "hosts.toml", "--uot", "x", "train.py"], "--uot: expected --out DIR or --install WHEEL"),
+        (["launch", "hosts.toml", "--out"], "--out: expected --out DIR or --install WHEEL"),
+        (["launch", "hosts.toml", "--out", "x", "--"], "launch: there is no script"),
+        (["launch", "hosts.toml"], "SCRIPT"),
     ],
 )
 def test_options_that_cannot_be_end_with_2_and_say_why(arguments, words):
@@ -32,6 +36,35 @@ def test_options_that_cannot_be_end_with_2_and_say_why(arguments, words):
     assert result.returncode == 2, result.stderr
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--out", "run-7", "hosts.toml", "train.py", "--epochs", "3"],
+        ["hosts.toml", "--out", "run-7", "train.py", "--epochs", "3"],
+        ["hosts.toml", "--out=run-7", "--", "train.py", "--epochs", "3"],
+        ["--out", "run-7", "hosts.toml", "--", "train.py", "--epochs", "3"],
+        ["hosts.toml", "--install", "w.whl", "--out", "run-7", "train.py", "--epochs", "3"],
+    ],
+)
+def test_options_of_launch_may_stand_on_both_sides_of_the_hosts(arguments, monkeypatch):
+    made = []
+
+    class Launch:
+        def __init__(self, hosts, script, rest, out, say):
+            made.append([hosts, script, rest, str(out)])
+
+        def run(self, wheel):
+            made[-1].append(wheel)
+
+    hosts = pytest.importorskip("ecrec.launch.tools.hosts")
+    monkeypatch.setattr(hosts, "Launch", Launch)
+    monkeypatch.setattr(hosts, "read_hosts", lambda file: file)
+    app = pytest.importorskip("ecrec.cli").app
+    app(["launch", *arguments], standalone_mode=False)
+    wheel = "w.whl" if "--install" in arguments else None
+    assert made == [["hosts.toml", "train.py", ["--epochs", "3"], "run-7", wheel]]
 
 
 def test_a_scheduler_that_is_not_there_is_said():

@@ -22,6 +22,9 @@
 {{- if gt $members $group }}
 {{- fail (printf "code %s: a stripe needs %d shards, and a coding group has %d" .Values.code $members $group) }}
 {{- end }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]{0,41}[a-z0-9])?$" .Release.Name) }}
+{{- fail (printf "release %s: the name begins those of pods, and is at most 43 of a to z, 0 to 9 and -, a letter first" .Release.Name) }}
+{{- end }}
 {{- if ne (empty .Values.curve.serverSecret) (empty .Values.curve.workerSecret) }}
 {{- fail "curve: give serverSecret and workerSecret, or neither" }}
 {{- end }}
@@ -98,7 +101,12 @@ readinessProbe:
 {{/* More variables, from values. */}}
 {{- define "ecrec.env" -}}
 {{- range $name, $value := . }}
-- {name: {{ $name }}, value: {{ $value | toString | quote }}}
+{{- /* Numbers of YAML are floats here, which are shown as 1e+06 from a million on. */}}
+{{- $text := $value | toString }}
+{{- if kindIs "float64" $value }}
+{{- if eq (floor $value) $value }}{{ $text = $value | int64 | toString }}{{ end }}
+{{- end }}
+- {name: {{ $name }}, value: {{ $text | quote }}}
 {{- end }}
 {{- end }}
 
