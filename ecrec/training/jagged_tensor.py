@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor
-from torch.fx._symbolic_trace import ProxyableClassMeta
+
+from ecrec.training.traceable import Traceable
 
 
-class Jagged(metaclass=ProxyableClassMeta):
+class Jagged(metaclass=Traceable):
     """What lists in one vector are made of; `JaggedTensor` and `KeyedJaggedTensor` say whose lists they are.
 
     In a torch.fx graph one that is made of its inputs is a node.

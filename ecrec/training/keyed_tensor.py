@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor
-from torch.fx._symbolic_trace import ProxyableClassMeta
 
 from ecrec.training.jagged_tensor import names
+from ecrec.training.traceable import Traceable
 
 
-class KeyedTensor(metaclass=ProxyableClassMeta):
+class KeyedTensor(metaclass=Traceable):
     """Tensors side by side in one: key i has the columns `offset_per_key()[i]` to `offset_per_key()[i + 1]`.
 
     ``values``: [B, sum of ``length_per_key``], where ``key_dim`` is 1. ``str()`` shows all values, as TorchRec's. In a

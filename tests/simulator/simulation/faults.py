@@ -853,7 +853,7 @@ class Faults:
         workers = (self.world.worker_process(number) for number in range(self.plan.workers))
         told = max((p.machine.origin.serial for p in workers if p is not None and p.alive), default=0)
         barely = [state for state in self.world.states if known <= read_state(state).serial < told]
-        if barely and self._rng_copies.random() < 0.5:
+        if barely and self._rng_copies.random() < 0.8:
             # No shard ends it: it grants no split any more.
             if not self._restart_with(self._rng_copies.choice(barely), fault, OLDER_THAN_WORKERS, adopts=True):
                 return False
