@@ -529,7 +529,7 @@ def save(
     curve_dir: CurveDirOption = None,
 ) -> None:
     from ecrec.checkpoint.saving import Increments
-    from ecrec.launch.saving import described
+    from ecrec.launch.saving import SaysWaiting, described
     from ecrec.launch.saving import save as write
     from ecrec.train.kills import parse_interval
 
@@ -538,7 +538,10 @@ def save(
     while True:
         began = time.monotonic()
         try:
-            done = write(scheduler, url, timeout, keep, curve_dir, increments=increments, rate_mb_s=rate)
+            done = write(
+                scheduler, url, timeout, keep, curve_dir,
+                increments=increments, rate_mb_s=rate, waits=SaysWaiting(_say),
+            )  # fmt: skip
         except EcrecError as error:
             if every_s is None or isinstance(error, ConfigurationError | DataLostError):
                 raise

@@ -92,11 +92,13 @@ def save_checkpoint(
     state: bytes = b"",
     increments: Increments | None = None,
     rate_mb_s: float | None = None,
+    waits: Callable[[str], None] = lambda _: None,
 ) -> SavingFigures:
     """Have the cluster of the scheduler at ``endpoint`` write a checkpoint to ``url``; return what was written.
 
     One that is given up, because a server died or a worker did not answer, is begun again. ``meanwhile`` is called
-    every tenth of a second with how far it is; ``stops()`` says that no further one is to be begun. ``state``: a file
+    every tenth of a second with how far it is, and ``waits`` with the reason each time that none can be begun, or one
+    was given up; ``stops()`` says that no further one is to be begun. ``state``: a file
     of `user_state.encode`, which becomes a part of it. With ``increments`` it has only what changed since the newest
     one of this cluster at ``url``, where that is there and whole, and the rule allows it; `SavingFigures.base` says so.
     ``rate_mb_s``: all servers together write at most so many megabytes a second, unless rows that change meanwhile fill
@@ -132,6 +134,7 @@ def save_checkpoint(
                 return ended
             why = ended.error if ended is not None and ended.error else "it is still being written"
         meanwhile(None)
+        waits(why)
         if stops():
             break
         time.sleep(POLL_S)

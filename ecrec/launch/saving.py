@@ -25,12 +25,14 @@ def save(
     stops: Callable[[], bool] = lambda: False,
     increments: Increments | None = None,
     rate_mb_s: float | None = None,
+    waits: Callable[[str], None] = lambda _: None,
 ) -> SavingFigures:
     """Have a checkpoint written, see `save_checkpoint`; then remove all but the newest ``keep`` complete ones and their
     bases."""
     done = save_checkpoint(
-        endpoint, url, timeout_s, curve_keys(curve_dir), meanwhile, stops, increments=increments, rate_mb_s=rate_mb_s
-    )
+        endpoint, url, timeout_s, curve_keys(curve_dir), meanwhile, stops,
+        increments=increments, rate_mb_s=rate_mb_s, waits=waits,
+    )  # fmt: skip
     if keep is not None:
         prune(url, keep)
     return done
@@ -40,6 +42,20 @@ def described(done: SavingFigures) -> str:
     """A checkpoint that was written, for people."""
     since = f", what changed since {done.base}" if done.base else ""
     return f"checkpoint {done.checkpoint}: {done.rows:,} rows, {done.nbytes / 1e6:.1f} MB{since}"
+
+
+class SaysWaiting:
+    """Tells people why there is no checkpoint yet, each ``every_s`` seconds; the first time not for a busy moment."""
+
+    def __init__(self, say: Callable[[str], None], every_s: float = 10.0, patience_s: float = 1.0) -> None:
+        self._say, self._every_s = say, every_s
+        self._due = time.monotonic() + patience_s
+
+    def __call__(self, why: str) -> None:
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + self._every_s
+            self._say(f"no checkpoint yet: {why.removesuffix(': ask again')}; trying again")
 
 
 class SavingThread:
