@@ -116,7 +116,7 @@ def render(state: ClusterState) -> RenderableType:
     if state.losses:
         parts.append(_losses(state))
     if state.history:
-        parts.append(_events(state.history))
+        parts.append(_events(state.history, state.now_ms))
     return Group(*parts)
 
 
@@ -223,12 +223,11 @@ def _losses(state: ClusterState) -> Table:
     return table
 
 
-def _events(history: Sequence[HistoryEntry]) -> Table:
-    table = _table("last events", (), ("before", "shard", "epoch"))
+def _events(history: Sequence[HistoryEntry], now_ms: float) -> Table:
+    table = _table("last events", (), ("ago", "shard", "epoch"))
     table.add_column("event")
     table.add_column("why", overflow="fold")
-    last = history[-1].at_ms
     for entry in history[-EVENTS_SHOWN:]:
-        before = f"{(last - entry.at_ms) / 1e3:.2f} s"
-        table.add_row(before, str(entry.shard), str(entry.epoch), entry.event, entry.reason)
+        ago = f"{(now_ms - entry.at_ms) / 1e3:,.2f} s"
+        table.add_row(ago, str(entry.shard), str(entry.epoch), entry.event, entry.reason)
     return table

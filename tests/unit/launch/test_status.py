@@ -36,6 +36,7 @@ def test_shards_workers_tables_and_events_are_shown():
         [HistoryEntry(1000.0, "down", 1, 3), HistoryEntry(1500.0, "up", 1, 4)],
         1,
         "",
+        now_ms=3500.0,
     )  # fmt: skip
     text = shown(state)
     for words in (
@@ -50,7 +51,7 @@ def test_shards_workers_tables_and_events_are_shown():
         "view 9; can lose 0 more",
     ):
         assert words in text
-    for words in ("1,000 rows, code 1+1", "120", "0.50 s", "down"):
+    for words in ("1,000 rows, code 1+1", "120", "2.50 s 1 3 down", "2.00 s 1 4 up"):
         assert words in text
 
 
