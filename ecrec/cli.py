@@ -72,7 +72,10 @@ def program(
 
 SchedulerOption = Annotated[
     str,
-    typer.Option(help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH, zk://HOST:PORT/PATH or file:///PATH."),
+    typer.Option(
+        help="Endpoint of the scheduler, tcp://HOST:PORT or ipc://PATH, zk://HOST:PORT/PATH or file:///PATH. A local "
+        "run's is in the first line that it prints."
+    ),
 ]
 
 DASHBOARD_HELP = "HOST:PORT: show it there, to everybody who reaches it, without encryption; port 0 takes a free one."

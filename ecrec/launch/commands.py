@@ -14,6 +14,13 @@ from ecrec.launch import variables
 from ecrec.launch.flags import Option, OptionsT, options_of
 
 
+class _Either(list[str]):
+    """Variables of which one is enough, as an error names them."""
+
+    def __str__(self) -> str:
+        return " or ".join(self)
+
+
 def run(app: typer.Typer, prefix: str) -> Any:
     """Run a program with the arguments of this process. ``prefix``: of its variables, such as ``ECREC``."""
     return with_variables(app, prefix)()
@@ -66,6 +73,6 @@ def _name(command: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
     for param in command.params:
         flag = next((opt for opt in getattr(param, "opts", ()) if opt.startswith("--")), None)
         if flag is not None:
-            param.envvar = list(variables.variables_of(prefix, flag))
+            param.envvar = _Either(variables.variables_of(prefix, flag))
             names.append(param.envvar[0])
     yield f"{prefix}_", names

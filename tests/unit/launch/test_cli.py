@@ -24,6 +24,7 @@ def ecrec(*arguments):
         (["train", "--top-mlp", "64,x"], "--top-mlp"),
         (["train", "--no-such-option"], "No such option"),
         (["status", "--scheduler", "nonsense"], "nonsense"),
+        (["status"], "ECREC_STATUS_SCHEDULER or"),
         (["reproduce", "--on", "moon"], "--on 'moon': expected one of local, ray"),
         (["launch", "hosts.toml", "--uot", "x", "train.py"], "--uot: expected --out DIR or --install WHEEL"),
         (["launch", "hosts.toml", "--out"], "--out: expected --out DIR or --install WHEEL"),
