@@ -28,7 +28,6 @@ ALL_CLASSES = 2**64 - 1
 SCRUBS_MAX = 64
 """Scrubs that a shard leads at a time; each keeps a copy of parity rows. `ecrec verify` asks for one at a time."""
 
-STRIPES_MAX = 1 << KEY_BITS
 STRIPES_STEP = 4
 """Where too much is wrong, a quarter is compared at a time; where nothing is, four times as much."""
 
@@ -101,8 +100,8 @@ class Scrubs:
         """Request -> the scrub; one of a class at a time, so that no syndrome is corrected twice."""
         self.corrected = 0
         """Parity rows that were wrong here, in all."""
-        self._stripes_max = STRIPES_MAX
-        """Are compared at a time, touched or not: of more, too many would be wrong."""
+        self._fewer: dict[tuple[int, int], int] = {}
+        """(class, first) -> so many stripes, touched or not, are compared from there: of more too many are wrong."""
 
     # ------------------------------------------------------------------ a tool asks
     def on_scrub(self, tool: Address, message: m.Scrub, frames: m.Frames) -> None:
@@ -136,7 +135,8 @@ class Scrubs:
         rows_max = min(max(1, message.rows_max), config.scrub_rows_max)
         bytes_max = min(config.scrub_bytes_max, config.frame_bytes_max)
         # trap: what was touched here says nothing of what was touched at others, or should have been here
-        last = context.store.span(class_id, first, min(size, first + self._stripes_max), rows_max, bytes_max)
+        stripes = self._fewer.get((class_id, first), size)
+        last = context.store.span(class_id, first, min(size, first + stripes), rows_max, bytes_max)
         context.checked()
         request = self.captures.new_request()
         self.running[request] = Running(
@@ -163,7 +163,7 @@ class Scrubs:
                 self._give_up(request, "a member's rows do not fit; ask again")
                 return
             if isinstance(taken, int):
-                self._stripes_max = max(1, (stripes.last - stripes.first) // STRIPES_STEP)
+                self._compare_fewer(stripes, (stripes.last - stripes.first) // STRIPES_STEP)
                 self._give_up(request, "more rows are wrong than are judged at a time; ask again, for fewer", taken)
                 return
             self._finish(request, taken)
@@ -192,8 +192,10 @@ class Scrubs:
         wrong_bytes = max(int(_record_sizes(store, keys).sum()) for keys in bad)
         if wrong_bytes > context.config.scrub_wrong_bytes_max and stripes_compared > 1:
             return int(read)
-        if not wrong_bytes:
-            self._stripes_max = min(STRIPES_MAX, self._stripes_max * STRIPES_STEP)
+        if self._fewer.pop((running.class_id, running.first), 0):
+            # What follows is about as wrong, or fits.
+            then = Stripes(running.class_id, assembly.stripes.last, assembly.stripes.last)
+            self._compare_fewer(then, stripes_compared * (1 if wrong_bytes else STRIPES_STEP))
         taken = [_in_order(store, *rest.take()) for rest in rests]
         read += taken[0].blob.nbytes  # my own capture
         stripes = len(store.distinct(np.concatenate([each.keys for each in taken]), NO_KEYS))
@@ -204,6 +206,14 @@ class Scrubs:
             stripes, parity_rows, read, running.repair,
         )  # fmt: skip
         return taken
+
+    def _compare_fewer(self, stripes: Stripes, count: int) -> None:
+        """From the first of these on, when it is asked for again. trap: not whatever is asked for next: two tools would
+        take turns in making it too much for each other."""
+        known = self._fewer.pop((stripes.class_id, stripes.first), count)
+        self._fewer[stripes.class_id, stripes.first] = max(1, min(count, known))
+        if len(self._fewer) > SCRUBS_MAX:
+            del self._fewer[next(iter(self._fewer))]
 
     def _finish(self, request: int, taken: list[_Records]) -> None:
         """Answer the tool, or first have what does not fit corrected."""

@@ -61,6 +61,12 @@ from ecrec.train.traces import Traces
 if TYPE_CHECKING:
     from ecrec.data.rows import Counted
 
+TO_SURVIVE_MORE = (
+    "A --code with a larger r survives more deaths at a time; with --checkpoint URL --on-data-loss restore, training "
+    "goes on from the newest checkpoint"
+)
+"""What is said behind a loss of data."""
+
 WORKER_MODULE = "ecrec.train.worker"
 
 PUMP_S = 0.1
@@ -170,7 +176,7 @@ class TrainingRun:
                 return self._live(rows, rewinds, point, why)
             except DataLostError as error:
                 if self._options.on_data_loss != RESTORE:
-                    raise
+                    raise DataLostError(f"{error}\n{TO_SURVIVE_MORE}") from error
                 why, point = error, rewinds.back(error)
             except DamagedPointError as error:
                 self._progress.say(f"{error.point} cannot be restored, the one before it is tried: {error}")
@@ -232,6 +238,10 @@ class TrainingRun:
                     raise self._explain(error, cluster, watch) from error
                 finally:
                     self._life.history = watch.latest.state.history if watch.latest is not None else ()
+            if self._resumed is not None and not any(life.steps for life in self._lives):
+                self._progress.say(
+                    "nothing was left to train on: --epochs and --steps count from the beginning of the first run"
+                )
             self._progress.say("training is done; comparing all parity with all data")
             outcome = self._scrub(cluster, endpoint)
         return self._report(state, outcome)

@@ -857,6 +857,8 @@ class Faults:
             # No shard ends it: it grants no split any more.
             if not self._restart_with(self._rng_copies.choice(barely), fault, OLDER_THAN_WORKERS, adopts=True):
                 return False
+            # Of what it does not know, dead workers tell nothing either.
+            self.world.record.adopted = True
             self._operator_looks(fault, LOOKS)
             return True
         return bool(older) and self._restart_with(self.rng.choice(older), fault, "an older state")
