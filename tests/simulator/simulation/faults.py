@@ -50,6 +50,8 @@ LIVENESS_MS = 20_000.0
 """After the last fault everything must be whole and quiet within this."""
 
 
+BARELY_TRIES = 30
+"""With leases: so often a moment is waited for in which only workers know the newest state."""
 LOOKS, LOOK_EVERY_MS = 200, 100.0
 """How often somebody looks at a scheduler whose state only workers know to be old."""
 OLDER_THAN_WORKERS = "a state that only workers know to be old"
@@ -110,6 +112,7 @@ class Faults:
         self._state_before: bytes | None = None
         """What was persisted before a scheduler lost its state."""
         self._newest_state: bytes | None = None
+        self._waited_for_barely = 0
         """Of a scheduler that was started with another one, which it is to refuse."""
         self.torn: bytes | None = None
         """A damaged state with which the scheduler is started next."""
@@ -861,6 +864,9 @@ class Faults:
             self.world.record.adopted = True
             self._operator_looks(fault, LOOKS)
             return True
+        if self.plan.leases is not None and self._waited_for_barely < BARELY_TRIES:
+            self._waited_for_barely += 1
+            return False
         return bool(older) and self._restart_with(self.rng.choice(older), fault, "an older state")
 
     def _operator_looks(self, fault: Fault, times: int) -> None:
