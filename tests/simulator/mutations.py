@@ -320,7 +320,7 @@ def a_recovering_member_sends_no_marker() -> AbstractContextManager[Any]:
     return mock.patch.object(Captures, "_members", members)
 
 
-@mutation("repair-in-one-view", 21)
+@mutation("repair-in-one-view", 56)
 def a_repair_outlives_its_view() -> AbstractContextManager[Any]:
     """The replacement asks again; what others have of its first request stays."""
     return mock.patch.object(Captures, "forget", lambda self, classes: None)
