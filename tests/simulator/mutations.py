@@ -472,7 +472,7 @@ def pushes_behind_a_cut_are_applied_before_it() -> AbstractContextManager[Any]:
     return mock.patch.object(Saver, "holds", lambda self, push: False)
 
 
-@mutation("", 132)
+@mutation("", 201)
 def a_shard_cuts_when_it_hears_of_the_cut() -> AbstractContextManager[Any]:
     return mock.patch.object(Saver, "_is_reached", lambda self, cut: True)
 
