@@ -154,7 +154,7 @@ class Folder:
         parts = name.split("/")
         if any(part in ("", ".", "..") for part in parts) or "\\" in name or not name.isprintable():
             raise CheckpointError(
-                f"{shown(self.url)}: {name[:300]!r} is no name of a file in it: expected a relative one, without '..'"
+                f"{self.url}: {name[:300]!r} is no name of a file in it: expected a relative one, without '..'"
             )
 
     def error_of(self, name: str, what: str, error: Exception) -> CheckpointError:

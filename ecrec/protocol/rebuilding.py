@@ -110,7 +110,7 @@ class Rebuilding:
             self._met.add((source.role, source.id))
 
     def stood_still(self, ms: float) -> None:
-        """For so long this scheduler heard nobody."""
+        """This scheduler stood still for this many milliseconds: that time does not count as waiting."""
         self._verify_until_ms += ms
 
     def verified(self, member: tuple[int, int]) -> bool:

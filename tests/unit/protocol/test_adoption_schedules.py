@@ -84,7 +84,7 @@ def test_a_request_that_comes_before_the_census_does_not_fence(living: Living) -
     assert lease(living, client) == (4, 8)
     train(living, client, 2)
     living.settle_down(lambda: client.durable)
-    asked = client.lease(DATA)  # on its way when the scheduler dies
+    asked = client.lease(DATA)  # the scheduler dies before it gets this message
     living.blocked.clear()
     living.scheduler_starts(None, adopt=True)
     living.blocked.add(("worker-0", "scheduler"))
@@ -349,7 +349,7 @@ def test_a_worker_that_an_older_state_does_not_know(living: Living) -> None:
 
 
 def test_a_copy_of_the_history_before_that_comes_after_the_census_ends_nobody(living: Living) -> None:
-    """It was on its way when the scheduler died, or that one goes on for a moment."""
+    """The old scheduler sent it just before it died, or it lives a moment longer than the new one's start."""
     machine = living.shard(4)
     late = m.StateCopy(Origin("ours", 0, machine.context.origin.serial + 1000))
     kept = machine.context.copy

@@ -310,7 +310,7 @@ def test_splits_that_are_done_and_were_in_no_copy_are_not_given_again() -> None:
 
 
 def test_of_what_a_worker_was_granted_up_to_the_last_request_that_the_state_knows_the_state_knows_more() -> None:
-    """A copy that has the lease, or has it as done; and whoever tells again what it told before."""
+    """Leases that the state has, or has counted as done, are skipped when a worker tells them, or tells them again."""
     scheduler = Scheduler()
     scheduler.lease(0, request=4)
     scheduler.leases.heard(worker(0), 1, cursor(1, 10))
